@@ -1,0 +1,147 @@
+"""System checks: every mistake in a declaration, with an id, a hint and the place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
+from django.urls import get_resolver
+
+from django_cqrs import conf
+from django_cqrs.buses import Registry, registry
+from django_cqrs.channels import as_timedelta, channels
+from django_cqrs.conversion import adapter_of, converter_problems, name_of_type
+from django_cqrs.exceptions import InvalidChannel, InvalidOption
+from django_cqrs.modelling import interfaces
+from django_cqrs.problems import Problem, Rule
+
+TAG = "django_cqrs"
+
+
+def as_check_message(problem: Problem) -> CheckMessage:
+    """Return a problem as what ``manage.py check`` prints."""
+    kind = Error if problem.rule.is_error else Warning
+    return kind(problem.message, hint=problem.hint, obj=problem.obj, id=problem.rule.id)
+
+
+def check_settings(**_kwargs: Any) -> list[CheckMessage]:
+    """Check that ``DJANGO_CQRS`` has keys that mean something and values that work."""
+    return [as_check_message(problem) for problem in _settings_problems()]
+
+
+def check_routes(**_kwargs: Any) -> list[CheckMessage]:
+    """Check every handler, route, parameter, message name and business interface."""
+    _import_views()
+    return check_registry(registry)
+
+
+def _import_views() -> None:
+    """Import what may hold business interfaces that no handler needs."""
+    if getattr(settings, "ROOT_URLCONF", None):
+        # What is wrong there, Django's own check of it reports.
+        with suppress(Exception):
+            get_resolver().url_patterns  # noqa: B018 - imports them all
+
+
+def check_registry(subject: Registry) -> list[CheckMessage]:
+    """
+    Check one registry, such as one that a test has built.
+
+    Returns:
+        The messages that ``manage.py check`` would print of it.
+
+    """
+    found = [
+        *subject.problems,
+        *interfaces.problems_of(subject),
+        *converter_problems,
+        *_payload_problems(subject),
+    ]
+    return [as_check_message(problem) for problem in found]
+
+
+def check_channels(**_kwargs: Any) -> list[CheckMessage]:
+    """Check that every configured channel can be made, and ask it what it lacks."""
+    found: list[CheckMessage] = []
+    used = {endpoint.channel for endpoint in registry.routes.endpoints}
+    for alias in channels:
+        try:
+            found += channels[alias].check()
+        except InvalidChannel as error:
+            if alias not in used:  # else the check of its handlers says so
+                hint = "Mend it, or take it away: no handler uses it."
+                problem = Problem(Rule.UNKNOWN_CHANNEL, str(error), hint)
+                found.append(as_check_message(problem))
+    return found
+
+
+CHECKS = (check_settings, check_routes, check_channels)
+
+
+def _settings_problems() -> Iterator[Problem]:
+    try:
+        given = conf.configured()
+    except ImproperlyConfigured as error:
+        yield Problem(Rule.BAD_SETTING, str(error), 'Write DJANGO_CQRS = {"KEY": ...}.')
+        return
+    for key in given:
+        if key not in conf.KEYS:
+            near = difflib.get_close_matches(str(key), conf.KEYS, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "Remove it."
+            message = f"{conf.NAME} has no key {key!r}."
+            yield Problem(Rule.UNKNOWN_SETTING, message, hint)
+    for key in ("HANDLERS_MODULE", "MESSAGES_MODULE"):
+        value = getattr(conf.current(), key)
+        if not (isinstance(value, str) and value.isidentifier()):
+            yield Problem(
+                Rule.BAD_SETTING,
+                f"{conf.NAME}[{key!r}] = {value!r} is not the name of a module.",
+                "Give the name that the module has in every app.",
+            )
+    if not isinstance(conf.current().CHANNELS, Mapping):
+        yield Problem(
+            Rule.BAD_SETTING,
+            f"{conf.NAME}['CHANNELS'] = {conf.current().CHANNELS!r} is no dictionary.",
+            "Write it as CACHES: an alias to a BACKEND and perhaps OPTIONS.",
+        )
+    try:
+        is_positive = bool(as_timedelta(conf.current().IDEMPOTENCY_WINDOW, ""))
+    except InvalidOption:
+        is_positive = False
+    if not is_positive:
+        yield Problem(
+            Rule.BAD_SETTING,
+            f"{conf.NAME}['IDEMPOTENCY_WINDOW'] = "
+            f"{conf.current().IDEMPOTENCY_WINDOW!r} is no span of time.",
+            "Give a timedelta, or seconds, above 0.",
+        )
+    for key in ("SERVICE_RESOLVER", "REQUEST_HEADERS"):
+        try:
+            conf.resolve(key)
+        except ImproperlyConfigured as error:
+            hint = "Give a callable, or the dotted path of one."
+            yield Problem(Rule.BAD_SETTING, str(error), hint)
+
+
+def _payload_problems(subject: Registry) -> Iterator[Problem]:
+    """Build the adapter of every payload that may arrive as JSON."""
+    table = subject.routes
+    for endpoint in table.endpoints:
+        wanted = endpoint.plan.payload
+        if wanted is None or wanted.takes_anything or not endpoint.keys:
+            continue
+        reason = adapter_of(wanted.annotation).reason
+        if reason is not None:
+            yield Problem(
+                Rule.INCONVERTIBLE_PAYLOAD,
+                f"{endpoint.place} takes {name_of_type(wanted.annotation)}, which "
+                f"neither JSON nor a dict can be made into: {reason}.",
+                "Make it a dataclass or a pydantic model, or write a @converter; "
+                "as it is, only an object can be sent by its key.",
+                endpoint.function,
+            )

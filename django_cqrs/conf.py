@@ -1,0 +1,88 @@
+"""Read ``settings.DJANGO_CQRS`` in one place: typed, lazily, reset when it changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+NAME = "DJANGO_CQRS"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The keys of ``DJANGO_CQRS`` with their types and defaults."""
+
+    CHANNELS: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Alias to ``{"BACKEND": path, "OPTIONS": {...}}``, as in CACHES and TASKS."""
+    HANDLERS_MODULE: str = "handlers"
+    """The module, or package, of each app that holds its handlers."""
+    MESSAGES_MODULE: str = "messages"
+    """The module of each app that holds its message classes."""
+    SERVICE_RESOLVER: str | Callable[[type], Any] | None = None
+    """A callable, or the path of one: from a class to an instance of it."""
+    REQUEST_HEADERS: str | Callable[..., Mapping[str, Any]] | None = None
+    """A callable, or the path of one: from an HTTP request to headers."""
+    IDEMPOTENCY_WINDOW: timedelta | float = timedelta(days=7)
+    """How long an ``idempotency_key`` is remembered, as a timedelta or in seconds."""
+
+
+KEYS = tuple(field.name for field in dataclasses.fields(Settings))
+
+
+def configured() -> dict[str, Any]:
+    """
+    Return ``settings.DJANGO_CQRS`` as it stands, unknown keys and all.
+
+    Raises:
+        ImproperlyConfigured: it is no dictionary.
+
+    """
+    value = getattr(django_settings, NAME, {})
+    if not isinstance(value, dict):
+        msg = f"settings.{NAME} must be a dictionary, not {type(value).__name__}."
+        raise ImproperlyConfigured(msg)
+    return value
+
+
+@functools.cache
+def current() -> Settings:
+    """Return the settings in force. Unknown keys are a check's business."""
+    given = configured()
+    return Settings(**{key: given[key] for key in KEYS if key in given})
+
+
+def resolve(key: str) -> Any:
+    """
+    Return the callable that a setting holds or names, or None.
+
+    Raises:
+        ImproperlyConfigured: the path cannot be imported, or is not callable.
+
+    """
+    value = getattr(current(), key)
+    if isinstance(value, str):
+        try:
+            value = import_string(value)
+        except ImportError as error:
+            msg = f"{NAME}[{key!r}] = {value!r} cannot be imported: {error}."
+            raise ImproperlyConfigured(msg) from error
+    if value is not None and not callable(value):
+        msg = f"{NAME}[{key!r}] must be a callable or its dotted path."
+        raise ImproperlyConfigured(msg)
+    return value
+
+
+def _reset(*, setting: str, **_kwargs: Any) -> None:
+    if setting == NAME:
+        current.cache_clear()
+
+
+setting_changed.connect(_reset, dispatch_uid="django_cqrs.conf")

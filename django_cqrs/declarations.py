@@ -1,0 +1,440 @@
+"""The decorators. They mark a function or a class and do nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from importlib.machinery import ModuleSpec
+from types import FrameType, FunctionType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
+
+from django_cqrs.retries import Retry
+
+if TYPE_CHECKING:
+    from django_cqrs.keys import KeySource
+
+H = TypeVar(
+    "H",
+    bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]",
+)
+C = TypeVar("C", bound=type)
+
+OnMissing = Literal["raise", "ignore"]
+
+MARK = "__cqrs_declarations__"
+NAMESPACE = "__cqrs_namespace__"
+INTERCEPTOR = "__cqrs_interceptor__"
+LOCAL = "<locals>"
+
+
+class Kind(enum.StrEnum):
+    """The three kinds of message."""
+
+    COMMAND = "command"
+    QUERY = "query"
+    EVENT = "event"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
+    """How an endpoint is run. None is "not said here"."""
+
+    name: str | None = None
+    aliases: tuple[str, ...] = ()
+    using: str | None = None
+    atomic: bool | None = None
+    priority: int | None = None
+    channel: str | bool | None = None
+    delay: timedelta | float | None = None
+    expires: timedelta | float | None = None
+    retry: Retry | None = None
+    identifier: Any = None
+    on_missing: str | None = None
+    output: str | None = None
+    ordering_key: Any = None
+    idempotency_key: Any = None
+
+    def said(self) -> list[str]:
+        """Return the names of the policies that were given."""
+        return [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Declaration:
+    """What one decorator said about one function."""
+
+    kind: Kind
+    key: str | None
+    policies: Policies
+
+
+class Declared(NamedTuple):
+    """A decorated function or class of a module, and which load of it that was."""
+
+    target: Any
+    spec: ModuleSpec | None
+
+    @property
+    def is_current(self) -> bool:
+        """Tell whether the module has not been loaded anew since."""
+        return self.spec is not None and self.spec is _spec_of(self.target)
+
+
+def _spec_of(target: Any) -> ModuleSpec | None:
+    return getattr(sys.modules.get(target.__module__), "__spec__", None)
+
+
+declared: list[Declared] = []
+"""Decorated functions, methods and classes of modules, in that very order."""
+
+
+def declarations_of(handler: object) -> tuple[Declaration, ...]:
+    """Return what decorators said about a function or method, outermost last."""
+    function = getattr(handler, "__func__", handler)
+    return getattr(function, MARK, ())
+
+
+def handlers_of(cls: type) -> Iterator[tuple[str, Any]]:
+    """Yield the decorated methods of a class, its own and inherited, base first."""
+    seen: set[str] = set()
+    for base in reversed(cls.__mro__):
+        for name in vars(base):
+            if name not in seen and declarations_of(found := _static(cls, name)):
+                seen.add(name)
+                yield name, found
+
+
+def _static(cls: type, name: str) -> Any:
+    for base in cls.__mro__:
+        if name in vars(base):
+            return vars(base)[name]
+    return None
+
+
+def _declare(handler: H, declaration: Declaration, frame: FrameType) -> H:
+    function = getattr(handler, "__func__", handler)
+    if not isinstance(function, FunctionType):
+        msg = (
+            f"@{declaration.kind}_handler decorates a function or a method, "
+            f"not {handler!r}."
+        )
+        raise TypeError(msg)
+    if not hasattr(function, MARK):
+        remember(function, frame)
+    setattr(function, MARK, (*declarations_of(function), declaration))
+    return handler
+
+
+def remember(target: Any, frame: FrameType) -> None:
+    """
+    Remember a decorated function or class of a module, to be discovered there.
+
+    For one that is local, the names visible where it is decorated are kept instead.
+    Annotations are strings under ``from __future__ import annotations``; those of
+    a handler written inside a function name classes that no module holds.
+    """
+    if LOCAL not in target.__qualname__:
+        declared.append(declaration_of(target))
+    else:
+        setattr(target, NAMESPACE, names_around(frame))
+
+
+def declaration_of(target: Any) -> Declared:
+    """Return a function or class with the load of its module that it belongs to."""
+    return Declared(target, _spec_of(target))
+
+
+def names_around(frame: FrameType) -> dict[str, Any]:
+    """Return the names that a function or class written inside a call may use."""
+    names: dict[str, Any] = {}
+    around: FrameType | None = frame
+    while around is not None:
+        names = {**around.f_locals, **names}
+        if around.f_code.co_flags & inspect.CO_OPTIMIZED:  # a function: a class is not
+            break
+        around = around.f_back
+    return names
+
+
+def _decorator(kind: Kind, route: Any, **policies: Any) -> Any:
+    if route is not None and not isinstance(route, str):
+        declaration = Declaration(kind, None, Policies())
+        return _declare(route, declaration, sys._getframe(2))
+    aliases = policies["aliases"]
+    policies["aliases"] = (aliases,) if isinstance(aliases, str) else tuple(aliases)
+    declaration = Declaration(kind, route, Policies(**policies))
+
+    def decorate(handler: H) -> H:
+        return _declare(handler, declaration, sys._getframe(1))
+
+    return decorate
+
+
+@overload
+def command_handler(handler: H, /) -> H: ...
+@overload
+def command_handler(
+    route: str | None = None,
+    /,
+    *,
+    name: str | None = None,
+    aliases: tuple[str, ...] | list[str] = (),
+    using: str | None = None,
+    atomic: bool | None = None,
+    channel: str | bool | None = None,
+    delay: timedelta | float | None = None,
+    expires: timedelta | float | None = None,
+    priority: int | None = None,
+    retry: Retry | None = None,
+    identifier: Any = None,
+    on_missing: OnMissing | None = None,
+    output: str | None = None,
+    ordering_key: KeySource | None = None,
+    idempotency_key: KeySource | None = None,
+) -> Callable[[H], H]: ...
+def command_handler(
+    route: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    aliases: tuple[str, ...] | list[str] = (),
+    using: str | None = None,
+    atomic: bool | None = None,
+    channel: str | bool | None = None,
+    delay: timedelta | float | None = None,
+    expires: timedelta | float | None = None,
+    priority: int | None = None,
+    retry: Retry | None = None,
+    identifier: Any = None,
+    on_missing: OnMissing | None = None,
+    output: str | None = None,
+    ordering_key: KeySource | None = None,
+    idempotency_key: KeySource | None = None,
+) -> Any:
+    """
+    Declare the handler of a command: by the class it takes, or by a routing key.
+
+    Args:
+        route: the routing key; without one the first parameter's class routes.
+        name: the endpoint's stable name; else ``app_label.qualified_name``.
+        aliases: names the endpoint had before.
+        using: the database alias of its transaction; else ``"default"``.
+        atomic: False runs it outside any transaction of the bus's own.
+        channel: the alias of the channel that its messages wait in, or True for
+            ``"default"``; without one it is called at once.
+        delay: how long they wait at least, in seconds or a timedelta.
+        expires: how long after the sending they are dropped, likewise.
+        priority: which of them is handled first in the channel; higher first.
+        retry: what happens to a message whose handling failed, on a channel that
+            tries again.
+        identifier: which aggregate or saga the message is for: an attribute of the
+            payload by its name, a ``Header``, a callable that gets the message, or
+            a dict of these where it takes several to say so.
+        on_missing: ``"ignore"`` drops a message whose aggregate or saga is not
+            there; ``"raise"``, the default, raises.
+        output: the routing key of a command that what the handler returns is sent
+            to, unless it is None.
+        ordering_key: where the key is whose messages are handled one at a time, in
+            the order of sending, on a channel that keeps it. A string is an
+            attribute of the payload, ``Header("x")`` a header, a callable gets the
+            message. A message whose key is None has no order.
+        idempotency_key: where the key is, likewise, by which a message is told from a
+            duplicate of one that was handled. A duplicate is not handled, and gives
+            back what the first one's handler returned.
+
+    Returns:
+        The function itself: calling it runs it with no bus.
+
+    """
+    return _decorator(
+        Kind.COMMAND,
+        route,
+        name=name,
+        aliases=aliases,
+        using=using,
+        atomic=atomic,
+        channel=channel,
+        delay=delay,
+        expires=expires,
+        priority=priority,
+        retry=retry,
+        identifier=identifier,
+        on_missing=on_missing,
+        output=output,
+        ordering_key=ordering_key,
+        idempotency_key=idempotency_key,
+    )
+
+
+@overload
+def query_handler(handler: H, /) -> H: ...
+@overload
+def query_handler(
+    route: str | None = None,
+    /,
+    *,
+    name: str | None = None,
+    aliases: tuple[str, ...] | list[str] = (),
+    channel: None = None,
+    identifier: Any = None,
+) -> Callable[[H], H]: ...
+def query_handler(
+    route: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    aliases: tuple[str, ...] | list[str] = (),
+    channel: str | bool | None = None,
+    identifier: Any = None,
+) -> Any:
+    """
+    Declare the handler of a query: by the class it takes, or by a routing key.
+
+    Args:
+        route: the routing key; without one the first parameter's class routes.
+        name: the endpoint's stable name; else ``app_label.qualified_name``.
+        aliases: names the endpoint had before.
+        channel: none: who asks waits for the answer. A check refuses it.
+        identifier: which aggregate or saga is asked, as for a command.
+
+    Returns:
+        The function itself. No transaction is opened around it.
+
+    """
+    return _decorator(
+        Kind.QUERY,
+        route,
+        name=name,
+        aliases=aliases,
+        channel=channel,
+        identifier=identifier,
+    )
+
+
+@overload
+def event_handler(handler: H, /) -> H: ...
+@overload
+def event_handler(
+    route: str | None = None,
+    /,
+    *,
+    name: str | None = None,
+    aliases: tuple[str, ...] | list[str] = (),
+    using: str | None = None,
+    atomic: bool | None = None,
+    channel: str | bool | None = None,
+    delay: timedelta | float | None = None,
+    expires: timedelta | float | None = None,
+    priority: int | None = None,
+    retry: Retry | None = None,
+    identifier: Any = None,
+    on_missing: OnMissing | None = None,
+    output: str | None = None,
+    ordering_key: KeySource | None = None,
+    idempotency_key: KeySource | None = None,
+) -> Callable[[H], H]: ...
+def event_handler(
+    route: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    aliases: tuple[str, ...] | list[str] = (),
+    using: str | None = None,
+    atomic: bool | None = None,
+    channel: str | bool | None = None,
+    delay: timedelta | float | None = None,
+    expires: timedelta | float | None = None,
+    priority: int | None = None,
+    retry: Retry | None = None,
+    identifier: Any = None,
+    on_missing: OnMissing | None = None,
+    output: str | None = None,
+    ordering_key: KeySource | None = None,
+    idempotency_key: KeySource | None = None,
+) -> Any:
+    """
+    Declare a handler of events: by the classes it takes, by name or by pattern.
+
+    Args:
+        route: an event's name, or a pattern in the manner of
+            :func:`fnmatch.fnmatchcase` (``"order.*"``, where ``*`` also matches
+            dots); without one the first parameter's classes route.
+        name: the endpoint's stable name; else ``app_label.qualified_name``.
+        aliases: names the endpoint had before.
+        using: the database alias of its transaction, on a channel.
+        atomic: False, on a channel, runs it outside any transaction of its own.
+        channel: the alias of the channel that its events wait in, or True for
+            ``"default"``; without one it is called at once.
+        delay: how long they wait at least, in seconds or a timedelta.
+        expires: how long after the sending they are dropped, likewise.
+        priority: higher is called first, or handled first in the channel; 0 where
+            it is not given.
+        retry: what happens to a message whose handling failed, on a channel that
+            tries again.
+        identifier: which aggregate or saga the message is for: an attribute of the
+            payload by its name, a ``Header``, a callable that gets the message, or
+            a dict of these where it takes several to say so.
+        on_missing: ``"ignore"`` drops a message whose aggregate or saga is not
+            there; ``"raise"``, the default, raises.
+        output: the routing key of a command that what the handler returns is sent
+            to, unless it is None.
+        ordering_key: where the key is whose events are handled one at a time, in
+            the order of sending, on a channel that keeps it. A string is an
+            attribute of the event, ``Header("x")`` a header, a callable gets the
+            message. An event whose key is None has no order.
+        idempotency_key: where the key is, likewise, by which an event on a channel is
+            told from a duplicate of one that was handled. A duplicate is not handled.
+
+    Returns:
+        The function itself.
+
+    """
+    return _decorator(
+        Kind.EVENT,
+        route,
+        name=name,
+        aliases=aliases,
+        using=using,
+        atomic=atomic,
+        channel=channel,
+        delay=delay,
+        expires=expires,
+        priority=priority,
+        retry=retry,
+        identifier=identifier,
+        on_missing=on_missing,
+        output=output,
+        ordering_key=ordering_key,
+        idempotency_key=idempotency_key,
+    )
+
+
+SERVICE = "__cqrs_service__"
+
+
+def service(cls: C) -> C:
+    """
+    Register a class: its decorated methods are handlers, others may be given it.
+
+    One instance is built, when first needed, its ``__init__`` filled as a
+    handler's parameters are; or ``SERVICE_RESOLVER`` gives one per message.
+    """
+    if not isinstance(cls, type):
+        msg = f"@service decorates a class, not {cls!r}."
+        raise TypeError(msg)
+    setattr(cls, SERVICE, True)
+    remember(cls, sys._getframe(1))
+    return cls
+
+
+def is_service(cls: object) -> bool:
+    """Tell whether exactly this class is marked with :func:`service`."""
+    return isinstance(cls, type) and SERVICE in vars(cls)

@@ -1,0 +1,458 @@
+"""Messages and headers, and which message is being handled here and now."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import sys
+import time
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from django_cqrs.exceptions import InvalidHeader
+
+R_co = TypeVar("R_co", covariant=True)
+T = TypeVar("T")
+
+HeaderValue = str | int | float | bool | UUID | Decimal | datetime | enum.Enum | None
+"""What a header may hold. The last four become text on a channel."""
+
+OWN_HEADERS = ("message_id", "correlation_id", "causation_id", "timestamp")
+RESERVED_HEADERS = frozenset(
+    {
+        "message_id",
+        "causation_id",
+        "timestamp",
+        "content_type",
+        "delay",
+        "expires",
+        "priority",
+    }
+)
+RESERVED_PREFIX = "aggregate_"
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# What a copy of a message takes along, where it is there.
+_PASSED_ON = (
+    *("_aggregate", "_aggregate_id", "_dependencies", "_held", "_is_retried"),
+    *("_options", "_scope", "_using"),
+)
+
+_NO_HEADERS: Mapping[str, HeaderValue] = {}
+
+
+class Command(Generic[R_co]):
+    """A base that says what comes back: ``class OpenTicket(Command[UUID])``."""
+
+    __slots__ = ()
+
+
+class Query(Generic[R_co]):
+    """A base that says what comes back: ``class GetTicket(Query[TicketRow])``."""
+
+    __slots__ = ()
+
+
+def result_type_of(cls: type) -> Any:
+    """Return the R of ``Command[R]`` or ``Query[R]``, ``Any`` where none is said."""
+    found = _result_said_by(cls)
+    return Any if isinstance(found, TypeVar) else found
+
+
+def _result_said_by(cls: type) -> Any:
+    for base in vars(cls).get("__orig_bases__", cls.__bases__):
+        generic = typing.get_origin(base) or base
+        arguments = [_evaluated(each, cls) for each in typing.get_args(base)]
+        if generic in (Command, Query):
+            return arguments[0] if arguments else Any
+        said = _result_said_by(generic) if isinstance(generic, type) else Any
+        if said is not Any:
+            return _with_arguments(said, generic, arguments)
+    return Any
+
+
+def _with_arguments(said: Any, generic: Any, arguments: list[Any]) -> Any:
+    """Return what a generic base says of the result, its type variables replaced."""
+    parameters = getattr(generic, "__parameters__", ())
+    arguments = arguments or [Any] * len(parameters)
+    if len(arguments) != len(parameters):  # a variadic one
+        return Any
+    known = dict(zip(parameters, arguments, strict=True))
+    if isinstance(said, TypeVar):
+        return dict[Any, Any](known).get(said, Any)
+    free = getattr(said, "__parameters__", ())
+    return said[tuple(known.get(each, Any) for each in free)] if free else said
+
+
+def _evaluated(annotation: Any, cls: type) -> Any:
+    """Return a type argument; one in quotes is looked up where its class stands."""
+    holder = types.SimpleNamespace(__annotations__={"result": annotation})
+    try:
+        names = vars(sys.modules[cls.__module__])
+        return typing.get_type_hints(holder, globalns=names)["result"]
+    except (NameError, KeyError):
+        return Any
+
+
+class Origin:
+    """
+    Where a chain of messages begins: what the first one inherits.
+
+    It has the face of a message as far as a message looks at its cause.
+    """
+
+    __slots__ = ("_scope", "_user", "correlation_id", "message_id")
+
+    def __init__(
+        self,
+        user: Mapping[str, HeaderValue] = _NO_HEADERS,
+        correlation_id: UUID | None = None,
+        message_id: UUID | None = None,
+        scope: Any = None,
+    ) -> None:
+        self._user = user
+        self.correlation_id: UUID | None = correlation_id
+        self.message_id: UUID | None = message_id
+        self._scope = scope
+
+
+_ORIGIN = Origin()
+
+current: ContextVar[Message | Origin] = ContextVar("django_cqrs", default=_ORIGIN)
+"""The message being handled, or the origin that the next one begins at."""
+
+
+class Message:
+    """
+    A payload and its headers.
+
+    The identity and the headers are made when somebody asks for them: most
+    messages live a microsecond and nobody does. So is the time, unless the handler
+    runs in a transaction or takes more than the payload: then it is that of the
+    start.
+    """
+
+    __slots__ = (
+        "_aggregate",
+        "_aggregate_id",
+        "_correlation_id",
+        "_dependencies",
+        "_held",
+        "_is_retried",
+        "_message_id",
+        "_nanoseconds",
+        "_options",
+        "_parent",
+        "_payload",
+        "_scope",
+        "_subject",
+        "_trace",
+        "_user",
+        "_using",
+    )
+
+    _aggregate: Mapping[str, Any]
+    _aggregate_id: Any
+    _correlation_id: UUID
+    _dependencies: Any
+    _held: list[Any]
+    _is_retried: bool
+    _message_id: UUID
+    _nanoseconds: int
+    _options: Any
+    _scope: Any
+    _subject: Any
+    _trace: dict[str, str]
+    _user: Mapping[str, HeaderValue]
+    _using: str | None
+
+    def __init__(self, payload: Any = None, parent: Message | Origin = _ORIGIN) -> None:
+        """
+        Make the message that `parent` causes.
+
+        Args:
+            payload: a plain object.
+            parent: the message being handled, whose headers are passed on.
+
+        """
+        self._payload = payload
+        self._parent = parent
+        self._user = parent._user
+
+    @property
+    def payload(self) -> Any:
+        """The object that was sent."""
+        return self._payload
+
+    @property
+    def message_id(self) -> UUID:
+        """This message's own id, a UUIDv7 of the time it was sent."""
+        try:
+            return self._message_id
+        except AttributeError:
+            # The cause first: the times of one chain are then in its order.
+            self._parent.message_id  # noqa: B018
+            self._message_id = uuid7(nanoseconds=self._time())
+            return self._message_id
+
+    @property
+    def correlation_id(self) -> UUID:
+        """The id shared by all that one first message caused."""
+        try:
+            return self._correlation_id
+        except AttributeError:
+            self._correlation_id = self._parent.correlation_id or self.message_id
+            return self._correlation_id
+
+    @property
+    def causation_id(self) -> UUID | None:
+        """The id of the message whose handling sent this one."""
+        return self._parent.message_id
+
+    @property
+    def timestamp(self) -> datetime:
+        """When it was sent: aware, in UTC, to the microsecond."""
+        return EPOCH + timedelta(microseconds=self._time() // 1000)
+
+    def _time(self) -> int:
+        try:
+            return self._nanoseconds
+        except AttributeError:
+            self._nanoseconds = time.time_ns()
+            return self._nanoseconds
+
+    @property
+    def headers(self) -> Headers:
+        """The user's headers and the message's own, read-only."""
+        return Headers(self)
+
+    @property
+    def using(self) -> str | None:
+        """The database alias that the sender asked for with ``using=``."""
+        return getattr(self, "_using", None)
+
+    def replace(
+        self, *, payload: Any = ..., headers: Mapping[str, HeaderValue] | None = None
+    ) -> Message:
+        """
+        Return a copy of the same identity with another payload or more headers.
+
+        Raises:
+            InvalidHeader: a header is reserved or of a type that cannot travel.
+
+        """
+        copy = Message.__new__(Message)
+        copy._payload = self._payload if payload is ... else payload
+        copy._parent = self._parent
+        copy._user = self._user
+        copy._message_id = self.message_id
+        copy._correlation_id = self.correlation_id
+        copy._nanoseconds = self._time()
+        for name in _PASSED_ON:
+            if hasattr(self, name):
+                setattr(copy, name, getattr(self, name))
+        if headers:
+            copy._add_headers(headers)
+        return copy
+
+    @property
+    def aggregate_id(self) -> Any:
+        """The identifier that the sender gave with ``aggregate_id=``, or None."""
+        return getattr(self, "_aggregate_id", None)
+
+    def _add_headers(self, headers: Mapping[str, HeaderValue]) -> None:
+        own, correlation_id = split_headers(headers)
+        if own:
+            self._user = {**self._user, **own}
+        if correlation_id is not None:
+            self._correlation_id = correlation_id
+
+    def __repr__(self) -> str:
+        """Return the payload's type and the id: a payload may be secret."""
+        return f"<Message {type(self._payload).__name__} {self.message_id}>"
+
+
+def scope_of(message: Message | Origin) -> Any:
+    """Return the bus scope that a message is handled in, or None."""
+    while True:
+        try:
+            return message._scope
+        except AttributeError:
+            assert isinstance(message, Message)  # noqa: S101 - an origin has one
+            message = message._parent
+
+
+_NO_AGGREGATE: Mapping[str, Any] = {}
+
+
+def aggregate_headers_of(message: Message) -> Mapping[str, Any]:
+    """Return what a recorded event says of the aggregate that recorded it."""
+    return getattr(message, "_aggregate", _NO_AGGREGATE)
+
+
+class Headers(Mapping[str, Any]):
+    """
+    All headers of a message: the user's and its own. Read-only.
+
+    An event that an aggregate recorded has ``aggregate_id``, ``aggregate_type`` and
+    ``aggregate_version`` as well. They are not passed on.
+    """
+
+    __slots__ = ("_message",)
+
+    def __init__(self, message: Message) -> None:
+        """Show the headers of `message`."""
+        self._message = message
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a header's value, of the type it was given."""
+        if name in OWN_HEADERS:
+            return getattr(self._message, name)
+        if name.startswith(RESERVED_PREFIX):
+            return aggregate_headers_of(self._message)[name]
+        return self._message._user[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the message's own names, then the user's."""
+        yield from OWN_HEADERS
+        yield from aggregate_headers_of(self._message)
+        yield from self._message._user
+
+    def __len__(self) -> int:
+        """Count them."""
+        own = len(OWN_HEADERS) + len(aggregate_headers_of(self._message))
+        return own + len(self._message._user)
+
+    def __repr__(self) -> str:
+        """Return the names: values may be secret."""
+        return f"<Headers {', '.join(self)}>"
+
+
+def split_headers(
+    headers: Mapping[str, HeaderValue],
+) -> tuple[dict[str, HeaderValue], UUID | None]:
+    """
+    Check headers that a user gives; return them and the correlation id, if any.
+
+    Raises:
+        InvalidHeader: a name is reserved or no string, or a value's type cannot
+            travel. Nothing was sent.
+
+    """
+    own: dict[str, HeaderValue] = {}
+    correlation_id = None
+    if not isinstance(headers, Mapping):
+        given = type(headers).__qualname__
+        msg = f"headers= takes a mapping of names to values, not {given}."
+        raise InvalidHeader(msg)
+    for name, value in headers.items():
+        if not isinstance(name, str):
+            msg = f"A header's name must be a string, not {name!r}."
+            raise InvalidHeader(msg)
+        if name in RESERVED_HEADERS or name.startswith(RESERVED_PREFIX):
+            msg = (
+                f"The header {name!r} is reserved: every message has its own. "
+                f"Give yours another name; correlation_id alone may be given."
+            )
+            raise InvalidHeader(msg)
+        if name == "correlation_id":
+            correlation_id = _correlation_id_of(value)
+        else:
+            own[name] = _travelling(name, value)
+    return own, correlation_id
+
+
+def _travelling(name: str, value: HeaderValue) -> HeaderValue:
+    if isinstance(value, float) and not math.isfinite(value):
+        msg = f"The header {name!r} is {value!r}, which JSON cannot say."
+        raise InvalidHeader(msg)
+    if value is None or isinstance(
+        value, (str, int, float, UUID, Decimal, datetime, enum.Enum)
+    ):
+        return value
+    msg = (
+        f"The header {name!r} has a value of type {type(value).__qualname__}. A header "
+        f"holds a str, int, float, bool, None, UUID, Decimal, datetime or Enum."
+    )
+    raise InvalidHeader(msg)
+
+
+def _correlation_id_of(value: object) -> UUID:
+    try:
+        return value if isinstance(value, UUID) else UUID(str(value))
+    except ValueError:
+        msg = f"The header 'correlation_id' must be a UUID, not {value!r}."
+        raise InvalidHeader(msg) from None
+
+
+@contextmanager
+def inherited_headers(headers: Mapping[str, HeaderValue]) -> Iterator[None]:
+    """
+    Give all messages sent inside the block these headers, as a request does.
+
+    Raises:
+        InvalidHeader: a header is reserved or of a type that cannot travel.
+
+    """
+    own, correlation_id = split_headers(headers)
+    token = current.set(Origin(own, correlation_id))
+    try:
+        yield
+    finally:
+        current.reset(token)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MessageName:
+    """The name by which a message class is routed and stored."""
+
+    name: str
+    version: int = 1
+    aliases: tuple[str, ...] = ()
+
+
+NAME_MARK = "__cqrs_message_name__"
+
+declared_messages: list[type] = []
+"""The classes decorated with :func:`message`, in the order of their decoration."""
+
+
+def message(
+    name: str, /, *, version: int = 1, aliases: tuple[str, ...] | list[str] = ()
+) -> Callable[[type[T]], type[T]]:
+    """
+    Name a message class, for routing and for the wire.
+
+    Args:
+        name: unique in the project, such as ``"order.placed"``.
+        version: the version of the payload's shape, from 1.
+        aliases: names under which messages of this class were stored before.
+
+    A subclass does not inherit the name.
+
+    """
+    if not isinstance(name, str) or not name:
+        msg = f'@message takes the name: @message("order.placed"), not {name!r}.'
+        raise TypeError(msg)
+
+    def decorate(cls: type[T]) -> type[T]:
+        setattr(cls, NAME_MARK, MessageName(name, version, tuple(aliases)))
+        declared_messages.append(cls)
+        return cls
+
+    return decorate
+
+
+def message_name_of(cls: type) -> MessageName | None:
+    """Return the name given to exactly this class with :func:`message`."""
+    return cls.__dict__.get(NAME_MARK)

@@ -1,0 +1,275 @@
+"""What can be wrong with the policies of an endpoint, and with what it promises."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+
+from django_cqrs.channels import Channel, as_timedelta, channels
+from django_cqrs.conversion import (
+    bare_type,
+    is_plain_class,
+    name_of_type,
+    union_members,
+)
+from django_cqrs.declarations import Kind, Policies
+from django_cqrs.exceptions import InvalidChannel, InvalidOption
+from django_cqrs.inboxes import find_inbox
+from django_cqrs.keys import faults_of
+from django_cqrs.messages import result_type_of
+from django_cqrs.parameters import place_of
+from django_cqrs.problems import Problem, Rule
+
+if TYPE_CHECKING:
+    from django_cqrs.routing import Endpoint
+
+
+def problems_of(endpoint: Endpoint) -> Iterator[Problem]:
+    """Yield what is wrong with an endpoint's policies and results."""
+    yield from _database(endpoint)
+    yield from _channel(endpoint)
+    yield from _object(endpoint)
+    yield from _keys(endpoint)
+    yield from _result(endpoint)
+
+
+def _database(endpoint: Endpoint) -> Iterator[Problem]:
+    using = endpoint.policies.using
+    if using is not None and using not in settings.DATABASES:
+        yield Problem(
+            Rule.UNKNOWN_DATABASE,
+            f"{place_of(endpoint.function)} uses the database {using!r}, "
+            f"which is not in DATABASES.",
+            f"The aliases are {', '.join(sorted(settings.DATABASES))}.",
+            endpoint.function,
+        )
+
+
+def _channel(endpoint: Endpoint) -> Iterator[Problem]:
+    where = place_of(endpoint.function)
+    policies = endpoint.policies
+    alias = endpoint.channel
+    if alias is None:
+        only = ["delay", "expires", "retry", "ordering_key"]
+        if endpoint.kind is Kind.COMMAND:
+            only.append("priority")
+        else:
+            # An event's handlers share a transaction that others have opened.
+            only.append("idempotency_key")
+            if endpoint.subject is None:
+                only += ["using", "atomic"]
+        for name in only:
+            if getattr(policies, name) is not None:
+                yield Problem(
+                    Rule.CHANNEL_POLICY,
+                    f"{where} has {name}=, but is called at once.",
+                    f"Give it a channel=, or take {name}= away.",
+                    endpoint.function,
+                )
+        return
+    if endpoint.kind is Kind.QUERY:
+        yield Problem(
+            Rule.CHANNELLED_QUERY,
+            f"{where} answers a query and has a channel: who asks would get no answer.",
+            "Take channel= away.",
+            endpoint.function,
+        )
+        return
+    if not isinstance(alias, str):
+        yield Problem(
+            Rule.UNKNOWN_CHANNEL,
+            f"{where} has channel={alias!r}.",
+            "Give the alias of one channel, or True for 'default'.",
+            endpoint.function,
+        )
+        return
+    try:
+        channel = channels[alias]
+    except InvalidChannel as error:
+        yield Problem(
+            Rule.UNKNOWN_CHANNEL,
+            f"{where} has channel={alias!r}. {error}",
+            "Name a channel that DJANGO_CQRS['CHANNELS'] describes.",
+            endpoint.function,
+        )
+        return
+    faults = list(_option_faults(channel, policies))
+    for name, fault in faults:
+        yield Problem(
+            Rule.CHANNEL_POLICY,
+            f"{where} has {name}={getattr(policies, name)!r}. {fault}",
+            f"Take {name}= away, or choose another channel.",
+            endpoint.function,
+        )
+    if faults or not policies.delay or policies.expires is None:
+        return
+    if as_timedelta(policies.expires, "") <= as_timedelta(policies.delay, ""):
+        yield Problem(
+            Rule.CHANNEL_POLICY,
+            f"{where} has delay={policies.delay!r} and expires={policies.expires!r}: "
+            f"its messages expire before they are due.",
+            "Both count from the sending on: make expires= the longer one.",
+            endpoint.function,
+        )
+
+
+def _option_faults(channel: Channel, policies: Policies) -> Iterator[tuple[str, str]]:
+    """Yield the policies that a channel cannot keep, each with what is wrong."""
+    for name in ("delay", "expires", "priority", "ordering_key"):
+        value = getattr(policies, name)
+        if value is not None:
+            try:
+                channel.check_option(name, value)
+            except InvalidOption as error:
+                yield name, str(error)
+
+
+def _object(endpoint: Endpoint) -> Iterator[Problem]:
+    where, policies = place_of(endpoint.function), endpoint.policies
+    if endpoint.owner is not None and endpoint.function.__name__ == "__init__":
+        yield Problem(
+            Rule.CONSTRUCTOR_HANDLER,
+            f"{where} is decorated, but a constructor cannot be a handler.",
+            "Decorate a class-method that makes an object and returns it.",
+            endpoint.function,
+        )
+    if endpoint.subject is None:
+        for name in ("identifier", "on_missing"):
+            if getattr(policies, name) is not None:
+                yield Problem(
+                    Rule.MISPLACED_POLICY,
+                    f"{where} has {name}=, but is called on no aggregate or saga.",
+                    f"Take {name}= away.",
+                    endpoint.function,
+                )
+    elif policies.on_missing not in (None, "raise", "ignore"):
+        yield Problem(
+            Rule.MISPLACED_POLICY,
+            f"{where} has on_missing={policies.on_missing!r}.",
+            'Write on_missing="raise" or on_missing="ignore".',
+            endpoint.function,
+        )
+
+
+def _keys(endpoint: Endpoint) -> Iterator[Problem]:
+    where, wanted = place_of(endpoint.function), endpoint.plan.payload
+    members = None if wanted is None else wanted.members
+    for name in ("ordering_key", "idempotency_key"):
+        source = getattr(endpoint.policies, name)
+        for fault in () if source is None else faults_of(source, members):
+            yield Problem(
+                Rule.BROKEN_KEY,
+                f"{where} has {name}={source!r}. {fault}",
+                "Name an attribute that every message it takes has, or give a Header "
+                "or a callable that gets the message.",
+                endpoint.function,
+            )
+    if endpoint.policies.idempotency_key is None:
+        return
+    if find_inbox() is None:
+        yield no_inbox(where, endpoint.function)
+    if endpoint.policies.atomic is False:
+        yield Problem(
+            Rule.UNREMEMBERED_KEY,
+            f"{where} has idempotency_key= and atomic=False: its key would be "
+            f"remembered although the handler had failed.",
+            "Take one of the two away.",
+            endpoint.function,
+        )
+
+
+def no_inbox(whose: str, function: Any = None) -> Problem:
+    """Return what is wrong where keys are to be remembered and no app can."""
+    return Problem(
+        Rule.UNREMEMBERED_KEY,
+        f"{whose} has idempotency_key=, and no installed app remembers keys.",
+        "Add 'django_cqrs.outbox' to INSTALLED_APPS and migrate.",
+        function,
+    )
+
+
+def _result(endpoint: Endpoint) -> Iterator[Problem]:
+    if endpoint.kind is Kind.EVENT or endpoint.plan.payload is None:
+        return
+    returns = endpoint.plan.returns
+    if endpoint.subject is not None:
+        returns = endpoint.subject.result_of(endpoint)
+    for cls in endpoint.plan.payload.members:
+        promised = result_type_of(cls) if is_plain_class(cls) else Any
+        if promised is Any:
+            continue
+        name, where = name_of_type(cls), place_of(endpoint.function)
+        promises = f"{name} promises a result of type {_said(promised)}, but {where}"
+        if endpoint.channel is not None and promised not in (None, type(None)):
+            yield Problem(
+                Rule.CHANNELLED_RESULT,
+                f"{promises} handles it in the background.",
+                f"Derive {name} from Command[None], or take channel= away.",
+                endpoint.function,
+            )
+        elif endpoint.channel is None and not _fits(returns, promised):
+            gives = "makes an object identified by a"
+            verb = "is annotated to return"
+            yield Problem(
+                Rule.RESULT_TYPE,
+                f"{promises} {verb if returns is endpoint.plan.returns else gives} "
+                f"{_said(returns)}.",
+                "Make the two agree.",
+                endpoint.function,
+            )
+
+
+def _said(annotation: Any) -> str:
+    return "None" if annotation in (None, type(None)) else name_of_type(annotation)
+
+
+def _fits(returned: Any, promised: Any) -> bool:
+    """Tell whether a value of one annotation may well be one of the other."""
+    if Any in (returned, promised) or returned is inspect.Parameter.empty:
+        return True
+    if bare_type(promised) is object:
+        return True
+    return all(
+        any(_fits_one(one, other) for other in union_members(_or_none(promised)))
+        for one in union_members(_or_none(returned))
+    )
+
+
+def _or_none(annotation: Any) -> Any:
+    return type(None) if annotation is None else annotation
+
+
+def _fits_one(returned: Any, promised: Any) -> bool:
+    if returned == promised or Any in (returned, promised):
+        return True
+    if isinstance(returned, typing.NewType):
+        return _fits(returned.__supertype__, promised)
+    if isinstance(promised, typing.NewType):
+        return False
+    ours, theirs = typing.get_args(returned), typing.get_args(promised)
+    origin = typing.get_origin(returned) or returned
+    wanted = typing.get_origin(promised) or promised
+    if origin is typing.Literal:
+        if wanted is typing.Literal:
+            return set(ours) <= set(theirs)
+        return all(_fits(type(value), promised) for value in ours)
+    if wanted is typing.Literal:
+        return False
+    if not isinstance(origin, type) or not isinstance(wanted, type):
+        return True  # such as Never: who can tell?
+    try:
+        if not issubclass(origin, (wanted, *_PROMOTED.get(wanted, ()))):
+            return False
+    except TypeError:  # a Protocol with data
+        return True
+    if not ours or not theirs or len(ours) != len(theirs):
+        return True
+    return all(map(_fits, ours, theirs))
+
+
+# Type checkers take the one for the other.
+_PROMOTED: dict[type, tuple[type, ...]] = {float: (int,), complex: (int, float)}

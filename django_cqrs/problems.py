@@ -1,0 +1,71 @@
+"""The mistakes a declaration can hold: what system checks report and routes raise."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+
+class Rule(enum.Enum):
+    """Each kind of mistake: the id of its check and what it is about."""
+
+    DUPLICATE_HANDLER = "E001", "Two handlers for one command or query"
+    AMBIGUOUS_HANDLER = "E002", "Two handlers equally near to a message class"
+    UNREGISTERED_CLASS = "E003", "A decorated method whose class is not registered"
+    DUPLICATE_NAME = "E004", "One endpoint name for two handlers"
+    UNFILLABLE_PARAMETER = "E005", "A parameter that nothing can fill"
+    UNREADABLE_SIGNATURE = "E006", "An annotation that cannot be evaluated"
+    NO_ROUTE = "E007", "A handler that no message class and no key leads to"
+    DUPLICATE_MESSAGE_NAME = "E008", "One message name for two classes"
+    GLOB_KEY = "E009", "A pattern as the key of a command or query"
+    SCATTERED_POLICIES = "E010", "Policies on more than one of stacked decorators"
+    UNKNOWN_DATABASE = "E011", "A database alias that is not in DATABASES"
+    BROKEN_CONVERTER = "E012", "A converter that does not say from what to what"
+    BAD_SETTING = "E013", "A setting that cannot be used"
+    RESULT_TYPE = "E014", "A handler that returns another type than its message says"
+    CHANNELLED_RESULT = "E015", "A result promised by a message that waits in a channel"
+    UNKNOWN_CHANNEL = "E016", "A channel that is not in CHANNELS or cannot be made"
+    CHANNELLED_QUERY = "E017", "A query handler with a channel"
+    NAMELESS_MESSAGE = "E018", "A message class without a name, on a channel"
+    CHANNEL_POLICY = "E019", "A policy that needs a channel, or another channel"
+    BROKEN_INTERCEPTOR = "E020", "An interceptor that cannot be called"
+    BROKEN_KEY = "E021", "A key that cannot be had from a message"
+    UNREMEMBERED_KEY = "E022", "An idempotency key that nothing can remember"
+    NO_IDENTIFIER = "E030", "An aggregate whose identifier names no object"
+    CROWDED_FACTORY = "E031", "A factory with more than one action for its message"
+    NO_STORAGE = "E032", "An aggregate that nothing can find or keep"
+    BAD_IDENTIFIER = "E033", "An identifier= that the message does not have"
+    MISPLACED_POLICY = "E034", "A policy of aggregates on another handler"
+    UNKNOWN_OUTPUT = "E035", "An output= that no command handler takes"
+    BAD_VERSION = "E036", "A version that is not there to be compared"
+    BAD_FETCH = "E037", "A Fetch of what is neither an aggregate nor a model"
+    CONSTRUCTOR_HANDLER = "E038", "A constructor as a handler"
+    INTERFACE_ROUTE = "E040", "A method of a business interface without a route"
+    INTERFACE_TYPE = "E041", "A business interface that its route does not fit"
+    SQL_PARAMETER = "E042", "SQL and the parameters of its method that do not agree"
+    UNSTORABLE_STATE = "E043", "An aggregate whose state a document cannot hold"
+    NAMELESS_DOCUMENT = "E044", "A document class without a name of its own"
+    UNKNOWN_SETTING = "W001", "A key of DJANGO_CQRS that means nothing"
+    UNROUTED_HANDLER = "W002", "A decorated function outside the handlers modules"
+    INCONVERTIBLE_PAYLOAD = "W003", "A payload type that JSON cannot be made into"
+
+    def __init__(self, number: str, title: str) -> None:
+        """Give each member its id and its title."""
+        self.id: str = f"django_cqrs.{number}"
+        self.title = title
+        self.is_error: bool = number.startswith("E")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake: what happened, what to do about it, and where it is."""
+
+    rule: Rule
+    message: str
+    hint: str
+    obj: Any = None
+
+    def __str__(self) -> str:
+        """Return the text that a broken route raises."""
+        return f"{self.message} {self.hint} ({self.rule.id})"
