@@ -1,0 +1,81 @@
+"""
+Inboxes: where the keys are remembered of messages that are to be handled once.
+
+The core has no table. An app that has one offers its inbox here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+from uuid import UUID
+
+from django.apps import apps
+
+
+class Seen(NamedTuple):
+    """What was kept of the first message of a key."""
+
+    result: bytes | None
+    """What its handler returned, as JSON text; None where that was None."""
+    outputs: bytes | None
+    """What it sent, where that was to be kept."""
+
+
+class Inbox(Protocol):
+    """Remembers keys in the transaction that is open, and so forgets with it."""
+
+    def enter(
+        self,
+        using: str,
+        owner: str,
+        key: str,
+        message_id: UUID,
+        *,
+        former: Sequence[str] = (),
+    ) -> Seen | None:
+        """
+        Remember a key, before its message is handled.
+
+        Where another transaction has just entered the same, this waits for its end.
+
+        Args:
+            using: the alias of the database.
+            owner: whose key it is; another's is another key.
+            key: the key.
+            message_id: that of the message that has it.
+            former: the names that the owner had before.
+
+        Returns:
+            None where the key is new; else what is kept of its first message.
+
+        """
+        ...
+
+    def keep(
+        self,
+        using: str,
+        owner: str,
+        key: str,
+        *,
+        result: bytes | None,
+        outputs: bytes | None,
+    ) -> None:
+        """Keep what came of the message whose key was entered."""
+        ...
+
+
+_offered: dict[str, Inbox] = {}
+
+
+def offer_inbox(app: str, inbox: Inbox) -> None:
+    """Let an app, named by its path, remember keys wherever it is installed."""
+    _offered[app] = inbox
+
+
+def find_inbox() -> Inbox | None:
+    """Return the inbox of an installed app, None where no app offers one."""
+    for app, inbox in _offered.items():
+        if apps.is_installed(app):
+            return inbox
+    return None

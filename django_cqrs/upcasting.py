@@ -1,0 +1,85 @@
+"""Stored payloads of an older shape, brought to the present one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from django_cqrs.exceptions import FieldError, MessageConversionError
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+U = TypeVar("U", bound=Upcaster)
+
+_upcasters: dict[tuple[str, int], Upcaster] = {}
+
+
+def upcaster(name: str, /, *, version: int) -> Callable[[U], U]:
+    """
+    Register how a stored payload of one version becomes one of the next.
+
+    The function takes the JSON form of that version, as a dict, and returns that of
+    the version after it::
+
+        @upcaster("order.placed", version=1)
+        def add_currency(payload: dict[str, Any]) -> dict[str, Any]:
+            return {**payload, "currency": "EUR"}
+
+    Where a version has no upcaster, its shape is taken to be that of the next. A
+    ValueError, ArithmeticError, LookupError or TypeError that it raises is an error
+    of the payload.
+
+    Args:
+        name: the message's name, or the alias that it was stored under.
+        version: of the payload that the function takes.
+
+    """
+    if not isinstance(name, str) or not isinstance(version, int):
+        msg = (
+            f"@upcaster takes a name and a version: "
+            f'@upcaster("a.b", version=1), not {name!r}.'
+        )
+        raise TypeError(msg)
+
+    def register(function: U) -> U:
+        _upcasters[name, version] = function
+        return function
+
+    return register
+
+
+def has_upcasters(names: tuple[str, ...], version: int, wanted: int) -> bool:
+    """Tell whether something stands between a stored version and the present one."""
+    return any(
+        (name, step) in _upcasters for name in names for step in range(version, wanted)
+    )
+
+
+def upcast(payload: Any, names: tuple[str, ...], version: int, wanted: int) -> Any:
+    """
+    Bring the JSON form of a payload from its version to the present one.
+
+    Args:
+        payload: as it was stored.
+        names: the message's name and its aliases, the one it was stored under first.
+        version: that it was stored in.
+        wanted: the present one.
+
+    Raises:
+        MessageConversionError: an upcaster refuses it.
+
+    """
+    for step in range(version, wanted):
+        function = next(
+            (_upcasters[name, step] for name in names if (name, step) in _upcasters),
+            None,
+        )
+        if function is None:
+            continue
+        try:
+            payload = function(payload)
+        except (ValueError, ArithmeticError, LookupError, TypeError) as error:
+            reason = str(error) or type(error).__name__
+            fault = f"its upcaster from version {step} refuses it ({reason})"
+            errors = [FieldError("", fault, "upcaster")]
+            raise MessageConversionError(names[0], errors) from error
+    return payload
