@@ -1,0 +1,364 @@
+"""
+Interceptors: what cuts across handlers, declared once and aimed by a pointcut.
+
+Lower precedence stands further out. Two stages of our own have a precedence, so
+that yours can stand outside or inside them; between two stages ``before`` runs
+first, then ``around``, then the handler or the next stage, then ``after``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from django_cqrs.declarations import INTERCEPTOR, Kind, remember
+
+if TYPE_CHECKING:
+    from django_cqrs.routing import Endpoint
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+__all__ = [
+    "RETRY",
+    "STOP",
+    "TRANSACTION",
+    "Marker",
+    "Pointcut",
+    "Proceed",
+    "after",
+    "around",
+    "before",
+    "pointcut",
+    "pre_send",
+]
+
+RETRY: Final = -2000
+"""Where a bus's instant retry stands; what is lower runs once for all attempts."""
+
+TRANSACTION: Final = -1000
+"""Where a command's transaction stands; lower is outside it, the rest inside."""
+
+
+class Stop(enum.Enum):
+    """The type of :data:`STOP`."""
+
+    STOP = "STOP"
+
+    def __repr__(self) -> str:
+        """Return the name it is used by."""
+        return "STOP"
+
+
+STOP: Final = Stop.STOP
+"""What ``before`` and ``pre_send`` return to end the message's way here."""
+
+
+class Proceed(Protocol):
+    """What ``around`` calls to go on, and gets the handler's result from."""
+
+    def __call__(self) -> Any:
+        """Run what stands inside: the next interceptor, or the handler."""
+
+
+# ------------------------------------------------------------------------ pointcuts
+
+
+class Bus(Protocol):
+    """What a pointcut sees of a bus: a command bus, a query bus or an event bus."""
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of its messages."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JoinPoint:
+    """Where an interceptor may stand: an endpoint, the bus used, the payload's type."""
+
+    endpoint: Endpoint
+    bus: Any
+    payload_type: type | None
+
+    @property
+    def views(self) -> Iterator[JoinPoint]:
+        """It as a factory's, and as that of the action which may be called instead."""
+        yield self
+        if self.endpoint.action is not None:
+            yield dataclasses.replace(self, endpoint=self.endpoint.action)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pointcut:
+    """Which handlers an interceptor is for. Join with ``&``, ``|`` and ``~``."""
+
+    matches: Callable[[JoinPoint], bool]
+    text: str
+    looks_at_bus: bool = False
+    """Whether it is decided where the bus is used, not where the handler runs."""
+
+    def __and__(self, other: Pointcut) -> Pointcut:
+        """Match where both do."""
+        return self._joined(other, "&", lambda p: self.matches(p) and other.matches(p))
+
+    def __or__(self, other: Pointcut) -> Pointcut:
+        """Match where either does."""
+        return self._joined(other, "|", lambda p: self.matches(p) or other.matches(p))
+
+    def __invert__(self) -> Pointcut:
+        """Match where this one does not."""
+        return Pointcut(
+            lambda p: not self.matches(p), f"~{self.text}", self.looks_at_bus
+        )
+
+    def _joined(
+        self, other: Pointcut, sign: str, matches: Callable[[JoinPoint], bool]
+    ) -> Pointcut:
+        if not isinstance(other, Pointcut):
+            msg = f"{self} {sign} {other!r}: only a pointcut joins with a pointcut."
+            raise TypeError(msg)
+        text = f"({self.text} {sign} {other.text})"
+        return Pointcut(matches, text, self.looks_at_bus or other.looks_at_bus)
+
+    def __repr__(self) -> str:
+        """Return it as it was written."""
+        return self.text
+
+
+class _Pointcuts:
+    """The pointcuts there are: use the one object, :data:`pointcut`."""
+
+    def handler(self, pattern: str) -> Pointcut:
+        """
+        Match handlers by endpoint name or dotted path, in the manner of ``fnmatch``.
+
+        Args:
+            pattern: such as ``"billing.*"``, where ``*`` also matches dots.
+
+        """
+        if not isinstance(pattern, str) or not pattern:
+            msg = f"pointcut.handler() takes a name or a pattern, not {pattern!r}."
+            raise TypeError(msg)
+        return Pointcut(
+            lambda p: (
+                fnmatchcase(p.endpoint.name, pattern)
+                or fnmatchcase(p.endpoint.place, pattern)
+            ),
+            f"handler({pattern!r})",
+        )
+
+    def message(self, cls: type) -> Pointcut:
+        """Match messages of a class, its subclasses included."""
+        try:
+            issubclass(object, cls)
+        except TypeError:
+            msg = (
+                f"pointcut.message() takes a class that issubclass() can be asked "
+                f"about, not {cls!r}."
+            )
+            raise TypeError(msg) from None
+        return Pointcut(
+            lambda p: p.payload_type is not None and issubclass(p.payload_type, cls),
+            f"message({_name_of(cls)})",
+        )
+
+    def marked(self, marker: type[Marker]) -> Pointcut:
+        """Match handlers that carry a marker, or whose class or message does."""
+        if not (isinstance(marker, type) and issubclass(marker, Marker)):
+            msg = f"pointcut.marked() takes a class of markers, not {marker!r}."
+            raise TypeError(msg)
+        return Pointcut(
+            lambda p: marker_at(p, marker) is not None, f"marked({_name_of(marker)})"
+        )
+
+    def bus(self, bus: Bus | type[Bus]) -> Pointcut:
+        """
+        Match what is sent through one bus, or through any bus of a class.
+
+        For a handler on a channel, such an interceptor runs where the message is
+        sent; every other runs where it is handled.
+        """
+        if not isinstance(getattr(bus, "kind", None), Kind):
+            msg = f"pointcut.bus() takes a bus or a class of buses, not {bus!r}."
+            raise TypeError(msg)
+        if isinstance(bus, type):
+            return Pointcut(
+                lambda p: isinstance(p.bus, bus),
+                f"bus({_name_of(bus)})",
+                looks_at_bus=True,
+            )
+        return Pointcut(
+            lambda p: p.bus is bus, f"bus(<{_name_of(type(bus))}>)", looks_at_bus=True
+        )
+
+
+def _name_of(cls: type) -> str:
+    return cls.__qualname__.rpartition("<locals>.")[2]
+
+
+pointcut: _Pointcuts = _Pointcuts()
+
+
+# -------------------------------------------------------------------------- markers
+
+MARKERS = "__cqrs_markers__"
+
+
+class Marker:
+    """
+    The base of markers: decorate a handler, a handlers' class or a message with one.
+
+    ::
+
+        @dataclass(frozen=True)
+        class RequiresPermission(Marker):
+            name: str
+
+        @RequiresPermission("tickets.close")
+        @command_handler
+        def close(command: CloseTicket) -> None: ...
+
+    ``pointcut.marked(RequiresPermission)`` finds it, and an interceptor's parameter
+    of that type gets the marker itself: the handler's before its class's before the
+    message's.
+    """
+
+    def __call__(self, target: T) -> T:
+        """Mark a function or a class, and return it."""
+        marked = getattr(target, "__func__", target)
+        setattr(marked, MARKERS, (*_own_markers(marked), self))
+        return target
+
+
+def _own_markers(holder: Any) -> tuple[Marker, ...]:
+    """Return what one function or class is marked with, the innermost first."""
+    held = vars(holder) if isinstance(holder, type) else getattr(holder, "__dict__", {})
+    own: tuple[Marker, ...] = held.get(MARKERS, ())
+    return own
+
+
+def marker_at(point: JoinPoint, marker: type[T]) -> T | None:
+    """Return the marker of a type that stands nearest to a handler, if any."""
+    function = getattr(point.endpoint.function, "__func__", point.endpoint.function)
+    for holder in (
+        function,
+        inspect.unwrap(function),
+        *getattr(point.endpoint.owner, "__mro__", ()),
+        *getattr(point.payload_type, "__mro__", ()),
+    ):
+        for each in _own_markers(holder):
+            if isinstance(each, marker):
+                return each
+    return None
+
+
+# ----------------------------------------------------------------------- decorators
+
+
+class When(enum.StrEnum):
+    """The four kinds of interceptor."""
+
+    PRE_SEND = "pre_send"
+    BEFORE = "before"
+    AROUND = "around"
+    AFTER = "after"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Interception:
+    """What a decorator said about an interceptor."""
+
+    when: When
+    pointcut: Pointcut
+    precedence: int
+
+
+def _decorator(when: When, where: Pointcut, precedence: int) -> Callable[[F], F]:
+    if not isinstance(where, Pointcut):
+        msg = f"@{when} takes a pointcut: @{when}(pointcut.handler('billing.*'))."
+        raise TypeError(msg)
+
+    def decorate(function: F) -> F:
+        target: object = function
+        if not isinstance(target, FunctionType):
+            msg = f"@{when} decorates a function, not {function!r}."
+            raise TypeError(msg)
+        if hasattr(function, INTERCEPTOR):
+            msg = f"{function!r} is an interceptor already: it is of one kind."
+            raise TypeError(msg)
+        remember(function, sys._getframe(1))
+        setattr(function, INTERCEPTOR, Interception(when, where, precedence))
+        return function
+
+    return decorate
+
+
+def before(where: Pointcut, /, *, precedence: int = 0) -> Callable[[F], F]:
+    """
+    Run a function before handlers.
+
+    It returns None to go on, another payload, a ``Message`` (see
+    ``Message.replace``), or :data:`STOP`.
+
+    Args:
+        where: which handlers.
+        precedence: lower stands further out, see :data:`TRANSACTION`.
+
+    """
+    return _decorator(When.BEFORE, where, precedence)
+
+
+def around(where: Pointcut, /, *, precedence: int = 0) -> Callable[[F], F]:
+    """
+    Run a function around handlers: it calls its ``Proceed`` parameter to go on.
+
+    What it returns is the result. A parameter ``target`` gets the object whose
+    method the handler is, None for a plain function.
+
+    Args:
+        where: which handlers.
+        precedence: lower stands further out, see :data:`TRANSACTION`.
+
+    """
+    return _decorator(When.AROUND, where, precedence)
+
+
+def after(where: Pointcut, /, *, precedence: int = 0) -> Callable[[F], F]:
+    """
+    Run a function after handlers that returned; a parameter ``result`` gets it.
+
+    What it returns takes the result's place, unless it is None.
+
+    Args:
+        where: which handlers.
+        precedence: lower stands further out and so runs later, see
+            :data:`TRANSACTION`.
+
+    """
+    return _decorator(When.AFTER, where, precedence)
+
+
+def pre_send(where: Pointcut, /, *, precedence: int = 0) -> Callable[[F], F]:
+    """
+    Run a function when a message is about to enter a channel.
+
+    It returns what ``before`` may; where it raises, or stops, nothing is sent.
+
+    Args:
+        where: which handlers.
+        precedence: lower is run earlier.
+
+    """
+    return _decorator(When.PRE_SEND, where, precedence)
+
+
+def interception_of(function: object) -> Interception | None:
+    """Return what a decorator said about an interceptor, None for another function."""
+    return getattr(function, INTERCEPTOR, None)

@@ -1,0 +1,378 @@
+"""What runs from a bus, or from a channel, to a handler: stages put together once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS
+
+from django_cqrs.conversion import is_plain_class
+from django_cqrs.declarations import Kind
+from django_cqrs.idempotency import idempotency_key_of, once
+from django_cqrs.interception import RETRY, TRANSACTION, JoinPoint, When
+from django_cqrs.messages import Message, scope_of
+from django_cqrs.observation import Step, observed
+from django_cqrs.parameters import (
+    ArgumentPlan,
+    sync_callable,
+    with_dependencies,
+)
+from django_cqrs.problems import Problem
+from django_cqrs.retries import InstantRetry
+from django_cqrs.roles import Subject
+from django_cqrs.routing import Endpoint
+from django_cqrs.stages import (
+    Run,
+    handle_payload,
+    in_transaction,
+    inside_transaction,
+    on_alias,
+    retried,
+    while_current,
+)
+from django_cqrs.weaving import (
+    Interceptor,
+    intercepted,
+    nobody,
+    takes_class,
+    target_of,
+)
+
+
+class Pipelines:
+    """Compiles what handles a message, with the interceptors of one registry."""
+
+    def __init__(self, interceptors: Sequence[Interceptor]) -> None:
+        """Take compiled interceptors, the outermost first."""
+        self.interceptors: tuple[Interceptor, ...] = tuple(interceptors)
+
+    def handling(
+        self,
+        point: JoinPoint,
+        *,
+        using: str | None = None,
+        retry: InstantRetry | None = None,
+        is_direct: bool = False,
+    ) -> Run:
+        """
+        Return what handles a command or a query, whole: from message to result.
+
+        Args:
+            point: a sound endpoint, the bus and the payload's type.
+            using: the alias that the caller asks for, before the endpoint's own.
+            retry: the bus's policy.
+            is_direct: whether it goes past the bus: without the interceptors that
+                look at it, and without its transaction.
+
+        Raises:
+            InvalidHandler: an interceptor that stands here is broken.
+
+        """
+        found = self._at(point, *_HANDLING)
+        endpoint = point.endpoint
+        is_atomic = None
+        if is_direct:
+            found = [e for e in found if not e.interception.pointcut.looks_at_bus]
+            # A key is remembered in a transaction, or it might outlive a failure.
+            is_atomic = idempotency_key_of(endpoint) is not None
+        run = self._staged(
+            point, found, using=using, retry=retry, is_atomic=is_atomic, answers=True
+        )
+        opens = endpoint.is_atomic and is_atomic is not False
+        plain = not (found or retry or opens or endpoint.subject)
+        whole = observed(run, point, Step.HANDLE)
+        if plain and whole is run and endpoint.plan.is_payload_only:
+            return handle_payload(sync_callable(endpoint.function))
+        return while_current(whole)
+
+    def subscription(self, point: JoinPoint) -> Run:
+        """
+        Return what handles an event at once, to be run while the event is current.
+
+        The handlers of one event share what ``Depends`` makes for it: their publisher
+        sees to that.
+
+        Raises:
+            InvalidHandler: an interceptor that stands here is broken.
+
+        """
+        found = self._at(point, *_HANDLING)
+        run = self._staged(point, found, makes_dependencies=False)
+        return observed(run, point, Step.HANDLE)
+
+    def consumption(
+        self,
+        point: JoinPoint,
+        *,
+        opens_transaction: bool = True,
+        using: str | None = None,
+    ) -> Run:
+        """
+        Return what handles a message that comes out of a channel.
+
+        Args:
+            point: a sound endpoint, the bus of its kind and the payload's type.
+            opens_transaction: False where the caller's savepoint is to be the
+                endpoint's transaction.
+            using: the alias of an endpoint that names none.
+
+        Raises:
+            InvalidHandler: an interceptor that stands here is broken.
+
+        """
+        found = [
+            each
+            for each in self._at(point, *_HANDLING)
+            if not each.interception.pointcut.looks_at_bus
+        ]
+        if point.endpoint.subject is not None:
+            using = None  # its objects say where they are
+        run = self._staged(
+            point,
+            found,
+            using=point.endpoint.policies.using or using,
+            # Messages may still wait for an event handler that has no channel now.
+            is_atomic=point.endpoint.policies.atomic is not False,
+            opens_transaction=opens_transaction,
+        )
+        run = observed(run, point, Step.CONSUME)
+        return while_current(run, takes_time=False)
+
+    def sending(self, point: JoinPoint, put: Run) -> Run:
+        """
+        Return what sends a message to a channel: interceptors, then `put`.
+
+        Those that look at the bus stand here, since only the sender has one.
+
+        Raises:
+            InvalidHandler: an interceptor that stands here is broken.
+
+        """
+        before_channel = self._at(point, When.PRE_SEND)
+        at_bus = [
+            each
+            for each in self._at(point, *_HANDLING)
+            if each.interception.pointcut.looks_at_bus
+        ]
+        put = observed(put, point, Step.SEND)
+        if not before_channel and not at_bus:
+            return put
+        run = intercepted(intercepted(put, before_channel, point), at_bus, point)
+        if _use_dependencies(each.plan for each in (*before_channel, *at_bus)):
+            run = with_dependencies(run)
+        return while_current(run, takes_time=False)
+
+    def around(
+        self, endpoint: Endpoint, buses: Sequence[Any], known: Iterable[type]
+    ) -> list[Interceptor]:
+        """
+        Return the interceptors that may stand around an endpoint, outermost first.
+
+        Args:
+            endpoint: the handler.
+            buses: those that may be used.
+            known: the message classes, of which the handler may take more than it
+                names.
+
+        """
+        points = list(_points(endpoint, buses, known))
+        kinds = When if endpoint.channel is not None else _HANDLING
+        return [
+            each
+            for each in self.interceptors
+            if each.interception.when in kinds and any(map(each.is_at, points))
+        ]
+
+    def problems_of(
+        self, endpoints: Iterable[Endpoint], buses: Sequence[Any]
+    ) -> Iterator[Problem]:
+        """Yield what is wrong with interceptors, alone and where they stand."""
+        for each in self.interceptors:
+            yield from each.problems
+        sound = [each for each in self.interceptors if not each.problems]
+        for endpoint in endpoints:
+            for point in () if endpoint.problems else _points(endpoint, buses):
+                for each in sound:
+                    problem = each.problem_at(point) if each.is_at(point) else None
+                    if problem is not None:
+                        yield problem
+
+    def plans_at(
+        self, endpoints: Sequence[Endpoint], bus: Any, types: Sequence[type]
+    ) -> list[ArgumentPlan]:
+        """Return the plans of endpoints called at once, and of their interceptors."""
+        plans = []
+        for endpoint, cls in zip(endpoints, types, strict=True):
+            if endpoint.channel is None:
+                point = JoinPoint(endpoint, bus, cls)
+                found = self._at(point, *_HANDLING)
+                plans += [*endpoint.plans, *(each.plan for each in found)]
+        return plans
+
+    def _at(self, point: JoinPoint, *kinds: When) -> list[Interceptor]:
+        return [
+            each
+            for each in self.interceptors
+            if each.interception.when in kinds and each.is_at(point)
+        ]
+
+    def _staged(
+        self,
+        point: JoinPoint,
+        interceptors: Sequence[Interceptor],
+        *,
+        using: str | None = None,
+        retry: InstantRetry | None = None,
+        is_atomic: bool | None = None,
+        opens_transaction: bool = True,
+        makes_dependencies: bool = True,
+        answers: bool = False,
+    ) -> Run:
+        """Put the stages together, from the handler outwards."""
+        endpoint = point.endpoint
+        compile_for = partial(
+            self._staged_on,
+            point,
+            interceptors,
+            retry=retry,
+            is_atomic=endpoint.is_atomic if is_atomic is None else is_atomic,
+            opens_transaction=opens_transaction,
+            makes_dependencies=makes_dependencies,
+            answers=answers,
+        )
+        alias = using or endpoint.policies.using
+        if alias is None and endpoint.subject is not None:
+            return on_alias(compile_for, partial(_alias_of, endpoint, endpoint.subject))
+        return compile_for(alias or DEFAULT_DB_ALIAS)
+
+    def _staged_on(
+        self,
+        point: JoinPoint,
+        interceptors: Sequence[Interceptor],
+        alias: str,
+        *,
+        retry: InstantRetry | None,
+        is_atomic: bool,
+        opens_transaction: bool,
+        makes_dependencies: bool,
+        answers: bool,
+    ) -> Run:
+        """Put the stages together for one database."""
+        endpoint = point.endpoint
+        outer, middle, inner = _zones(interceptors)
+        stage = None
+        target = target_of(point)
+        subject = endpoint.subject
+        if subject is not None:
+            stage = partial(subject.surround, point=point, alias=alias)
+        run = intercepted(_call_of(point), inner, point, target, stage)
+        run = _sent_on(run, point)
+        run = once(run, point, alias, answers=answers)
+        if is_atomic:
+            run = in_transaction(run, alias, endpoint.name, opens=opens_transaction)
+        elif (
+            subject is not None
+            and endpoint.kind is Kind.EVENT
+            and endpoint.policies.atomic is not False
+        ):
+            run = inside_transaction(run, alias, endpoint.name)
+        # Outside the transaction there is no object yet, only a service.
+        run = intercepted(run, middle, point, nobody if subject else target)
+        plans = [*endpoint.plans, *(each.plan for each in (*middle, *inner))]
+        if retry is not None:
+            if _use_dependencies(plans):  # each attempt has its own
+                run = with_dependencies(run)
+            run = retried(run, retry, alias, endpoint.name)
+            plans = []
+        run = intercepted(run, outer, point)
+        plans += [each.plan for each in outer]
+        if makes_dependencies and _use_dependencies(plans):
+            run = with_dependencies(run)
+        return run
+
+
+_HANDLING = (When.BEFORE, When.AROUND, When.AFTER)
+
+
+def _zones(
+    interceptors: Sequence[Interceptor],
+) -> tuple[list[Interceptor], list[Interceptor], list[Interceptor]]:
+    """Part interceptors by where they stand to the retry and to the transaction."""
+    outer: list[Interceptor] = []
+    middle: list[Interceptor] = []
+    inner: list[Interceptor] = []
+    for each in interceptors:
+        if each.interception.precedence < RETRY:
+            outer.append(each)
+        elif each.interception.precedence < TRANSACTION:
+            middle.append(each)
+        else:
+            inner.append(each)
+    return outer, middle, inner
+
+
+def _sent_on(run: Run, point: JoinPoint) -> Run:
+    """Return `run` with its result sent to the command that ``output=`` names."""
+    endpoint, registry = point.endpoint, point.bus._registry
+    acting = endpoint.action or endpoint
+    output = acting.policies.output or endpoint.policies.output
+    is_made = endpoint.is_factory and endpoint.subject is not None
+    if output is None or (is_made and endpoint.action is None):
+        return run
+
+    def run_then_send(message: Message) -> Any:
+        result = run(message)
+        if result is not None and not (is_made and message._subject is None):
+            registry.command_bus.dispatch(result, route=output)
+        return result
+
+    return run_then_send
+
+
+def _alias_of(endpoint: Endpoint, subject: Subject, message: Message) -> str:
+    """Return the database of a message for an object."""
+    if message.using is not None:
+        return message.using
+    if endpoint.kind is Kind.QUERY and scope_of(message) is None:
+        return subject.read_alias()
+    return subject.write_alias()
+
+
+def _call_of(point: JoinPoint) -> Run:
+    """Return the handler as a function of the message alone."""
+    endpoint = point.endpoint
+    call = _call_of_one(endpoint)
+    if endpoint.action is None:
+        return call
+    act = _call_of_one(endpoint.action)
+    return lambda message: (call if message._subject is None else act)(message)
+
+
+def _call_of_one(endpoint: Endpoint) -> Run:
+    function = sync_callable(endpoint.function)
+    if endpoint.plan.is_payload_only:
+        return lambda message: function(message._payload)
+    plan = endpoint.plan
+    return (plan.reading if endpoint.kind is Kind.QUERY else plan).bind(function)
+
+
+def _use_dependencies(plans: Iterable[ArgumentPlan]) -> bool:
+    return any(plan.uses_dependencies for plan in plans)
+
+
+def _points(
+    endpoint: Endpoint, buses: Sequence[Any], known: Iterable[type] = ()
+) -> Iterator[JoinPoint]:
+    """Yield where an interceptor may stand: by the bus, and by the payload's class."""
+    payload = endpoint.plan.payload
+    types: list[type | None] = [None]
+    if payload is not None:
+        classes = [cls for cls in payload.members if is_plain_class(cls)]
+        types = [*classes, *(cls for cls in known if takes_class(payload, cls))] or [
+            None
+        ]
+    for bus in buses:
+        for cls in types:
+            yield JoinPoint(endpoint, bus, cls)

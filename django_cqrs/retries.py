@@ -1,0 +1,194 @@
+"""Retries: which exceptions are worth another attempt, and how many."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from datetime import timedelta
+from typing import Final, Literal, get_args
+
+from django.db import DatabaseError, OperationalError
+
+FinalFailure = Literal["dead_letter", "drop", "stop"]
+
+__all__ = ["DEADLOCKS", "InstantRetry", "Retry", "Transient"]
+
+
+class Transient:
+    """Database errors told apart by the server's own code, not by their class."""
+
+    def __init__(
+        self, *, sqlstates: frozenset[str], mysql_codes: frozenset[int]
+    ) -> None:
+        """
+        Name the codes.
+
+        Args:
+            sqlstates: five-character codes of the SQL standard and PostgreSQL.
+            mysql_codes: error numbers of MySQL and MariaDB.
+
+        """
+        self.sqlstates = sqlstates
+        self.mysql_codes = mysql_codes
+
+    def includes(self, error: BaseException) -> bool:
+        """Tell whether an exception, or the driver's one behind it, has such a code."""
+        if not isinstance(error, DatabaseError):
+            return False
+        driver = error.__cause__
+        state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
+        if state is not None:
+            return state in self.sqlstates
+        code = error.args[0] if error.args else None
+        return isinstance(error, OperationalError) and code in self.mysql_codes
+
+    def __repr__(self) -> str:
+        """Return the codes."""
+        codes = [*sorted(self.sqlstates), *map(str, sorted(self.mysql_codes))]
+        return f"<Transient {' '.join(codes)}>"
+
+
+DEADLOCKS: Final = Transient(
+    sqlstates=frozenset({"40001", "40P01"}), mysql_codes=frozenset({1205, 1213})
+)
+"""
+Deadlocks, serialization failures and lock-wait timeouts: another attempt may succeed.
+
+SQLSTATE 40001 and 40P01 of PostgreSQL, 1213 and 1205 of MySQL and MariaDB.
+"""
+
+Failures = type[Exception] | Transient | tuple[type[Exception] | Transient, ...]
+
+
+def _are_failures(on: object) -> bool:
+    return isinstance(on, Transient) or (
+        isinstance(on, type) and issubclass(on, Exception)
+    )
+
+
+def _check_failures(policy: object, on: Failures) -> None:
+    """
+    Refuse what nothing that is raised could be one of.
+
+    Raises:
+        TypeError: there is such a thing, or nothing at all.
+
+    """
+    named = on if isinstance(on, tuple) else (on,)
+    if not named or not all(map(_are_failures, named)):
+        msg = (
+            f"{type(policy).__name__}(on=...) takes exception classes and DEADLOCKS, "
+            f"one or a tuple of them, not {on!r}."
+        )
+        raise TypeError(msg)
+
+
+def _is_one_of(error: BaseException, on: Failures) -> bool:
+    return any(
+        each.includes(error) if isinstance(each, Transient) else isinstance(error, each)
+        for each in (on if isinstance(on, tuple) else (on,))
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class InstantRetry:
+    """
+    Try a command again at once, each time in a fresh transaction.
+
+    Args:
+        retries: how many more attempts there may be after the first.
+        on: which failures: an exception class, a set of codes such as
+            :data:`~django_cqrs.DEADLOCKS`, or a tuple of these.
+
+    Inside a surrounding transaction, and inside another attempt, nothing is retried:
+    the outermost command is.
+    """
+
+    retries: int = 3
+    on: Failures = Exception
+
+    def __post_init__(self) -> None:
+        """
+        Refuse a policy that means nothing.
+
+        Raises:
+            TypeError: `on` names what is no exception.
+            ValueError: `retries` is no number of times.
+
+        """
+        if type(self.retries) is not int or self.retries < 0:
+            msg = (
+                f"InstantRetry takes how many retries there may be, "
+                f"not {self.retries!r}."
+            )
+            raise ValueError(msg)
+        _check_failures(self, self.on)
+
+    def is_worth(self, error: BaseException) -> bool:
+        """Tell whether an exception is one of those named."""
+        return _is_one_of(error, self.on)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """
+    Try a message that waits in a channel again later, and then give it up.
+
+    Args:
+        attempts: how often it is tried at the most, the first time included.
+        delay: seconds before the second attempt.
+        factor: by which the delay grows from attempt to attempt.
+        cap: seconds that no delay exceeds.
+        jitter: whether each delay is drawn between half and all of that, so that
+            messages that failed together are not tried together.
+        on: which failures are worth another attempt: an exception class, a set of
+            codes such as :data:`~django_cqrs.DEADLOCKS`, or a tuple of these; after
+            any other the message is given up at once.
+        final_failure: ``"dead_letter"`` keeps a message that is given up,
+            ``"drop"`` logs and forgets it, ``"stop"`` leaves it waiting and stops
+            the worker.
+
+    """
+
+    attempts: int = 5
+    delay: float = 1
+    factor: float = 2
+    cap: float = 600
+    jitter: bool = True
+    on: Failures = Exception
+    final_failure: FinalFailure = "dead_letter"
+
+    def __post_init__(self) -> None:
+        """
+        Refuse a policy that means nothing.
+
+        Raises:
+            TypeError: `on` names what is no exception.
+            ValueError: a number is out of its range, or a word is not one of those.
+
+        """
+        if not isinstance(self.attempts, int) or self.attempts < 1:
+            msg = f"Retry(attempts={self.attempts!r}): at least 1, the first time."
+            raise ValueError(msg)
+        if min(self.delay, self.cap) < 0 or self.factor < 1:
+            msg = "Retry: delay and cap are no less than 0, factor no less than 1."
+            raise ValueError(msg)
+        if self.final_failure not in get_args(FinalFailure):
+            words = ", ".join(get_args(FinalFailure))
+            msg = f"Retry(final_failure={self.final_failure!r}): one of {words}."
+            raise ValueError(msg)
+        _check_failures(self, self.on)
+
+    def is_worth(self, error: BaseException) -> bool:
+        """Tell whether an exception is one of those named."""
+        return _is_one_of(error, self.on)
+
+    def delay_after(self, attempt: int) -> timedelta:
+        """Return how long to wait after an attempt, counted from 1."""
+        try:
+            seconds = min(self.cap, self.delay * self.factor ** (attempt - 1))
+        except OverflowError:
+            seconds = self.cap
+        if self.jitter:
+            seconds *= random.uniform(0.5, 1)  # noqa: S311 - no secret
+        return timedelta(seconds=seconds)

@@ -1,0 +1,145 @@
+"""
+Bus scopes: what a command sends waits until the command has succeeded.
+
+A scope buffers while its connection is as deep in transactions as it was at the
+scope's entry. What is sent deeper, inside an ``atomic()`` of the user's own, is
+written at once, so that it shares the fate of the writes around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_cqrs.messages import Message, Origin, scope_of
+
+Stack = tuple[Any, ...]
+
+
+class Sink(Protocol):
+    """Where messages are written: the sending side of a channel."""
+
+    def write(self, connection: BaseDatabaseWrapper, entries: Sequence[Any]) -> None:
+        """Write entries, in their order, in the transaction that is open, if any."""
+        ...
+
+
+def stack_of(connection: BaseDatabaseWrapper) -> Stack:
+    """Return how deep in transactions a connection is, comparable by equality."""
+    return (connection.in_atomic_block, *connection.savepoint_ids)
+
+
+class BusScope:
+    """What one command has sent and its transaction has not yet written."""
+
+    __slots__ = ("_cause", "_stack", "buffer", "connection", "is_open")
+
+    def __init__(
+        self, connection: BaseDatabaseWrapper, cause: Message | Origin
+    ) -> None:
+        """
+        Open a scope, just inside the command's transaction.
+
+        Args:
+            connection: the connection of that transaction.
+            cause: the message whose handling sent this command.
+
+        """
+        self.connection: BaseDatabaseWrapper = connection
+        self._cause = cause
+        self._stack = stack_of(connection)
+        self.buffer: list[tuple[Sink, Any]] = []
+        self.is_open: bool = True
+
+    @property
+    def parent(self) -> BusScope | None:
+        """The scope of the command that sent this one; seldom asked for."""
+        scope: BusScope | None = scope_of(self._cause)
+        return scope
+
+    def _accepts(self) -> bool:
+        return self.is_open and stack_of(self.connection) == self._stack
+
+    def write_or_keep(self) -> None:
+        """
+        Write the buffer inside its transaction, or keep it.
+
+        It is kept for the parent where the parent's own transaction is the next
+        one out: then all is written in one go at the very end.
+        """
+        if not self._is_just_inside_parent():
+            self._write()
+
+    def _is_just_inside_parent(self) -> bool:
+        parent = self.parent_on(self.connection)
+        # The command's own atomic() is the last of the stack.
+        return (
+            parent is not None and parent.is_open and parent._stack == self._stack[:-1]
+        )
+
+    def hand_over(self) -> None:
+        """Give what was kept to the parent, once the transaction has succeeded."""
+        if self.buffer:
+            parent = self.parent_on(self.connection)
+            assert parent is not None  # noqa: S101 - write_or_keep() has seen to it
+            parent.buffer.extend(self.buffer)
+            self.buffer = []
+
+    def drop(self) -> None:
+        """End the scope of a command that failed: nothing of it is sent."""
+        self.is_open = False
+        self.buffer = []
+
+    def parent_on(self, connection: BaseDatabaseWrapper) -> BusScope | None:
+        """Return the nearest enclosing scope of a connection."""
+        scope = self.parent
+        while scope is not None and scope.connection is not connection:
+            scope = scope.parent
+        return scope
+
+    def _write(self) -> None:
+        buffer, self.buffer = self.buffer, []
+        _write(self.connection, buffer)
+
+
+def send(
+    scope: BusScope | None, connection: BaseDatabaseWrapper, sink: Sink, entry: Any
+) -> None:
+    """
+    Send an entry as the scope says: buffered with it, or written at once.
+
+    Args:
+        scope: the innermost scope, or None outside any.
+        connection: the connection of the data that the entry speaks of.
+        sink: where it goes.
+        entry: whatever the sink takes.
+
+    """
+    send_all(scope, connection, [(sink, entry)])
+
+
+def send_all(
+    scope: BusScope | None,
+    connection: BaseDatabaseWrapper,
+    entries: Sequence[tuple[Sink, Any]],
+) -> None:
+    """Send entries, each with its sink, as :func:`send` does with one."""
+    if scope is not None and scope.connection is not connection:
+        scope = scope.parent_on(connection)
+    if scope is not None and scope._accepts():
+        scope.buffer.extend(entries)
+    else:
+        _write(connection, entries)
+
+
+def _write(
+    connection: BaseDatabaseWrapper, entries: Sequence[tuple[Sink, Any]]
+) -> None:
+    """Write the entries of each sink in one go."""
+    by_sink: dict[int, tuple[Sink, list[Any]]] = {}
+    for sink, entry in entries:
+        by_sink.setdefault(id(sink), (sink, []))[1].append(entry)
+    for sink, own in by_sink.values():
+        sink.write(connection, own)

@@ -1,0 +1,345 @@
+"""Messages into envelopes, envelopes into channels, and back again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.transaction import atomic
+from django.utils import timezone
+
+from django_cqrs.channels import (
+    Channel,
+    Delivery,
+    Envelope,
+    as_timedelta,
+    channels,
+    next_sequence,
+)
+from django_cqrs.conversion import (
+    MessageTypes,
+    PayloadType,
+    is_value_type,
+    to_jsonable,
+)
+from django_cqrs.exceptions import (
+    FieldError,
+    InvalidHeader,
+    InvalidOption,
+    MessageConversionError,
+)
+from django_cqrs.keys import KeyReader, key_reader
+from django_cqrs.messages import (
+    EPOCH,
+    RESERVED_PREFIX,
+    HeaderValue,
+    Message,
+    Origin,
+    aggregate_headers_of,
+    scope_of,
+)
+from django_cqrs.routing import Endpoint
+from django_cqrs.scopes import send, send_all
+
+Seconds = timedelta | float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendOptions:
+    """What one call says about its message's way; None is "as declared"."""
+
+    delay: Seconds | None = None
+    expires: Seconds | None = None
+    priority: int | None = None
+
+    def given(self) -> list[str]:
+        """Return the names of what is said."""
+        return [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) is not None
+        ]
+
+    def check(self, channel: Channel) -> None:
+        """
+        Refuse what a channel cannot do, and what is no time or number.
+
+        Raises:
+            InvalidOption: something is.
+
+        """
+        for name in self.given():
+            channel.check_option(name, getattr(self, name))
+
+
+NO_OPTIONS = SendOptions()
+
+
+def send_options(
+    delay: Seconds | None, expires: Seconds | None, priority: int | None
+) -> SendOptions:
+    """Return what one call says; ``NO_OPTIONS`` itself where it says nothing."""
+    if delay is None and expires is None and priority is None:
+        return NO_OPTIONS
+    return SendOptions(delay, expires, priority)
+
+
+class Outlet:
+    """Where the messages of one endpoint on a channel leave."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        types: MessageTypes,
+        deliver: Callable[[Envelope], None],
+    ) -> None:
+        """
+        Open the outlet of an endpoint.
+
+        Raises:
+            InvalidChannel: the endpoint's channel cannot be made.
+
+        """
+        assert endpoint.channel is not None  # noqa: S101 - for the type checker
+        self.endpoint = endpoint
+        self.channel: Channel = channels[endpoint.channel]
+        self._types = types
+        self._deliver = deliver
+        self._addresses: dict[type, Callable[[Message], str]] = {}
+        source = endpoint.policies.ordering_key
+        self._ordering_key: KeyReader | None = None
+        if source is not None:
+            self._ordering_key = key_reader(source, "ordering_key", endpoint.name)
+
+    def put(self, message: Message) -> None:
+        """
+        Send a message, or hold it back where its publisher does so.
+
+        Raises:
+            UnknownMessage: its payload's class has no name on the wire.
+            MessageConversionError: the payload would not come back as it is.
+            InvalidHeader: a header's value has no JSON form.
+            InvalidOption: it would expire before it is due, or after all time.
+            InvalidKey: its ordering key is not there, or cannot be one.
+            MissingHeader: the header that is to be its ordering key is not there.
+
+        """
+        delivery = Delivery(self._envelope_of(message), self._deliver)
+        alias = self._alias_for(message)
+        held = getattr(message, "_held", None)
+        if held is not None:
+            held.append((alias, self.channel, delivery))
+        else:
+            send(scope_of(message), connections[alias], self.channel, delivery)
+
+    def _alias_for(self, message: Message) -> str:
+        """Return the database that the message is stored in: that of its data."""
+        if message.using is not None:
+            return message.using
+        scope = scope_of(message)
+        if scope is not None:
+            alias: str = scope.connection.alias
+            return alias
+        return self.endpoint.alias or DEFAULT_DB_ALIAS
+
+    def _envelope_of(self, message: Message) -> Envelope:
+        options: SendOptions = getattr(message, "_options", NO_OPTIONS)
+        policies = self.endpoint.policies
+        delay = policies.delay if options.delay is None else options.delay
+        expires = policies.expires if options.expires is None else options.expires
+        priority = policies.priority if options.priority is None else options.priority
+        now = timezone.now()
+        available_at = _after(now, delay, "delay") if delay else None
+        expires_at = None if expires is None else _after(now, expires, "expires")
+        if available_at and expires_at and expires_at <= available_at:
+            msg = (
+                f"A message for {self.endpoint.name} would expire before it is due: "
+                f"delay={delay!r}, expires={expires!r}, both from the sending on."
+            )
+            raise InvalidOption(msg)
+        name, version, text = encode(self.endpoint, self._types, message._payload)
+        return Envelope(
+            endpoint=self.endpoint.name,
+            name=name,
+            version=version,
+            payload=text,
+            headers=encode_headers(_headers_of(message)),
+            message_id=message.message_id,
+            correlation_id=message.correlation_id,
+            causation_id=message.causation_id,
+            timestamp=message.timestamp,
+            sequence=next_sequence(),
+            available_at=available_at,
+            expires_at=expires_at,
+            priority=priority or 0,
+            subject=self._subject_of(message),
+            ordering_key=self._ordering_key and self._ordering_key(message),
+        )
+
+    def _subject_of(self, message: Message) -> str:
+        subject, cls = self.endpoint.subject, type(message._payload)
+        if subject is None:
+            return ""
+        address = self._addresses.get(cls)
+        if address is None:
+            address = self._addresses[cls] = subject.address(self.endpoint, cls)
+        return address(message)
+
+
+TRACE = "django_cqrs.trace"
+"""Where the headers of an envelope hold the context of a trace, an object of text."""
+
+AGGREGATE_ID = "django_cqrs.aggregate_id"
+"""Where they hold the identifier that the sender gave."""
+
+
+def _headers_of(message: Message) -> dict[str, Any]:
+    headers = {**message._user, **aggregate_headers_of(message)}
+    trace = getattr(message, "_trace", None)
+    if trace:
+        headers[TRACE] = trace
+    if message.aggregate_id is not None:
+        headers[AGGREGATE_ID] = message.aggregate_id
+    return headers
+
+
+def _after(now: datetime, span: Seconds, name: str) -> datetime:
+    try:
+        return now + as_timedelta(span, name)
+    except OverflowError:
+        msg = f"{name}={span!r} ends after the last date there is."
+        raise InvalidOption(msg) from None
+
+
+def release(message: Message, held: list[tuple[str, Channel, Delivery]]) -> None:
+    """
+    Send what a publisher held back until its synchronous handlers had succeeded.
+
+    Outside any transaction all of it is stored in one.
+    """
+    scope = scope_of(message)
+    for alias in dict.fromkeys(alias for alias, _, _ in held):
+        connection = connections[alias]
+        entries = [(channel, each) for to, channel, each in held if to == alias]
+        with nullcontext() if connection.in_atomic_block else atomic(alias):
+            send_all(scope, connection, entries)
+
+
+def encode(
+    endpoint: Endpoint, types: MessageTypes, payload: Any
+) -> tuple[str, int, bytes]:
+    """
+    Return a payload's name, version and JSON text. A plain value has no name.
+
+    Raises:
+        UnknownMessage: its class is not registered.
+        MessageConversionError: it would not come back as it is.
+
+    """
+    if is_value_type(type(payload)):
+        wanted = endpoint.plan.payload or PayloadType(Any)
+        return "", 0, wanted.to_json(payload)
+    name, text = types.encode(payload)
+    return name.name, name.version, text
+
+
+def decode(endpoint: Endpoint, types: MessageTypes, envelope: Envelope) -> Any:
+    """
+    Return the payload of an envelope, as the endpoint's handler takes it.
+
+    Raises:
+        UnknownMessage: no registered class has its name.
+        MessageConversionError: the text is not one of its class.
+
+    """
+    wanted = endpoint.plan.payload or PayloadType(Any)
+    if not envelope.name:
+        return wanted.from_json(envelope.payload)
+    payload = types.decode(envelope.name, envelope.payload, envelope.version)
+    return wanted.from_python(payload)
+
+
+_NO_HEADERS = b"{}"
+
+
+def encode_headers(headers: Mapping[str, HeaderValue]) -> bytes:
+    """
+    Return the user's headers as a JSON object.
+
+    Raises:
+        InvalidHeader: a value has no JSON form, an Enum's for example.
+
+    """
+    if not headers:  # mostly so
+        return _NO_HEADERS
+    try:
+        return json.dumps(to_jsonable(headers), allow_nan=False).encode()
+    except ValueError as error:
+        msg = f"A header has no JSON form, which a channel needs. {error}"
+        raise InvalidHeader(msg) from error
+
+
+def decode_headers(text: bytes) -> dict[str, Any]:
+    """
+    Return the user's headers, of the types that JSON has.
+
+    Raises:
+        MessageConversionError: the text is no JSON object.
+
+    """
+    if text == _NO_HEADERS:  # mostly so
+        return {}
+    try:
+        headers = json.loads(text)
+    except (ValueError, RecursionError):
+        headers = None
+    if not isinstance(headers, dict):
+        fault = FieldError("headers", "what is stored is no JSON object", "headers")
+        raise MessageConversionError("Headers", [fault])
+    return headers
+
+
+def message_of(envelope: Envelope, payload: Any, scope: Any = None) -> Message:
+    """
+    Return the message that was sent, its identity and headers as they were.
+
+    Args:
+        envelope: as it was stored.
+        payload: read from it.
+        scope: the bus scope that surrounds its handling, if any.
+
+    Raises:
+        MessageConversionError: its headers cannot be read.
+
+    """
+    headers = decode_headers(envelope.headers)
+    trace = headers.pop(TRACE) if isinstance(headers.get(TRACE), dict) else None
+    aggregate_id = headers.pop(AGGREGATE_ID, None)
+    own = {
+        name: headers.pop(name)
+        for name in list(headers)
+        if name.startswith(RESERVED_PREFIX)
+    }
+    origin = Origin(
+        headers,
+        envelope.correlation_id,
+        envelope.causation_id,
+        scope,
+    )
+    message = Message(payload, origin)
+    if trace:
+        message._trace = trace
+    if aggregate_id is not None:
+        message._aggregate_id = aggregate_id
+    if own:
+        message._aggregate = own
+    message._message_id = envelope.message_id
+    message._nanoseconds = (
+        (envelope.timestamp - EPOCH) // timedelta(microseconds=1) * 1000
+    )
+    return message
