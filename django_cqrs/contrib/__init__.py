@@ -1,0 +1,1 @@
+"""Adapters, each for one package that a project may use: import what you need."""

@@ -1,0 +1,62 @@
+"""
+A check of the outbox for django-health-check: ``django-cqrs-kit[health-check]``.
+
+It asks :func:`django_cqrs.outbox.health.find_problems`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+from datetime import timedelta
+
+from django.db import DEFAULT_DB_ALIAS, connections
+from health_check.base import HealthCheck
+from health_check.exceptions import ServiceUnavailable, ServiceWarning
+
+from django_cqrs.outbox.health import LATE, find_problems
+
+__all__ = ["Outbox"]
+
+
+@dataclasses.dataclass
+class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
+    """
+    Checks that messages do not wait too long, and that none is dead.
+
+    A database that cannot be read is reported as unavailable, all else as a warning.
+
+    Args:
+        alias: the alias of the database.
+        channels: the aliases of the channels that are looked at; by default all.
+        max_age: how long a message may wait once it is due; None is for ever.
+        max_dead: how many dead letters a channel may have; None is any number.
+
+    """
+
+    alias: str = DEFAULT_DB_ALIAS
+    channels: Sequence[str] | None = None
+    max_age: timedelta | None = LATE
+    max_dead: int | None = 0
+
+    async def run(self) -> None:
+        """Raise what is wrong."""
+        await asyncio.to_thread(self._look)
+
+    def _look(self) -> None:
+        connection = connections[self.alias]
+        try:
+            problems = find_problems(
+                using=self.alias,
+                channels=self.channels,
+                max_age=self.max_age,
+                max_dead=self.max_dead,
+            )
+        finally:
+            connection.close()  # the thread is not one that Django looks after
+        if not problems:
+            return
+        is_away = any(each.kind == "unreadable" for each in problems)
+        error = ServiceUnavailable if is_away else ServiceWarning
+        raise error(" ".join(map(str, problems)))

@@ -1,0 +1,62 @@
+"""
+Errors of messages as responses of django-ninja.
+
+::
+
+    api = NinjaAPI()
+    install_exception_handlers(api, {TicketClosed: 409})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse
+from ninja import NinjaAPI
+
+from django_cqrs.exceptions import (
+    MessageConversionError,
+    MissingHeader,
+    NoHandlerFound,
+)
+from django_cqrs.http import problem, problem_of, response_to
+
+__all__ = ["install_exception_handlers"]
+
+_NONE: Mapping[type[Exception], int] = MappingProxyType({})
+
+
+def install_exception_handlers(
+    api: NinjaAPI, errors: Mapping[type[Exception], int] = _NONE
+) -> None:
+    """
+    Answer what is the request's fault with problem details.
+
+    A payload that does not convert and a missing header are 400, a message that
+    nothing handles is 404. Unlike a handler of ninja's own, these roll back the
+    transaction of ``ATOMIC_REQUESTS``, as an exception that nobody handles would.
+
+    Args:
+        api: where they are installed.
+        errors: exceptions of your own that are answered likewise, and the status of
+            each: ``{TicketClosed: 409}``. Their text is shown.
+
+    """
+    for cls in (MessageConversionError, MissingHeader, NoHandlerFound):
+        api.add_exception_handler(cls, _answer)
+    for named, status in errors.items():
+        api.add_exception_handler(named, partial(_answer_named, status))  # pyright: ignore[reportArgumentType] - its stub wants an instance
+
+
+def _answer(_request: HttpRequest, error: Any) -> HttpResponse:
+    details = problem_of(error)
+    if details is None:  # the code's own fault
+        raise error
+    return response_to(details)
+
+
+def _answer_named(status: int, _request: HttpRequest, error: Exception) -> HttpResponse:
+    return response_to(problem(status, str(error)))

@@ -1,0 +1,44 @@
+"""
+Errors of messages as responses of Django REST framework.
+
+::
+
+    REST_FRAMEWORK = {
+        "EXCEPTION_HANDLER": "django_cqrs.contrib.rest_framework.exception_handler",
+    }
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import views
+from rest_framework.response import Response
+
+from django_cqrs.http import PROBLEM_JSON, problem_of
+
+__all__ = ["exception_handler"]
+
+
+def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
+    """
+    Answer what is the request's fault with problem details, the rest as ever.
+
+    A payload that does not convert and a missing header are 400, a message that
+    nothing handles is 404. As with every exception that REST framework answers, the
+    transaction of ``ATOMIC_REQUESTS`` is rolled back.
+
+    Args:
+        error: what a view raised.
+        context: what REST framework says of the view and the request.
+
+    """
+    details = problem_of(error)
+    if details is None:
+        response: Response | None = views.exception_handler(error, context)
+        return response
+    views.set_rollback()
+    renderer = getattr(context.get("request"), "accepted_renderer", None)
+    is_json = getattr(renderer, "format", "json") == "json"
+    content_type = PROBLEM_JSON if is_json else None
+    return Response(details, status=details["status"], content_type=content_type)

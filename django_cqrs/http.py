@@ -1,0 +1,240 @@
+"""What HTTP requests say to a message, and what is said of those that do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import logging
+import typing
+from collections.abc import Collection, Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from django.db import connections
+from django.http import HttpResponse, QueryDict
+
+from django_cqrs.conversion import (
+    PayloadType,
+    is_typed_dict,
+    name_of_type,
+    union_members,
+)
+from django_cqrs.exceptions import (
+    FieldError,
+    MessageConversionError,
+    MissingHeader,
+    NoHandlerFound,
+)
+
+logger: Final = logging.getLogger("django_cqrs.http")
+
+PROBLEM_JSON: Final = "application/problem+json"
+"""The media type of problem details, RFC 9457."""
+
+
+# ------------------------------------------------------------------------- problems
+
+
+def problem_of(error: Exception) -> dict[str, Any] | None:
+    """
+    Return the problem details of an error that is the request's fault.
+
+    They name the fields that are wrong and what is wrong with them. They hold no
+    value that was sent, and nothing about the code: what a developer has to know of
+    it is logged.
+
+    Returns:
+        The members of the JSON object, ``status`` among them; None where the error
+        is the code's own fault or none of this package's.
+
+    """
+    if isinstance(error, NoHandlerFound) and error.at_entrance:
+        logger.warning("404 is answered: %s", error)
+        return problem(404, "Nothing here handles this message.")
+    if isinstance(error, MissingHeader):
+        logger.warning("400 is answered: %s", error)
+        return problem(400, "The message lacks a header that it needs.")
+    if isinstance(error, MessageConversionError) and _is_of_request(error):
+        errors = [
+            {"path": each.path, "detail": each.message, "code": each.code}
+            for each in error.errors
+        ]
+        return problem(400, "What was sent is not valid; see errors.", errors=errors)
+    return None
+
+
+def _is_of_request(error: MessageConversionError) -> bool:
+    # Headers are the request's as well, and converted for each handler that asks.
+    of_headers = all(each.path.startswith("headers.") for each in error.errors)
+    return error.at_entrance or of_headers
+
+
+def problem(status: int, detail: str, **members: Any) -> dict[str, Any]:
+    """Return problem details of the type ``about:blank``: the title says the status."""
+    details = {"detail": detail} if detail else {}
+    return {"title": HTTPStatus(status).phrase, "status": status, **details, **members}
+
+
+def response_to(details: Mapping[str, Any]) -> HttpResponse:
+    """Return problem details as a response; the request's transaction is undone."""
+    roll_back_request()
+    return HttpResponse(
+        json.dumps(details), status=details["status"], content_type=PROBLEM_JSON
+    )
+
+
+def roll_back_request() -> None:
+    """
+    Have the transactions of ``ATOMIC_REQUESTS`` rolled back, not committed.
+
+    Whoever answers an exception with a response hides it from Django, which would
+    commit what the request had written before.
+    """
+    for connection in connections.all(initialized_only=True):
+        if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block:
+            connection.set_rollback(True)
+
+
+# ---------------------------------------------------------------------- what is sent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the payload of a view's messages is to be."""
+
+    type: PayloadType | None
+    """None where the handler looks at no payload."""
+    name: str | None = None
+    """The handler's parameter, where a routing key leads to it."""
+    is_optional: bool = False
+
+    @property
+    def fields(self) -> dict[str, Any] | None:
+        """The fields by name, none of them for a dict; None for one plain value."""
+        if self.type is None:
+            return None
+        found = [_fields_of(member) for member in self.type.members]
+        known = [each for each in found if each is not None]
+        if not known:
+            return None
+        return {name: each for fields in known for name, each in fields.items()}
+
+    def nothing(self) -> Any:
+        """Return the payload of a request that says none."""
+        assert self.type is not None  # noqa: S101 - else nobody asks
+        return None if self.is_optional else self.type.from_python(None)
+
+
+@functools.cache
+def _fields_of(member: Any) -> dict[str, Any] | None:
+    origin = typing.get_origin(member) or member
+    if origin in (dict, Mapping, object, Any, inspect.Parameter.empty):
+        return {}
+    if not isinstance(origin, type):
+        return None
+    models: dict[str, Any] | None = getattr(origin, "model_fields", None)
+    if models is not None:
+        return {
+            each: field.annotation
+            for name, field in models.items()
+            for each in (name, field.alias, field.validation_alias)
+            if isinstance(each, str)
+        }
+    if not (
+        dataclasses.is_dataclass(origin)
+        or hasattr(origin, "_fields")
+        or is_typed_dict(origin)
+    ):
+        return None
+    try:
+        return typing.get_type_hints(origin)
+    except NameError:  # of a class inside a function
+        return dict.fromkeys(origin.__annotations__, Any)
+
+
+def _takes_many(annotation: Any) -> bool:
+    """Tell whether a field has several values, so that a query string repeats it."""
+    for member in union_members(annotation):
+        origin = typing.get_origin(member) or member
+        is_many = isinstance(origin, type) and issubclass(origin, Collection)
+        if is_many and not issubclass(origin, (str, bytes, Mapping)):
+            return True
+    return False
+
+
+def read_json(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> Any:
+    """Return the payload that a body says, the URL's fields added to an object's."""
+    if wanted.type is None:
+        PayloadType(Any).from_json(text or b"null")
+        return None
+    if wanted.fields is not None:
+        text = _with_fields(wanted, text, given)
+    elif not text and wanted.name is not None and wanted.name in given:
+        text = json.dumps(given[wanted.name]).encode()
+    if text:
+        return wanted.type.from_json(text)
+    if wanted.is_optional or wanted.type.takes_none or wanted.fields is None:
+        return wanted.nothing()
+    return wanted.type.from_json(b"{}")
+
+
+def _with_fields(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> bytes:
+    """Add fields to the text of a JSON object; leave alone what is none."""
+    if not given:
+        return text
+    try:
+        own = json.loads(text or b"{}")
+    except (ValueError, RecursionError):
+        return text  # what is wrong with it is said where it is converted
+    if not isinstance(own, dict):
+        return text
+    _refuse_both(wanted, own, given)
+    return json.dumps({**own, **given}).encode()
+
+
+def read_query(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any:
+    """Return the payload that a query string says, the URL's fields added."""
+    if wanted.type is None:
+        return None
+    fields = wanted.fields
+    if fields is None:
+        return _read_value(wanted, sent, given)
+    _refuse_both(wanted, sent, given)
+    values: dict[str, Any] = dict(given)
+    for name in sent:
+        many = sent.getlist(name)
+        is_many = _takes_many(fields[name]) if name in fields else len(many) > 1
+        values[name] = many if is_many else many[-1]
+    if not values and (wanted.is_optional or wanted.type.takes_none):
+        return wanted.nothing()
+    return wanted.type.from_python(values)
+
+
+def _read_value(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any:
+    """Return a payload that is no object: it goes by its parameter's name."""
+    assert wanted.type is not None  # noqa: S101 - None is read elsewhere
+    value = None
+    if wanted.name is not None and wanted.name in given:
+        value = given[wanted.name]
+    elif wanted.name is not None and wanted.name in sent:
+        many = sent.getlist(wanted.name)
+        value = many if _takes_many(wanted.type.annotation) else many[-1]
+    try:
+        return wanted.nothing() if value is None else wanted.type.from_python(value)
+    except MessageConversionError as error:
+        errors = [
+            each._replace(path=".".join(filter(None, (wanted.name, each.path))))
+            for each in error.errors
+        ]
+        raise MessageConversionError(error.target, errors) from error
+
+
+def _refuse_both(wanted: Wanted, sent: Iterable[str], given: Mapping[str, Any]) -> None:
+    both = sorted(set(sent) & set(given))
+    if both:
+        assert wanted.type is not None  # noqa: S101 - it has fields
+        fault = "it is in the path of the URL, and cannot be given here as well"
+        errors = [FieldError(name, fault, "in_path") for name in both]
+        raise MessageConversionError(name_of_type(wanted.type.annotation), errors)

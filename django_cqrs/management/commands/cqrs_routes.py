@@ -1,0 +1,277 @@
+"""``manage.py cqrs_routes``: what handles what."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shutil
+from typing import Any
+
+from django.core.checks import ERROR
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from tabulate import tabulate
+
+from django_cqrs.buses import registry
+from django_cqrs.checks import CHECKS
+from django_cqrs.declarations import Kind
+from django_cqrs.listing import (
+    Face,
+    Filter,
+    Row,
+    as_dict,
+    explain,
+    faces_of,
+    labels,
+    names_of,
+    rows_of,
+)
+
+JSON_VERSION = 1
+BROKEN = "!"
+HEADER_PADDING = 2  # tabulate's own
+
+HEADINGS = {Kind.COMMAND: "Commands", Kind.QUERY: "Queries", Kind.EVENT: "Events"}
+COLUMNS = {
+    "message": "Message",
+    "handler": "Handler",
+    "where": "Where",
+    "channel": "Channel",
+    "transaction": "Transaction",
+    "priority": "Priority",
+    "interceptors": "Interceptors",
+}
+# Shown only where a route has one.
+OPTIONAL = ("channel", "priority", "interceptors")
+
+
+class Command(BaseCommand):
+    """Show what handles what. Touches no database."""
+
+    help = (
+        "Shows which handler takes which command, query and event. "
+        "With a message's name, explains that one. "
+        "Exits with 1 where a system check of the routes fails."
+    )
+    # The routes are shown all the more where a check fails.
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Take a message to explain, or filters and a format."""
+        parser.add_argument(
+            "name",
+            nargs="?",
+            metavar="MESSAGE",
+            help="Explain one message, by its class, routing key or event name.",
+        )
+        parser.add_argument(
+            "--format",
+            choices=["table", "json", "mermaid", "markdown"],
+            default="table",
+            help="The form of the output (default: %(default)s).",
+        )
+        parser.add_argument("--app", help="Only handlers of the app with this label.")
+        parser.add_argument(
+            "--bus",
+            choices=[str(kind) for kind in Kind],
+            help="Only the messages of this bus.",
+        )
+        parser.add_argument(
+            "--message",
+            metavar="PATTERN",
+            help="Only messages whose name matches, such as 'order.*'.",
+        )
+
+    def handle(
+        self,
+        *,
+        name: str | None,
+        format: str,
+        app: str | None,
+        bus: str | None,
+        message: str | None,
+        **_options: Any,
+    ) -> None:
+        """Print the listing, then the checks that fail."""
+        if app is not None and app not in labels():
+            self._refuse("app", app, labels())
+        if name is not None:
+            self._explain(name)
+        else:
+            wanted = Filter(app=app, bus=bus, message=message)
+            rows = [row for row in rows_of(registry) if wanted.keeps(row)]
+            faces = [each for each in faces_of(registry) if wanted.keeps_face(each)]
+            self._show(rows, faces, format)
+        self._report_checks()
+
+    def _explain(self, name: str) -> None:
+        lines = explain(registry, name)
+        if lines is None:
+            self._refuse("message", name, names_of(registry.routes))
+        else:
+            self.stdout.write("\n".join(lines))
+
+    def _refuse(self, what: str, given: str, known: list[str]) -> None:
+        near = difflib.get_close_matches(given, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        msg = f"There is no {what} {given!r}.{hint}"
+        raise CommandError(msg)
+
+    def _show(self, rows: list[Row], faces: list[Face], form: str) -> None:
+        if form == "json":
+            document = {
+                "version": JSON_VERSION,
+                "routes": [as_dict(row) for row in rows],
+                "interfaces": [as_dict(face) for face in faces],
+            }
+            self.stdout.write(json.dumps(document, indent=2))
+        elif form == "mermaid":
+            self.stdout.write("\n".join(_mermaid(rows)))
+        elif not rows and not faces:
+            self.stdout.write("No routes.")
+        else:
+            self.stdout.write(self._tables(rows, faces, form))
+
+    def _tables(self, rows: list[Row], faces: list[Face], form: str) -> str:
+        parts = []
+        for kind, heading in HEADINGS.items():
+            of_kind = [row for row in rows if row.kind == kind]
+            if not of_kind:
+                continue
+            if form == "markdown":
+                parts += [f"## {heading}", _table(of_kind, "github", None)]
+            else:
+                title = f"{heading} ({len(of_kind)})"
+                width = self._width()
+                table = _table(of_kind, "simple", width)
+                parts += [self.style.MIGRATE_HEADING(title), table]
+        if faces and form == "markdown":
+            parts += ["## Business interfaces", _face_table(faces, "github")]
+        elif faces:
+            title = f"Business interfaces ({len(faces)})"
+            parts += [self.style.MIGRATE_HEADING(title), _face_table(faces, "simple")]
+        return "\n\n".join(parts)
+
+    def _width(self) -> int | None:
+        """Return the terminal's width; None where nobody reads lines of a width."""
+        return shutil.get_terminal_size().columns if self.stdout.isatty() else None
+
+    def _report_checks(self) -> None:
+        found = [each for check in CHECKS for each in check()]
+        visible = [each for each in found if not each.is_silenced()]
+        errors = [each for each in visible if each.is_serious(ERROR)]
+        for each in visible:
+            if each not in errors:
+                self.stderr.write(self.style.WARNING(str(each)))
+        if errors:
+            text = "\n".join(str(each) for each in errors)
+            noun = "check fails" if len(errors) == 1 else "checks fail"
+            msg = f"{len(errors)} {noun}:\n{text}"
+            raise CommandError(msg, returncode=1)
+
+
+def _table(rows: list[Row], form: str, width: int | None) -> str:
+    """Return rows of one kind as a table; in a terminal, no wider than it is."""
+    columns = {
+        column: heading
+        for column, heading in COLUMNS.items()
+        if column not in OPTIONAL or any(getattr(row, column) for row in rows)
+    }
+    headers = list(columns.values())
+    cells = [[_cell(row, column) for column in columns] for row in rows]
+    if width is not None and _width_of(headers, cells) > width:
+        # The file says which module it is: the function's own name is enough.
+        columns = {
+            "short_handler" if c == "handler" else c: columns[c] for c in columns
+        }
+        cells = [[_cell(row, column) for column in columns] for row in rows]
+    return tabulate(
+        cells,
+        headers=headers,
+        tablefmt=form,
+        maxcolwidths=_fitting(headers, cells, width),
+        disable_numparse=True,
+        colalign=["right" if column == "priority" else "left" for column in columns],
+    )
+
+
+def _face_table(faces: list[Face], form: str) -> str:
+    """Return the methods of business interfaces as a table."""
+    cells = [
+        [
+            f"{BROKEN} {face.method} ({face.problem})" if face.problem else face.method,
+            f"{face.kind} {face.message}",
+            ", ".join(face.handlers),
+        ]
+        for face in faces
+    ]
+    headers = ["Method", "Leads to", "Handler"]
+    return tabulate(cells, headers=headers, tablefmt=form, disable_numparse=True)
+
+
+def _cell(row: Row, column: str) -> str:
+    value = getattr(row, column)
+    if column in OPTIONAL and not value:
+        return ""
+    if column == "interceptors":
+        return ", ".join(value)
+    if column == "message" and row.problem:
+        return f"{BROKEN} {value} ({row.problem})"
+    return str(value)
+
+
+def _widest(headers: list[str], cells: list[list[str]]) -> list[int]:
+    return [
+        max(len(header) + HEADER_PADDING, *(len(line[index]) for line in cells))
+        for index, header in enumerate(headers)
+    ]
+
+
+def _width_of(headers: list[str], cells: list[list[str]]) -> int:
+    return sum(_widest(headers, cells)) + 2 * (len(headers) - 1)
+
+
+def _fitting(
+    headers: list[str], cells: list[list[str]], width: int | None
+) -> list[int] | None:
+    """Return widths that fit: the widest column gives way, a character at a time."""
+    if width is None or _width_of(headers, cells) <= width:
+        return None
+    widths = _widest(headers, cells)
+    least = [len(header) + HEADER_PADDING for header in headers]
+    excess = sum(widths) + 2 * (len(headers) - 1) - width
+    for _ in range(excess):
+        spare = [each - minimum for each, minimum in zip(widths, least, strict=True)]
+        widest = max(range(len(widths)), key=lambda i: (spare[i] > 0, widths[i]))
+        widths[widest] -= spare[widest] > 0
+    return widths
+
+
+def _mermaid(rows: list[Row]) -> list[str]:
+    lines = ["flowchart LR"]
+    messages: dict[tuple[str, str], str] = {}
+    handlers: dict[str, str] = {}
+    for row in rows:
+        identity = row.kind, row.message_class or row.message
+        if identity not in messages:
+            messages[identity] = f"m{len(messages)}"
+            lines.append(f'  {messages[identity]}(["{_escaped(row.message)}"])')
+        if row.endpoint not in handlers:
+            handlers[row.endpoint] = f"h{len(handlers)}"
+            lines.append(f'  {handlers[row.endpoint]}["{_escaped(row.handler)}"]')
+        arrow = "-.->" if row.kind == Kind.EVENT else "-->"
+        if row.channel:
+            arrow = f"{arrow}|{_escaped(row.channel)}|"
+        lines.append(f"  {messages[identity]} {arrow} {handlers[row.endpoint]}")
+    for endpoint, output in dict.fromkeys((r.endpoint, r.output) for r in rows):
+        if output is None:
+            continue
+        identity = str(Kind.COMMAND), output
+        if identity not in messages:
+            messages[identity] = f"m{len(messages)}"
+            lines.append(f'  {messages[identity]}(["{_escaped(output)}"])')
+        lines.append(f"  {handlers[endpoint]} ==> {messages[identity]}")
+    return lines
+
+
+def _escaped(text: str) -> str:
+    return text.replace('"', "&quot;")
