@@ -1,0 +1,23 @@
+"""The app config of the document store."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class DocumentsConfig(AppConfig):
+    """Aggregates, sagas and values kept as JSON."""
+
+    name = "django_cqrs.documents"
+    label = "django_cqrs_documents"
+    verbose_name = _("Documents")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def import_models(self) -> None:
+        """Import them and offer the storage: routes are compiled before ``ready()``."""
+        super().import_models()
+        from django_cqrs.documents.storage import document_storage
+        from django_cqrs.modelling.storages import register_storage
+
+        register_storage(document_storage)

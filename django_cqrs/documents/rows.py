@@ -1,0 +1,203 @@
+"""The rows of one collection: what the storage of aggregates and the store share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
+from django.db import IntegrityError, connections, router
+from django.utils import timezone
+
+from django_cqrs.conversion import name_of_type
+from django_cqrs.documents.shapes import Mark, Shape, mark_of, put_mark, shape_of
+from django_cqrs.exceptions import ConcurrencyError, InvalidIdentifier
+from django_cqrs.messages import MessageName
+from django_cqrs.modelling.identifiers import plain
+from django_cqrs.modelling.storages import is_violation_of
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+
+    from django_cqrs.documents.models import Document
+
+_LONGEST = 255
+
+
+class Taken(Exception):
+    """The key is another's."""
+
+
+def key_of(*values: Any) -> str:
+    """
+    Return the key of an identifier: its text, a JSON array of texts for several.
+
+    Raises:
+        InvalidIdentifier: it is none, too long, or ends with a space.
+
+    """
+    if None in values or not values:
+        msg = f"None is no key of a document: {values!r}."
+        raise InvalidIdentifier(msg)
+    texts = [str(plain(value)) for value in values]
+    key = texts[0]
+    if len(texts) > 1:
+        key = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
+    # MariaDB takes no notice of a space at the end.
+    if len(key) > _LONGEST or key.endswith(" "):
+        msg = (
+            f"The key of a document has {_LONGEST} characters at most, and no space at "
+            f"its end: {key!r}."
+        )
+        raise InvalidIdentifier(msg)
+    return key
+
+
+class Rows:
+    """Reads and writes the values of one type in one collection."""
+
+    def __init__(self, target: Any, name: MessageName) -> None:
+        """Take the type of the values, and how the collection is and was called."""
+        self.target = target
+        self.name = name
+        self._names = (name.name, *name.aliases)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """What writes and reads the values."""
+        return shape_of(self.target)
+
+    @property
+    def table(self) -> type[Document]:
+        """
+        The model.
+
+        Raises:
+            ImproperlyConfigured: the app is not installed.
+
+        """
+        if not apps.is_installed("django_cqrs.documents"):
+            msg = "Add 'django_cqrs.documents' to INSTALLED_APPS, and migrate."
+            raise ImproperlyConfigured(msg)
+        return apps.get_model("django_cqrs_documents", "Document")
+
+    def write_alias(self) -> str:
+        """Ask the database router, which is told the collection."""
+        return router.db_for_write(self.table, collection=self.name.name)
+
+    def read_alias(self) -> str:
+        """Ask the database router, which is told the collection."""
+        return router.db_for_read(self.table, collection=self.name.name)
+
+    def all(self, using: str) -> QuerySet[Document]:
+        """Return the rows, also those stored under an old name."""
+        rows = self.table._default_manager.using(using)
+        return rows.filter(collection__in=self._names)
+
+    def row(self, key: str, using: str, *, lock: bool = False) -> Document | None:
+        """Return the row of a key."""
+        rows = self.all(using).filter(key=key)
+        if lock:
+            has_no_key = connections[using].features.has_select_for_no_key_update
+            rows = rows.select_for_update(no_key=has_no_key)
+        found = {row.collection: row for row in rows}
+        return next((found[name] for name in self._names if name in found), None)
+
+    def value(self, row: Document) -> Any:
+        """
+        Return what a row holds.
+
+        Raises:
+            UnknownMessage: it was stored by newer code.
+            MessageConversionError: it is not of the collection's type.
+
+        """
+        value = self.shape.load(row.content, self.name, row.collection, row.shape)
+        put_mark(value, Mark(row.pk, self.name.name, row.key, row.version))
+        return value
+
+    def values(self, using: str) -> Iterator[Any]:
+        """Yield all values, the oldest first."""
+        for row in self.all(using).order_by("pk").iterator():
+            yield self.value(row)
+
+    def insert(self, key: str, value: Any, using: str, *, version: int = 0) -> None:
+        """
+        Insert a row.
+
+        Raises:
+            Taken: the key is another's.
+            MessageConversionError: the value has no JSON form.
+
+        """
+        content = self.shape.dump(value)
+        if self.name.aliases and self.row(key, using) is not None:
+            raise Taken
+        now = timezone.now()
+        row = self.table(
+            collection=self.name.name,
+            key=key,
+            content=content,
+            shape=self.name.version,
+            version=version,
+            created_at=now,
+            updated_at=now,
+        )
+        try:
+            row.save(using=using, force_insert=True)
+        except IntegrityError as error:
+            columns = [{"collection", "key"}]
+            names = {"cqrs_document_once"}
+            if is_violation_of(error, {self.table._meta.db_table}, columns, names):
+                raise Taken from error
+            raise
+        put_mark(value, Mark(row.pk, self.name.name, key, version))
+
+    def replace(
+        self, row: QuerySet[Document], value: Any, version: Any, using: str
+    ) -> bool:
+        """Write a value over a row, and tell whether there was one."""
+        return bool(
+            row.using(using).update(
+                collection=self.name.name,
+                content=self.shape.dump(value),
+                shape=self.name.version,
+                version=version,
+                updated_at=timezone.now(),
+            )
+        )
+
+    def update(self, mark: Mark, value: Any, using: str) -> None:
+        """
+        Write a value over the row that it was read from.
+
+        Raises:
+            ConcurrencyError: somebody else has changed or deleted the row.
+            MessageConversionError: the value has no JSON form.
+
+        """
+        version = mark.version + 1
+        row = self.table._default_manager.filter(pk=mark.pk, version=mark.version)
+        if not self.replace(row, value, version, using):
+            raise self.lost(mark.key)
+        put_mark(value, mark._replace(version=version))
+
+    def mark_of(self, value: Any) -> Mark | None:
+        """Return what a value knows of its row in this collection."""
+        mark = mark_of(value)
+        return mark if mark and mark.collection == self.name.name else None
+
+    def lost(self, key: str) -> ConcurrencyError:
+        """Return the error of who comes too late."""
+        msg = (
+            f"{self.said(key)} was changed or deleted by somebody else since it was "
+            f"read. Nothing of this attempt is kept; try again."
+        )
+        return ConcurrencyError(msg)
+
+    def said(self, key: str) -> str:
+        """Return what errors call a value."""
+        return f"{name_of_type(self.target)} {key!r} in {self.name.name!r}"

@@ -1,0 +1,362 @@
+"""
+What an object consists of, to JSON and back.
+
+An object that is read is restored, not made: its attributes are set, and neither
+``__init__`` nor ``__post_init__`` is called. A pydantic model is read by pydantic.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+import re
+import textwrap
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from django.utils.functional import cached_property as django_cached_property
+
+from django_cqrs.conversion import (
+    Adapter,
+    adapter_of,
+    field_names,
+    from_stored_json,
+    has_converter,
+    is_typed_dict,
+    is_value_type,
+    name_of_type,
+    to_stored_json,
+)
+from django_cqrs.exceptions import FieldError, MessageConversionError
+from django_cqrs.messages import MessageName
+
+
+class Mark(NamedTuple):
+    """What an object knows of the row that it was read from, or written to."""
+
+    pk: int
+    collection: str
+    key: str
+    version: int
+    is_deleted: bool = False
+
+
+MARK = "_stored_document"
+
+
+def mark_of(value: Any) -> Mark | None:
+    """Return what an object knows of its row, None where it knows of none."""
+    mark: Mark | None = getattr(value, "__dict__", {}).get(MARK)
+    return mark
+
+
+def put_mark(value: Any, mark: Mark) -> None:
+    """Let an object know of its row, where it has the room."""
+    if isinstance(getattr(value, "__dict__", None), dict):
+        object.__setattr__(value, MARK, mark)
+
+
+class Fault(NamedTuple):
+    """What keeps the objects of a class from being stored, and what to do."""
+
+    text: str
+    hint: str
+
+
+class Shape(ABC):
+    """Writes and reads what is of one type."""
+
+    def __init__(self, target: Any) -> None:
+        """Take the type."""
+        self.target = target
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """What converts it, or its state."""
+        return self.make_adapter()
+
+    @abstractmethod
+    def make_adapter(self) -> Adapter:
+        """Return what converts it, or its state."""
+
+    def dump(self, value: Any) -> Any:
+        """
+        Return the JSON form, certain that it comes back as it is.
+
+        Raises:
+            MessageConversionError: part of it would not.
+
+        """
+        text = to_stored_json(self.adapter, self.state_of(value))
+        if _NULL.search(text):  # PostgreSQL's jsonb has no place for it
+            fault = FieldError("", "a text holds the character NUL", "not_json")
+            raise MessageConversionError(name_of_type(self.target), [fault])
+        return json.loads(text)
+
+    def load(self, content: Any, own: MessageName, name: str, version: int) -> Any:
+        """
+        Return the object of a JSON form.
+
+        Args:
+            content: what is stored.
+            own: the present name and version.
+            name: it was stored under.
+            version: it was stored in.
+
+        Raises:
+            UnknownMessage: it was stored by newer code.
+            MessageConversionError: it is not of this type.
+
+        """
+        text = json.dumps(content, ensure_ascii=False).encode()
+        holder = name_of_type(self.target)
+        state = from_stored_json(
+            self.adapter, text, own, name=name, version=version, holder=holder
+        )
+        return self.restored(state)
+
+    def state_of(self, value: Any) -> Any:
+        """Return what is to be written of a value."""
+        return value
+
+    def restored(self, state: Any) -> Any:
+        """Return the value of what was written."""
+        return state
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the names that are kept of an object, and their annotations."""
+        return {}
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield what keeps values of this type from being stored."""
+        if self.adapter.reason:
+            yield Fault(
+                f"{name_of_type(self.target)} has no JSON form: {self.adapter.reason}.",
+                "Annotate with types that JSON can be made of, or write a @converter.",
+            )
+
+
+# Not one that is escaped itself: an even number of backslashes before it.
+_NULL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+class ValueShape(Shape):
+    """What pydantic reads and writes as a whole."""
+
+    def make_adapter(self) -> Adapter:
+        """Return the one of the type itself."""
+        return adapter_of(self.target)
+
+
+class ModelShape(ValueShape):
+    """A pydantic model: its fields."""
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the fields."""
+        return {
+            name: field.annotation for name, field in self.target.model_fields.items()
+        }
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield private attributes, which pydantic does not write."""
+        for name in self.target.__private_attributes__:
+            yield Fault(
+                f"{name_of_type(self.target)}.{name} is private, so pydantic does not "
+                f"write it: it would be lost.",
+                "Make it a field, or the class a dataclass, whose private fields are "
+                "kept.",
+            )
+        yield from super().faults()
+
+
+class ObjectShape(Shape):
+    """A dataclass or a plain class: its annotated attributes."""
+
+    def attributes(self) -> dict[str, Any]:
+        """
+        Return the annotated attributes, those of the bases first.
+
+        Raises:
+            NameError: an annotation names nothing.
+
+        """
+        return self._annotations[0]
+
+    @cached_property
+    def _annotations(self) -> tuple[dict[str, Any], set[str]]:
+        """The attributes that are kept, and the names that are said not to be."""
+        kept, others = {}, set()
+        for name, hint in typing.get_type_hints(
+            self.target, include_extras=True
+        ).items():
+            origin = typing.get_origin(hint) or hint
+            if origin is typing.ClassVar:
+                others.add(name)
+            elif origin is typing.Final:
+                kept[name] = (typing.get_args(hint) or (Any,))[0]
+            elif hint is not dataclasses.KW_ONLY and not isinstance(
+                hint, dataclasses.InitVar
+            ):
+                kept[name] = hint
+        return kept, others
+
+    @cached_property
+    def _defaults(self) -> dict[str, Callable[[], Any] | None]:
+        """What fills a name that older content does not have; None: its class does."""
+        fields = getattr(self.target, "__dataclass_fields__", {})
+        found: dict[str, Callable[[], Any] | None] = {}
+        for name in self.attributes():
+            field = fields.get(name)
+            if field is not None and field.default_factory is not dataclasses.MISSING:
+                found[name] = field.default_factory
+            elif field is not None and field.default is not dataclasses.MISSING:
+                found[name] = functools.partial(_same, field.default)
+            elif not inspect.ismemberdescriptor(
+                inspect.getattr_static(self.target, name, _NO_DEFAULT)
+            ) and hasattr(self.target, name):
+                found[name] = None
+        return found
+
+    def make_adapter(self) -> Adapter:
+        """Return the one of a dict with the attributes' names."""
+        import typing_extensions
+
+        make: Any = typing_extensions.TypedDict  # one that is not written out
+        fields = {
+            name: typing_extensions.NotRequired[hint]
+            if name in self._defaults
+            else hint
+            for name, hint in self.attributes().items()
+        }
+        return Adapter(make(self.target.__name__, fields))
+
+    def state_of(self, value: Any) -> Any:
+        """
+        Return the attributes that have a value.
+
+        Raises:
+            MessageConversionError: one has none, or is there without an annotation.
+
+        """
+        said = name_of_type(self.target)
+        if type(value) is not self.target:
+            text = f"it is a {name_of_type(type(value))}, and not exactly a {said}"
+            raise MessageConversionError(said, [FieldError("", text, "type")])
+        names = self.attributes()
+        state = {name: getattr(value, name) for name in names if hasattr(value, name)}
+        errors = [
+            FieldError(name, "it has no value", "missing")
+            for name in names
+            if name not in state and name not in self._defaults
+        ]
+        errors += [
+            FieldError(name, "it is not annotated, so it would be lost", "unannotated")
+            for name in getattr(value, "__dict__", {})
+            if name not in names and not self._is_left_out(name)
+        ]
+        if errors:
+            raise MessageConversionError(said, errors)
+        return state
+
+    def _is_left_out(self, name: str) -> bool:
+        """Tell whether an attribute is not part of an object's state."""
+        from django_cqrs.models import RECORDED
+
+        if name in (MARK, RECORDED) or name in self._annotations[1]:
+            return True
+        held = inspect.getattr_static(self.target, name, None)
+        return isinstance(held, (cached_property, django_cached_property))
+
+    def restored(self, state: Any) -> Any:
+        """Return an object with these attributes."""
+        made = object.__new__(self.target)
+        for name in self.attributes():
+            if name in state:
+                object.__setattr__(made, name, state[name])
+            elif (default := self._defaults[name]) is not None:
+                object.__setattr__(made, name, default())
+        return made
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield attributes without an annotation, and annotations that mean nothing."""
+        said = name_of_type(self.target)
+        try:
+            self.attributes()
+        except Exception as error:  # noqa: BLE001 - an annotation may run any code
+            yield Fault(
+                f"An annotation of {said} cannot be read: {error}.",
+                "Import what it names at run time.",
+            )
+            return
+        for name in sorted(self._unannotated()):
+            yield Fault(
+                f"{said}.{name} is set, but not annotated: it would be lost.",
+                f"Write {name}: <its type> in the body of the class, or "
+                f"{name}: ClassVar[...] where it is not to be stored.",
+            )
+        yield from super().faults()
+
+    def _unannotated(self) -> set[str]:
+        """Return the names that the methods' source sets on their object."""
+        found: set[str] = set()
+        for cls in self.target.__mro__:
+            if cls is object or cls.__module__.split(".")[0] == "django_cqrs":
+                continue
+            for held in vars(cls).values():
+                function = inspect.unwrap(held) if inspect.isfunction(held) else held
+                if isinstance(function, property):
+                    function = function.fset
+                if inspect.isfunction(function):
+                    found.update(_names_set_in(function))
+        return {
+            name
+            for name in found - self.attributes().keys()
+            if not self._is_left_out(name)
+            and not hasattr(inspect.getattr_static(self.target, name, None), "__set__")
+        }
+
+
+_NO_DEFAULT = object()
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _names_set_in(function: Any) -> Iterator[str]:
+    """Yield the attributes that a method sets on its first parameter."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return  # no source is at hand: what is wrong is found when it is saved
+    defined = tree.body[0]
+    if not isinstance(defined, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return
+    places = (*defined.args.posonlyargs, *defined.args.args)
+    for node in ast.walk(defined) if places else ():
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == places[0].arg
+        ):
+            yield node.attr
+
+
+def shape_of(target: Any) -> Shape:
+    """Return what writes and reads values of a type."""
+    is_class = isinstance(target, type) and typing.get_origin(target) is None
+    if not is_class or has_converter(target) or is_typed_dict(target):
+        return ValueShape(target)
+    if hasattr(target, "__pydantic_core_schema__") and hasattr(target, "model_fields"):
+        return ModelShape(target)
+    is_named_tuple = field_names(target) is not None and issubclass(target, tuple)
+    if is_named_tuple or is_value_type(target) or target is object:
+        return ValueShape(target)
+    return ObjectShape(target)

@@ -1,0 +1,516 @@
+"""
+Aggregates: objects found by their identifier, called, kept, and listened to.
+
+A class-method is a factory: what it returns is kept. Any other method is an action: its
+object is found, locked, called and kept. What an object has recorded is published after
+that, in the same transaction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, TypeVar, overload
+
+from django.apps import apps
+from django.db import connections
+from django.db.transaction import atomic
+
+from django_cqrs.conversion import is_value_type, name_of_type, union_members
+from django_cqrs.declarations import Kind
+from django_cqrs.exceptions import (
+    AggregateAlreadyExists,
+    AggregateNotFound,
+    ConcurrencyError,
+    InvalidIdentifier,
+)
+from django_cqrs.interception import JoinPoint
+from django_cqrs.messages import Message, Origin
+from django_cqrs.modelling.identifiers import (
+    Values,
+    identification,
+    version_field,
+)
+from django_cqrs.modelling.storages import NoStorage, Options, Storage, storage_of
+from django_cqrs.parameters import Services
+from django_cqrs.problems import Problem, Rule
+from django_cqrs.roles import Role, Run, Subject, role_of, take_role
+from django_cqrs.routing import Endpoint
+
+C = TypeVar("C", bound=type)
+
+_LONGEST_KEY = 255
+
+PULL = "pull_recorded_events"
+"""The method by which ``RecordsEvents`` gives what was recorded, and forgets it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRole(Role):
+    """What ``@aggregate`` and ``@saga`` say of a class."""
+
+    options: Options
+    decorator: str = "@aggregate"
+    _subjects: dict[Any, AggregateSubject] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def subject_of(self, owner: type, services: Services) -> AggregateSubject:
+        """Return what finds and keeps the objects of a class for one registry."""
+        key = owner, services
+        if key not in self._subjects:
+            self._subjects[key] = self.make_subject(owner, services)
+        return self._subjects[key]
+
+    def make_subject(self, owner: type, services: Services) -> AggregateSubject:
+        """Return a new one."""
+        return AggregateSubject(owner, self, services)
+
+
+@overload
+def aggregate(cls: C, /) -> C: ...
+@overload
+def aggregate(
+    *,
+    identifier: str | tuple[str, ...] | None = None,
+    version: str | None = None,
+    events: str | None = None,
+    full_clean: bool = False,
+    repository: Any = None,
+) -> Callable[[C], C]: ...
+def aggregate(
+    cls: Any = None,
+    /,
+    *,
+    identifier: str | tuple[str, ...] | None = None,
+    version: str | None = None,
+    events: str | None = None,
+    full_clean: bool = False,
+    repository: Any = None,
+) -> Any:
+    """
+    Make a class an aggregate: its decorated methods are handlers of its objects.
+
+    Args:
+        cls: a Django model, or a class that a storage or a repository keeps.
+        identifier: the attributes that identify an object; of a model one unique field
+            or several that are unique together, by default its primary key.
+        version: an integer field that every save counts up. Objects are then not
+            locked: who saves one that was changed meanwhile gets a ConcurrencyError.
+        events: the method that returns what was recorded and forgets it, where the
+            class does not derive from ``RecordsEvents``.
+        full_clean: whether a model's ``full_clean()`` is called before each save.
+        repository: a subclass of ``Repository`` that finds and keeps the objects, or
+            its dotted path.
+
+    Returns:
+        The class itself. A model stays the model that it is.
+
+    """
+    role = ModelRole(
+        options_of(identifier, version, events, repository, full_clean=full_clean)
+    )
+    if cls is not None:
+        return take_role(cls, role)
+    return lambda target: take_role(target, role)
+
+
+def options_of(
+    identifier: str | tuple[str, ...] | None,
+    version: str | None,
+    events: str | None,
+    repository: Any,
+    *,
+    full_clean: bool = False,
+) -> Options:
+    """Return what a decorator was given, tidied."""
+    if isinstance(identifier, str):
+        identifier = (identifier,)
+    return Options(
+        identifier=tuple(identifier or ()),
+        version=version,
+        events=events,
+        full_clean=full_clean,
+        repository=repository,
+    )
+
+
+class AggregateSubject(Subject):
+    """Finds and keeps the objects of one class, and publishes what they recorded."""
+
+    def __init__(self, owner: type, role: ModelRole, services: Services) -> None:
+        """Take a class, its role, and the services of the registry it belongs to."""
+        self.owner = owner
+        self.role = role
+        self.options = role.options
+        self._services = services
+
+    @cached_property
+    def storage(self) -> Storage[Any]:
+        """
+        What finds and keeps the objects.
+
+        Raises:
+            NoStorage: nothing does.
+
+        """
+        return storage_of(self.owner, self.options)
+
+    @cached_property
+    def type_name(self) -> str:
+        """What ``aggregate_type`` says of the class: ``tickets.Ticket``."""
+        config = apps.get_containing_app_config(self.owner.__module__)
+        place = config.label if config else self.owner.__module__
+        return f"{place}.{name_of_type(self.owner)}"
+
+    def write_alias(self) -> str:
+        """Ask the storage, which asks the database router for a model."""
+        return self.storage.write_alias()
+
+    def read_alias(self) -> str:
+        """Ask the storage."""
+        return self.storage.read_alias()
+
+    # Checks -----------------------------------------------------------------------
+
+    def problems_of(self, endpoint: Endpoint) -> Iterator[Problem]:
+        """Yield what is wrong with the class, and with one of its handlers."""
+        try:
+            storage = self.storage
+        except NoStorage as error:
+            yield Problem(
+                Rule.NO_STORAGE,
+                str(error),
+                "Make it a Django model, add 'django_cqrs.documents' to "
+                "INSTALLED_APPS, or give repository=.",
+                self.owner,
+            )
+            return
+        found = list(storage.problems())
+        yield from found
+        if not found:
+            yield from self._endpoint_problems(endpoint)
+
+    def _endpoint_problems(self, endpoint: Endpoint) -> Iterator[Problem]:
+        payload = endpoint.plan.payload
+        classes = [c for c in (payload.members if payload else ()) if _has_fields(c)]
+        declared = endpoint.policies.identifier
+        for name in _attributes_named(declared):
+            if classes and not any(_may_have(cls, name) for cls in classes):
+                said = " | ".join(name_of_type(cls) for cls in classes)
+                yield Problem(
+                    Rule.BAD_IDENTIFIER,
+                    f"{endpoint.place} has identifier={declared!r}, but {said} has no "
+                    f"attribute {name!r}.",
+                    "Name an attribute of the message, give a Header or a callable.",
+                    endpoint.function,
+                )
+        for cls in classes:
+            field = version_field(cls)
+            if field is not None and self.options.version is None:
+                yield Problem(
+                    Rule.BAD_VERSION,
+                    f"{name_of_type(cls)}.{field} is a Version(), but "
+                    f"{name_of_type(self.owner)} has no version to compare it with.",
+                    f'Give {self.role.decorator}(version="...") an integer field.',
+                    endpoint.function,
+                )
+
+    def result_of(self, endpoint: Endpoint) -> Any:
+        """Return the identifier's type where a factory makes an object of the class."""
+        returns = endpoint.plan.returns
+        if endpoint.is_factory:
+            makes = [m for m in union_members(returns) if m is not type(None)]
+            if all(self._is_kept(each) for each in makes):
+                return self.storage.identifier_type
+            return returns
+        others = [m for m in union_members(returns) if _is_model(m)]
+        return Any if others else returns
+
+    def _is_kept(self, annotation: Any) -> bool:
+        if annotation is inspect.Parameter.empty or not isinstance(annotation, type):
+            return True  # Self, or nothing said
+        return issubclass(annotation, self.owner) or _is_model(annotation)
+
+    def key_of(self, values: Values) -> str:
+        """Return what envelopes call an object, empty where that is too long."""
+        key = f"{self.type_name}:{','.join(map(str, values))}"
+        return key if len(key) <= _LONGEST_KEY else ""
+
+    def address(self, endpoint: Endpoint, cls: type) -> Callable[[Message], str]:
+        """Return what says which object a message is for."""
+        find = identification(self.storage.parts, endpoint.policies.identifier, cls)
+
+        def address(message: Message) -> str:
+            try:
+                values = find(message)
+            except InvalidIdentifier:  # so it is for its handler to say
+                values = None
+            return "" if values is None else self.key_of(values)
+
+        return address
+
+    # Handling ---------------------------------------------------------------------
+
+    def surround(self, run: Run, point: JoinPoint, alias: str) -> Run:
+        """Return `run` with finding before it, keeping and publishing after it."""
+        endpoint = point.endpoint
+        if endpoint.is_factory and endpoint.action is None:
+            return self._making(run, alias)
+        identify = self._identify_or_raise(point)
+        if endpoint.kind is Kind.QUERY:
+            return self._asking(run, point, alias, identify)
+        return self._acting(run, point, alias, identify)
+
+    def _identify_or_raise(self, point: JoinPoint) -> Callable[[Message], Values]:
+        endpoint, cls = point.endpoint, point.payload_type
+        find = identification(self.storage.parts, endpoint.policies.identifier, cls)
+        owner, place = name_of_type(self.owner), _called(endpoint)
+        names = " and ".join(part.aliases[0] for part in self.storage.parts)
+        is_said = cls is not None and not is_value_type(cls)
+        said = name_of_type(cls) if is_said else "The message"
+        text = (
+            f"{place} was not called: which {owner} is not said. {said} has no value "
+            f"for {names}. Give aggregate_id=, let the message have an attribute of "
+            f"that name, mark one with Annotated[..., Identifier({names!r})], or give "
+            f"the handler identifier=."
+        )
+
+        def identify(message: Message) -> Values:
+            values = find(message)
+            if values is None:
+                raise _at_entrance(AggregateNotFound(text), message)
+            return values
+
+        return identify
+
+    def _asking(
+        self,
+        run: Run,
+        point: JoinPoint,
+        alias: str,
+        identify: Callable[[Message], Values],
+    ) -> Run:
+        find, missing = self.storage.find, self._missing(point)
+
+        def ask(message: Message) -> Any:
+            values = identify(message)
+            found = find(values, using=alias, lock=False)
+            if found is None:
+                raise missing(message, values)
+            message._subject = found
+            return run(message)
+
+        return ask
+
+    def _making(self, run: Run, alias: str) -> Run:
+        """Return what calls a factory and keeps what it returns."""
+
+        def make(message: Message) -> Any:
+            message._subject = None
+            result = run(message)
+            made = self._subject_of(result)
+            if made is None:
+                return result
+            events = made.keep(result, alias)
+            made.publish(result, events)
+            return made.storage.identifier_of(result)
+
+        return make
+
+    def _acting(
+        self,
+        run: Run,
+        point: JoinPoint,
+        alias: str,
+        identify: Callable[[Message], Values],
+    ) -> Run:
+        """Return what calls an action, or a factory where there is no object yet."""
+        endpoint = point.endpoint
+        find, locks = self.storage.find, self.storage.locks
+        missing = self._missing(point)
+        ignores = endpoint.policies.on_missing == "ignore"
+        is_pair = endpoint.is_factory
+        make = self._making(run, alias)
+        expects = self._expectation(point)
+        late = self.late(point, missing)
+
+        def act(message: Message) -> Any:
+            values = identify(message)
+            lock = locks and connections[alias].in_atomic_block
+            found = find(values, using=alias, lock=lock)
+            if found is None and is_pair:
+                try:
+                    # What the factory writes, publishes and sends shares its fate.
+                    with atomic(using=alias):
+                        return make(message)
+                except AggregateAlreadyExists:
+                    # Somebody else was first: what they made is acted on.
+                    found = find(values, using=alias, lock=lock)
+                    if found is None:
+                        raise
+            if found is None:
+                if ignores:
+                    return None
+                raise missing(message, values)
+            if self.is_over(found):
+                return late(message, values)
+            if expects is not None:
+                expects(message, found)
+            message._subject = found
+            return self._finish(found, run(message), alias)
+
+        return act
+
+    def _finish(self, found: Any, result: Any, alias: str) -> Any:
+        """Keep an object, and another one that it made; publish what they recorded."""
+        made = None if result is found else self._subject_of(result)
+        events = self.take_events(found)
+        self.storage.update(found, using=alias)
+        self.ended(found, alias)
+        if made is None:
+            self.publish(found, events)
+            return self.storage.identifier_of(found) if result is found else result
+        others = made.keep(result, alias if made.owner is self.owner else None)
+        self.publish(found, events)
+        made.publish(result, others)
+        return made.storage.identifier_of(result)
+
+    def keep(self, instance: Any, alias: str | None) -> list[Any]:
+        """
+        Insert or update an object; return what it has recorded, not yet published.
+
+        Raises:
+            AggregateAlreadyExists: another object has its identifier.
+            ConcurrencyError: it was changed by somebody else.
+
+        """
+        using = alias or self.write_alias()
+        events = self.take_events(instance)
+        if self.storage.is_new(instance):
+            self.storage.insert(instance, using=using)
+        else:
+            self.storage.update(instance, using=using)
+        self.ended(instance, using)
+        return events
+
+    def take_events(self, instance: Any) -> list[Any]:
+        """Return what an object has recorded; it forgets it."""
+        pull: Any = getattr(instance, self.options.events or PULL, None)
+        events: list[Any] = [] if pull is None else list(pull())
+        return events
+
+    def publish(self, instance: Any, events: list[Any]) -> None:
+        """Publish what an object has recorded, each event with where it comes from."""
+        if not events:
+            return
+        values = self.storage.values_of(instance)
+        parts = self.storage.parts
+        headers: dict[str, Any] = {
+            "aggregate_id": values[0]
+            if len(values) == 1
+            else {part.name: value for part, value in zip(parts, values, strict=True)},
+            "aggregate_type": self.type_name,
+        }
+        version = self.storage.version_of(instance)
+        if version is not None:
+            headers["aggregate_version"] = version
+        event_bus = self._services.owner.event_bus
+        for event in events:
+            event_bus.publish_recorded(event, headers)
+
+    def ended(self, instance: Any, alias: str) -> None:
+        """Do what is to be done where an object's life is over: nothing here."""
+
+    def _subject_of(self, result: Any) -> AggregateSubject | None:
+        """Return what keeps an object that a method returned, None for other values."""
+        if type(result) is self.owner:
+            return self
+        role = role_of(type(result))
+        if not isinstance(role, ModelRole):
+            return self if isinstance(result, self.owner) else None
+        return role.subject_of(type(result), self._services)
+
+    def _missing(self, point: JoinPoint) -> Callable[..., AggregateNotFound]:
+        owner, place = name_of_type(self.owner), _called(point.endpoint)
+        names = [part.name for part in self.storage.parts]
+
+        def missing(
+            message: Message,
+            values: Values,
+            fault: str = f"there is no {owner} with {{}}",
+        ) -> AggregateNotFound:
+            pairs = zip(names, values, strict=True)
+            said = ", ".join(f"{name}={value}" for name, value in pairs)
+            text = f"{place} was not called: {fault.format(said)}."
+            return _at_entrance(AggregateNotFound(text), message)
+
+        return missing
+
+    def _expectation(self, point: JoinPoint) -> Callable[[Message, Any], None] | None:
+        """Return what compares the version that a message's sender saw, if it says."""
+        field = version_field(point.payload_type)
+        if field is None or self.options.version is None:
+            return None
+        owner, place = name_of_type(self.owner), _called(point.endpoint)
+
+        def expect(message: Message, found: Any) -> None:
+            seen = getattr(message._payload, field, None)
+            version = self.storage.version_of(found)
+            if seen is not None and seen != version:
+                msg = (
+                    f"{place} was not called: its sender saw version {seen} of the "
+                    f"{owner}, which is at version {version} by now."
+                )
+                raise ConcurrencyError(msg)
+
+        return expect
+
+    # What sagas have beside that ----------------------------------------------------
+
+    def is_over(self, _instance: Any) -> bool:
+        """Tell whether an object takes no more messages: an aggregate always does."""
+        return False
+
+    def late(
+        self, point: JoinPoint, missing: Callable[..., Exception]
+    ) -> Callable[[Message, Values], Any]:
+        """Return what answers a message for an object that takes no more."""
+        return missing
+
+
+def _called(endpoint: Endpoint) -> str:
+    acting = endpoint.action or endpoint
+    return f"{name_of_type(acting.owner)}.{acting.function.__name__}"
+
+
+def _at_entrance(error: AggregateNotFound, message: Message) -> AggregateNotFound:
+    error.at_entrance = isinstance(message._parent, Origin)
+    return error
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(role_of(annotation), ModelRole)
+
+
+def _attributes_named(declared: Any) -> Iterator[str]:
+    if isinstance(declared, str):
+        yield declared
+    elif isinstance(declared, dict):
+        for one in declared.values():
+            yield from _attributes_named(one)
+
+
+def _has_fields(annotation: Any) -> bool:
+    return hasattr(annotation, "__dataclass_fields__") or hasattr(
+        annotation, "model_fields"
+    )
+
+
+def _may_have(cls: type, name: str) -> bool:
+    fields: Any = getattr(cls, "__dataclass_fields__", None) or getattr(
+        cls, "model_fields", {}
+    )
+    return name in fields or hasattr(cls, name)

@@ -1,0 +1,246 @@
+"""Which object a message is for: what in it says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from django_cqrs.exceptions import InvalidIdentifier
+from django_cqrs.messages import Message
+from django_cqrs.parameters import Header
+
+Values = tuple[Any, ...]
+"""The parts of an identifier, in their order."""
+
+Source = Callable[[Message], Any]
+"""What finds a value in a message, None where it is not there."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identifier:
+    """
+    ``Annotated[UUID, Identifier("ticket_id")]``: this field names the object.
+
+    Without a name it is the identifier of the field's, or parameter's, own name.
+    """
+
+    name: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Version:
+    """``Annotated[int, Version()]``: the version of the object that its sender saw."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """One part of what identifies the objects of a class."""
+
+    name: str
+    """The attribute of the object."""
+    aliases: tuple[str, ...]
+    """What messages call it, the usual name first."""
+    convert: Callable[[Any], Any]
+    """Makes what a message holds into what the object has."""
+
+    def is_called(self, name: str) -> bool:
+        """Tell whether a name is one of this part's."""
+        return name == self.name or name in self.aliases
+
+
+_PLAIN = (str, int, float, UUID, Decimal, datetime, date)
+
+
+def plain(value: Any) -> Any:
+    """
+    Return an identifier as a database and a channel take it: value objects as text.
+
+    Raises:
+        InvalidIdentifier: it is of several values.
+
+    """
+    if isinstance(value, _PLAIN) and not isinstance(value, bool):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset, Mapping, bytes, bool)):
+        msg = (
+            f"An identifier is one value, such as a number, a text or a UUID, "
+            f"not a {type(value).__name__}."
+        )
+        raise InvalidIdentifier(msg)
+    if hasattr(value, "_meta") and hasattr(value, "pk"):  # a model's object
+        return plain(value.pk)
+    return str(value)
+
+
+def usual_name(cls: type) -> str:
+    """Return what messages call the id of a class: ``order_line_id``."""
+    words = re.sub(
+        r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__
+    )
+    return f"{words.lower()}_id"
+
+
+# -------------------------------------------------------------------- given by value
+
+
+def values_given(parts: Sequence[Part], given: Any, *, by: str) -> Values:
+    """
+    Return the parts of an identifier that is given as a whole.
+
+    Args:
+        parts: of the class.
+        given: one value, or for several parts a dict by name or a tuple in order.
+        by: who gives it, for the error.
+
+    Raises:
+        InvalidIdentifier: it is not of these parts.
+
+    """
+    if isinstance(given, Mapping):
+        values = [
+            next((given[name] for name in (p.name, *p.aliases) if name in given), None)
+            for p in parts
+        ]
+        fits = len(given) == len(parts) and None not in values
+    elif len(parts) > 1 and isinstance(given, (tuple, list)):
+        values = list(given)
+        fits = len(values) == len(parts) and None not in values
+    else:
+        values, fits = [given], len(parts) == 1
+    if not fits:
+        names = ", ".join(part.name for part in parts)
+        msg = f"{by} gives {given!r}, where the identifier is made of {names}."
+        raise InvalidIdentifier(msg)
+    return tuple(part.convert(value) for part, value in zip(parts, values, strict=True))
+
+
+# --------------------------------------------------------------- found in the message
+
+
+def identification(
+    parts: Sequence[Part], declared: Any, payload_type: type | None
+) -> Callable[[Message], Values | None]:
+    """
+    Compile what finds out which object a message is for.
+
+    The first that has a value decides: ``aggregate_id=`` of the call, the handler's
+    `declared` ``identifier=``, the payload's field marked with :class:`Identifier`,
+    its attribute or key of the identifier's name.
+
+    Args:
+        parts: of the identifier.
+        declared: what the handler says with ``identifier=``.
+        payload_type: the class of the payloads, where it is known.
+
+    Returns:
+        A function from a message to the identifier's parts, None where it names none.
+        It raises InvalidIdentifier where what it names cannot be one.
+
+    """
+    whole = declared if callable(declared) else None
+    marked = marked_fields(payload_type)
+    sources = [
+        _sources_of(part, declared, marked, alone=len(parts) == 1) for part in parts
+    ]
+
+    def find(message: Message) -> Values | None:
+        given = message.aggregate_id
+        if given is not None:
+            return values_given(parts, given, by="aggregate_id=")
+        if whole is not None:
+            given = whole(message)
+            if given is not None:
+                return values_given(parts, given, by="identifier=")
+        values = []
+        for part, several in zip(parts, sources, strict=True):
+            for source in several:
+                value = source(message)
+                if value is not None:
+                    values.append(part.convert(value))
+                    break
+            else:
+                return None
+        return tuple(values)
+
+    return find
+
+
+def _sources_of(
+    part: Part, declared: Any, marked: Mapping[str | None, str], *, alone: bool
+) -> list[Source]:
+    sources: list[Source] = []
+    for name, each in declared_sources(declared):
+        if (name is None and alone) or (name is not None and part.is_called(name)):
+            sources.append(each)
+    for name, field in marked.items():
+        if name is not None and part.is_called(name):
+            sources.append(attribute(field))
+    sources.extend(attribute(alias) for alias in part.aliases)
+    return sources
+
+
+def declared_sources(declared: Any) -> Iterator[tuple[str | None, Source]]:
+    """Yield what an ``identifier=`` names: for which part, and what finds its value."""
+    if isinstance(declared, Mapping):
+        for name, one in declared.items():
+            for _, source in declared_sources(one):
+                yield name, source
+    elif isinstance(declared, str):
+        yield None, attribute(declared)
+    elif isinstance(declared, Header):
+        name = declared.name
+        yield None, lambda message: message.headers.get(name)
+    elif callable(declared):
+        yield None, declared
+
+
+def attribute(name: str) -> Source:
+    """Return what reads an attribute of the payload, or a key where it is a dict."""
+
+    def read(message: Message) -> Any:
+        payload = message._payload
+        if isinstance(payload, Mapping):
+            return payload.get(name)
+        return getattr(payload, name, None)
+
+    return read
+
+
+def marked_fields(cls: type | None) -> dict[str | None, str]:
+    """Return the fields of a message class that :class:`Identifier` marks, by name."""
+    return {
+        mark.name or field: field
+        for field, mark in _marks_of(cls)
+        if isinstance(mark, Identifier)
+    }
+
+
+def version_field(cls: type | None) -> str | None:
+    """Return the field of a message class that :class:`Version` marks, if any."""
+    return next(
+        (
+            f
+            for f, mark in _marks_of(cls)
+            if isinstance(mark, Version) or mark is Version
+        ),
+        None,
+    )
+
+
+def _marks_of(cls: type | None) -> Iterator[tuple[str, Any]]:
+    if cls is None or cls.__module__ == "builtins":
+        return
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except Exception:  # noqa: BLE001 - an annotation may run any code; a check says so
+        return
+    for field, annotation in hints.items():
+        if typing.get_origin(annotation) is typing.Annotated:
+            for mark in annotation.__metadata__:
+                yield field, Identifier() if mark is Identifier else mark

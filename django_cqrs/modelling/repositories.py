@@ -1,0 +1,328 @@
+"""
+Repositories: aggregates by hand, where no handler of theirs is called.
+
+``Repository[Order]`` as a parameter's type gets one that finds and keeps orders as the
+handlers of ``Order`` do. A subclass of it, named with ``@aggregate(repository=...)``,
+keeps the objects of a class that nothing else can.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from django.db import DEFAULT_DB_ALIAS, connections, models
+from django.utils.module_loading import import_string
+
+from django_cqrs.conversion import bare_type, name_of_type, union_members
+from django_cqrs.exceptions import AggregateNotFound, InvalidHandler
+from django_cqrs.messages import Message, scope_of
+from django_cqrs.modelling.aggregates import AggregateSubject, ModelRole, options_of
+from django_cqrs.modelling.identifiers import (
+    Part,
+    Source,
+    Values,
+    declared_sources,
+    plain,
+    usual_name,
+    values_given,
+)
+from django_cqrs.modelling.storages import Options, Storage, register_storage
+from django_cqrs.parameters import (
+    READING,
+    Constant,
+    Header,
+    Resolver,
+    Services,
+    Unfillable,
+    register_filler,
+    sole_type,
+)
+from django_cqrs.problems import Rule
+from django_cqrs.roles import role_of
+
+T = TypeVar("T")
+
+
+class Repository(Generic[T]):
+    """
+    Finds and keeps the objects of one class.
+
+    As a base for one of your own, :meth:`find` and :meth:`save` are to be written.
+    """
+
+    def get(self, identifier: Any, /) -> T:
+        """
+        Return an object.
+
+        Args:
+            identifier: one value; a dict by name, or a tuple, where it is of several.
+
+        Raises:
+            AggregateNotFound: there is none with this identifier.
+
+        """
+        found = self.find(identifier)
+        if found is None:
+            msg = f"{self!r} has nothing with the identifier {identifier!r}."
+            raise AggregateNotFound(msg)
+        return found
+
+    def find(self, identifier: Any, /) -> T | None:
+        """Return an object, or None where there is none with this identifier."""
+        raise NotImplementedError
+
+    def save(self, instance: T, /) -> None:
+        """Keep an object, new or changed."""
+        raise NotImplementedError
+
+    def delete(self, instance: T, /) -> None:
+        """Forget an object; where nothing is deleted this is left as it is."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """Return the class's name."""
+        return type(self).__name__
+
+
+class StorageRepository(Repository[T]):
+    """Keeps objects as their handlers do, and publishes what they recorded."""
+
+    def __init__(self, subject: AggregateSubject) -> None:
+        """Take what finds and keeps the objects."""
+        self._subject = subject
+
+    def find(self, identifier: Any, /) -> T | None:
+        """
+        Return an object, or None; inside a transaction it is locked where handlers do.
+
+        Raises:
+            InvalidIdentifier: what is given cannot be one.
+
+        """
+        storage = self._subject.storage
+        values = values_given(storage.parts, identifier, by=repr(self))
+        alias = storage.write_alias()
+        lock = storage.locks and connections[alias].in_atomic_block
+        found: T | None = storage.find(values, using=alias, lock=lock)
+        return found
+
+    def save(self, instance: T, /) -> None:
+        """
+        Insert or update an object, then publish what it has recorded.
+
+        Raises:
+            AggregateAlreadyExists: another object has its identifier.
+            ConcurrencyError: it was changed by somebody else.
+
+        """
+        self._subject.publish(instance, self._subject.keep(instance, None))
+
+    def delete(self, instance: T, /) -> None:
+        """Delete an object; the handler that it is the object of does not save it."""
+        storage = self._subject.storage
+        storage.delete(instance, using=storage.write_alias())
+
+    def __repr__(self) -> str:
+        """Return it as it is written in an annotation."""
+        return f"Repository[{name_of_type(self._subject.owner)}]"
+
+
+def _repository_filler(annotation: Any, services: Services) -> Constant | None:
+    bare = sole_type(annotation)
+    if typing.get_origin(bare) is not Repository or services.owner is None:
+        return None
+    (cls,) = typing.get_args(bare)
+    return Constant(StorageRepository(_subject_of(cls, services)))
+
+
+def _subject_of(cls: Any, services: Services) -> AggregateSubject:
+    role = role_of(cls)
+    if isinstance(role, ModelRole):
+        return role.subject_of(cls, services)
+    if isinstance(cls, type) and issubclass(cls, models.Model):
+        # A plain model has no handlers; it is found and kept all the same.
+        return AggregateSubject(cls, _PLAIN_ROLE, services)
+    msg = f"{name_of_type(cls)} is neither an aggregate nor a model"
+    raise Unfillable(msg, rule=Rule.BAD_FETCH)
+
+
+_PLAIN_ROLE = ModelRole(options_of(None, None, None, None))
+
+
+# ----------------------------------------------------------------------------- Fetch
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fetch:
+    """
+    ``Annotated[Ticket, Fetch("ticket_id")]``: the object that a message names.
+
+    Args:
+        source: an attribute of the payload, a ``Header``, or a callable that gets the
+            message; a dict of these by name where the identifier is of several.
+
+    ``Ticket | None`` allows none. Inside a command the row is locked as an action's is;
+    elsewhere it is only read. It is not saved by itself.
+
+    """
+
+    source: str | Header | Callable[[Message], Any] | dict[str, Any]
+
+
+def _fetch_filler(annotation: Any, services: Services) -> Resolver | None:
+    mark = _fetch_in(annotation)
+    if mark is None:
+        return None
+    bare = bare_type(annotation)
+    members = union_members(bare)
+    kept = [each for each in members if each is not type(None)]
+    if len(kept) != 1:
+        msg = f"{name_of_type(bare)} is not one class of objects"
+        raise Unfillable(msg, rule=Rule.BAD_FETCH)
+    subject = _subject_of(kept[0], services)
+    resolver = _fetcher(subject, mark, optional=len(members) > 1, locks=True)
+    reading = _fetcher(subject, mark, optional=len(members) > 1, locks=False)
+    setattr(resolver, READING, reading)
+    return resolver
+
+
+def _fetch_in(annotation: Any) -> Fetch | None:
+    if typing.get_origin(annotation) is not typing.Annotated:
+        return None
+    return next((m for m in annotation.__metadata__ if isinstance(m, Fetch)), None)
+
+
+def _fetcher(
+    subject: AggregateSubject, mark: Fetch, *, optional: bool, locks: bool
+) -> Resolver:
+    name = name_of_type(subject.owner)
+    sources = list(declared_sources(mark.source))
+
+    def fetch(message: Message) -> Any:
+        storage = subject.storage
+        values = _values_from(storage.parts, sources, message)
+        if values is None:
+            if optional:
+                return None
+            msg = (
+                f"Which {name} is wanted is not said: {mark} finds no value in the "
+                f"message. Annotate {name} | None where that is allowed."
+            )
+            raise AggregateNotFound(msg)
+        scope = scope_of(message) if locks else None
+        alias = message.using or (
+            storage.read_alias() if scope is None else storage.write_alias()
+        )
+        is_locked = scope is not None and connections[alias].in_atomic_block
+        found = storage.find(values, using=alias, lock=is_locked and storage.locks)
+        if found is None and not optional:
+            pairs = zip(storage.parts, values, strict=True)
+            said = ", ".join(f"{part.name}={value}" for part, value in pairs)
+            msg = (
+                f"There is no {name} with {said}. Annotate {name} | None where that is "
+                f"allowed."
+            )
+            raise AggregateNotFound(msg)
+        return found
+
+    return fetch
+
+
+def _values_from(
+    parts: tuple[Part, ...], sources: list[tuple[str | None, Source]], message: Message
+) -> Values | None:
+    if len(sources) == 1 and sources[0][0] is None:
+        given = sources[0][1](message)
+    else:
+        given = {name: source(message) for name, source in sources}
+        if None in given.values():
+            given = None
+    return None if given is None else values_given(parts, given, by="Fetch")
+
+
+register_filler(_repository_filler)
+register_filler(_fetch_filler)
+
+
+# ------------------------------------------------------- repositories of one's own
+
+
+class RepositoryStorage(Storage[Any]):
+    """Keeps objects by a repository that a user has written."""
+
+    def __init__(self, cls: type, options: Options) -> None:
+        """Take a class and the repository of its options."""
+        super().__init__(cls, options)
+
+    @cached_property
+    def repository(self) -> Repository[Any]:
+        """
+        The repository, made once.
+
+        Raises:
+            InvalidHandler: it is none.
+
+        """
+        given = self.options.repository
+        made = import_string(given) if isinstance(given, str) else given
+        if isinstance(made, type):
+            made = made()
+        if not isinstance(made, Repository):
+            msg = (
+                f"repository={given!r} of {name_of_type(self.cls)} is no Repository: "
+                f"derive it from django_cqrs.modelling.Repository."
+            )
+            raise InvalidHandler(msg)
+        return made
+
+    def make_parts(self) -> tuple[Part, ...]:
+        """Return the attributes named, by default the usual name of the class's id."""
+        names = self.options.identifier or (usual_name(self.cls),)
+        return tuple(Part(name, (name,), plain) for name in names)
+
+    def write_alias(self) -> str:
+        """Return the default: the repository itself decides where it keeps."""
+        return DEFAULT_DB_ALIAS
+
+    def find(self, values: Values, *, using: str, lock: bool) -> Any:
+        """Ask the repository."""
+        names = [part.name for part in self.parts]
+        one = values[0] if len(values) == 1 else dict(zip(names, values, strict=True))
+        return self.repository.find(one)
+
+    def is_new(self, instance: Any) -> bool:
+        """Tell nothing: the repository decides what saving means."""
+        return True
+
+    def insert(self, instance: Any, *, using: str) -> None:
+        """Save it."""
+        self.repository.save(instance)
+
+    def update(self, instance: Any, *, using: str) -> None:
+        """Save it."""
+        version = self.options.version
+        if version is not None:
+            setattr(instance, version, getattr(instance, version) + 1)
+        self.repository.save(instance)
+
+    def delete(self, instance: Any, *, using: str) -> None:
+        """Delete it, which the repository has to know how to."""
+        self.repository.delete(instance)
+
+    def identifier_of(self, instance: Any) -> Any:
+        """Return the one attribute, or a dict of several."""
+        values = self.values_of(instance)
+        names = [part.name for part in self.parts]
+        one = len(values) == 1
+        return values[0] if one else dict(zip(names, values, strict=True))
+
+
+def _repository_storage(cls: type, options: Options) -> RepositoryStorage | None:
+    return None if options.repository is None else RepositoryStorage(cls, options)
+
+
+register_storage(_repository_storage, first=True)
