@@ -1,0 +1,222 @@
+"""
+Channels whose messages another engine handles: stored as on the outbox, then forwarded.
+
+The row in the outbox stays the truth. A relay, ``manage.py cqrs_worker``, marks what is
+ready as forwarded, for the time of a lease, and sends the engine tasks that carry ids
+of rows. The task claims its rows, handles them and deletes them in the transaction of
+what the handlers wrote. What the engine loses is forwarded again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any, ClassVar, Final
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS
+
+from django_cqrs.buses import Registry
+from django_cqrs.buses import registry as projects
+from django_cqrs.outbox.channel import OutboxChannel
+from django_cqrs.outbox.store import Group, Store
+from django_cqrs.outbox.worker import Bounds, Tally, Worker
+
+logger: Final = logging.getLogger("django_cqrs.worker")
+
+
+class EngineChannel(OutboxChannel):
+    """
+    The base of channels that forward: a subclass says how tasks are sent.
+
+    ``OPTIONS``, beside those of the outbox's channel: ``"lease"``, the seconds in which
+    the engine is to begin with a message before it is forwarded once more (60), and
+    ``"in_flight"``, how many messages may be with the engine at a time (10,000).
+    """
+
+    known_options: ClassVar[tuple[str, ...]] = (
+        *OutboxChannel.known_options,
+        "lease",
+        "in_flight",
+    )
+
+    def __init__(self, alias: str, options: dict[str, Any]) -> None:
+        """
+        Read the options.
+
+        Raises:
+            ImproperlyConfigured: one of them is no number above 0.
+
+        """
+        super().__init__(alias, options)
+        self.lease = timedelta(seconds=self._number("lease", 60))
+        self.in_flight = int(self._number("in_flight", 10_000))
+
+    def _number(self, name: str, default: float) -> float:
+        value: Any = self.options.get(name, default)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not value > 0:
+            msg = f"the option {name!r} is {value!r}, and no number above 0."
+            raise ImproperlyConfigured(msg)
+        return float(value)
+
+    def send(self, batches: Sequence[Sequence[int]], using: str) -> None:
+        """
+        Send a task for each batch of ids, several in one write where that can be.
+
+        Args:
+            batches: the ids of rows, each batch for one task.
+            using: the alias of the database that holds them.
+
+        Raises:
+            Exception: any. Some of the tasks may have been sent: their rows are
+                forwarded again, and a task whose rows are gone does nothing.
+
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the connection that tasks are sent through, if there is one."""
+
+    def relay(self, using: str) -> EngineRelay:
+        """Return what forwards the channel's messages."""
+        return EngineRelay(self, using)
+
+
+class EngineRelay:
+    """Forwards the messages of one channel in one database."""
+
+    batch = 1000
+    """How many messages are marked, and sent, at once at the most."""
+    tasks = 20
+    """Into how many tasks those are parted, so that several consumers get some."""
+    longest_pause = 5.0
+    """An engine that is out of reach is asked again within so many seconds."""
+
+    def __init__(self, channel: EngineChannel, using: str) -> None:
+        """Forward from the database of an alias."""
+        self.channel = channel
+        self.store = Store(using)
+        limit = self.store.connection.features.max_query_params
+        if limit is not None:
+            self.batch = min(self.batch, limit - 10)
+        # At the most so many are with the engine; counted when that matters.
+        self._in_flight = channel.in_flight
+        self._failures = 0
+        self._pause_ends = 0.0
+        self._looked_after = 0.0
+
+    def forward(self, owner: str, *, limit: int | None) -> int:
+        """Forward what is ready; see :class:`django_cqrs.outbox.channel.Relay`."""
+        if time.monotonic() < self._pause_ends:
+            return 0
+        alias, lease = self.channel.alias, self.channel.lease
+        room = min(self._room(), self.batch if limit is None else limit)
+        if room <= 0:
+            return 0
+        found = self.store.forward(alias, limit=room, owner=owner, lease=lease)
+        keys = [pk for pk, _ in found]
+        self._in_flight += len(keys)
+        alone: list[int] = []
+        if not keys:  # those that have killed somebody come last
+            alone = self.store.forward_abandoned(
+                alias, limit=min(room, 100), owner=owner, lease=lease
+            )
+        batches = [*self._parted(found), *((key,) for key in alone)]
+        if not batches:
+            return 0
+        try:
+            self.channel.send(batches, self.store.using)
+        except Exception as error:  # noqa: BLE001 - whatever says that it is away
+            self._pause(owner, [*keys, *alone], error)
+            return 0
+        self._failures = 0
+        return len(keys) + len(alone)
+
+    def _room(self) -> int:
+        limit = self.channel.in_flight
+        if limit - self._in_flight < self.batch:
+            self._in_flight = self.store.count_forwarded(
+                self.channel.alias, limit=limit
+            )
+        return min(self.batch, limit - self._in_flight)
+
+    def _parted(
+        self, found: Sequence[tuple[int, Group | None]]
+    ) -> Iterator[Sequence[int]]:
+        """Part ids into batches, each in the order of its messages' turn."""
+        size = -(-len(found) // self.tasks)
+        batch: list[int] = []
+        before = None
+        for pk, group in found:
+            # The messages of one key are for one consumer.
+            if len(batch) >= size and (group is None or group != before):
+                yield batch
+                batch = []
+            batch.append(pk)
+            before = group
+        if batch:
+            yield batch
+
+    def _pause(self, owner: str, keys: Sequence[int], error: Exception) -> None:
+        """Take back what could not be sent, and leave the engine alone for a while."""
+        seconds = min(self.longest_pause, 0.1 * 2 ** min(self._failures, 6))
+        logger.error(
+            "%s: %d messages could not be forwarded, nothing is lost; "
+            "trying again in %.1f s",
+            self.channel,
+            len(keys),
+            seconds,
+            exc_info=error,
+        )
+        self._failures += 1
+        self._pause_ends = time.monotonic() + seconds
+        self.store.take_back(owner, keys)
+
+    def look_after(self) -> int:
+        """Make ready again what the engine has not begun with in time."""
+        now = time.monotonic()
+        # The rows that are forwarded may be many, and this looks at each.
+        if now - self._looked_after < min(1.0, self.channel.lease.total_seconds() / 10):
+            return 0
+        self._looked_after = now
+        return self.store.take_back_expired(self.channel.alias)
+
+    def close(self) -> None:
+        """End the connection to the engine."""
+        self.channel.close()
+
+
+# A task handles messages for so long, and one handler more; others may have the rest.
+TASK_SECONDS = 5.0
+
+
+def handle(
+    keys: Sequence[int], using: str = DEFAULT_DB_ALIAS, registry: Registry | None = None
+) -> Tally:
+    """
+    Handle messages that were forwarded: what the task of every engine does.
+
+    Args:
+        keys: the ids of their rows.
+        using: the alias of the database that holds them.
+        registry: whose handlers are called; by default the project's.
+
+    Returns:
+        What was done. A handler that fails raises nothing: its message is tried again
+        as its policy says, or is a dead letter.
+
+    Raises:
+        Exception: what Django raises where the database is out of reach. Nothing is
+            lost.
+
+    """
+    worker = Worker(
+        registry if registry is not None else projects,
+        (),
+        using=using,
+        bounds=Bounds(seconds=TASK_SECONDS),
+    )
+    return worker.handle_forwarded(keys)

@@ -1,0 +1,472 @@
+"""The desk: what waits and what is dead, in Django's admin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from django.contrib import admin, messages
+from django.contrib.admin import helpers
+from django.contrib.admin.models import CHANGE, DELETION, LogEntry
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
+from django.db import connections, router, transaction
+from django.db.models import Max, Model, Q, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+
+from django_cqrs.outbox.models import DeadLetter, OutboxMessage
+from django_cqrs.outbox.store import discard, replay
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[Any]
+    _Paginator = Paginator[Any]
+else:  # Django's own take no parameter
+    _ModelAdmin = admin.ModelAdmin
+    _Paginator = Paginator
+
+LISTED: Final = 10_000
+"""How many rows a list has at the most: nobody pages through more."""
+
+RECENT: Final = 1_000
+"""Among how many of the newest rows filters look for their choices."""
+
+SHOWN: Final = 100
+"""How many of the chosen are named before something is done with them."""
+
+BATCH: Final = 500
+"""How many are replayed or deleted in one transaction."""
+
+
+class BoundedPaginator(_Paginator):
+    """Counts no further than a list goes: a table may have a million rows."""
+
+    @cached_property
+    def count(self) -> int:
+        """Return how many rows the list has."""
+        return min(self._counted, LISTED)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Tell whether there are more rows than the list has."""
+        return self._counted > LISTED
+
+    @cached_property
+    def _counted(self) -> int:
+        rows: Any = self.object_list
+        return int(rows.order_by().values("pk")[: LISTED + 1].count())
+
+
+class _RecentFilter(admin.SimpleListFilter):
+    """Filters by a column; its choices are what the newest rows have in it."""
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, str]]:
+        """Return the choices, with one that is chosen already."""
+        name = str(self.parameter_name)
+        newest = model_admin.model._default_manager.order_by("-pk")
+        found = set(newest.values_list(name, flat=True)[:RECENT])
+        if self.value():
+            found.add(self.value())
+        return [(value, value) for value in sorted(found)]
+
+    def has_output(self) -> bool:
+        """Show it always, so that its place is the same."""
+        return True
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Leave the rows that have the chosen value."""
+        value = self.value()
+        if value is None:
+            return None
+        return queryset.filter(**{str(self.parameter_name): value})
+
+
+class ChannelFilter(_RecentFilter):
+    """Messages of one channel."""
+
+    title = _("channel")
+    parameter_name = "channel"
+
+
+class EndpointFilter(_RecentFilter):
+    """Messages for one endpoint."""
+
+    title = _("endpoint")
+    parameter_name = "endpoint"
+
+
+class KeptMessageAdmin(_ModelAdmin):
+    """What the tables of messages have in common: they are looked at, not edited."""
+
+    paginator = BoundedPaginator
+    show_full_result_count = False
+    list_per_page = 50
+    list_max_show_all = 0
+    ordering = ("-pk",)
+    sortable_by = ()
+    search_fields = ("message_id",)
+    search_help_text = _(
+        "A message id, a correlation id, an ordering key, or the name of a message or "
+        "an endpoint; each whole."
+    )
+    change_list_template = "admin/django_cqrs_outbox/change_list.html"
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Refuse: messages are sent by a bus."""
+        return False
+
+    def has_change_permission(
+        self, request: HttpRequest, obj: Model | None = None
+    ) -> bool:
+        """Refuse: a message is what was sent."""
+        return False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return the rows, without what lists do not show."""
+        wide = [
+            name
+            for name in ("payload", "headers", "traceback")
+            if any(field.name == name for field in self.model._meta.fields)
+        ]
+        return super().get_queryset(request).defer(*wide)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Search for the whole of an id, a key or a name."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        try:
+            value = UUID(term)
+        except ValueError:
+            wanted = dict.fromkeys(("ordering_key", "name", "endpoint"), term)
+        else:
+            wanted = dict.fromkeys(("message_id", "correlation_id"), str(value))
+        found = queryset.none()
+        for condition in wanted.items():
+            found |= queryset.filter(Q(condition))
+        return found, False
+
+    # Deletion -----------------------------------------------------------------------
+
+    def get_deleted_objects(
+        self, objs: Any, request: HttpRequest
+    ) -> tuple[list[str], dict[str, int], set[str], list[str]]:
+        """Return what is to be deleted; nothing hangs on a message."""
+        name = str(self.model._meta.verbose_name_plural)
+        is_query = isinstance(objs, QuerySet)
+        count = objs.count() if is_query else len(objs)
+        named = [str(each) for each in objs[:SHOWN]]
+        lacking = set() if self.has_delete_permission(request) else {name}
+        return named, {name: count}, lacking, []
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        """Delete one; what waited behind it goes on."""
+        rows = self._rows()
+        discard(rows.filter(pk=obj.pk), using=rows.db)
+
+    @admin.action(
+        permissions=["delete"],
+        description=_("Delete selected %(verbose_name_plural)s"),
+    )
+    def delete_selected(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> HttpResponse | None:
+        """Delete the chosen ones, once that is confirmed."""
+        if not self._is_confirmed(request):
+            question = gettext("Delete these for ever? Nobody will handle them.")
+            return self._ask(request, queryset, "delete_selected", question)
+        count = self._in_batches(request, queryset, self._delete_batch)
+        text = ngettext("Deleted %(count)d.", "Deleted %(count)d.", count)
+        self.message_user(request, text % {"count": count}, messages.SUCCESS)
+        return None
+
+    def _delete_batch(self, request: HttpRequest, batch: list[Any], using: str) -> int:
+        rows = self._rows()
+        # Whom nobody else has deleted or handled in the meantime.
+        kept = rows.select_for_update() if _locks(using) else rows
+        found = list(kept.filter(pk__in=[each.pk for each in batch]))
+        self._log(request, found, DELETION, "")
+        return discard(rows.filter(pk__in=[each.pk for each in found]), using=using)
+
+    # Confirmation and audit ---------------------------------------------------------
+
+    def _is_confirmed(self, request: HttpRequest) -> bool:
+        return request.method == "POST" and request.POST.get("post") == "yes"
+
+    def _ask(
+        self,
+        request: HttpRequest,
+        chosen: QuerySet[Any],
+        action: str,
+        question: str,
+    ) -> HttpResponse:
+        """Return the page that asks whether to go on."""
+        is_all = request.POST.get("select_across") == "1"
+        keys = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
+        total = chosen.order_by().count()
+        shown = list(chosen[:SHOWN])
+        context = {
+            **self.admin_site.each_context(request),
+            "title": gettext("Are you sure?"),
+            "opts": self.opts,
+            "question": question,
+            "action": action,
+            # One stands for all: their filter is in the address.
+            "keys": keys[:1] if is_all else keys,
+            "select_across": "1" if is_all else "0",
+            "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
+            "total": total,
+            "shown": shown,
+            "more": total - len(shown),
+        }
+        site: Any = request
+        site.current_app = self.admin_site.name
+        return TemplateResponse(
+            request, "admin/django_cqrs_outbox/confirmation.html", context
+        )
+
+    def _in_batches(
+        self,
+        request: HttpRequest,
+        chosen: QuerySet[Any],
+        handle: Callable[[HttpRequest, list[Any], str], int],
+    ) -> int:
+        """Handle the chosen in order of sending, each batch in one transaction."""
+        using, count = self._rows().db, 0
+        for keys in _keys(chosen.using(using)):
+            with transaction.atomic(using=using):
+                batch = list(self._rows().filter(pk__in=keys).order_by("sequence"))
+                count += handle(request, batch, using)
+        return count
+
+    def _rows(self) -> QuerySet[Any]:
+        """Return all rows, whole, of the database that is written to."""
+        using = router.db_for_write(self.model)
+        rows: QuerySet[Any] = self.model._default_manager.using(using)
+        return rows
+
+    def _log(
+        self, request: HttpRequest, rows: list[Any], flag: int, message: str
+    ) -> None:
+        """Write who did it into the history of each."""
+        user: Any = request.user
+        chosen: Any = rows
+        if rows:
+            LogEntry.objects.log_actions(
+                user_id=user.pk,
+                queryset=chosen,
+                action_flag=flag,
+                change_message=message,
+            )
+
+
+def _keys(chosen: QuerySet[Any]) -> Iterator[list[int]]:
+    """
+    Yield the ids of the chosen, in order of sending, and each once.
+
+    What is given up again while this runs is a row of its own, and is left alone.
+    """
+    last = chosen.order_by().aggregate(last=Max("pk"))["last"]
+    rows = chosen.filter(pk__lte=last).order_by("sequence", "pk")
+    keys = list(rows.values_list("pk", flat=True)) if last is not None else []
+    for start in range(0, len(keys), BATCH):
+        yield keys[start : start + BATCH]
+
+
+def _locks(using: str) -> bool:
+    return connections[using].features.has_select_for_update
+
+
+@admin.register(OutboxMessage)
+class OutboxMessageAdmin(KeptMessageAdmin):
+    """What waits: a handled message has no row any more."""
+
+    list_display = (
+        "id",
+        "channel",
+        "endpoint",
+        "name",
+        "state",
+        "attempts",
+        "sent_at",
+        "available_at",
+        "ordering_key",
+    )
+    list_filter = (ChannelFilter, "state", EndpointFilter)
+    actions = ("delete_selected",)
+    fieldsets = (
+        (None, {"fields": ("channel", "endpoint", "name", "version")}),
+        (
+            _("State"),
+            {
+                "fields": (
+                    "state",
+                    "attempts",
+                    "available_at",
+                    "expires_at",
+                    "owner",
+                    "lease_expires_at",
+                )
+            },
+        ),
+        (
+            _("Identity"),
+            {
+                "fields": (
+                    "message_id",
+                    "correlation_id",
+                    "causation_id",
+                    "sent_at",
+                    "priority",
+                    "ordering_key",
+                    "subject",
+                )
+            },
+        ),
+    )
+
+
+@admin.register(DeadLetter)
+class DeadLetterAdmin(KeptMessageAdmin):
+    """What failed for good, to be replayed or deleted."""
+
+    list_display = (
+        "id",
+        "failed_at",
+        "channel",
+        "endpoint",
+        "name",
+        "reason",
+        "attempts",
+        "first_line",
+        "ordering_key",
+    )
+    list_filter = (ChannelFilter, "reason", EndpointFilter)
+    actions = ("replay_selected", "delete_selected")
+    change_form_template = "admin/django_cqrs_outbox/deadletter/change_form.html"
+    readonly_fields = ("traceback_as_it_was",)
+    fieldsets = (
+        (None, {"fields": ("channel", "endpoint", "name", "version")}),
+        (
+            _("Failure"),
+            {
+                "fields": (
+                    "reason",
+                    "failed_at",
+                    "attempts",
+                    "exception",
+                    "error",
+                    "traceback_as_it_was",
+                )
+            },
+        ),
+        (
+            _("Identity"),
+            {
+                "fields": (
+                    "message_id",
+                    "correlation_id",
+                    "causation_id",
+                    "sent_at",
+                    "priority",
+                    "expires_at",
+                    "ordering_key",
+                    "subject",
+                )
+            },
+        ),
+    )
+
+    @admin.display(description=_("error"))
+    def first_line(self, obj: DeadLetter) -> str:
+        """Return how the error begins."""
+        lines = (obj.error or obj.exception).splitlines() or [""]
+        return lines[0] if len(lines[0]) <= SHOWN else f"{lines[0][:SHOWN]}…"
+
+    @admin.display(description=_("traceback"))
+    def traceback_as_it_was(self, obj: DeadLetter) -> str:
+        """Return the traceback with its spaces."""
+        return format_html('<pre class="cqrs-text">{}</pre>', obj.traceback or "-")
+
+    def has_replay_permission(self, request: HttpRequest) -> bool:
+        """Tell whether somebody may put dead letters back."""
+        name = f"{self.opts.app_label}.replay_deadletter"
+        user: Any = request.user
+        return bool(user.has_perm(name))
+
+    @admin.action(permissions=["replay"], description=_("Replay selected dead letters"))
+    def replay_selected(
+        self, request: HttpRequest, queryset: QuerySet[DeadLetter]
+    ) -> HttpResponse | None:
+        """Put the chosen ones back into their channels, once that is confirmed."""
+        if not self._is_confirmed(request):
+            question = gettext(
+                "Put these back into their channels? What a handler did outside the "
+                "database before it failed, it does again."
+            )
+            return self._ask(request, queryset, "replay_selected", question)
+        count = self._in_batches(request, queryset, self._replay_batch)
+        self._tell_replayed(request, count)
+        return None
+
+    def _replay_batch(
+        self, request: HttpRequest, batch: list[DeadLetter], using: str
+    ) -> int:
+        replayed = [each for each in batch if replay([each], using=using)]
+        self._log(request, replayed, CHANGE, gettext("Replayed."))
+        return len(replayed)
+
+    def _tell_replayed(self, request: HttpRequest, count: int) -> None:
+        text = ngettext("Replayed %(count)d.", "Replayed %(count)d.", count)
+        level = messages.SUCCESS if count else messages.WARNING
+        self.message_user(request, text % {"count": count}, level)
+
+    def get_urls(self) -> list[URLPattern]:
+        """Add the page that replays one."""
+        view = self.admin_site.admin_view(self.replay_view)
+        name = f"{self.opts.app_label}_{self.opts.model_name}_replay"
+        own = path("<path:object_id>/replay/", view, name=name)
+        return [own, *super().get_urls()]
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Show one, with a way to replay it where that is allowed."""
+        may = {"has_replay_permission": self.has_replay_permission(request)}
+        context = {**may, **(extra_context or {})}
+        return super().change_view(request, object_id, form_url, context)
+
+    def replay_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Ask whether to replay one, and do it when that is posted."""
+        if not self.has_replay_permission(request):
+            raise PermissionDenied
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        letter = self.get_object(request, object_id)
+        changelist = reverse(
+            f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist",
+            current_app=self.admin_site.name,
+        )
+        if letter is None:
+            text = gettext("There is no such dead letter any more.")
+            self.message_user(request, text, messages.WARNING)
+            return HttpResponseRedirect(changelist)
+        chosen = self._rows().filter(pk=letter.pk)
+        answer = self.replay_selected(request, chosen)
+        return answer or HttpResponseRedirect(changelist)

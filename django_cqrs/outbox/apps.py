@@ -1,0 +1,23 @@
+"""The app config of the outbox."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class OutboxConfig(AppConfig):
+    """Messages stored with the data they speak of."""
+
+    name = "django_cqrs.outbox"
+    label = "django_cqrs_outbox"
+    verbose_name = _("Outbox")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def import_models(self) -> None:
+        """Import them and offer the inbox: routes are compiled before ``ready()``."""
+        super().import_models()
+        from django_cqrs.inboxes import offer_inbox
+        from django_cqrs.outbox.inbox import inbox
+
+        offer_inbox(self.name, inbox)

@@ -1,0 +1,300 @@
+"""The outbox channel: messages stored by the connection of the data, with the data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from uuid import UUID
+
+from django.apps import apps
+from django.core.checks import CheckMessage, Error
+from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_cqrs.channels import Channel, Delivery, Envelope, channels
+from django_cqrs.exceptions import InvalidChannel
+from django_cqrs.outbox.models import OutboxMessage, State
+from django_cqrs.outbox.times import as_stored
+
+if TYPE_CHECKING:
+    from django_cqrs.buses import Registry
+
+NOTIFICATION = "django_cqrs_outbox"
+"""The PostgreSQL notification that wakes workers; its payload is the alias."""
+
+COLUMNS = (
+    "channel",
+    "endpoint",
+    "name",
+    "version",
+    "payload",
+    "headers",
+    "message_id",
+    "correlation_id",
+    "causation_id",
+    "sent_at",
+    "sequence",
+    "priority",
+    "expires_at",
+    "state",
+    "available_at",
+    "attempts",
+    "token",
+    "subject",
+    "ordering_key",
+)
+
+
+class Relay(Protocol):
+    """What forwards the messages of one channel to an engine that handles them."""
+
+    def forward(self, owner: str, *, limit: int | None) -> int:
+        """
+        Forward what is ready.
+
+        Args:
+            owner: a name for it that is used once.
+            limit: how many messages at the most.
+
+        Returns:
+            How many were forwarded. 0 is time to rest: also where the engine is out
+            of reach, which raises nothing.
+
+        """
+        ...
+
+    def look_after(self) -> int:
+        """Make ready again what the engine has lost; return how many messages."""
+        ...
+
+    def close(self) -> None:
+        """End the connection to the engine, if there is one."""
+        ...
+
+
+class OutboxChannel(Channel):
+    """
+    Stores messages in the database of the data, in the transaction of the data.
+
+    ``manage.py cqrs_worker ALIAS`` handles them. ``OPTIONS`` may hold ``"NOTIFY":
+    False``: no notification then wakes the worker on PostgreSQL, it polls.
+    """
+
+    supports_delay = True
+    supports_expiry = True
+    supports_priority = True
+    supports_ordering = True
+    supports_redelivery = True
+    known_options: ClassVar[tuple[str, ...]] = ("NOTIFY",)
+
+    # One that was woken looks again so soon after that no other call is needed, in
+    # seconds: see the rounds of polling of the worker.
+    quiet_time: ClassVar[float] = 0.005
+
+    def __init__(self, alias: str, options: dict[str, Any]) -> None:
+        """Remember when the workers of each database were last woken."""
+        super().__init__(alias, options)
+        self.notifies = options.get("NOTIFY", True)
+        self._last_notifications: dict[str, float] = {}
+
+    def write(
+        self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
+    ) -> None:
+        """Store messages in one statement, or in as few as the parameters allow."""
+        envelopes = [entry.envelope for entry in entries]
+        rows = [self._row(envelope, _adapters(connection)) for envelope in envelopes]
+        size = _rows_per_statement(connection)
+        if len(rows) <= size:
+            _insert(connection, rows)
+        else:
+            with transaction.atomic(using=connection.alias):
+                for start in range(0, len(rows), size):
+                    _insert(connection, rows[start : start + size])
+        if self.notifies and connection.vendor == "postgresql":
+            wake = partial(self._notify, connection)
+            transaction.on_commit(wake, using=connection.alias, robust=True)
+
+    def _row(
+        self, envelope: Envelope, adapt: tuple[Callable[[Any], Any], ...]
+    ) -> tuple[Any, ...]:
+        as_uuid, as_bytes, as_time = adapt
+        is_delayed = envelope.available_at is not None
+        return (
+            self.alias,
+            envelope.endpoint,
+            envelope.name,
+            envelope.version,
+            as_bytes(envelope.payload),
+            as_bytes(envelope.headers),
+            as_uuid(envelope.message_id),
+            as_uuid(envelope.correlation_id),
+            as_uuid(envelope.causation_id),
+            as_time(envelope.timestamp),
+            envelope.sequence,
+            envelope.priority,
+            as_time(envelope.expires_at),
+            State.DELAYED.value if is_delayed else State.READY.value,
+            as_time(envelope.available_at),
+            0,
+            0,
+            envelope.subject,
+            envelope.ordering_key,
+        )
+
+    def _notify(self, connection: BaseDatabaseWrapper) -> None:
+        """Wake a worker: after the commit, since inside it would serialise commits."""
+        now = time.monotonic()
+        last = self._last_notifications.get(connection.alias)
+        if last is not None and now - last < self.quiet_time:
+            return
+        self._last_notifications[connection.alias] = now
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_notify(%s, %s)", [NOTIFICATION, self.alias])
+
+    def relay(self, using: str) -> Relay | None:
+        """
+        Return what forwards the channel's messages, None where a worker handles them.
+
+        Args:
+            using: the alias of the database that holds the messages.
+
+        """
+        return None
+
+    def run(
+        self,
+        limit: int | None = None,
+        *,
+        registry: Registry | None = None,
+        using: str = DEFAULT_DB_ALIAS,
+    ) -> int:
+        """
+        Handle what is due here and now: for tests, inside their own transaction.
+
+        Args:
+            limit: stop after so many messages.
+            registry: whose handlers are called; by default the project's.
+            using: the alias of the database.
+
+        Returns:
+            How many were handled.
+
+        Raises:
+            Exception: whatever a handler raises, unchanged. Its message is tried
+                again as its policy says.
+
+        """
+        from django_cqrs.buses import registry as projects
+        from django_cqrs.outbox.worker import Bounds, StopWorker, Worker
+
+        bounds = Bounds(messages=limit, until_empty=True, on_failure=True)
+        handlers = registry if registry is not None else projects
+        worker = Worker(handlers, [self.alias], using=using, bounds=bounds)
+        try:
+            return worker.run().handled
+        except StopWorker as error:
+            raise (error.__cause__ or error) from None
+
+    def advance(self, span: timedelta, *, using: str = DEFAULT_DB_ALIAS) -> None:
+        """Let time pass for what waits: what is delayed falls due, or expires."""
+        waiting = OutboxMessage.objects.using(using).filter(channel=self.alias)
+        for field in ("available_at", "expires_at"):
+            timed = waiting.filter(**{f"{field}__isnull": False})
+            for row in timed.only("pk", field):
+                moment = getattr(row, field) - span
+                waiting.filter(pk=row.pk).update(**{field: moment})
+
+    def cancel(self, connection: BaseDatabaseWrapper, subject: str) -> None:
+        """Delete the delayed messages for an object, in the open transaction."""
+        waiting = OutboxMessage.objects.using(connection.alias).filter(
+            channel=self.alias, subject=subject, state=State.DELAYED
+        )
+        # An exclude() of the empty text lets the partial index be used.
+        waiting.exclude(subject="")._raw_delete(connection.alias)
+
+    def check(self) -> Iterable[CheckMessage]:
+        """Report that the app with the tables is not installed."""
+        if not apps.is_installed("django_cqrs.outbox"):
+            yield Error(
+                f"The channel {self.alias!r} needs the outbox's tables.",
+                hint="Add 'django_cqrs.outbox' to INSTALLED_APPS and migrate.",
+                id="django_cqrs_outbox.E001",
+            )
+
+
+def outbox_of(alias: str) -> OutboxChannel:
+    """
+    Return the channel of an alias, of which rows wait in the outbox.
+
+    Raises:
+        InvalidChannel: the settings describe none, or one of another kind.
+
+    """
+    channel = channels[alias]
+    if not isinstance(channel, OutboxChannel):
+        msg = f"{channel} is not an outbox: nothing waits there for a worker."
+        raise InvalidChannel(msg)
+    return channel
+
+
+def _adapters(
+    connection: BaseDatabaseWrapper,
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return what makes ids, bytes and times into what the driver takes."""
+    native = connection.features.has_native_uuid_field
+
+    def as_uuid(value: UUID | None) -> Any:
+        return value if native or value is None else value.hex
+
+    def as_time(value: datetime | None) -> Any:
+        stored = None if value is None else as_stored(value)
+        return connection.ops.adapt_datetimefield_value(stored)
+
+    driver: Any = connection
+    return as_uuid, driver.Database.Binary, as_time
+
+
+def _rows_per_statement(connection: BaseDatabaseWrapper) -> int:
+    limit = connection.features.max_query_params
+    return 1000 if limit is None else max(1, limit // len(COLUMNS))
+
+
+# PostgreSQL takes a column as one array: a thousand rows are then 19 parameters.
+_ARRAYS = (
+    ("text",) * 3
+    + ("smallint",)
+    + ("bytea",) * 2
+    + ("uuid",) * 3
+    + ("timestamptz",)
+    + ("bigint", "integer", "timestamptz", "smallint", "timestamptz", "integer")
+    + ("bigint", "text", "text")
+)
+
+
+def _insert_arrays(
+    connection: BaseDatabaseWrapper, rows: list[tuple[Any, ...]]
+) -> None:
+    quote = connection.ops.quote_name
+    table = quote(OutboxMessage._meta.db_table)
+    names = ", ".join(quote(column) for column in COLUMNS)
+    arrays = ", ".join(f"%s::{each}[]" for each in _ARRAYS)
+    statement = f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays})"  # noqa: S608 - no value in it
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [list(column) for column in zip(*rows, strict=True)])
+
+
+def _insert(connection: BaseDatabaseWrapper, rows: list[tuple[Any, ...]]) -> None:
+    if len(rows) > 1 and connection.vendor == "postgresql":
+        _insert_arrays(connection, rows)
+        return
+    quote = connection.ops.quote_name
+    table = quote(OutboxMessage._meta.db_table)
+    names = ", ".join(quote(column) for column in COLUMNS)
+    places = ", ".join(["%s"] * len(COLUMNS))
+    values = ", ".join([f"({places})"] * len(rows))
+    statement = f"INSERT INTO {table} ({names}) VALUES {values}"  # noqa: S608 - no value in it
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [value for row in rows for value in row])

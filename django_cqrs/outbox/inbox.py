@@ -1,0 +1,155 @@
+"""The inbox: keys of messages, inserted before the handler in its transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import QuerySet
+from django.db.models.constants import OnConflict
+from django.utils import timezone
+
+from django_cqrs import conf
+from django_cqrs.channels import as_timedelta
+from django_cqrs.exceptions import BrokenTransaction
+from django_cqrs.inboxes import Seen
+from django_cqrs.outbox.models import InboxEntry
+
+COLUMNS = "endpoint", "key", "message_id", "created_at"
+
+# Another may take a key out, or renew it, between two looks at it.
+_ROUNDS: Final = 5
+
+
+def window() -> timedelta:
+    """Return how long a key is remembered."""
+    return as_timedelta(conf.current().IDEMPOTENCY_WINDOW, "IDEMPOTENCY_WINDOW")
+
+
+class DatabaseInbox:
+    """Remembers keys in a table with a unique constraint."""
+
+    def enter(
+        self,
+        using: str,
+        owner: str,
+        key: str,
+        message_id: UUID,
+        *,
+        former: Sequence[str] = (),
+    ) -> Seen | None:
+        """Remember a key; return what is kept of its first message, None if new."""
+        connection = connections[using]
+        for _ in range(_ROUNDS):
+            now = timezone.now()
+            if _insert(connection, owner, key, message_id, now):
+                return self._seen_by(using, former, key, now)
+            entries = _entries(using, owner, key)
+            found = _first(entries) or _first(entries.select_for_update())
+            if found is None:
+                continue
+            pk, created_at, seen = found
+            if created_at > now - window():
+                return seen
+            renewed = entries.filter(pk=pk, created_at=created_at).update(
+                created_at=now, message_id=message_id, result=None, outputs=None
+            )
+            if renewed:
+                return None
+        msg = f"The key {key!r} of {owner} could not be entered: others changed it."
+        raise BrokenTransaction(msg)
+
+    def _seen_by(
+        self, using: str, owners: Sequence[str], key: str, now: datetime
+    ) -> Seen | None:
+        """Return what is kept under names that the owner had before."""
+        for owner in owners:
+            found = _first(_entries(using, owner, key))
+            if found is not None and found[1] > now - window():
+                return found[2]
+        return None
+
+    def keep(
+        self,
+        using: str,
+        owner: str,
+        key: str,
+        *,
+        result: bytes | None,
+        outputs: bytes | None,
+    ) -> None:
+        """Keep what came of the message whose key was entered."""
+        _entries(using, owner, key).update(result=result, outputs=outputs)
+
+    def purge(
+        self, using: str, *, before: datetime | None = None, size: int = 1000
+    ) -> int:
+        """
+        Delete the entries whose time is over, each batch in a statement of its own.
+
+        Args:
+            using: the alias of the database.
+            before: entries made before that; by default those out of the window.
+            size: of a batch.
+
+        Returns:
+            How many were deleted.
+
+        """
+        if before is None:
+            before = timezone.now() - window()
+        old = InboxEntry.objects.using(using).filter(created_at__lt=before)
+        deleted = 0
+        while True:
+            keys = list(old.order_by("created_at").values_list("pk", flat=True)[:size])
+            if not keys:
+                return deleted
+            deleted += old.filter(pk__in=keys)._raw_delete(using)
+
+
+def _entries(using: str, owner: str, key: str) -> QuerySet[InboxEntry]:
+    return InboxEntry.objects.using(using).filter(endpoint=owner, key=key)
+
+
+def _first(entries: QuerySet[InboxEntry]) -> tuple[int, datetime, Seen] | None:
+    row = entries.values_list("pk", "created_at", "result", "outputs").first()
+    if row is None:
+        return None
+    pk, created_at, result, outputs = row
+    return pk, created_at, Seen(_bytes(result), _bytes(outputs))
+
+
+def _bytes(value: Any) -> bytes | None:
+    return None if value is None else bytes(value)
+
+
+def _insert(
+    connection: BaseDatabaseWrapper,
+    owner: str,
+    key: str,
+    message_id: UUID,
+    now: datetime,
+) -> bool:
+    """Insert an entry; tell whether there was none. A conflict is no error."""
+    operations = connection.ops
+    fields: list[Any] = [InboxEntry._meta.get_field(name) for name in COLUMNS]
+    ignoring = OnConflict.IGNORE
+    start = operations.insert_statement(on_conflict=ignoring)
+    end = operations.on_conflict_suffix_sql(fields, ignoring, (), ())
+    table = operations.quote_name(InboxEntry._meta.db_table)
+    names = ", ".join(operations.quote_name(name) for name in COLUMNS)
+    statement = f"{start} {table} ({names}) VALUES (%s, %s, %s, %s) {end}"
+    values = [
+        field.get_db_prep_save(value, connection)
+        for field, value in zip(fields, (owner, key, message_id, now), strict=True)
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        return bool(cursor.rowcount == 1)
+
+
+inbox: Final = DatabaseInbox()

@@ -1,0 +1,202 @@
+"""``manage.py cqrs_failed``: look at dead letters, replay them, delete them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.models import QuerySet
+from tabulate import tabulate
+
+from django_cqrs.outbox.models import DeadLetter, Reason
+from django_cqrs.outbox.store import discard, replay
+
+NARROW = 60
+
+
+class Command(BaseCommand):
+    """List, show, replay and delete messages that failed for good."""
+
+    help = "Shows messages that failed for good; replays or deletes them."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Take an action, and which dead letters it is for."""
+        actions = parser.add_subparsers(dest="action", required=True)
+        listing = actions.add_parser(
+            "list", help="List dead letters, the newest first."
+        )
+        self._add_filters(listing)
+        listing.add_argument(
+            "--limit", type=int, default=20, help="How many (default: %(default)s)."
+        )
+        listing.add_argument(
+            "--format",
+            choices=["table", "json"],
+            default="table",
+            help="The form of the output (default: %(default)s).",
+        )
+        show = actions.add_parser("show", help="Show one with its error and payload.")
+        show.add_argument("id", type=int, help="Its id, as the list shows it.")
+        for action, text in (
+            ("replay", "Put them back into their channel, for their own handler."),
+            ("delete", "Delete them for ever."),
+        ):
+            sub = actions.add_parser(action, help=text)
+            sub.add_argument("ids", nargs="*", type=int, help="The ids; or filters.")
+            sub.add_argument(
+                "--all", action="store_true", help="All that the filters leave."
+            )
+            sub.add_argument(
+                "--dry-run", action="store_true", help="Only say how many it would be."
+            )
+            if action == "delete":
+                sub.add_argument(
+                    "--no-input",
+                    "--noinput",
+                    action="store_false",
+                    dest="interactive",
+                    help="Do not ask.",
+                )
+            self._add_filters(sub)
+        for sub in actions.choices.values():
+            sub.add_argument(
+                "--database",
+                default=DEFAULT_DB_ALIAS,
+                choices=tuple(connections),
+                help="The database (default: %(default)s).",
+            )
+
+    def _add_filters(self, parser: CommandParser) -> None:
+        parser.add_argument("--channel", help="Only of this channel.")
+        parser.add_argument("--endpoint", help="Only for this endpoint.")
+        parser.add_argument("--message", help="Only of this message's name.")
+        parser.add_argument(
+            "--reason", choices=Reason.values, help="Only given up for this reason."
+        )
+
+    def handle(self, *, action: str, database: str, **options: Any) -> None:
+        """Do what is asked."""
+        letters = DeadLetter.objects.using(database)
+        if action == "show":
+            self._show(letters.filter(pk=options["id"]).first(), options["id"])
+            return
+        chosen = self._filtered(letters.all(), options)
+        if action == "list":
+            self._list(chosen, options["limit"], options["format"])
+            return
+        ids = options["ids"]
+        if ids:
+            chosen = chosen.filter(pk__in=ids)
+            missing = set(ids) - set(chosen.values_list("pk", flat=True))
+            if missing:
+                numbers = ", ".join(map(str, sorted(missing)))
+                msg = f"There is no dead letter {numbers}. Nothing was done."
+                raise CommandError(msg)
+        elif not options["all"]:
+            msg = (
+                f"Say which: cqrs_failed {action} ID ..., or --all with or without "
+                f"filters."
+            )
+            raise CommandError(msg)
+        if options["dry_run"]:
+            self.stdout.write(f"Would {action} {chosen.count()}.")
+        elif action == "replay":
+            count = replay(chosen.order_by("sequence").iterator(), using=database)
+            self.stdout.write(self.style.SUCCESS(f"Replayed {count}."))
+        else:
+            self._delete(chosen, database, interactive=options["interactive"])
+
+    def _filtered(
+        self, letters: QuerySet[DeadLetter], options: dict[str, Any]
+    ) -> QuerySet[DeadLetter]:
+        for option, field in (
+            ("channel", "channel"),
+            ("endpoint", "endpoint"),
+            ("message", "name"),
+            ("reason", "reason"),
+        ):
+            if options.get(option) is not None:
+                letters = letters.filter(**{field: options[option]})
+        return letters
+
+    def _list(self, letters: QuerySet[DeadLetter], limit: int, form: str) -> None:
+        rows = list(letters.order_by("-failed_at", "-pk")[:limit])
+        if form == "json":
+            self.stdout.write(json.dumps([_as_dict(row) for row in rows], indent=2))
+            return
+        if not rows:
+            self.stdout.write("No dead letters.")
+            return
+        width = shutil.get_terminal_size().columns if self.stdout.isatty() else 0
+        cells = [
+            [
+                row.pk,
+                f"{row.failed_at:%Y-%m-%d %H:%M:%S}",
+                row.channel,
+                row.endpoint,
+                row.reason,
+                row.attempts,
+                _shortened(row, width),
+            ]
+            for row in rows
+        ]
+        headers = ["Id", "Failed at", "Channel", "Endpoint", "Reason", "Tries", "Error"]
+        self.stdout.write(tabulate(cells, headers=headers, disable_numparse=True))
+        total = letters.count()
+        if total > len(rows):
+            self.stdout.write(f"... and {total - len(rows)} more.")
+
+    def _show(self, letter: DeadLetter | None, key: int) -> None:
+        if letter is None:
+            msg = f"There is no dead letter {key}."
+            raise CommandError(msg)
+        for name, value in _as_dict(letter).items():
+            self.stdout.write(f"{name + ':':<16}{value if value is not None else '-'}")
+        self.stdout.write(f"{'headers:':<16}{_text(letter.headers)}")
+        self.stdout.write(f"{'payload:':<16}{_text(letter.payload)}")
+        if letter.traceback:
+            self.stdout.write(f"\n{letter.traceback}")
+
+    def _delete(
+        self, letters: QuerySet[DeadLetter], database: str, *, interactive: bool
+    ) -> None:
+        count = letters.count()
+        if interactive and count:
+            answer = input(f"Delete {count} for ever? Type 'yes' to go on: ")
+            if answer != "yes":
+                self.stdout.write("Nothing was deleted.")
+                return
+        discard(letters, using=database)
+        self.stdout.write(self.style.SUCCESS(f"Deleted {count}."))
+
+
+def _as_dict(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "id": letter.pk,
+        "channel": letter.channel,
+        "endpoint": letter.endpoint,
+        "message": letter.name,
+        "version": letter.version,
+        "reason": letter.reason,
+        "attempts": letter.attempts,
+        "failed_at": letter.failed_at.isoformat(),
+        "sent_at": letter.sent_at.isoformat(),
+        "exception": letter.exception,
+        "error": letter.error,
+        "message_id": str(letter.message_id),
+        "correlation_id": str(letter.correlation_id),
+        "causation_id": str(letter.causation_id) if letter.causation_id else None,
+    }
+
+
+def _shortened(letter: DeadLetter, width: int) -> str:
+    text = (letter.error or letter.exception).splitlines() or [""]
+    room = max(20, width - 100) if width else NARROW
+    return text[0] if len(text[0]) <= room else f"{text[0][: room - 3]}..."
+
+
+def _text(value: bytes | memoryview) -> str:
+    return bytes(value).decode(errors="backslashreplace")

@@ -1,0 +1,112 @@
+"""``manage.py cqrs_stats``: what waits in the channels, what is dead, what was done."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.utils import timezone
+from tabulate import tabulate
+
+from django_cqrs.exceptions import InvalidChannel
+from django_cqrs.outbox.channel import outbox_of
+from django_cqrs.outbox.statistics import ChannelStatistics, statistics_of
+
+JSON_VERSION = 1
+
+COLUMNS = {
+    "channel": "Channel",
+    "pending": "Pending",
+    "oldest": "Oldest",
+    "delayed": "Delayed",
+    "parked": "Parked",
+    "dead": "Dead",
+    "handled_5_minutes": "Handled 5 min",
+    "handled_hour": "Handled 1 h",
+    "handled_day": "Handled 24 h",
+    "failed_hour": "Failed 1 h",
+}
+# Shown only where a channel has some.
+OPTIONAL = ("parked", "failed_hour")
+
+
+class Command(BaseCommand):
+    """Show the figures of the channels."""
+
+    help = (
+        "Shows for each channel of the outbox how many messages are due, how long the "
+        "oldest has waited, how many are delayed and dead, and how many were handled."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Take the channels, the database and a format."""
+        parser.add_argument(
+            "channels",
+            nargs="*",
+            metavar="CHANNEL",
+            help="The aliases of the channels; without any: all.",
+        )
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="The database (default: %(default)s).",
+        )
+        parser.add_argument(
+            "--format",
+            choices=["table", "json"],
+            default="table",
+            help="The form of the output (default: %(default)s).",
+        )
+
+    def handle(
+        self, *, channels: list[str], database: str, format: str, **_options: Any
+    ) -> None:
+        """Print the figures."""
+        try:
+            for alias in channels:
+                outbox_of(alias)
+        except InvalidChannel as error:
+            raise CommandError(str(error)) from error
+        found = statistics_of(database, channels or None)
+        if format == "json":
+            document = {
+                "version": JSON_VERSION,
+                "database": database,
+                "at": timezone.now().isoformat(),
+                "channels": [dataclasses.asdict(each) for each in found],
+            }
+            self.stdout.write(json.dumps(document, indent=2))
+        elif not found:
+            self.stdout.write("No channels.")
+        else:
+            self.stdout.write(_table(found))
+
+
+def _table(found: list[ChannelStatistics]) -> str:
+    rows = [_row(each) for each in found]
+    columns = [
+        column
+        for column in COLUMNS
+        if column not in OPTIONAL or any(row[column] for row in rows)
+    ]
+    return tabulate(
+        [[row[column] for column in columns] for row in rows],
+        headers=[COLUMNS[column] for column in columns],
+        disable_numparse=True,
+        colalign=["left", *["right"] * (len(columns) - 1)],
+    )
+
+
+def _row(each: ChannelStatistics) -> dict[str, Any]:
+    seconds = each.oldest_seconds
+    return {
+        **dataclasses.asdict(each),
+        "oldest": "" if seconds is None else str(timedelta(seconds=int(seconds))),
+        **{f"handled_{window}": count for window, count in each.handled.items()},
+        **{f"failed_{window}": count for window, count in each.failed.items()},
+    }

@@ -1,0 +1,282 @@
+"""``manage.py cqrs_worker``: handle, or forward, the messages that wait in channels."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, run_with_reloader
+
+from django_cqrs.buses import registry
+from django_cqrs.exceptions import InvalidChannel
+from django_cqrs.outbox.channel import Relay, outbox_of
+from django_cqrs.outbox.supervisor import (
+    REPLACE,
+    STOP,
+    Supervisor,
+    end_with_supervisor,
+    supervised_by,
+)
+from django_cqrs.outbox.worker import Bounds, StopWorker, Worker, megabytes_used
+
+LEVELS = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO, 3: logging.DEBUG}
+
+
+def positive(text: str) -> int:
+    """Return a whole number of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        msg = f"{text!r} is no whole number of at least 1."
+        raise argparse.ArgumentTypeError(msg)
+    return number
+
+
+def seconds(text: str) -> float:
+    """Return a number of seconds above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not number > 0:
+        msg = f"{text!r} is no number of seconds above 0."
+        raise argparse.ArgumentTypeError(msg)
+    return number
+
+
+def relays_of(aliases: Sequence[str], using: str) -> dict[str, Relay]:
+    """Return what forwards the messages of channels, for those that have an engine."""
+    relays = {}
+    for alias in aliases:
+        relay = outbox_of(alias).relay(using)
+        if relay is not None:
+            relays[alias] = relay
+    return relays
+
+
+class Command(BaseCommand):
+    """Handle messages until told to stop."""
+
+    help = (
+        "Handles the messages that wait in channels of the outbox, or forwards them to "
+        "the engine that the channel names. SIGTERM and SIGINT "
+        "let it finish what it holds; a second one ends it at once."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Take the channels, the database and the bounds."""
+        parser.add_argument(
+            "channels",
+            nargs="+",
+            metavar="CHANNEL",
+            help="The aliases of the channels; the first is looked at first.",
+        )
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="The database whose outbox is handled (default: %(default)s).",
+        )
+        parser.add_argument(
+            "--processes",
+            type=positive,
+            metavar="N",
+            help="Start so many workers, and another one for each that crashes; the "
+            "bounds are those of each.",
+        )
+        parser.add_argument(
+            "--batch",
+            type=positive,
+            default=100,
+            help="How many messages are claimed at once (default: %(default)s).",
+        )
+        parser.add_argument(
+            "--lease",
+            type=seconds,
+            default=30.0,
+            help="Seconds after which a dead worker's messages are taken over "
+            "(default: %(default)s).",
+        )
+        parser.add_argument(
+            "--max-messages", type=positive, help="Stop after so many messages."
+        )
+        parser.add_argument("--max-seconds", type=seconds, help="Stop after so long.")
+        parser.add_argument(
+            "--max-megabytes",
+            type=positive,
+            help="Stop when the process has used so much memory.",
+        )
+        parser.add_argument(
+            "--until-empty",
+            action="store_true",
+            help="Stop when nothing is ready any more.",
+        )
+        parser.add_argument(
+            "--stop-on-failure",
+            action="store_true",
+            help="Stop, with exit code 1, when a handler fails.",
+        )
+        parser.add_argument(
+            "--reload",
+            action=argparse.BooleanOptionalAction,
+            default=None,
+            help="Start again when code changes (default: under DEBUG).",
+        )
+
+    def handle(self, **options: Any) -> None:
+        """Check the channels, then run, under the reloader where that is wanted."""
+        try:
+            for alias in options["channels"]:
+                outbox_of(alias)
+        except InvalidChannel as error:
+            raise CommandError(str(error)) from error
+        bounded = any(
+            options[name]
+            for name in ("max_messages", "max_seconds", "max_megabytes", "until_empty")
+        )
+        pipe = supervised_by()
+        if pipe is not None:
+            self._run(**options, pipe=pipe)
+            return
+        wants_reload = options["reload"]
+        if wants_reload is None:
+            wants_reload = settings.DEBUG and not bounded
+        if wants_reload:
+            run_with_reloader(self._run, **options)
+        else:
+            self._run(**options)
+
+    def _run(self, **options: Any) -> None:
+        with self._logging(options["verbosity"]):
+            if options["processes"] is None or "pipe" in options:
+                self._work(**options)
+            else:
+                self._supervise(**options)
+
+    def _supervise(self, **options: Any) -> None:
+        count = options["processes"]
+        os.environ.pop(DJANGO_AUTORELOAD_ENV, None)  # the reloader's child is this one
+        # They are started as this process was, and know what they are by their pipe.
+        supervisor = Supervisor([sys.executable, *sys.orig_argv[1:]], count)
+        if options["verbosity"] > 0:
+            noun = "worker" if count == 1 else "workers"
+            self.stdout.write(f"Starting {count} {noun}.")
+            self.stdout.flush()
+        before = self._on_signals(lambda _number: supervisor.stop())
+        try:
+            is_well = supervisor.run()
+        finally:
+            self._restore(before)
+        if not is_well:
+            msg = "A worker has stopped at a failure, and so have the others."
+            raise CommandError(msg)
+
+    def _work(self, **options: Any) -> None:
+        pipe = options.get("pipe")
+        aliases = options["channels"]
+        relays = relays_of(aliases, options["database"])
+        worker = Worker(
+            registry,
+            aliases,
+            using=options["database"],
+            batch=options["batch"],
+            lease=timedelta(seconds=options["lease"]),
+            bounds=Bounds(
+                messages=options["max_messages"],
+                seconds=options["max_seconds"],
+                megabytes=options["max_megabytes"],
+                until_empty=options["until_empty"],
+                on_failure=options["stop_on_failure"],
+            ),
+            relays=relays,
+        )
+
+        def stop(number: int) -> None:
+            worker.stop()
+            if pipe is None:  # the next one is not for us: it ends the process
+                signal.signal(number, signal.SIG_DFL)
+
+        before = self._on_signals(stop)
+        if pipe is not None:
+            end_with_supervisor(pipe, worker.stop, options["lease"])
+        try:
+            if options["verbosity"] > 0:
+                parts = [
+                    (
+                        verb,
+                        [alias for alias in aliases if (alias in relays) is forwards],
+                    )
+                    for verb, forwards in (("Handling", False), ("Forwarding", True))
+                ]
+                for verb, names in parts:
+                    if names:
+                        said = f"{verb} {', '.join(names)} of {options['database']!r}."
+                        self.stdout.write(said)
+            worker.run()
+        except StopWorker as error:
+            msg = f"{error} The worker stops."
+            code = 1 if pipe is None else STOP
+            raise CommandError(msg, returncode=code) from error
+        finally:
+            self._restore(before)
+            if options["verbosity"] > 0:
+                tally = worker.tally
+                counts = [f"{tally.forwarded} forwarded"] if relays else []
+                if len(relays) < len(aliases):
+                    counts += [
+                        f"{tally.handled} handled",
+                        f"{tally.failed} failed",
+                        f"{tally.dead} dead",
+                        f"{tally.expired} expired",
+                    ]
+                self.stdout.write(f"{', '.join(counts)}.")
+        limit = options["max_megabytes"]
+        if pipe is not None and limit is not None and megabytes_used() >= limit:
+            sys.exit(REPLACE)
+
+    def _on_signals(self, stop: Callable[[int], None]) -> dict[int, Any]:
+        """Have the signals that end a process call something; return what was so."""
+
+        def receive(number: int, _frame: FrameType | None) -> None:
+            stop(number)
+
+        before: dict[int, Any] = {}
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before[number] = signal.signal(number, receive)
+        except ValueError:  # not in the main thread, under the reloader or a test
+            return before
+        return before
+
+    def _restore(self, before: dict[int, Any]) -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def _logging(self, verbosity: int) -> Iterator[None]:
+        """Show the log as the verbosity says, for as long as the worker runs."""
+        logger = logging.getLogger("django_cqrs")
+        level, handler = logger.level, None
+        logger.setLevel(LEVELS.get(verbosity, logging.DEBUG))
+        if not logger.hasHandlers():
+            handler = logging.StreamHandler(self.stderr)
+            logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            if handler is not None:
+                logger.removeHandler(handler)

@@ -1,0 +1,192 @@
+"""The tables of the outbox: what waits, what failed, keys seen, and what was done."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from django_cqrs.models import NameField
+
+
+class State(models.IntegerChoices):
+    """Where a message stands. A handled one has no row any more."""
+
+    READY = 0, _("ready")
+    DELAYED = 1, _("delayed")
+    CLAIMED = 2, _("claimed")
+    ABANDONED = 3, _("abandoned")
+    PARKED = 4, _("parked")
+    FORWARDED = 5, _("forwarded")
+
+
+class StoredMessage(models.Model):
+    """What a message is on its way: names, bytes, ids and times."""
+
+    channel = models.CharField(_("channel"), max_length=100)
+    endpoint = NameField(_("endpoint"), max_length=255)
+    name = models.CharField(_("message"), max_length=255, blank=True)
+    version = models.PositiveSmallIntegerField(_("version"), default=1)
+    payload = models.BinaryField(_("payload"))
+    headers = models.BinaryField(_("headers"))
+    message_id = models.UUIDField(_("message id"))
+    correlation_id = models.UUIDField(_("correlation id"), db_index=True)
+    causation_id = models.UUIDField(_("causation id"), null=True)
+    sent_at = models.DateTimeField(_("sent at"))
+    sequence = models.BigIntegerField(_("sequence"))
+    priority = models.IntegerField(_("priority"), default=0)
+    expires_at = models.DateTimeField(_("expires at"), null=True)
+    # Most have none, and those are not indexed.
+    ordering_key = NameField(_("ordering key"), max_length=255, null=True)
+    # The aggregate or saga that it is for, where that is known.
+    subject = models.CharField(_("subject"), max_length=255, blank=True, default="")
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+
+    class Meta:
+        """No table of its own."""
+
+        abstract = True
+
+    def __str__(self) -> str:
+        """Return what it is and for whom."""
+        return f"{self.name or 'value'} for {self.endpoint}"
+
+
+class OutboxMessage(StoredMessage):
+    """A message for one endpoint that has not been handled."""
+
+    state = models.PositiveSmallIntegerField(
+        _("state"), choices=State.choices, default=State.READY
+    )
+    available_at = models.DateTimeField(_("available at"), null=True)
+    owner = models.CharField(_("owner"), max_length=100, null=True)  # noqa: DJ001 - nobody's is not one whose name is empty
+    lease_expires_at = models.DateTimeField(_("lease expires at"), null=True)
+    # How often it was claimed; an owner names one claim, and is what fences.
+    token = models.BigIntegerField(_("token"), default=0)
+
+    objects: ClassVar[models.Manager[OutboxMessage]] = models.Manager()
+
+    class Meta(StoredMessage.Meta):
+        """The hot table: small, since handled messages leave it."""
+
+        verbose_name = _("message")
+        verbose_name_plural = _("messages")
+        default_permissions = ("view", "delete")
+        indexes: ClassVar[list[models.Index]] = [
+            # The claim walks this one, and never over delayed or claimed rows.
+            models.Index(
+                fields=["channel", "state", "-priority", "sequence"],
+                name="cqrs_outbox_turn",
+            ),
+            # What falls due, and leases that have run out.
+            models.Index(
+                fields=["channel", "available_at"],
+                condition=models.Q(state=State.DELAYED),
+                name="cqrs_outbox_due",
+            ),
+            # The messages of one key: what holds it, and the rest in their order.
+            models.Index(
+                fields=["ordering_key", "endpoint", "state", "sequence"],
+                condition=models.Q(ordering_key__isnull=False),
+                name="cqrs_outbox_key",
+            ),
+            # The timers of a saga, which end with it.
+            models.Index(
+                fields=["subject"],
+                condition=models.Q(state=State.DELAYED) & ~models.Q(subject=""),
+                name="cqrs_outbox_subject",
+            ),
+        ]
+
+
+class Reason(models.TextChoices):
+    """Why a message was given up."""
+
+    FAILED = "failed", _("the handler failed")
+    POISON = "poison", _("it kills its worker")
+    UNDECODABLE = "undecodable", _("its payload cannot be read")
+    UNKNOWN_MESSAGE = "unknown_message", _("no class has its name")
+    UNKNOWN_ENDPOINT = "unknown_endpoint", _("no handler has its endpoint's name")
+
+
+class DeadLetter(StoredMessage):
+    """A message that failed for good, with its original bytes."""
+
+    reason = models.CharField(_("reason"), max_length=20, choices=Reason.choices)
+    exception = models.CharField(_("exception"), max_length=255, blank=True)
+    error = models.TextField(_("error"), blank=True)
+    traceback = models.TextField(_("traceback"), blank=True)
+    failed_at = models.DateTimeField(_("failed at"))
+
+    objects: ClassVar[models.Manager[DeadLetter]] = models.Manager()
+
+    class Meta(StoredMessage.Meta):
+        """Apart from what waits, so that the dead slow nobody down."""
+
+        verbose_name = _("dead letter")
+        verbose_name_plural = _("dead letters")
+        default_permissions = ("view", "delete")
+        permissions = (("replay_deadletter", _("Can replay dead letters")),)
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(fields=["channel", "failed_at"], name="cqrs_dead_channel"),
+            models.Index(
+                fields=["ordering_key", "endpoint", "sequence"],
+                condition=models.Q(ordering_key__isnull=False),
+                name="cqrs_dead_key",
+            ),
+        ]
+
+
+class InboxEntry(models.Model):
+    """A key that an endpoint, or a bus, has seen: what has it again is a duplicate."""
+
+    endpoint = NameField(_("endpoint"), max_length=300)
+    key = NameField(_("key"), max_length=255)
+    message_id = models.UUIDField(_("message id"))
+    created_at = models.DateTimeField(_("created at"), db_index=True)
+    result = models.BinaryField(_("result"), null=True)
+    outputs = models.BinaryField(_("messages sent"), null=True)
+
+    objects: ClassVar[models.Manager[InboxEntry]] = models.Manager()
+
+    class Meta:
+        """Unique by a plain constraint, which every database keeps."""
+
+        verbose_name = _("inbox entry")
+        verbose_name_plural = _("inbox entries")
+        default_permissions = ("view", "delete")
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["endpoint", "key"], name="cqrs_inbox_once"),
+        ]
+
+    def __str__(self) -> str:
+        """Return whose key it is."""
+        return f"{self.key} of {self.endpoint}"
+
+
+class Throughput(models.Model):
+    """How many messages of a channel were tried in one minute; kept for a day."""
+
+    minute = models.DateTimeField(_("minute"))
+    channel = NameField(_("channel"), max_length=100)
+    handled = models.PositiveIntegerField(_("handled"), default=0)
+    failed = models.PositiveIntegerField(_("failed"), default=0)
+
+    objects: ClassVar[models.Manager[Throughput]] = models.Manager()
+
+    class Meta:
+        """A few rows, which all workers add to now and then."""
+
+        verbose_name = _("throughput")
+        verbose_name_plural = _("throughput")
+        default_permissions = ("view",)
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(
+                fields=["minute", "channel"], name="cqrs_throughput_once"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        """Return what was done when."""
+        return f"{self.handled} of {self.channel} in {self.minute:%Y-%m-%d %H:%M}"

@@ -1,0 +1,979 @@
+"""
+The worker: claims messages, handles them in batches, settles them with what they wrote.
+
+A claim is committed before anything is handled. The handlers of a batch then share
+one transaction, each in a savepoint that is set when it first queries, and the
+messages are deleted in that same transaction: what a handler wrote in this database
+and that its message is done become true together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import dataclasses
+import enum
+import logging
+import os
+import resource
+import socket
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from django.db import (
+    Error,
+    InterfaceError,
+    OperationalError,
+    reset_queries,
+)
+from django.db import connections as all_connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.transaction import atomic
+from django.utils import timezone
+
+from django_cqrs.buses import Registry
+from django_cqrs.channels import channels as all_channels
+from django_cqrs.exceptions import (
+    CQRSError,
+    InvalidChannel,
+    MessageConversionError,
+    UnknownEndpoint,
+    UnknownMessage,
+)
+from django_cqrs.messages import Origin
+from django_cqrs.outbox.channel import NOTIFICATION, Relay
+from django_cqrs.outbox.meter import Meter
+from django_cqrs.outbox.models import Reason, State
+from django_cqrs.outbox.savepoints import LazySavepoints, TransactionLost
+from django_cqrs.outbox.store import Claimed, Group, LeaseLost, Store
+from django_cqrs.retries import DEADLOCKS, Retry
+from django_cqrs.routing import Endpoint
+from django_cqrs.scopes import BusScope
+
+logger: Final = logging.getLogger("django_cqrs.worker")
+
+DEFAULT_RETRY = Retry()
+
+# The database is away, or has ended the connection.
+_OUTAGES = (OperationalError, InterfaceError)
+# So many times in a row a deadlock over the outbox's own rows is nothing to report.
+_CALM_DEADLOCKS = 5
+# What a handler may raise. An async one's cancelled task is no wish to end the worker.
+_FAILURES = (Exception, asyncio.CancelledError)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """When a worker stops by itself; None is never."""
+
+    messages: int | None = None
+    seconds: float | None = None
+    megabytes: int | None = None
+    until_empty: bool = False
+    on_failure: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class Tally:
+    """What a worker has done."""
+
+    handled: int = 0
+    failed: int = 0
+    dead: int = 0
+    expired: int = 0
+    forwarded: int = 0
+
+    @property
+    def taken(self) -> int:
+        """How many messages it has tried, dropped or forwarded."""
+        return self.handled + self.failed + self.expired + self.forwarded
+
+
+class StopWorker(Exception):
+    """A handler failed whose policy, or whose worker's bounds, say to stop."""
+
+
+class _Outcome(enum.Enum):
+    """What becomes of a message that failed; the value is what the log says."""
+
+    RETRY = "it is tried again later"
+    DEAD = "it is a dead letter"
+    DROP = "it is dropped, as its policy says"
+    STOP = "it waits, and the worker stops, as its policy says"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Failure:
+    """A message whose handling failed, and what its endpoint says about that."""
+
+    claimed: Claimed
+    error: BaseException
+    reason: Reason
+    retry: Retry
+    attempts: int
+    """How often it has been tried, this time included."""
+    outcome: _Outcome
+
+    @property
+    def holds_key(self) -> bool:
+        """Whether what has the same key waits for it."""
+        return self.outcome is not _Outcome.DROP
+
+
+@dataclasses.dataclass(slots=True)
+class _Batch:
+    """What happened to messages in one transaction."""
+
+    taken: int = 0
+    """How many of them were begun."""
+    done: list[Claimed] = dataclasses.field(default_factory=list)
+    expired: list[Claimed] = dataclasses.field(default_factory=list)
+    failures: list[_Failure] = dataclasses.field(default_factory=list)
+    outside: list[tuple[Claimed, Callable[[], object] | None]] = dataclasses.field(
+        default_factory=list
+    )
+    """Those that are not to be handled in this transaction, and what does it."""
+    later: set[Group] = dataclasses.field(default_factory=set)
+    """The keys of those: what has the same comes after them."""
+    ended: set[Group] = dataclasses.field(default_factory=set)
+    """The keys of which one has failed: what has the same is not handled now."""
+
+    def done_of_keys(self) -> Counter[Group]:
+        """Return how many of each key have left the outbox."""
+        dropped = [each.claimed for each in self.failures if not each.holds_key]
+        gone = (*self.done, *self.expired, *dropped)
+        return Counter(each.group for each in gone if each.group is not None)
+
+
+class Worker:
+    """Handles the messages of some channels in one database."""
+
+    # One transaction is ended after so many seconds, and others get the locks.
+    transaction_time = 0.05
+    # An idle worker that nothing wakes looks again within this time.
+    poll_time = 0.05
+    # One that is woken by notifications does so within this, once it has been idle
+    # for some rounds: a notification that was not sent is made up for by them.
+    listen_time = 0.5
+    rounds_of_polling = 8
+    # What was parked and then forgotten, by rows that somebody deleted, is sought.
+    sweep_time = 30.0
+    # A claim is to be handled in about so many seconds, so that others get a share.
+    claim_time = 1.0
+
+    def __init__(
+        self,
+        registry: Registry,
+        channels: Sequence[str],
+        *,
+        using: str,
+        batch: int = 100,
+        lease: timedelta = timedelta(seconds=30),
+        bounds: Bounds | None = None,
+        relays: Mapping[str, Relay] | None = None,
+    ) -> None:
+        """
+        Prepare a worker.
+
+        Args:
+            registry: whose handlers are called.
+            channels: their aliases; the first is looked at first.
+            using: the alias of the database that holds the messages.
+            batch: how many messages are claimed at once at the most.
+            lease: how long a message is kept from others without a sign of life.
+            bounds: when to stop.
+            relays: what forwards the messages of some of the channels, by alias,
+                where they are not to be handled here.
+
+        """
+        self.registry = registry
+        self.channels = tuple(channels)
+        self.store = Store(using, names=names_of(registry))
+        self.batch = batch
+        self.lease = lease
+        self.bounds = bounds or Bounds()
+        self.relays = relays or {}
+        self.tally = Tally()
+        self.name = f"{socket.gethostname()[:60]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._claims = 0
+        self._limit = batch
+        # No Event: a signal handler may interrupt what holds an Event's lock.
+        self._is_stopping = False
+        self._can_stop = True
+        self._stop: StopWorker | None = None
+        self._started = time.monotonic()
+        self._looked_after: float | None = None
+        self._seeks_abandoned = True
+        self._swept: float | None = None
+        self._unsettled: dict[str, list[int]] = {}
+        # Of the claim that is being handled: how many of each key are not yet done,
+        # and the keys whose messages are not to be handled after one that failed.
+        self._open: Counter[Group] = Counter()
+        self._ended: set[Group] = set()
+        self._heartbeat = _Heartbeat(using, lease)
+        self._meter = Meter(using)
+        self._listens = all(map(_notifies, self.channels))
+
+    # Running ------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ask to stop after what is being handled. Safe in a signal handler."""
+        self._is_stopping = True
+
+    def run(self) -> Tally:
+        """
+        Handle messages until asked to stop or a bound is reached.
+
+        Returns:
+            What was done.
+
+        Raises:
+            StopWorker: a handler's policy, or the bounds, say to stop at a failure.
+
+        """
+        idle_rounds = outages = 0
+        is_nested = self.store.connection.in_atomic_block  # in a test's transaction
+        if not is_nested:
+            self._heartbeat.start()
+        try:
+            while not self._is_over():
+                try:
+                    if self.run_once():
+                        idle_rounds = 0
+                    elif self.bounds.until_empty:
+                        if not self._look_after(at_once=True):
+                            break
+                    else:
+                        idle_rounds += 1
+                        if self._wait(idle_rounds):
+                            idle_rounds = 0
+                    outages = 0
+                except _OUTAGES as error:
+                    if is_nested:
+                        raise
+                    if DEADLOCKS.includes(error) and outages < _CALM_DEADLOCKS:
+                        # Of two that met at the same rows one had to give way.
+                        logger.debug("Giving way", exc_info=True)
+                        outages += 1
+                        self._sleep(0.001 * 2**outages)
+                        continue
+                    logger.exception("The database is out of reach; trying again")
+                    self.store.connection.close()
+                    self._sleep(min(5.0, 0.1 * 2 ** min(outages, 6)))
+                    outages += 1
+        finally:
+            self._heartbeat.stop()
+            for relay in self.relays.values():
+                relay.close()
+            if not is_nested:
+                self._meter.write_at_last()
+        if self._stop is not None:
+            raise self._stop
+        return self.tally
+
+    def run_once(self) -> int:
+        """
+        Handle one batch of each channel.
+
+        Returns:
+            How many messages were claimed or became ready; 0 is time to rest.
+
+        """
+        for owner in list(self._unsettled):
+            self._give_back(owner, State.READY)
+        if self._looked_after is None:
+            self._look_after()
+        found = 0
+        # What is ready comes first: somebody may have woken the worker for it.
+        for channel in self.channels:
+            if not self._is_over():
+                relay = self.relays.get(channel)
+                found += self._run_ready(channel) if relay is None else self._run(relay)
+        if not self._is_over():
+            found += self._look_after()
+        if self._seeks_abandoned:
+            self._seeks_abandoned = False
+            for channel in self.channels:
+                if channel not in self.relays and not self._is_over():
+                    found += self._run_abandoned(channel)
+        if self._meter.is_due():
+            self._meter.write()
+        self._clean_up()
+        return found
+
+    def _run(self, relay: Relay) -> int:
+        forwarded = relay.forward(self._next_owner(), limit=self._messages_left())
+        self.tally.forwarded += forwarded
+        return forwarded
+
+    def _messages_left(self) -> int | None:
+        if self.bounds.messages is None:
+            return None
+        return self.bounds.messages - self.tally.taken
+
+    def _run_ready(self, channel: str) -> int:
+        left = self._messages_left()
+        limit = self._limit if left is None else min(self._limit, left)
+        owner = self._next_owner()
+        claimed = self.store.claim(channel, limit=limit, owner=owner, lease=self.lease)
+        self._handle_claim(owner, claimed)
+        return len(claimed) or self.store.was_contended
+
+    def _run_abandoned(self, channel: str) -> int:
+        owner = self._next_owner()
+        claimed = self.store.claim_abandoned(channel, owner=owner, lease=self.lease)
+        self._handle_claim(owner, claimed)
+        self._seeks_abandoned |= bool(claimed)
+        return len(claimed)
+
+    def handle_forwarded(self, keys: Sequence[int]) -> Tally:
+        """
+        Handle messages that were forwarded: what an engine's task does.
+
+        A message that somebody else has by now is passed over. Those that there was
+        no time for, within the bounds, are ready again: they are forwarded anew.
+
+        Args:
+            keys: their ids in the outbox.
+
+        Returns:
+            What was done.
+
+        Raises:
+            OperationalError: the database is out of reach.
+            InterfaceError: so it is.
+
+        """
+        # The process is the engine's: a policy that says so does not end it.
+        self._can_stop = False
+        is_nested = self.store.connection.in_atomic_block
+        if not is_nested:
+            self._heartbeat.start()
+        try:
+            owner = self._next_owner()
+            self._handle_claim(
+                owner, self.store.claim_forwarded(keys, owner=owner, lease=self.lease)
+            )
+            while not self._is_over():
+                owner = self._next_owner()
+                claimed = self.store.claim_forwarded_abandoned(
+                    keys, owner=owner, lease=self.lease
+                )
+                if not claimed:
+                    break
+                self._handle_claim(owner, claimed)
+        except _OUTAGES:
+            if not is_nested:
+                self.store.connection.close()
+                with contextlib.suppress(*_OUTAGES):  # then the leases run out
+                    for owner in list(self._unsettled):
+                        self._give_back(owner, State.READY)
+            raise
+        finally:
+            self._heartbeat.stop()
+        if not is_nested:
+            self._meter.write_at_last()
+        self._clean_up()
+        return self.tally
+
+    def _next_owner(self) -> str:
+        """Return a name for one claim: what it holds is told from every other's."""
+        self._claims += 1
+        return f"{self.name}:{self._claims}"
+
+    # Handling -----------------------------------------------------------------------
+
+    def _handle_claim(self, owner: str, claimed: Sequence[Claimed]) -> None:
+        """Handle what was claimed; others get at once what there was no time for."""
+        if not claimed:
+            return
+        started = time.monotonic()
+        self._unsettled[owner] = keys = [each.pk for each in claimed]
+        self._open = Counter(filter(None, (each.group for each in claimed)))
+        self._ended = set()
+        self._heartbeat.hold(owner, keys)
+        left = claimed
+        try:
+            while left and not self._is_ending() and self._seconds_left() > 0:
+                left = self._handle_some(owner, left)
+                if left and not self._heartbeat.is_kept():
+                    logger.warning(
+                        "A lease has run out; %d messages are left to others", len(left)
+                    )
+                    left = ()
+        except _OUTAGES:
+            raise  # what is not settled is given back when the database is there
+        except BaseException:
+            # It may be what ends the worker, so that each is next tried alone.
+            self._give_back(owner, State.ABANDONED)
+            raise
+        finally:
+            self._heartbeat.let_go()
+        if left:
+            self._give_back(owner, State.READY)
+        else:
+            del self._unsettled[owner]
+        self._adapt(len(claimed), time.monotonic() - started)
+
+    def _give_back(self, owner: str, state: State) -> None:
+        self.store.give_back(owner, self._unsettled[owner], state)
+        del self._unsettled[owner]
+
+    def _adapt(self, count: int, seconds: float) -> None:
+        """Claim as many messages next as can be handled before others grow idle."""
+        if seconds > self.claim_time:
+            self._limit = max(1, int(count * self.claim_time / seconds))
+        elif count == self._limit:
+            self._limit = min(self.batch, self._limit * 2)
+
+    def _handle_some(self, owner: str, claimed: Sequence[Claimed]) -> Sequence[Claimed]:
+        """Handle messages in one transaction; return those it had no time for."""
+        batch = _Batch()
+        try:
+            self._handle_batch(owner, claimed, batch)
+        except _FAILURES as error:
+            rest = claimed[batch.taken :]
+            begun = self._rolled_back(owner, claimed[: batch.taken], error)
+            while begun and not self._is_ending():
+                self._handle_alone(owner, begun.pop(0))
+            return [*begun, *rest]
+        outside = batch.outside
+        while outside and not self._is_ending():
+            self._handle_outside(owner, *outside.pop(0))
+        return [*(each for each, _ in outside), *claimed[batch.taken :]]
+
+    def _rolled_back(
+        self, owner: str, begun: Sequence[Claimed], error: BaseException
+    ) -> list[Claimed]:
+        """Say that a batch was rolled back; return what is to be tried one by one."""
+        if not begun:
+            raise error  # it could not even begin
+        self._ensure_reachable()
+        if isinstance(error, LeaseLost):
+            logger.warning("%s", error)
+            ours = self.store.held(owner, self._unsettled[owner])
+            for each in begun:
+                if each.pk not in ours:
+                    self._let_go_of_key(owner, each)
+            return [each for each in begun if each.pk in ours]
+        logger.warning(
+            "A batch of %d was rolled back by %s; its messages are taken one by one",
+            len(begun),
+            type(_blamed(error)).__name__,
+        )
+        return list(begun)
+
+    def _handle_batch(
+        self, owner: str, claimed: Sequence[Claimed], batch: _Batch
+    ) -> None:
+        """Handle as many messages as there is time for, and commit that."""
+        connection = self.store.connection
+        started = time.monotonic()
+        with atomic(self.store.using):
+            callbacks = len(connection.run_on_commit)
+            scope = BusScope(connection, Origin())
+            savepoints = LazySavepoints(connection)
+            now = timezone.now()
+            for each in claimed:
+                batch.taken += 1
+                if each.group in batch.ended or each.group in self._ended:
+                    continue  # it is set aside: one before it has failed
+                if each.group in batch.later:
+                    batch.outside.append((each, None))
+                    continue
+                if each.envelope.is_expired(now):
+                    batch.expired.append(each)
+                    continue
+                outcome = self._attempt(each, scope, savepoints)
+                if outcome is None:
+                    batch.done.append(each)
+                elif not isinstance(outcome, _Failure):
+                    batch.outside.append((each, outcome))
+                    if each.group is not None:
+                        batch.later.add(each.group)
+                else:
+                    batch.failures.append(outcome)
+                    if outcome.holds_key and each.group is not None:
+                        batch.ended.add(each.group)
+                    if self._ends_worker(outcome):
+                        break
+                if (
+                    time.monotonic() - started > self.transaction_time
+                    or self._is_stopping
+                ):
+                    break
+            savepoints.release()
+            scope.is_open = False
+            if scope.buffer:
+                scope.write_or_keep()
+            self._settle(owner, batch)
+            _make_robust(connection, callbacks)
+        self._report(batch)
+
+    def _attempt(
+        self, claimed: Claimed, scope: BusScope, savepoints: LazySavepoints
+    ) -> _Failure | Callable[[], object] | None:
+        """
+        Handle one message in its savepoint.
+
+        Returns:
+            Why it failed, if it did; or what handles it, where that is not to happen
+            in this transaction.
+
+        Raises:
+            TransactionLost: what failed has undone the whole transaction.
+
+        """
+        if claimed.is_counted and claimed.attempts > self._retry_of(claimed).attempts:
+            return self._failure(claimed, _Poison(), Reason.POISON)
+        is_read = False
+        try:
+            with savepoints:
+                endpoint, handle = self.registry.unpack(
+                    claimed.envelope,
+                    scope=scope,
+                    opens_transaction=False,
+                    using=self.store.using,
+                )
+                is_read = True
+                if _is_of_this_transaction(endpoint, self.store.using):
+                    # What a handler activates, a language for example, ends with it.
+                    contextvars.copy_context().run(handle)
+                    return None
+            _, handle = self.registry.unpack(claimed.envelope, using=self.store.using)
+        except TransactionLost:
+            raise
+        except _FAILURES as error:
+            reason = Reason.FAILED if is_read else _reason_of(error)
+            return self._failure(claimed, error, reason)
+        return handle
+
+    def _handle_alone(self, owner: str, claimed: Claimed) -> None:
+        """Handle one message in a transaction that no other shares."""
+        if claimed.group in self._ended:
+            return
+        batch = _Batch()
+        try:
+            self._handle_batch(owner, [claimed], batch)
+        except LeaseLost as error:
+            logger.warning("%s", error)
+            self._let_go_of_key(owner, claimed)
+        except _FAILURES as error:
+            if not batch.taken:
+                raise
+            self._ensure_reachable()
+            self._end(owner, claimed, self._failure(claimed, _blamed(error)))
+        else:
+            for each, handle in batch.outside:
+                self._handle_outside(owner, each, handle)
+
+    def _handle_outside(
+        self, owner: str, claimed: Claimed, handle: Callable[[], object] | None
+    ) -> None:
+        """Handle a message at least once: its transaction is not that of the batch."""
+        if handle is None:  # it was not read: one of its key came before it
+            self._handle_alone(owner, claimed)
+            return
+        failure = None
+        try:
+            contextvars.copy_context().run(handle)
+        except _FAILURES as error:
+            failure = self._failure(claimed, error)
+        self._ensure_reachable()
+        self._end(owner, claimed, failure)
+
+    def _end(self, owner: str, claimed: Claimed, failure: _Failure | None) -> None:
+        """Settle one message in a transaction of its own."""
+        batch = _Batch()
+        try:
+            with atomic(self.store.using):
+                if failure is None:
+                    batch.done.append(claimed)
+                else:
+                    batch.failures.append(failure)
+                self._settle(owner, batch)
+        except LeaseLost as error:
+            logger.warning("%s", error)
+            self._let_go_of_key(owner, claimed)
+            return
+        self._report(batch)
+
+    def _settle(self, owner: str, batch: _Batch) -> None:
+        """Write down what has become of messages, in the transaction that is open."""
+        ended = [*batch.done, *batch.expired]
+        self.store.settle(owner, [each.pk for each in ended])
+        for failure in batch.failures:
+            self._settle_failure(owner, failure)
+        done = batch.done_of_keys()
+        if done:
+            # What came behind them was set aside, and nothing of ours keeps it now.
+            self.store.wake(key for key in done if self._open[key] <= done[key])
+
+    def _let_go_of_key(self, owner: str, claimed: Claimed) -> None:
+        """Leave the rest of a message's key to whoever has the message now."""
+        if claimed.group is not None and claimed.group not in self._ended:
+            self._ended.add(claimed.group)
+            self.store.give_back_key(owner, claimed.group)
+
+    def _retry_of(self, claimed: Claimed) -> Retry:
+        try:
+            endpoint = self.registry.routes.endpoint_named(claimed.envelope.endpoint)
+        except CQRSError:  # then there is no policy to ask
+            return DEFAULT_RETRY
+        return endpoint.policies.retry or DEFAULT_RETRY
+
+    # Failures -----------------------------------------------------------------------
+
+    def _failure(
+        self, claimed: Claimed, error: BaseException, reason: Reason = Reason.FAILED
+    ) -> _Failure:
+        retry = self._retry_of(claimed)
+        attempts = claimed.attempts + (not claimed.is_counted)
+        if reason is Reason.POISON:
+            attempts = claimed.attempts - 1  # this time it is not even tried
+        is_worth = retry.is_worth(error) or isinstance(error, asyncio.CancelledError)
+        if reason is not Reason.FAILED:
+            outcome = _Outcome.DEAD
+        elif is_worth and attempts < retry.attempts:
+            outcome = _Outcome.RETRY
+        else:
+            outcome = _FINAL[retry.final_failure]
+            if outcome is _Outcome.STOP and not self._can_stop:
+                outcome = _Outcome.RETRY
+        return _Failure(claimed, error, reason, retry, attempts, outcome)
+
+    def _settle_failure(self, owner: str, failure: _Failure) -> None:
+        claimed, attempts = failure.claimed, failure.attempts
+        match failure.outcome:
+            case _Outcome.RETRY:
+                until = timezone.now() + failure.retry.delay_after(attempts)
+                self.store.delay(owner, claimed, until=until, attempts=attempts)
+            case _Outcome.DROP:
+                self.store.settle(owner, [claimed.pk])
+            case _Outcome.STOP:
+                self.store.give_back(owner, [claimed.pk], State.READY)
+            case _Outcome.DEAD:
+                error = failure.error
+                self.store.bury(
+                    owner,
+                    claimed,
+                    reason=failure.reason,
+                    attempts=attempts,
+                    exception=f"{type(error).__module__}.{type(error).__qualname__}",
+                    error=_storable(_described(error)),
+                    traceback=_storable("".join(traceback.format_exception(error))),
+                )
+        if failure.holds_key and claimed.group is not None:
+            self.store.park_rest(owner, claimed.group)
+
+    def _ends_worker(self, failure: _Failure) -> bool:
+        return self.bounds.on_failure or failure.outcome is _Outcome.STOP
+
+    def _report(self, batch: _Batch) -> None:
+        """Count and log what has been committed."""
+        self._open.subtract(batch.done_of_keys())
+        for failure in batch.failures:
+            if failure.holds_key and failure.claimed.group is not None:
+                self._ended.add(failure.claimed.group)
+        self.tally.handled += len(batch.done)
+        self.tally.expired += len(batch.expired)
+        self.tally.failed += len(batch.failures)
+        self._meter.count(batch.done, [each.claimed for each in batch.failures])
+        for claimed in batch.expired:
+            logger.info(
+                "Message %s for %s is dropped: it expired at %s",
+                claimed.envelope.message_id,
+                claimed.envelope.endpoint,
+                claimed.envelope.expires_at,
+                extra=_extra(claimed),
+            )
+        for failure in batch.failures:
+            claimed, error = failure.claimed, failure.error
+            is_dead = failure.outcome is _Outcome.DEAD
+            self.tally.dead += is_dead
+            logger.log(
+                logging.WARNING if failure.outcome is _Outcome.RETRY else logging.ERROR,
+                "Message %s for %s failed at attempt %d with %s; %s",
+                claimed.envelope.message_id,
+                claimed.envelope.endpoint,
+                failure.attempts,
+                type(error).__name__,
+                failure.outcome.value + f" ({failure.reason.value})" * is_dead,
+                extra=_extra(claimed),
+            )
+            if self._stop is None and self._ends_worker(failure):
+                self._stop = StopWorker(
+                    f"{claimed.envelope.endpoint} failed with {type(error).__name__}."
+                )
+                self._stop.__cause__ = error
+
+    # Surroundings -------------------------------------------------------------------
+
+    def _look_after(self, *, at_once: bool = False) -> int:
+        """Release what is due and take up what dead workers held, now and then."""
+        now = time.monotonic()
+        last = self._looked_after
+        if not at_once and last is not None and now - last < self.poll_time:
+            return 0
+        self._looked_after = now
+        self._seeks_abandoned = True
+        found = self.store.release_due(self.channels)
+        found += self.store.abandon_expired(self.channels)
+        if self._swept is None or now - self._swept > self.sweep_time:
+            self._swept = now
+            found += self.store.wake_stranded(self.channels)
+        return found + sum(relay.look_after() for relay in self.relays.values())
+
+    def _clean_up(self) -> None:
+        """Forget what handlers have left: logged queries, broken connections."""
+        reset_queries()
+        for connection in all_connections.all(initialized_only=True):
+            if connection.errors_occurred and not connection.in_atomic_block:
+                if not connection.is_usable():
+                    connection.close()
+                connection.errors_occurred = False
+
+    def _ensure_reachable(self) -> None:
+        """
+        Connect again where a handler, or the server, has ended the connection.
+
+        Raises:
+            OperationalError: the database is away.
+
+        """
+        connection = self.store.connection
+        if connection.in_atomic_block:  # a test's
+            return
+        if connection.connection is not None and (
+            connection.get_autocommit() != connection.settings_dict["AUTOCOMMIT"]
+            or (connection.errors_occurred and not connection.is_usable())
+        ):
+            connection.close()
+        connection.ensure_connection()
+        connection.errors_occurred = False
+
+    def _is_ending(self) -> bool:
+        return self._is_stopping or self._stop is not None
+
+    def _is_over(self) -> bool:
+        bounds = self.bounds
+        return (
+            self._is_ending()
+            or (bounds.messages is not None and self.tally.taken >= bounds.messages)
+            or (bounds.seconds is not None and self._seconds_left() <= 0)
+            or (bounds.megabytes is not None and megabytes_used() >= bounds.megabytes)
+        )
+
+    def _seconds_left(self) -> float:
+        if self.bounds.seconds is None:
+            return float("inf")
+        return self.bounds.seconds - (time.monotonic() - self._started)
+
+    def _wait(self, idle_rounds: int) -> bool:
+        """
+        Wait for a notification, or for a while that grows to the poll time.
+
+        Returns:
+            Whether there was one for us. More may then follow that say nothing.
+
+        """
+        seconds = min(self.poll_time, 0.001 * 2 ** min(idle_rounds, 10))
+        connection = self.store.connection
+        for other in all_connections.all(initialized_only=True):
+            if other is not connection:
+                other.close_if_unusable_or_obsolete()
+        if (
+            not self._listens
+            or connection.in_atomic_block
+            or not _can_listen(connection)
+        ):
+            self._sleep(seconds)
+            return False
+        driver = connection.connection
+        if driver is None or not getattr(driver, "_cqrs_listens", False):
+            with connection.cursor() as cursor:
+                cursor.execute(f"LISTEN {NOTIFICATION}")
+            driver = connection.connection
+            driver._cqrs_listens = True
+            return False  # what was sent before is claimed before this waits
+        if idle_rounds > self.rounds_of_polling:
+            seconds = max(0.001, min(self.listen_time, self._seconds_left()))
+        with connection.wrap_database_errors:
+            notes = driver.notifies(timeout=seconds, stop_after=1)
+            return any(note.payload in self.channels for note in notes)
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep, and not much longer than until asked to stop."""
+        end = time.monotonic() + min(seconds, max(0.0, self._seconds_left()))
+        while not self._is_stopping and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.05))
+
+
+_FINAL = {
+    "dead_letter": _Outcome.DEAD,
+    "drop": _Outcome.DROP,
+    "stop": _Outcome.STOP,
+}
+
+
+class _Poison(Exception):
+    def __str__(self) -> str:
+        return "Every worker that tried to handle this message died of it."
+
+
+def _blamed(error: BaseException) -> BaseException:
+    """Return what a handler raised, where that has ended the transaction."""
+    if isinstance(error, TransactionLost) and error.__cause__ is not None:
+        return error.__cause__
+    return error
+
+
+def names_of(registry: Registry) -> dict[str, tuple[str, ...]]:
+    """Return all names of the endpoints that have had others, by each of them."""
+    found: dict[str, tuple[str, ...]] = {}
+    for endpoint in registry.routes.endpoints:
+        if endpoint.policies.aliases:
+            names = endpoint.name, *endpoint.policies.aliases
+            found.update(dict.fromkeys(names, names))
+    return found
+
+
+def _is_of_this_transaction(endpoint: Endpoint, using: str) -> bool:
+    """Tell whether the batch's transaction can be the endpoint's."""
+    return endpoint.is_atomic and endpoint.policies.using in (None, using)
+
+
+def _reason_of(error: BaseException) -> Reason:
+    if isinstance(error, UnknownEndpoint):
+        return Reason.UNKNOWN_ENDPOINT
+    if isinstance(error, UnknownMessage):
+        return Reason.UNKNOWN_MESSAGE
+    if isinstance(error, MessageConversionError):
+        return Reason.UNDECODABLE
+    return Reason.FAILED
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot even be described
+        return f"<{type(error).__name__} without a text>"
+
+
+def _storable(text: str) -> str:
+    """Return a text that every database takes: without NUL and lone surrogates."""
+    text = text.encode(errors="backslashreplace").decode()
+    return text.replace("\x00", "\\x00")
+
+
+def _extra(claimed: Claimed) -> dict[str, str]:
+    return {
+        "cqrs_channel": claimed.channel,
+        "cqrs_message_id": str(claimed.envelope.message_id),
+        "cqrs_correlation_id": str(claimed.envelope.correlation_id),
+        "cqrs_endpoint": claimed.envelope.endpoint,
+    }
+
+
+def _make_robust(connection: BaseDatabaseWrapper, start: int) -> None:
+    """Have a callback that raises after the commit keep no other from running."""
+    callbacks: list[Any] = connection.run_on_commit
+    callbacks[start:] = [(sids, func, True) for sids, func, _ in callbacks[start:]]
+
+
+def _notifies(alias: str) -> bool:
+    """Tell whether a channel wakes its workers."""
+    try:
+        return bool(getattr(all_channels[alias], "notifies", False))
+    except InvalidChannel:
+        return False
+
+
+def _can_listen(connection: BaseDatabaseWrapper) -> bool:
+    driver = getattr(connection, "Database", None)
+    return connection.vendor == "postgresql" and hasattr(
+        getattr(driver, "Connection", None), "notifies"
+    )
+
+
+def megabytes_used() -> int:
+    """Return the most memory this process has used, in MiB."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used // (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+class _Heartbeat:
+    """
+    Renews the lease of what is being handled: one thread, which mostly sleeps.
+
+    It uses a connection of its own, and only where something takes long.
+    """
+
+    def __init__(self, using: str, lease: timedelta) -> None:
+        self._using = using
+        self._lease = lease
+        self._interval = lease.total_seconds() / 3
+        self._held: tuple[str, list[int]] | None = None
+        self._renewed = 0.0
+        self._is_lost = False
+        # Of two renewals at once, the rows of one are locked to the other, as if gone.
+        self._renewing = threading.Lock()
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._done.clear()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join(timeout=1)
+            self._thread = None
+
+    def hold(self, owner: str, keys: list[int]) -> None:
+        self._is_lost = False
+        self._renewed = time.monotonic()
+        self._held = owner, keys
+
+    def let_go(self) -> None:
+        self._held = None
+
+    def is_kept(self) -> bool:
+        """Renew where it is time to; tell whether anything is still held."""
+        if not self._is_lost and self._is_time():
+            self._renew()
+        return not self._is_lost
+
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._renewed >= self._interval
+
+    def _renew(self) -> None:
+        with self._renewing:
+            held = self._held
+            if held is None or not self._is_time():  # the other thread has done it
+                return
+            count = Store(self._using).renew(*held, self._lease)
+            if self._held is held:
+                self._renewed = time.monotonic()
+                self._is_lost = not count
+
+    def _run(self) -> None:
+        while not self._done.wait(self._interval / 2):
+            if not self._is_time():
+                continue
+            try:
+                self._renew()
+            except Error:
+                logger.warning("A lease could not be renewed", exc_info=True)
+            finally:
+                all_connections[self._using].close()
