@@ -1,0 +1,49 @@
+"""How the shop remembers what happened, and who wanted it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from django.utils.text import camel_case_to_spaces
+
+from audit.messages import TrailRow
+from audit.models import AuditEntry
+from django_cqrs import Header, Message, event_handler, query_handler
+from django_cqrs.conversion import to_jsonable
+
+
+# High priority: the entry stands before whatever other handlers publish in reply.
+@event_handler("order.*", priority=100)
+@event_handler("payment.*")
+@event_handler("shipment.*")
+def record(
+    event: object,
+    message: Message,
+    executor: Annotated[str, Header("executor_id")] = "system",
+) -> None:
+    """Write down every event of these names, also those that are yet to come."""
+    details = to_jsonable(event)
+    AuditEntry.objects.create(
+        message_id=message.message_id,
+        correlation_id=message.correlation_id,
+        order_id=details.pop("order_id"),
+        event=camel_case_to_spaces(type(event).__name__),
+        details=details,
+        executor=executor,
+        happened_at=message.timestamp,
+    )
+
+
+@query_handler("audit.trail")
+def trail(order_id: int) -> list[TrailRow]:
+    """Tell the story of an order."""
+    return [
+        TrailRow(
+            event=entry.event,
+            details=entry.details,
+            executor=entry.executor,
+            happened_at=entry.happened_at,
+            correlation_id=entry.correlation_id,
+        )
+        for entry in AuditEntry.objects.filter(order_id=order_id)
+    ]

@@ -1,0 +1,16 @@
+"""What the tests of the shop have in common."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from orders.models import Customer, Product
+from payments.models import CreditAccount
+
+
+def open_shop() -> None:
+    """Put one customer, with credit for 100 EUR, before two products."""
+    ada = Customer.objects.create(email="ada@mail.example", name="Ada")
+    CreditAccount.objects.create(customer=ada, credit_limit=Decimal(100))
+    Product.objects.create(sku="TEA", name="Tea", unit_price=Decimal("9.90"), stock=50)
+    Product.objects.create(sku="CUP", name="Cup", unit_price=Decimal("20.00"), stock=3)
