@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import pytest
+from asgiref.sync import async_to_sync
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# A slow machine is no failure, and a busy one draws slowly.
+hypothesis.settings.register_profile(
+    "django_cqrs",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("django_cqrs")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def missing_browser() -> str | None:
+    """Return why the browser tests cannot run here, or None where they can."""
+    if not any(map(shutil.which, BROWSERS)):
+        return "Chromium is not installed."
+    if not shutil.which("chromedriver"):
+        return "chromedriver is not installed."
+    return None
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Skip the browser tests where no browser is, unless it is required."""
+    reason = missing_browser()
+    if reason is None or os.environ.get("CQRS_REQUIRE_BROWSER") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a browser test that is required and cannot run."""
+    if item.get_closest_marker("browser") and (reason := missing_browser()):
+        pytest.fail(f"{reason} CQRS_REQUIRE_BROWSER=1 asks for it.", pytrace=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """
+    Run ``async def`` tests as Django's TestCase does: on the thread that owns the
+    transaction. Under pytest-asyncio the ORM would use another connection, and rows
+    would leak into later tests.
+    """
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments: dict[str, Any] = {name: pyfuncitem.funcargs[name] for name in names}
+    async_to_sync(test)(**arguments)
+    return True

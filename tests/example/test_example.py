@@ -1,0 +1,349 @@
+"""The example is what a newcomer tries first: it works, everywhere, every time."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import os
+import pty
+import re
+import shutil
+import sqlite3
+import struct
+import subprocess
+import sys
+import termios
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.example.shop import PROJECT, Shop, environment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD_LINES, BAD_LINES = 512, 14
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def demo_shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    shop = Shop(tmp_path_factory.mktemp("demo"))
+    shop.manage("migrate", "--verbosity", "0")
+    return shop
+
+
+@pytest.fixture(scope="module")
+def demos(demo_shop: Shop) -> list[str]:
+    """What the demo prints into a pipe, the first and the second time."""
+    return [demo_shop.manage("demo"), demo_shop.manage("demo")]
+
+
+class TestProject:
+    def test_its_own_tests_pass(self, shop):
+        """
+        The tests that stand beside the example's code pass with its own settings.
+        """
+        output = shop.manage("test", str(PROJECT))
+
+        (count,) = re.findall(r"^Ran (\d+) tests", output, re.MULTILINE)
+        assert int(count) >= 75
+
+    def test_migrations_are_complete(self, shop):
+        """
+        The committed migrations make the models, on every Django.
+        """
+        assert "No changes" in shop.manage("makemigrations", "--check", "--dry-run")
+
+    def test_checks_are_silent(self, shop):
+        """
+        The example is free of mistakes that a check knows, warnings included.
+        """
+        output = shop.manage("check", "--fail-level", "INFO")
+
+        assert "no issues" in output
+
+
+class TestDemo:
+    def test_sections_stand_in_order(self, demos):
+        """
+        Whoever has never heard of CQRS is told what will come, sees it, and learns
+        where to go on.
+        """
+        for output in demos:
+            headings = re.findall(r"^(\d)\. \S.*$", output, re.MULTILINE)
+            assert headings == list("123456789")
+
+    def test_shows_the_route_table(self, demos):
+        """
+        The second section is the output of `cqrs_routes`.
+        """
+        assert "order.place" in demos[0]
+        assert "Order.place" in demos[0]
+
+    def test_imports_what_can_be_imported(self, demos):
+        """
+        At least 500 lines are placed; each bad one is listed with its line number.
+        """
+        assert GOOD_LINES >= 500
+        assert f"{GOOD_LINES} orders placed, {BAD_LINES} lines refused, in " in demos[0]
+        assert len(re.findall(r"^\d+ +KL-\d+ ", demos[0], re.MULTILINE)) == BAD_LINES
+
+    def test_line_numbers_are_those_of_the_file(self, demos):
+        """
+        An editor that opens the file at a reported line shows the reported order.
+        """
+        lines = (PROJECT / "data" / "orders.csv").read_text().splitlines()
+
+        for number, reference in re.findall(
+            r"^(\d+) +(KL-\d+) ", demos[0], re.MULTILINE
+        ):
+            assert lines[int(number) - 1].startswith(f"{reference},")
+
+    def test_explains_a_second_run(self, demos):
+        """
+        A second run imports nothing twice, says so, and refuses the same lines.
+        """
+        said = " ".join(demos[1].split())
+
+        assert f"0 orders placed, {BAD_LINES} lines refused" in said
+        assert f"The other {GOOD_LINES} orders were in the shop" in said
+
+    def test_a_failed_command_leaves_nothing(self, demos):
+        """
+        What the command had written before it failed is seen, and is gone after.
+        """
+        for output in demos:
+            counts = re.findall(
+                r"^(?:orders|order lines|goods in stock|audit entries)"
+                r" +(\d+)  (\d .*\S) +(\d+)$",
+                output,
+                re.MULTILINE,
+            )
+            assert len(counts) == 4
+            assert all(before == after for before, _, after in counts)
+            assert "CreditLimitExceeded" in output
+            assert "Nothing of it stayed." in output
+
+    def test_m14_4_a_paid_order_is_shipped_an_unpaid_one_cancelled(self, demos):
+        """
+        The saga ships what is paid; the timer of the other falls due, and cancels it.
+        """
+        for output in demos:
+            rows = re.findall(r"^WEB-\w+ +(\w+) +(\w+) +(\S.*)$", output, re.MULTILINE)
+            assert rows == [
+                ("shipped", "captured", "done"),
+                ("placed", "authorised", "waiting for payment"),
+                ("shipped", "captured", "done"),
+                ("cancelled", "released", "not paid in time"),
+            ]
+            assert "One order is shipped, one is cancelled." in output
+
+    def test_no_control_characters_in_a_pipe(self, demos):
+        """
+        Where no terminal reads, there is neither colour nor a progress bar.
+        """
+        for output in demos:
+            assert re.findall(r"[\x00-\x09\x0b-\x1f\x7f]", output) == []
+
+    def test_fits_a_narrow_terminal(self, shop):
+        """
+        The demo's own paragraphs and tables keep to the width of the terminal, down
+        to 60 columns.
+        """
+        shop.env["COLUMNS"] = "60"
+        shop.manage("migrate", "--verbosity", "0")
+        _, _, own = shop.manage("demo").partition("3. An order book")
+
+        assert max(map(len, own.splitlines())) <= 60
+
+    def test_draws_a_progress_bar_on_a_terminal(self, shop):
+        """
+        On a terminal the import is watched as it goes.
+        """
+        shop.manage("migrate", "--verbosity", "0")
+
+        output = on_terminal(shop, "demo")
+
+        assert f"/{GOOD_LINES + BAD_LINES} [" in output
+        assert "\x1b[" in output
+
+    def test_asks_for_the_tables(self, shop):
+        """
+        Run too early, it names the command to run first, and shows no traceback.
+        """
+        done = subprocess.run(
+            shop.command("demo"),
+            env=shop.env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+        assert done.returncode == 1
+        assert "run 'python manage.py migrate' first" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    @pytest.mark.usefixtures("demos")
+    def test_data_is_consistent(self, demo_shop, demos):
+        """
+        Every order that was not refused has its payment, its parcel and its invoice,
+        and no shelf holds less than nothing.
+        """
+        tables = ("orders_order", "payments_payment", "shipping_shipment")
+        database = sqlite3.connect(demo_shop.folder / "shop.sqlite3")
+        try:
+            for table in (*tables, "office_invoice"):
+                ((count,),) = database.execute(f"SELECT count(*) FROM {table}")
+                # Each demo places three orders beside the book's.
+                assert count == GOOD_LINES + 3 * len(demos)
+            ((least,),) = database.execute("SELECT min(stock) FROM orders_product")
+            assert least >= 0
+        finally:
+            database.close()
+
+    def test_order_book_has_many_kinds_of_bad_lines(self):
+        """
+        The file is as long as it says, and its lines have unique references.
+        """
+        with (PROJECT / "data" / "orders.csv").open(newline="") as file:
+            _, *rows = csv.reader(file)
+
+        assert len(rows) == GOOD_LINES + BAD_LINES
+        assert len({row[0] for row in rows}) == len(rows)
+
+
+class TestReadme:
+    def test_its_session_runs(self, shop):
+        """
+        What the README shows of the shell is what the shell shows.
+        """
+        (session,) = re.findall(
+            r"```pycon\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL
+        )
+        script = shop.folder / "session.py"
+        script.write_text(
+            "import doctest\n"
+            "flags = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL\n"
+            f"session = {session!r}\n"
+            "test = doctest.DocTestParser().get_doctest(session, {}, 'README', '', 0)\n"
+            "print(doctest.DocTestRunner(optionflags=flags).run(test))\n"
+        )
+
+        shop.manage("migrate", "--verbosity", "0")
+        shop.manage("seed")
+
+        output = shop.manage("shell", "-c", f"exec(open({str(script)!r}).read())")
+
+        assert re.search(r"failed=0, attempted=[1-9]", output), output
+
+
+class TestSettings:
+    @pytest.fixture
+    def copy(self, tmp_path):
+        """The project as a fresh clone has it: no .env, no database."""
+        ignored = shutil.ignore_patterns(".env", "*.sqlite3*", "__pycache__")
+        return shutil.copytree(PROJECT, tmp_path / "clone", ignore=ignored)
+
+    def settings(self, copy, **variables):
+        """Return how the settings of a copy come out, from another directory."""
+        code = (
+            "from django.conf import settings as s\n"
+            "d = s.DATABASES['default']\n"
+            "print(s.DEBUG, s.SECRET_KEY, s.ALLOWED_HOSTS, d['ENGINE'], d['NAME'])"
+        )
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            cwd="/",
+            env=environment(
+                DJANGO_SETTINGS_MODULE="config.settings",
+                PYTHONPATH=os.pathsep.join(
+                    filter(None, [str(copy), os.environ.get("PYTHONPATH")])
+                ),
+                **variables,
+            ),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def test_env_example_alone_is_enough(self, copy):
+        """
+        Copied to .env, the committed file gives working settings; they are those
+        that hold without it, and the database is beside manage.py wherever one is.
+        """
+        without = self.settings(copy)
+        shutil.copy(copy / ".env.example", copy / ".env")
+        with_file = self.settings(copy)
+
+        assert with_file.stdout == without.stdout
+        assert with_file.stdout.rstrip().endswith(
+            f"django.db.backends.sqlite3 {copy / 'db.sqlite3'}"
+        )
+
+    def test_env_example_is_complete(self):
+        """
+        Every variable that the settings read is in the file, with its explanation.
+        """
+        declared = (PROJECT / "config" / "settings.py").read_text()
+        listed = (PROJECT / ".env.example").read_text()
+
+        names = re.findall(r"^    ([A-Z_]+)=\(", declared, re.MULTILINE)
+        assert names
+        for name in names:
+            assert re.search(rf"^# .+\n{name}=", listed, re.MULTILINE), name
+
+    def test_one_line_switches_to_postgresql(self, copy):
+        """
+        The line for PostgreSQL stands in the file, ready to be uncommented.
+        """
+        text = (copy / ".env.example").read_text()
+        (copy / ".env").write_text(text.replace("# DATABASE_URL=", "DATABASE_URL="))
+
+        assert "django.db.backends.postgresql shop" in self.settings(copy).stdout
+
+    def test_an_absolute_path_stays(self, copy):
+        """
+        Four slashes name a file anywhere.
+        """
+        done = self.settings(copy, DATABASE_URL="sqlite:////srv/shop.sqlite3")
+
+        assert done.stdout.rstrip().endswith(" /srv/shop.sqlite3")
+
+    def test_the_well_known_key_is_for_debug_alone(self, copy):
+        """
+        A real server with the committed key does not start, and says why.
+        """
+        done = self.settings(copy, DEBUG="False")
+
+        assert done.returncode != 0
+        assert "Set SECRET_KEY to a secret of your own" in done.stderr
+
+
+def on_terminal(shop: Shop, *arguments: str) -> str:
+    """Run a management command on a terminal of 30 rows and 100 columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    with subprocess.Popen(
+        shop.command(*arguments),
+        env=shop.env | {"TERM": "xterm-256color"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        printed = b""
+        while True:
+            try:
+                printed += os.read(ours, 4096)
+            except OSError:  # Linux says so when the other side is closed.
+                break
+    os.close(ours)
+    assert process.returncode == 0, printed
+    return printed.decode()

@@ -1,0 +1,500 @@
+"""Mistakes in aggregates and sagas: each is a check, and its route raises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext, modify_settings
+
+from django_cqrs import (
+    Command,
+    Fetch,
+    Header,
+    Registry,
+    Version,
+    command_handler,
+    event_handler,
+    query_handler,
+)
+from django_cqrs.checks import check_registry
+from django_cqrs.exceptions import (
+    AggregateNotFound,
+    DuplicateHandler,
+    InvalidHandler,
+)
+from django_cqrs.modelling import Repository, aggregate, saga
+from tests.modelling.messages import TicketDeleted
+from tests.modelling.models import Ticket
+from tests.testapp.models import Note
+
+pytestmark = pytest.mark.database
+
+
+@dataclass(frozen=True)
+class Do(Command[str]):
+    thing_id: int
+
+
+@dataclass(frozen=True)
+class Done:
+    thing_id: int
+
+
+@dataclass(frozen=True)
+class DoVersion:
+    thing_id: int
+    seen: Annotated[int, Version()]
+
+
+class Things(Repository["Thing"]):
+    """Keeps things in a dictionary."""
+
+    kept: dict[object, Thing] = {}
+
+    def find(self, identifier):
+        return self.kept.get(identifier)
+
+    def save(self, instance):
+        self.kept[instance.thing_id] = instance
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    Things.kept = {}
+
+
+class Thing:
+    def __init__(self, thing_id: int, name: str = "") -> None:
+        self.thing_id = thing_id
+        self.name = name
+
+
+def problems_of(*targets):
+    registry = Registry()
+    for target in targets:
+        registry.add(target)
+    return registry, [
+        (each.id.removeprefix("django_cqrs."), each.msg, each.hint)
+        for each in check_registry(registry)
+    ]
+
+
+def test_m01_4_E030_no_identifier():
+    """An identifier that no field, or no unique one, is."""
+
+    @aggregate(identifier="nummer")
+    class One(Ticket):
+        class Meta:
+            proxy = True
+            app_label = "modelling"
+
+        @command_handler("one")
+        def act(self) -> None: ...
+
+    _, found = problems_of(One)
+    assert ("E030", "One has no field named 'nummer'.") in [each[:2] for each in found]
+
+
+def test_m01_4_an_identifier_that_is_not_unique():
+    """A field that several rows may share identifies nothing."""
+
+    @aggregate(identifier="title")
+    class Two(Ticket):
+        class Meta:
+            proxy = True
+            app_label = "modelling"
+
+        @command_handler("two")
+        def act(self) -> None: ...
+
+    registry, found = problems_of(Two)
+    assert (
+        "E030",
+        "Two is identified by title, which is not unique.",
+        "Give the field unique=True, or the fields a UniqueConstraint.",
+    ) in found
+    with pytest.raises(InvalidHandler, match="which is not unique"):
+        registry.command_bus.dispatch(route="two", aggregate_id="x")
+
+
+def test_m01_4_E038_constructor_handler():
+    """``__init__`` decorated: a constructor is no handler."""
+
+    @aggregate(repository=Things)
+    class Three:
+        @command_handler
+        def __init__(self, command: Done) -> None: ...
+
+    _, found = problems_of(Three)
+    assert found == [
+        (
+            "E038",
+            (
+                f"{__name__}.test_m01_4_E038_constructor_handler.<locals>.Three.__init__ is "
+                f"decorated, but a constructor cannot be a handler."
+            ),
+            "Decorate a class-method that makes an object and returns it.",
+        )
+    ]
+
+
+def test_m03_2_E031_crowded_factory():
+    """One factory with two actions for one message."""
+
+    @saga(repository=Things)
+    class Four:
+        @event_handler
+        @classmethod
+        def start(cls, event: Done) -> Four: ...
+
+        @event_handler
+        def one(self, event: Done) -> None: ...
+
+        @event_handler
+        def two(self, event: Done) -> None: ...
+
+    registry, found = problems_of(Four)
+    assert [each[0] for each in found] == ["E031"]
+    assert found[0][1].startswith(
+        "Done leads to more than one factory and one action of Four: "
+    )
+    with pytest.raises(InvalidHandler, match="more than one factory"):
+        registry.event_bus.publish(Done(1))
+
+
+def test_m03_2_two_actions_for_one_command():
+    """Without a factory a command has one action, as it has one handler."""
+
+    @aggregate(repository=Things)
+    class Five:
+        @command_handler
+        def one(self, command: Done) -> None: ...
+
+        @command_handler
+        def two(self, command: Done) -> None: ...
+
+    registry, found = problems_of(Five)
+    assert [each[0] for each in found] == ["E001"]
+    with pytest.raises(DuplicateHandler):
+        registry.command_bus.dispatch(Done(1))
+
+
+def test_m09_1_E032_no_storage():
+    """A class that is no model, without the app and without a repository."""
+
+    @aggregate
+    class Six:
+        def __init__(self) -> None:
+            self.anything = 1
+
+        @command_handler("six")
+        def act(self) -> None: ...
+
+    with modify_settings(INSTALLED_APPS={"remove": "django_cqrs.documents"}):
+        _, found = problems_of(Six)
+    assert found == [
+        (
+            "E032",
+            (
+                "Nothing can find or keep a Six: it is no model, has no repository=, and "
+                "no installed app stores such objects."
+            ),
+            (
+                "Make it a Django model, add 'django_cqrs.documents' to INSTALLED_APPS, "
+                "or give repository=."
+            ),
+        )
+    ]
+
+
+def test_E033_bad_identifier():
+    """``identifier=`` names an attribute that the message does not have."""
+
+    @aggregate(repository=Things)
+    class Seven:
+        @command_handler(identifier="number")
+        def act(self, command: Done) -> None: ...
+
+    _, found = problems_of(Seven)
+    assert [each[0] for each in found] == ["E033"]
+    assert found[0][1].endswith(
+        "Seven.act has identifier='number', but Done has no attribute 'number'."
+    )
+
+
+def test_E034_misplaced_policy():
+    """``identifier=`` and ``on_missing=`` are for handlers of objects."""
+
+    @event_handler(identifier="thing_id", on_missing="ignore")
+    def plain(event: Done) -> None: ...
+
+    @aggregate(repository=Things)
+    class Eight:
+        @event_handler(on_missing="skip")
+        def act(self, event: Done) -> None: ...
+
+    _, found = problems_of(plain, Eight)
+    assert [each[0] for each in found] == ["E034", "E034", "E034"]
+
+
+def test_E035_unknown_output():
+    """``output=`` names a command that nothing handles."""
+
+    @event_handler(output="thing.done")
+    def plain(event: Done) -> int: ...
+
+    @command_handler("thing.do")
+    def act(number: int) -> None: ...
+
+    _, found = problems_of(plain, act)
+    assert found == [
+        (
+            "E035",
+            (
+                f"{__name__}.test_E035_unknown_output.<locals>.plain has output='thing.done', "
+                f"and no command handler has this routing key."
+            ),
+            "Did you mean 'thing.do'?",
+        )
+    ]
+
+
+def test_E036_bad_version():
+    """A ``Version()`` on a command of an aggregate that has none, and a wrong field."""
+
+    @aggregate(repository=Things)
+    class Nine:
+        @command_handler
+        def act(self, command: DoVersion) -> None: ...
+
+    @aggregate(version="title")
+    class Ten(Ticket):
+        class Meta:
+            proxy = True
+            app_label = "modelling"
+
+        @command_handler("ten")
+        def act(self) -> None: ...
+
+    _, found = problems_of(Nine)
+    assert [each[0] for each in found] == ["E036"]
+    _, found = problems_of(Ten)
+    assert "E036" in [each[0] for each in found]
+
+
+def test_m10_3_E037_bad_fetch():
+    """What is fetched is an aggregate or a model."""
+
+    @command_handler
+    def act(command: Done, thing: Annotated[int, Fetch("thing_id")]) -> None: ...
+
+    _, found = problems_of(act)
+    assert [each[0] for each in found] == ["E037"]
+    assert "int is neither an aggregate nor a model" in found[0][1]
+
+
+def test_b03_4_the_identifiers_type_is_compared():
+    """``Command[R]`` of a factory: R is the type of the identifier."""
+
+    @aggregate
+    class Eleven(Ticket):
+        class Meta:
+            proxy = True
+            app_label = "modelling"
+
+        @command_handler
+        @classmethod
+        def make(cls, command: Do) -> Eleven: ...
+
+    _, found = problems_of(Eleven)
+    assert (
+        "E014",
+        (
+            "Do promises a result of type str, but "
+            f"{__name__}.test_b03_4_the_identifiers_type_is_compared.<locals>.Eleven.make "
+            "makes an object identified by a UUID."
+        ),
+    ) in [each[:2] for each in found]
+
+
+class TestRepositories:
+    def test_m09_1_a_registered_one_by_class(self, db):
+        """Objects of any class are found and kept by the repository named."""
+
+        @aggregate(repository=Things, identifier="thing_id")
+        class Box(Thing):
+            @command_handler
+            @classmethod
+            def make(cls, command: Do) -> Box:
+                return cls(command.thing_id)
+
+            @command_handler
+            def finish(self, command: Done) -> None:
+                self.name = "done"
+
+            @query_handler("box.name")
+            def get_name(self) -> str:
+                return self.name
+
+        registry = Registry()
+        registry.add(Box)
+        assert registry.command_bus.dispatch(Do(7)) == 7
+        registry.command_bus.dispatch(Done(7))
+        assert registry.query_bus.ask(route="box.name", aggregate_id=7) == "done"
+
+    def test_m09_1_models_by_default(self, db):
+        """A plain model needs no decorator to be found and kept by hand."""
+
+        @command_handler("note.write")
+        def write(text: str, notes: Repository[Note]) -> int:
+            note = Note(text=text)
+            notes.save(note)
+            return note.pk
+
+        registry = Registry()
+        registry.add(write)
+        pk = registry.command_bus.dispatch("hello", route="note.write")
+
+        assert Note.objects.get(pk=pk).text == "hello"
+
+    def test_m09_2_get_find_save(self, db):
+        """``get`` raises, ``find`` gives None, ``save`` publishes what was recorded."""
+        heard = []
+
+        @command_handler("ticket.shout")
+        def shout(number: UUID, tickets: Repository[Ticket]) -> None:
+            assert tickets.find(UUID(int=2)) is None
+            with pytest.raises(AggregateNotFound) as raised:
+                tickets.get(UUID(int=2))
+            assert str(raised.value) == (
+                "Repository[Ticket] has nothing with the identifier "
+                "UUID('00000000-0000-0000-0000-000000000002')."
+            )
+            ticket = tickets.get(number)
+            ticket.title = ticket.title.upper()
+            ticket.record(TicketDeleted(number))
+            tickets.save(ticket)
+            assert heard == [TicketDeleted(number)]
+
+        @event_handler
+        def listen(event: TicketDeleted) -> None:
+            heard.append(event)
+            assert Ticket.objects.get().title == "LAMP"
+
+        Ticket.objects.create(ticket_id=UUID(int=1), title="lamp")
+        registry = Registry()
+        for each in (shout, listen):
+            registry.add(each)
+        registry.command_bus.dispatch(UUID(int=1), route="ticket.shout")
+
+        assert heard == [TicketDeleted(UUID(int=1))]
+
+
+@dataclass(frozen=True)
+class Compare:
+    one: UUID
+    other: UUID | None = None
+
+
+class TestFetch:
+    @pytest.fixture(autouse=True)
+    def _tickets(self, db):
+        for number in (1, 2):
+            Ticket.objects.create(ticket_id=UUID(int=number), title=f"t{number}")
+
+    def run(self, handler, *args, **kwargs):
+        registry = Registry()
+        registry.add(handler)
+        return registry.command_bus.dispatch(*args, **kwargs)
+
+    def test_m10_1_found(self):
+        """The object that the message names is the argument."""
+
+        @command_handler
+        def title(command: Compare, ticket: Annotated[Ticket, Fetch("one")]) -> str:
+            return ticket.title
+
+        assert self.run(title, Compare(UUID(int=1))) == "t1"
+
+    def test_m10_1_absent_raises(self):
+        """An object that must be there, and one that is not named, raise."""
+
+        @command_handler
+        def title(command: Compare, ticket: Annotated[Ticket, Fetch("other")]) -> str:
+            return ticket.title
+
+        with pytest.raises(AggregateNotFound) as raised:
+            self.run(title, Compare(UUID(int=1), UUID(int=9)))
+        assert str(raised.value) == (
+            f"There is no Ticket with ticket_id={UUID(int=9)}. Annotate Ticket | None "
+            f"where that is allowed."
+        )
+        with pytest.raises(AggregateNotFound, match="is not said"):
+            self.run(title, Compare(UUID(int=1)))
+
+    def test_m10_1_or_gives_none(self):
+        """``Ticket | None`` allows none."""
+
+        @command_handler
+        def title(
+            command: Compare, ticket: Annotated[Ticket | None, Fetch("other")]
+        ) -> object:
+            return ticket
+
+        assert self.run(title, Compare(UUID(int=1), UUID(int=9))) is None
+        assert self.run(title, Compare(UUID(int=1))) is None
+
+    def test_m10_2_by_attribute_header_callable(self):
+        """Several in one handler, each by its own way."""
+
+        @command_handler
+        def titles(
+            command: Compare,
+            one: Annotated[Ticket, Fetch("one")],
+            two: Annotated[Ticket, Fetch(Header("number"))],
+            three: Annotated[Ticket, Fetch(lambda message: message.payload.one)],
+        ) -> list[str]:
+            return [one.title, two.title, three.title]
+
+        headers = {"number": str(UUID(int=2))}
+        assert self.run(titles, Compare(UUID(int=1)), headers=headers) == [
+            "t1",
+            "t2",
+            "t1",
+        ]
+
+    def test_m10_3_not_saved_by_itself(self):
+        """What a handler changes on it stays in memory."""
+
+        @command_handler
+        def change(command: Compare, ticket: Annotated[Ticket, Fetch("one")]) -> None:
+            ticket.title = "changed"
+
+        self.run(change, Compare(UUID(int=1)))
+        assert Ticket.objects.get(pk=UUID(int=1)).title == "t1"
+
+    def test_locked_inside_a_command(self):
+        """Its row is locked as an action's is; a query only reads it."""
+        locking = connection.features.has_select_for_update
+
+        @command_handler
+        def act(command: Compare, ticket: Annotated[Ticket, Fetch("one")]) -> None: ...
+
+        @query_handler
+        def ask(query: Compare, ticket: Annotated[Ticket, Fetch("one")]) -> str:
+            return ticket.title
+
+        with CaptureQueriesContext(connection) as captured:
+            self.run(act, Compare(UUID(int=1)))
+        (select,) = [q["sql"] for q in captured if q["sql"].startswith("SELECT")]
+        assert (" FOR " in select) == locking
+
+        registry = Registry()
+        registry.add(ask)
+        with CaptureQueriesContext(connection) as captured:
+            registry.query_bus.ask(Compare(UUID(int=1)))
+        assert " FOR " not in captured[0]["sql"]

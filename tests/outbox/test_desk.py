@@ -1,0 +1,342 @@
+"""The desk in Django's admin: who sees, replays and deletes what, and what is kept of it."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from django.contrib.admin.models import CHANGE, DELETION, LogEntry
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+
+from django_cqrs import Registry, Retry, command_handler
+from django_cqrs.outbox import admin as desk
+from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
+from django_cqrs.testing.flow import Flow
+
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.database,
+    pytest.mark.urls("tests.outbox.desk_urls"),
+]
+
+LETTERS = "/admin/django_cqrs_outbox/deadletter/"
+MESSAGES = "/admin/django_cqrs_outbox/outboxmessage/"
+
+
+@pytest.fixture
+def operator(client):
+    """Log in somebody of the staff; return a function that permits things."""
+    user = User.objects.create_user("operator", password="x", is_staff=True)
+
+    def permit(*codenames):
+        found = Permission.objects.filter(
+            codename__in=codenames, content_type__app_label="django_cqrs_outbox"
+        )
+        assert len(found) == len(codenames)
+        user.user_permissions.add(*found)
+        client.force_login(User.objects.get(pk=user.pk))
+        return user
+
+    return permit
+
+
+def kept(model, number=1, **values):
+    """Store rows as they would have been."""
+    own = {"failed_at": timezone.now(), "reason": "failed"}
+    defaults = {
+        "channel": "outbox",
+        "endpoint": "desk.print",
+        "name": "desk.Print",
+        "payload": b'{"number":1}',
+        "headers": b"{}",
+        "sent_at": timezone.now(),
+        "error": "no paper",
+        **(own if model is DeadLetter else {}),
+        **values,
+    }
+    if model is OutboxMessage:
+        del defaults["error"]
+    first = model.objects.count()
+    return [
+        model.objects.create(
+            **{
+                "message_id": uuid.uuid4(),
+                "correlation_id": uuid.uuid4(),
+                "sequence": first + place,
+                **defaults,
+            }
+        )
+        for place in range(number)
+    ]
+
+
+def act(client, address, action, *rows, confirmed=True, everything=False):
+    """Choose an action for rows, and confirm it."""
+    data = {
+        "action": action,
+        "_selected_action": [row.pk for row in rows],
+        "index": 0,
+        "select_across": int(everything),
+    }
+    if confirmed:
+        data["post"] = "yes"
+    return client.post(address, data, follow=True)
+
+
+def entries(flag):
+    return list(
+        LogEntry.objects.filter(action_flag=flag)
+        .order_by("pk")
+        .values_list("user__username", "object_id")
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "permission"),
+    [(LETTERS, "view_deadletter"), (MESSAGES, "view_outboxmessage")],
+)
+def test_c05_2_desk_is_seen_with_permission(client, operator, address, permission):
+    """A list is for those who may view it; being of the staff is not enough."""
+    operator()
+    assert client.get(address).status_code == 403
+
+    operator(permission)
+    assert client.get(address).status_code == 200
+
+
+def test_c05_2_desk_neither_adds_nor_changes(client, admin_client):
+    """Not even a superuser makes a message or edits one."""
+    (letter,) = kept(DeadLetter)
+
+    assert admin_client.get(f"{LETTERS}add/").status_code == 403
+    answer = admin_client.post(f"{LETTERS}{letter.pk}/change/", {"channel": "x"})
+    assert answer.status_code == 403
+
+
+def test_c05_2_desk_replays_the_selected(client, operator):
+    """The selected are put back, the others stay, and each has an entry of the audit."""
+    letters = kept(DeadLetter, 3)
+    operator("view_deadletter", "replay_deadletter")
+
+    answer = act(client, LETTERS, "replay_selected", *letters[:2])
+
+    assert "Replayed 2." in answer.content.decode()
+    assert list(DeadLetter.objects.all()) == letters[2:]
+    assert OutboxMessage.objects.filter(state=State.READY, attempts=0).count() == 2
+    assert entries(CHANGE) == [("operator", str(each.pk)) for each in letters[:2]]
+
+
+def test_c05_2_desk_asks_first(client, operator):
+    """What is not confirmed is not done; the page says what it would be."""
+    letters = kept(DeadLetter, 2)
+    operator("view_deadletter", "replay_deadletter", "delete_deadletter")
+
+    for action in ("replay_selected", "delete_selected"):
+        answer = act(client, LETTERS, action, *letters, confirmed=False)
+        assert "2 messages" in answer.content.decode()
+        assert "desk.Print for desk.print" in answer.content.decode()
+
+    assert DeadLetter.objects.count() == 2
+    assert OutboxMessage.objects.count() == 0
+    assert not LogEntry.objects.exists()
+
+
+def test_c05_2_desk_replays_all_of_a_reason(client, operator):
+    """All of a filter are replayed, whether or not the page shows them."""
+    poison = kept(DeadLetter, 60, reason="poison")
+    kept(DeadLetter, 2)
+    operator("view_deadletter", "replay_deadletter")
+    address = f"{LETTERS}?reason__exact=poison"
+
+    asked = act(
+        client, address, "replay_selected", poison[0], confirmed=False, everything=True
+    )
+    assert "60 messages" in asked.content.decode()
+    act(client, address, "replay_selected", poison[0], everything=True)
+
+    assert OutboxMessage.objects.count() == 60
+    assert set(DeadLetter.objects.values_list("reason", flat=True)) == {"failed"}
+    assert len(entries(CHANGE)) == 60
+
+
+@pytest.mark.parametrize("missing", ["replay", "delete"])
+def test_c05_2_desk_actions_have_permissions(client, operator, missing):
+    """Without its permission an action is neither offered nor obeyed."""
+    (letter,) = kept(DeadLetter)
+    other = {"replay": "delete", "delete": "replay"}[missing]
+    operator("view_deadletter", f"{other}_deadletter")
+
+    assert f'value="{missing}_selected"' not in client.get(LETTERS).content.decode()
+    act(client, LETTERS, f"{missing}_selected", letter)
+
+    assert DeadLetter.objects.count() == 1
+    assert OutboxMessage.objects.count() == 0
+    assert not LogEntry.objects.exists()
+
+
+def test_c05_2_desk_replays_one(client, operator):
+    """One is replayed from its page: asked by GET, done by POST alone."""
+    (letter,) = kept(DeadLetter)
+    operator("view_deadletter")
+    page = reverse("admin:django_cqrs_outbox_deadletter_replay", args=[letter.pk])
+    shown = f"{LETTERS}{letter.pk}/change/"
+    assert page not in client.get(shown).content.decode()
+    assert client.post(page, {"post": "yes"}).status_code == 403
+
+    operator("replay_deadletter")
+    assert page in client.get(shown).content.decode()
+    assert client.get(page, {"post": "yes"}).status_code == 200
+    assert DeadLetter.objects.count() == 1
+
+    assert client.post(page, {"post": "yes"}).status_code == 302
+    assert DeadLetter.objects.count() == 0
+    assert OutboxMessage.objects.get().message_id == letter.message_id
+    assert entries(CHANGE) == [("operator", str(letter.pk))]
+
+
+def test_c05_2_desk_replays_what_is_gone(client, operator):
+    """What somebody else has replayed already leads back, and writes nothing."""
+    operator("view_deadletter", "replay_deadletter")
+    page = reverse("admin:django_cqrs_outbox_deadletter_replay", args=[99])
+
+    assert client.post(page, {"post": "yes"}).status_code == 302
+    assert not LogEntry.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "address"), [(DeadLetter, LETTERS), (OutboxMessage, MESSAGES)]
+)
+def test_c05_2_desk_deletes(client, operator, model, address):
+    """The selected, or one from its page, are deleted, each with an entry."""
+    rows = kept(model, 3)
+    name = model._meta.model_name
+    operator(f"view_{name}", f"delete_{name}")
+
+    answer = act(client, address, "delete_selected", rows[0])
+    assert "Deleted 1." in answer.content.decode()
+    client.post(f"{address}{rows[1].pk}/delete/", {"post": "yes"})
+
+    assert list(model.objects.all()) == rows[2:]
+    assert entries(DELETION) == [("operator", str(each.pk)) for each in rows[:2]]
+
+
+@pytest.mark.parametrize("end", ["delete_selected", "one", "replay_selected"])
+def test_c05_2_desk_lets_a_key_go_on(client, operator, end):
+    """What waits behind a dead letter goes on in order when that is deleted or replayed."""
+    state = {"broken": True, "seen": []}
+
+    @command_handler(
+        "desk.print",
+        channel="outbox",
+        retry=Retry(attempts=1),
+        ordering_key=lambda message: "a key",
+    )
+    def print_label(number: int) -> None:
+        if state["broken"]:
+            msg = "no paper"
+            raise OSError(msg)
+        state["seen"].append(number)
+
+    registry = Registry()
+    registry.add(print_label)
+    operator("view_deadletter", "replay_deadletter", "delete_deadletter")
+    with Flow(registry=registry) as flow:
+        for number in (1, 2, 3):
+            registry.command_bus.dispatch(number, route="desk.print")
+        with pytest.raises(OSError, match="no paper"):
+            flow.run("outbox")
+        state["broken"] = False
+        letter = DeadLetter.objects.get()
+        flow.run("outbox")
+        assert state["seen"] == []
+        if end == "one":
+            client.post(f"{LETTERS}{letter.pk}/delete/", {"post": "yes"})
+        else:
+            act(client, LETTERS, end, letter)
+        flow.run("outbox")
+
+    assert state["seen"] == ([1, 2, 3] if end == "replay_selected" else [2, 3])
+
+
+@pytest.mark.parametrize(
+    ("model", "address"), [(DeadLetter, LETTERS), (OutboxMessage, MESSAGES)]
+)
+def test_c05_2_desk_lists_by_as_many_queries(admin_client, model, address):
+    """A list of many rows takes as many statements as a list of one."""
+    kept(model)
+    admin_client.get(address)
+    counts = []
+    for _ in range(2):
+        with CaptureQueriesContext(connection) as queries:
+            assert admin_client.get(address).status_code == 200
+        counts.append(len(queries))
+        kept(model, 40, endpoint="desk.other")
+
+    assert counts[0] == counts[1]
+    assert not any('."payload"' in each["sql"] for each in queries)
+
+
+def test_c05_2_desk_counts_no_further_than_its_lists(admin_client, monkeypatch):
+    """A list ends somewhere, says so, and nothing counts the rows beyond."""
+    monkeypatch.setattr(desk, "LISTED", 5)
+    kept(DeadLetter, 5)
+    assert "The list ends after" not in admin_client.get(LETTERS).content.decode()
+    kept(DeadLetter, 5)
+
+    with CaptureQueriesContext(connection) as queries:
+        text = admin_client.get(LETTERS).content.decode()
+
+    assert "The list ends after 5; there are more." in text
+    counts = [each["sql"] for each in queries if "COUNT(" in each["sql"]]
+    assert counts
+    assert all("LIMIT 6" in sql for sql in counts)
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("channel=mail", [1]),
+        ("endpoint=desk.scan", [2]),
+        ("reason__exact=poison", [3]),
+        ("q=customer-7", [4]),
+        ("q=desk.Shred", [5]),
+        ("q=3f0e6f0c-8f9d-4a39-9d6b-0d4a6d2f7a11", [6]),
+        ("q=3f0e6f0c-8f9d-4a39-9d6b-0d4a6d2f7a12", [7]),
+        ("q=no such thing", []),
+        ("q=++", list(range(8))),
+    ],
+)
+def test_c05_2_desk_is_filtered_and_searched(admin_client, query, found):
+    """By channel, endpoint and reason; by ids, key and name."""
+    identity = "3f0e6f0c-8f9d-4a39-9d6b-0d4a6d2f7a1"
+    rows = [
+        *kept(DeadLetter),
+        *kept(DeadLetter, channel="mail"),
+        *kept(DeadLetter, endpoint="desk.scan"),
+        *kept(DeadLetter, reason="poison"),
+        *kept(DeadLetter, ordering_key="customer-7"),
+        *kept(DeadLetter, name="desk.Shred"),
+        *kept(DeadLetter, message_id=f"{identity}1"),
+        *kept(DeadLetter, correlation_id=f"{identity}2"),
+    ]
+
+    shown = admin_client.get(f"{LETTERS}?{query}").context["cl"].result_list
+
+    assert {row.pk for row in shown} == {rows[place].pk for place in found}
+
+
+def test_c05_2_desk_shows_the_traceback_as_text(admin_client):
+    """What an exception says is text, not markup."""
+    (letter,) = kept(
+        DeadLetter, traceback="  <script>alert(1)</script>", error="<b>no</b>"
+    )
+
+    for address in (LETTERS, f"{LETTERS}{letter.pk}/change/"):
+        text = admin_client.get(address).content.decode()
+        assert "<script>alert" not in text
+        assert "<b>no</b>" not in text
+    assert "  &lt;script&gt;alert(1)" in text

@@ -1,0 +1,153 @@
+"""``manage.py cqrs_failed``: dead letters listed, shown, replayed and deleted."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from django_cqrs import Registry, Retry, command_handler
+from django_cqrs.outbox.models import DeadLetter, OutboxMessage
+from django_cqrs.testing.flow import Flow
+
+pytestmark = [pytest.mark.django_db, pytest.mark.database]
+
+
+@pytest.fixture
+def registry():
+    state = {"broken": True, "seen": []}
+
+    @command_handler("desk.print", channel="outbox", retry=Retry(attempts=1))
+    def print_label(number: int) -> None:
+        if state["broken"]:
+            msg = f"no paper for {number}"
+            raise OSError(msg)
+        state["seen"].append(number)
+
+    registry = Registry()
+    registry.add(print_label)
+    registry.state = state
+    return registry
+
+
+@pytest.fixture
+def letters(registry):
+    with Flow(registry=registry) as flow:
+        for number in (1, 2, 3):
+            registry.command_bus.dispatch(number, route="desk.print")
+            with pytest.raises(OSError, match="no paper"):
+                flow.run("outbox")
+    return list(DeadLetter.objects.order_by("sequence"))
+
+
+def output_of(*arguments, **options):
+    stdout = StringIO()
+    call_command("cqrs_failed", *arguments, stdout=stdout, no_color=True, **options)
+    return stdout.getvalue()
+
+
+def test_c05_2_list(letters):
+    """Dead letters are listed, the newest first, with reason and error."""
+    lines = output_of("list").splitlines()
+
+    assert lines[0].split() == (
+        ["Id", "Failed", "at", "Channel", "Endpoint", "Reason", "Tries", "Error"]
+    )
+    assert len(lines) == 5
+    assert lines[2].startswith(str(letters[2].pk))
+    assert lines[2].endswith("failed    1        no paper for 3")
+
+
+def test_c05_2_list_json(letters):
+    """JSON is one document of stable keys, and has no payload."""
+    document = json.loads(output_of("list", "--format", "json", "--limit", "1"))
+
+    assert [each["id"] for each in document] == [letters[2].pk]
+    assert document[0]["exception"] == "builtins.OSError"
+    assert "payload" not in document[0]
+
+
+def test_c05_2_list_is_filtered_and_limited(letters):
+    """Filters narrow the list; what the limit leaves out is counted."""
+    assert output_of("list", "--reason", "poison") == "No dead letters.\n"
+    assert output_of("list", "--limit", "2").endswith("... and 1 more.\n")
+
+
+def test_c05_2_show(letters):
+    """One is shown whole: ids, error, headers, payload, traceback."""
+    text = output_of("show", str(letters[0].pk))
+
+    assert "endpoint:       tests.outbox.test_failed_command.print_label\n" in text
+    assert "reason:         failed\n" in text
+    assert "payload:        1\n" in text
+    assert "OSError: no paper for 1" in text
+
+
+def test_c05_2_show_unknown():
+    """An id that is none is refused."""
+    with pytest.raises(CommandError, match="There is no dead letter 99"):
+        output_of("show", "99")
+
+
+def test_c05_2_replay_one(letters, registry):
+    """One is put back with its bytes and its endpoint, and handled by that alone."""
+    text = output_of("replay", str(letters[1].pk))
+    registry.state["broken"] = False
+    with Flow(registry=registry) as flow:
+        flow.run("outbox")
+
+    assert text == "Replayed 1.\n"
+    assert registry.state["seen"] == [2]
+    assert DeadLetter.objects.count() == 2
+    assert OutboxMessage.objects.count() == 0
+
+
+def test_c05_2_replay_all_by_filter(letters, registry):
+    """All that a filter leaves are put back, in the order of their sending."""
+    assert output_of("replay", "--all", "--channel", "other") == "Replayed 0.\n"
+    assert output_of("replay", "--all", "--reason", "failed") == "Replayed 3.\n"
+    registry.state["broken"] = False
+    with Flow(registry=registry) as flow:
+        flow.run("outbox")
+
+    assert registry.state["seen"] == [1, 2, 3]
+
+
+def test_c05_2_an_unknown_id_replays_nothing(letters):
+    """Where one id is none, nothing at all is done."""
+    with pytest.raises(CommandError) as caught:
+        output_of("replay", str(letters[0].pk), "0")
+
+    assert str(caught.value) == "There is no dead letter 0. Nothing was done."
+    assert DeadLetter.objects.count() == 3
+
+
+def test_c05_2_say_which(letters):
+    """Neither an id nor --all is no order to replay everything."""
+    with pytest.raises(CommandError, match="Say which: cqrs_failed replay ID"):
+        output_of("replay")
+
+
+def test_c05_2_dry_run(letters):
+    """A dry run counts and does nothing."""
+    assert output_of("delete", "--all", "--dry-run") == "Would delete 3.\n"
+    assert DeadLetter.objects.count() == 3
+
+
+def test_c05_2_delete(letters):
+    """Deleting leaves neither the letter nor a message."""
+    text = output_of("delete", str(letters[0].pk), "--no-input")
+
+    assert text == "Deleted 1.\n"
+    assert DeadLetter.objects.count() == 2
+    assert OutboxMessage.objects.count() == 0
+
+
+def test_c05_2_delete_asks(letters, monkeypatch):
+    """Without --no-input it asks, and anything but yes is no."""
+    monkeypatch.setattr("builtins.input", lambda _question: "y")
+
+    assert output_of("delete", "--all") == "Nothing was deleted.\n"
+    assert DeadLetter.objects.count() == 3

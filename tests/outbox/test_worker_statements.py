@@ -1,0 +1,204 @@
+"""What a worker asks the database for, and what wakes it."""
+
+import logging
+import re
+import threading
+import time
+
+import pytest
+from django.db import connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
+
+from django_cqrs import Registry, command_handler
+from django_cqrs.channels import channels
+from django_cqrs.outbox.channel import OutboxChannel
+from django_cqrs.outbox.worker import Bounds, Worker
+from django_cqrs.retries import Retry
+from tests.outbox.support import (
+    letters,
+    note,
+    numbers,
+    on_databases,
+    on_postgresql,
+    registry_of,
+    rows,
+    send,
+    wait_until,
+    work,
+    worker_of,
+)
+from tests.outbox.work import Work
+from tests.testapp.models import Note
+
+pytestmark = on_databases
+
+TIMEOUT = 20
+
+
+def words_of(statements):
+    """Return the verbs of statements, savepoints numbered as they come."""
+    names = {}
+    words = []
+    for each in statements:
+        for statement in each.split(";"):
+            if match := re.search(
+                r"(RELEASE|ROLLBACK)? ?(TO )?SAVEPOINT (\S+)", statement
+            ):
+                number = names.setdefault(match[3], len(names) + 1)
+                words.append(f"{match[1] or 'SET'} {number}")
+            else:
+                words.append(statement.split()[0])
+        words.append("|")
+    return " ".join(words)
+
+
+def handled_with(registry, caplog):
+    """Return the verbs of the transaction in which one batch is handled."""
+    with (
+        caplog.at_level(logging.DEBUG, "django.db.backends"),
+        CaptureQueriesContext(connection),
+    ):
+        worker_of(registry).run_once()
+    words = words_of(each.sql for each in caplog.records if hasattr(each, "sql"))
+    handling = words[words.index("UPDATE | COMMIT | ") :].partition("BEGIN | ")[2]
+    return handling.partition(" COMMIT")[0]
+
+
+def test_a_message_that_queries_costs_one_statement_more(caplog):
+    """On PostgreSQL one savepoint goes as the next comes, elsewhere each by itself."""
+    registry = registry_of(note)
+    send(registry, 1, 2, 3)
+
+    if connection.vendor == "postgresql":
+        wanted = (
+            "SET 1 | INSERT | RELEASE 1 SET 2 | INSERT | "
+            "RELEASE 2 SET 3 | INSERT | RELEASE 3 | DELETE |"
+        )
+    else:
+        each = "SET {0} | INSERT | RELEASE {0} | "
+        wanted = f"{''.join(each.format(n) for n in (1, 2, 3))}DELETE |"
+    assert handled_with(registry, caplog) == wanted
+    assert numbers() == [1, 2, 3]
+
+
+def test_a_message_that_queries_nothing_costs_no_statement(caplog):
+    """Its savepoint is never set."""
+    registry = registry_of(idle)
+    send(registry, 1, 2, 3)
+
+    assert handled_with(registry, caplog) == "DELETE |"
+
+
+def idle(command: Work):
+    """Nothing to do."""
+
+
+def test_a_failure_between_others_undoes_its_own_savepoint(caplog):
+    """What came before it is released, and what comes after is set anew."""
+    registry = Registry()
+
+    @registry.add
+    @command_handler(name="do", channel="outbox", retry=Retry(attempts=1))
+    def do(command: Work):
+        Note.objects.create(text="done", number=command.number)
+        if command.number == 2:
+            raise ValueError
+
+    send(registry, 1, 2, 3)
+
+    words = handled_with(registry, caplog)
+
+    if connection.vendor == "postgresql":
+        assert words.startswith(
+            "SET 1 | INSERT | RELEASE 1 SET 2 | INSERT | ROLLBACK 2 | "
+            "RELEASE 2 | SET 3 | INSERT | RELEASE 3 | DELETE |"
+        )
+    assert numbers() == [1, 3]
+    assert [letter.exception for letter in letters()] == ["builtins.ValueError"]
+
+
+@pytest.mark.parametrize("culprit", [1, 2, 3])
+def test_a_handler_that_ends_the_transaction_fails_alone(culprit):
+    """Though it is seen at the next savepoint only, no other message is accused."""
+    on_postgresql()
+    registry = Registry()
+
+    @registry.add
+    @command_handler(name="do", channel="outbox", retry=Retry(attempts=1))
+    def do(command: Work):
+        Note.objects.create(text="done", number=command.number)
+        if command.number == culprit:
+            with connection.cursor() as cursor:
+                cursor.execute("ROLLBACK")
+
+    send(registry, 1, 2, 3)
+
+    tally = work(registry)
+
+    assert numbers() == [n for n in (1, 2, 3) if n != culprit]
+    assert (tally.handled, tally.dead) == (2, 1)
+    assert [letter.payload for letter in map(as_sent, letters())] == [culprit]
+
+
+def as_sent(letter):
+    """Return a dead letter whose payload is the number that was sent."""
+    letter.payload = int(re.search(rb'"number": ?(\d+)', bytes(letter.payload))[1])
+    return letter
+
+
+# ------------------------------------------------------------------------------- waking
+
+
+def test_each_database_is_woken_for_itself(monkeypatch):
+    """Messages that follow one another closely wake once, in each database."""
+    on_postgresql()
+    monkeypatch.setattr(OutboxChannel, "quiet_time", TIMEOUT)
+    registry = registry_of(note)
+    channels["outbox"]._last_notifications.clear()
+
+    said = {}
+    for alias in ("default", "other"):
+        with CaptureQueriesContext(connections[alias]) as queries:
+            with transaction.atomic(using=alias):
+                send(registry, 1, 2, using=alias)
+            send(registry, 3, using=alias)
+        said[alias] = sum("pg_notify" in each["sql"] for each in queries)
+
+    assert said == {"default": 1, "other": 1}
+
+
+def test_one_that_was_woken_in_vain_looks_again_soon(monkeypatch):
+    """What follows closely on a message wakes nobody, and may be all that is left."""
+    on_postgresql()
+    registry = registry_of(note)
+    monkeypatch.setattr(Worker, "listen_time", TIMEOUT)
+    channel = channels["outbox"]
+    workers = []
+
+    def run():
+        bounds = Bounds(messages=1)
+        workers.append(Worker(registry, ["outbox"], using="default", bounds=bounds))
+        try:
+            workers[0].run()
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        time.sleep(0.6)  # by now it does nothing but listen
+        channel._last_notifications.clear()
+        channel._notify(connection)  # for what another worker has taken
+        monkeypatch.setattr(OutboxChannel, "quiet_time", TIMEOUT)
+        time.sleep(0.05)
+        began = time.monotonic()
+        send(registry, 1)
+        wait_until(lambda: not rows(), seconds=TIMEOUT / 2)
+        assert time.monotonic() - began < TIMEOUT / 4
+    finally:
+        workers[0].stop()
+        channel._last_notifications.clear()
+        monkeypatch.undo()
+        channel._notify(connection)
+        thread.join(TIMEOUT)
+    assert numbers() == [1]
