@@ -1,0 +1,186 @@
+"""Run every benchmark and print one table: ``python -m tests.benchmarks``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.benchmarks.results import Row
+
+DEFAULT_POSTGRES_URL = "postgres://postgres@127.0.0.1:5432/postgres"
+DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+DEFAULT_RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672//"
+PARTS = ("buses", "transactions", "outbox", "engines")
+
+
+def parsed() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds, and no bound is enforced"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=PARTS,
+        help="run this part alone; may be given more than once",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the results there as well"
+    )
+    parser.add_argument(
+        "--postgres",
+        metavar="URL",
+        default=DEFAULT_POSTGRES_URL,
+        help="a server to make a database on; empty for none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--require-postgres",
+        action="store_true",
+        help="fail where no server can be reached",
+    )
+    parser.add_argument(
+        "--redis",
+        metavar="URL",
+        default=DEFAULT_REDIS_URL,
+        help="a server for Celery's queue; empty for none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rabbitmq",
+        metavar="URL",
+        default=DEFAULT_RABBITMQ_URL,
+        help="another one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="PYTHON",
+        default=sys.executable,
+        help="the interpreter that all workers run with (default: this one)",
+    )
+    return parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> tuple[list[Row], list[str], str | None]:
+    """Return the rows, what is to be said about them, and why no PostgreSQL."""
+    from tests.benchmarks import transactions
+
+    parts = options.only or PARTS
+    rows: list[Row] = []
+    notes: list[str] = []
+    if "buses" in parts:
+        in_process(rows, notes, quick=options.quick)
+    if "transactions" in parts:
+        transactions.make_sqlite_tables()
+        rows += transactions.insert_of_one_row(
+            "default",
+            rounds=5 if options.quick else 300,
+            calls=10 if options.quick else 60,
+        )
+    if not {"transactions", "outbox", "engines"} & set(parts):
+        return rows, notes, None
+    with transactions.postgres_database() as missing:
+        if missing is None:
+            on_postgres(rows, notes, options, parts)
+        else:
+            notes.append(f"PostgreSQL was not run: {missing}.")
+    return rows, notes, missing
+
+
+def in_process(rows: list[Row], notes: list[str], *, quick: bool) -> None:
+    """Measure what needs no database."""
+    from tests.benchmarks import buses, scale
+
+    many = 5 if quick else 300
+    against_signal, missing = buses.against_signal(rounds=many)
+    rows += against_signal
+    notes += missing
+    rows += scale.many_routes(100 if quick else 10_000, rounds=many)
+    rows += scale.start_up(100 if quick else 1_000, rounds=2 if quick else 7)
+    rows += scale.memory(8_000 if quick else 1_000_000)
+    rows += buses.variations(rounds=many)
+    rows += buses.interceptors(rounds=many)
+    rows += buses.asynchronous(rounds=many)
+    rows += buses.conversion(rounds=many)
+    rows += buses.empty_transaction(rounds=many)
+
+
+def on_postgres(
+    rows: list[Row],
+    notes: list[str],
+    options: argparse.Namespace,
+    parts: Sequence[str],
+) -> None:
+    """Measure what waits for the disk of a server."""
+    from tests.benchmarks import engines, outbox, transactions
+
+    if "transactions" in parts:
+        rows += transactions.insert_of_one_row(
+            "postgres",
+            rounds=3 if options.quick else 200,
+            calls=10 if options.quick else 60,
+        )
+    if "outbox" in parts:
+        more, said = outbox.run(
+            "postgres",
+            quick=options.quick,
+            python=options.workers,
+            redis=options.redis,
+        )
+        rows += more
+        notes += said
+    if "engines" in parts:
+        more, said = engines.run(
+            "postgres",
+            quick=options.quick,
+            python=options.workers,
+            brokers={"Redis": options.redis, "RabbitMQ": options.rabbitmq},
+        )
+        rows += more
+        notes += said
+
+
+def main() -> int:
+    """Return 1 where a bound is missed, or a server that is required."""
+    options = parsed()
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.benchmarks.settings"
+    os.environ["BENCHMARKS_POSTGRES_URL"] = options.postgres
+
+    import django
+
+    django.setup()
+
+    from tests.benchmarks.results import as_json, facts, table
+
+    rows, notes, no_postgres = run(options)
+    known = facts()
+    missed = [row for row in rows if row.holds is False]
+
+    print(table(rows))
+    print()
+    print(known["python"])
+    print(f"{known['system']}, {known['processor']}")
+    print(", ".join(f"{k} {v}" for k, v in known["packages"].items() if v))
+    for note in notes:
+        print(note)
+    if options.quick:
+        print("A quick run: the figures say nothing, and no bound is enforced.")
+    elif missed:
+        print(f"{len(missed)} of the bounds are missed.")
+    else:
+        print("Every bound holds.")
+    if options.json is not None:
+        results = json.dumps(as_json(rows, known, notes), indent=2, ensure_ascii=False)
+        options.json.write_text(f"{results}\n", encoding="utf-8")
+    if no_postgres is not None and options.require_postgres:
+        return 1
+    return 1 if missed and not options.quick else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Many routes, many handlers, many messages."""
+
+from __future__ import annotations
+
+import gc
+import linecache
+import statistics
+import sys
+import tracemalloc
+import types
+from collections.abc import Iterator
+from contextlib import suppress
+from time import process_time
+
+from django_cqrs import Registry, command_bus, command_handler, event_bus, query_bus
+from tests.benchmarks.measuring import in_blocks, statement
+from tests.benchmarks.results import Row, compared
+from tests.benchmarks.shop import messages
+
+FEW = 10
+
+
+# ------------------------------------------------------------------------ many routes
+
+
+def many_routes(many: int, *, rounds: int) -> list[Row]:
+    """Compare the dispatch among so many routes with that among ten."""
+    names = {count: f"dispatch() among {count:,} routes" for count in (FEW, many)}
+    registries = {count: _registry_of(count) for count in names}
+    rows = []
+    for way, arguments in (
+        ("by class", "command"),
+        ("by routing key", "command, route=route"),
+    ):
+        contestants = [
+            statement(
+                name,
+                f"command_bus.dispatch({arguments})",
+                command_bus=registries[count][0].command_bus,
+                command=registries[count][1],
+                route=f"order.{count - 1}",
+            )
+            for count, name in names.items()
+        ]
+        comparison = in_blocks(contestants, rounds=rounds)
+        section = f"Many routes, {way}"
+        rows.append(compared(comparison, section, names[many], names[FEW], bound=1.1))
+    return rows
+
+
+def _registry_of(count: int) -> tuple[Registry, object]:
+    """
+    Return a registry, and the last of its commands.
+
+    There are so many of them, each handled by its class and by a key, and all in use.
+    """
+    registry = Registry()
+    commands = []
+    for number in range(count):
+        command_class = type(f"Order{number}", (), {"__slots__": ()})
+
+        @command_handler(atomic=False, name=f"by class {number}")
+        def by_class(command: command_class) -> None:
+            pass
+
+        @command_handler(f"order.{number}", atomic=False, name=f"by key {number}")
+        def by_key(command: command_class) -> None:
+            pass
+
+        registry.add(by_class)
+        registry.add(by_key)
+        commands.append(command_class())
+    for number, command in enumerate(commands):
+        registry.command_bus.dispatch(command)
+        registry.command_bus.dispatch(command, route=f"order.{number}")
+    return registry, commands[-1]
+
+
+# --------------------------------------------------------------------------- start-up
+
+TYPICAL_HANDLERS = """
+@dataclass(frozen=True, slots=True)
+class PlaceOrder{n}:
+    order_id: UUID
+    lines: list[str]
+    total: Decimal = Decimal(0)
+
+@dataclass(frozen=True, slots=True)
+class GetOrder{n}:
+    order_id: UUID
+
+@dataclass(frozen=True, slots=True)
+class OrderPlaced{n}:
+    order_id: UUID
+
+@command_handler
+def place_order_{n}(
+    command: PlaceOrder{n},
+    events: EventBus,
+    executor_id: Annotated[int, Header("executor_id")],
+) -> UUID:
+    return command.order_id
+
+@query_handler
+def get_order_{n}(query: GetOrder{n}) -> list[str]:
+    return []
+
+@event_handler
+def on_order_placed_{n}(event: OrderPlaced{n}, commands: CommandBus) -> None:
+    pass
+
+@command_handler("order.{n}.close")
+def close_order_{n}(order_id: UUID, message: Message, note: str | None = None) -> None:
+    pass
+"""
+IMPORTS = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Annotated
+from uuid import UUID
+
+from django_cqrs import (
+    CommandBus, EventBus, Header, Message, command_handler, event_handler, query_handler
+)
+"""
+PER_GROUP = 4
+
+
+def start_up(handlers: int, *, rounds: int) -> list[Row]:
+    """Take the time from declared handlers to a route table, as ``ready()`` does."""
+    taken = []
+    for turn in range(rounds):
+        functions = list(_declared(handlers, module=f"typical_handlers_{turn}"))
+        registry = Registry()
+        gc.collect()
+        start = process_time()
+        for function in functions:
+            registry.add(function)
+        table = registry.routes
+        taken.append(process_time() - start)
+        if len(table.endpoints) != handlers or table.problems:
+            msg = f"{len(table.endpoints)} endpoints, {table.problems}"
+            raise AssertionError(msg)
+    return [
+        Row(
+            section="Start-up",
+            what=f"{handlers:,} handlers added and compiled (CPU time)",
+            value=statistics.median(taken),
+            unit="s",
+            low=min(taken),
+            high=max(taken),
+            bound=0.3,
+            rounds=rounds,
+        )
+    ]
+
+
+def _declared(count: int, *, module: str) -> Iterator[object]:
+    """Yield the handlers of a module that is written, imported and forgotten here."""
+    groups = count // PER_GROUP
+    source = IMPORTS + "".join(TYPICAL_HANDLERS.format(n=n) for n in range(groups))
+    written = types.ModuleType(module)
+    sys.modules[module] = written
+    linecache.cache[module] = (len(source), None, source.splitlines(True), module)
+    exec(compile(source, module, "exec"), vars(written))
+    for n in range(groups):
+        for name in ("place_order", "get_order", "on_order_placed", "close_order"):
+            yield getattr(written, f"{name}_{n}")
+
+
+# ----------------------------------------------------------------------------- memory
+
+
+def memory(dispatches: int) -> list[Row]:
+    """Count what stays allocated after so many messages of every kind."""
+    _send_all(20_000)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        _send_all(1_000)  # what tracing itself makes at first
+        gc.collect()
+        before, _peak = tracemalloc.get_traced_memory()
+        _send_all(dispatches)
+        gc.collect()
+        after, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return [
+        Row(
+            section="Memory",
+            what=f"growth over {dispatches:,} messages",
+            value=(after - before) / 1024,
+            unit="KiB",
+            bound=16,
+        )
+    ]
+
+
+def _send_all(count: int) -> None:
+    """Send commands, queries and events, with headers, nested and failing."""
+    add = messages.AddOne(1)
+    nested = messages.AddNested(1)
+    with_header = messages.AddWithHeader(1)
+    with_identity = messages.AddWithIdentity(1)
+    query = messages.GetSum(1)
+    event = messages.Added(1)
+    refused = messages.Refused()
+    for number in range(count // 9):
+        command_bus.dispatch(add)
+        command_bus.dispatch(nested)  # two messages
+        command_bus.dispatch(with_header, headers={"executor_id": number})
+        command_bus.dispatch(with_identity)
+        query_bus.ask(query)
+        query_bus.ask(query, returns="application/json")
+        event_bus.publish(event)
+        with suppress(ValueError):
+            command_bus.dispatch(refused)

@@ -1,0 +1,86 @@
+"""A command that inserts one row, beside the same function in a bare transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.core.management import call_command
+from django.db import OperationalError, connections, transaction
+
+from django_cqrs import Registry, command_handler
+from tests.benchmarks.measuring import call_by_call
+from tests.benchmarks.results import Row, compared
+from tests.benchmarks.shop.messages import PlaceOrder
+from tests.benchmarks.shop.models import Order
+
+BOUNDS = {"sqlite": 1.05, "postgresql": 1.02}
+
+
+def insert_of_one_row(alias: str, *, rounds: int, calls: int) -> list[Row]:
+    """
+    Compare a dispatch with the handler itself under ``transaction.atomic()``.
+
+    Then the handler itself with its twin: what that ratio is away from one, the first
+    may be away by chance.
+    """
+    connection = connections[alias]
+    orders = Order.objects.using(alias)
+
+    @command_handler(using=alias)
+    def place_order(command: PlaceOrder) -> int:
+        return orders.create(number=command.number, customer=command.customer).pk
+
+    registry = Registry()
+    registry.add(place_order)
+    command = PlaceOrder(7, "Ada Lovelace")
+    command_bus = registry.command_bus
+
+    def dispatched() -> None:
+        command_bus.dispatch(command)
+
+    def bare() -> None:
+        with transaction.atomic(using=alias):
+            place_order(command)
+
+    def twin() -> None:
+        with transaction.atomic(using=alias):
+            place_order(command)
+
+    version = ".".join(map(str, connection.get_database_version()))
+    section = f"A command that inserts one row, {connection.display_name} {version}"
+    base = "atomic() around a call"
+    bounds = {"command_bus.dispatch()": BOUNDS[connection.vendor]}
+    rows = []
+    for name, function in (
+        ("command_bus.dispatch()", dispatched),
+        ("(its twin, for the noise)", twin),
+    ):
+        # Two at a time: of three in turns, the two that are alike keep each other warm.
+        pair = {base: bare, name: function}
+        comparison = call_by_call(pair, rounds=rounds, calls=calls)
+        rows.append(compared(comparison, section, name, base, bound=bounds.get(name)))
+    return rows
+
+
+def make_sqlite_tables() -> None:
+    """Create the tables of the database in memory."""
+    call_command("migrate", run_syncdb=True, verbosity=0)
+
+
+@contextmanager
+def postgres_database() -> Iterator[str | None]:
+    """Create a database for the length of the block; yield why not, or None."""
+    if "postgres" not in connections:
+        yield "no URL of a server was given"
+        return
+    creation = connections["postgres"].creation
+    try:
+        name = creation.create_test_db(verbosity=0, autoclobber=True)
+    except OperationalError as error:
+        yield str(error).strip().splitlines()[0]
+        return
+    try:
+        yield None
+    finally:
+        creation.destroy_test_db(name, verbosity=0)
