@@ -17,6 +17,7 @@ from django_cqrs import conf
 from django_cqrs.channels import as_timedelta
 from django_cqrs.exceptions import BrokenTransaction
 from django_cqrs.inboxes import Seen
+from django_cqrs.outbox.batches import SIZE, delete_in_batches
 from django_cqrs.outbox.models import InboxEntry
 
 COLUMNS = "endpoint", "key", "message_id", "created_at"
@@ -86,7 +87,7 @@ class DatabaseInbox:
         _entries(using, owner, key).update(result=result, outputs=outputs)
 
     def purge(
-        self, using: str, *, before: datetime | None = None, size: int = 1000
+        self, using: str, *, before: datetime | None = None, size: int = SIZE
     ) -> int:
         """
         Delete the entries whose time is over, each batch in a statement of its own.
@@ -103,12 +104,7 @@ class DatabaseInbox:
         if before is None:
             before = timezone.now() - window()
         old = InboxEntry.objects.using(using).filter(created_at__lt=before)
-        deleted = 0
-        while True:
-            keys = list(old.order_by("created_at").values_list("pk", flat=True)[:size])
-            if not keys:
-                return deleted
-            deleted += old.filter(pk__in=keys)._raw_delete(using)
+        return delete_in_batches(old, by="created_at", size=size)
 
 
 def _entries(using: str, owner: str, key: str) -> QuerySet[InboxEntry]:

@@ -178,8 +178,8 @@ class Throughput(models.Model):
     class Meta:
         """A few rows, which all workers add to now and then."""
 
-        verbose_name = _("throughput")
-        verbose_name_plural = _("throughput")
+        verbose_name = _("minute of throughput")
+        verbose_name_plural = _("minutes of throughput")
         default_permissions = ("view",)
         constraints: ClassVar[list[models.BaseConstraint]] = [
             models.UniqueConstraint(

@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from django_cqrs.channels import Envelope
 from django_cqrs.exceptions import CQRSError
+from django_cqrs.outbox.batches import SIZE
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, Reason, State
 from django_cqrs.outbox.times import as_sent, as_stored
 
@@ -1032,7 +1033,10 @@ _SHARED = frozenset(
 
 
 def discard(
-    letters: QuerySet[DeadLetter] | QuerySet[OutboxMessage], *, using: str
+    letters: QuerySet[DeadLetter] | QuerySet[OutboxMessage],
+    *,
+    using: str,
+    size: int = SIZE,
 ) -> int:
     """
     Delete dead letters, or messages, for ever; what waited behind them goes on.
@@ -1040,6 +1044,7 @@ def discard(
     Args:
         letters: of the database `using`.
         using: its alias.
+        size: how many are deleted in one transaction.
 
     Returns:
         How many there were.
@@ -1050,14 +1055,14 @@ def discard(
         with transaction.atomic(using=using):
             some = list(
                 letters.order_by("pk").values_list("pk", "endpoint", "ordering_key")[
-                    :1000
+                    :size
                 ]
             )
             keys = [pk for pk, _, _ in some]
             found = letters.model._default_manager.using(using).filter(pk__in=keys)
             count += found.delete()[0]
             store.wake({(name, key) for _, name, key in some if key is not None})
-        if len(some) < 1000:  # noqa: PLR2004 - as above
+        if len(some) < size:
             return count
 
 

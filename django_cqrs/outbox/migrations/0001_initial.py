@@ -311,8 +311,8 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
-                "verbose_name": "throughput",
-                "verbose_name_plural": "throughput",
+                "verbose_name": "minute of throughput",
+                "verbose_name_plural": "minutes of throughput",
                 "default_permissions": ("view",),
                 "constraints": [
                     models.UniqueConstraint(

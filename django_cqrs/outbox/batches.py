@@ -1,0 +1,31 @@
+"""Many rows, a few at a time, so that no statement holds locks for long."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from django.db.models import QuerySet
+
+SIZE: Final = 1000
+"""How many rows one statement deletes where nothing else is said."""
+
+
+def delete_in_batches(rows: QuerySet[Any], *, by: str, size: int = SIZE) -> int:
+    """
+    Delete rows to which nothing refers, each batch in a statement of its own.
+
+    Args:
+        rows: of one database.
+        by: the column that they are found by; it should have an index.
+        size: of a batch.
+
+    Returns:
+        How many were deleted.
+
+    """
+    deleted = 0
+    while True:
+        keys = list(rows.order_by(by).values_list("pk", flat=True)[:size])
+        if not keys:
+            return deleted
+        deleted += rows.filter(pk__in=keys)._raw_delete(rows.db)

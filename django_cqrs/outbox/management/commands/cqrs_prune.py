@@ -1,0 +1,110 @@
+"""``manage.py cqrs_prune``: delete what nobody needs any more."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from datetime import timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.utils.dateparse import parse_duration
+
+from django_cqrs.exceptions import InvalidOption
+from django_cqrs.outbox.batches import SIZE
+from django_cqrs.outbox.management.commands.cqrs_worker import positive
+from django_cqrs.outbox.pruning import Pruned, prune
+
+LARGEST = 10_000
+
+
+def age(text: str) -> timedelta:
+    """Return a time as Django reads one, or as a number with its unit."""
+    bare = text.strip()
+    # A number alone may be of seconds or of days, and "P" is a time of nothing.
+    if re.search(r"\d", bare) and not re.fullmatch(r"[\d.,]+", bare):
+        for form in (bare, f"P{bare.upper()}", f"PT{bare.upper()}"):
+            try:
+                span = parse_duration(form)
+            except (OverflowError, ValueError):
+                break
+            if span is not None and span >= timedelta(0):
+                return span
+    msg = f"{text!r} is no age: give a number with its unit, such as 30d or 12h."
+    raise argparse.ArgumentTypeError(msg)
+
+
+def batch_size(text: str) -> int:
+    """Return a whole number that a statement may have as many values as."""
+    number = positive(text)
+    if number > LARGEST:
+        msg = f"{text} rows are too many for one statement: {LARGEST} at the most."
+        raise argparse.ArgumentTypeError(msg)
+    return number
+
+
+class Command(BaseCommand):
+    """Keep the tables of the outbox small."""
+
+    help = (
+        "Deletes what is out of its time: keys beyond IDEMPOTENCY_WINDOW and counts "
+        "of more than a day ago; dead letters only where an age is given."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Take the age of dead letters, the database and how to go about it."""
+        parser.add_argument(
+            "--dead-letters-older-than",
+            type=age,
+            metavar="AGE",
+            help="Delete dead letters of that age too, for ever, such as 30d or 12h.",
+        )
+        parser.add_argument(
+            "--database",
+            default=DEFAULT_DB_ALIAS,
+            choices=tuple(connections),
+            help="The database (default: %(default)s).",
+        )
+        parser.add_argument(
+            "--batch-size",
+            type=batch_size,
+            default=SIZE,
+            metavar="N",
+            help="How many rows are deleted in one statement (default: %(default)s).",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Only say how many it would be."
+        )
+
+    def handle(
+        self,
+        *,
+        dead_letters_older_than: timedelta | None,
+        database: str,
+        batch_size: int,
+        dry_run: bool,
+        verbosity: int,
+        **_options: Any,
+    ) -> None:
+        """Delete, and say how much."""
+        try:
+            for each in prune(
+                database,
+                dead_letters=dead_letters_older_than,
+                size=batch_size,
+                dry_run=dry_run,
+            ):
+                if verbosity > 0:
+                    self.stdout.write(_said(each, verbosity, dry_run=dry_run))
+        except InvalidOption as error:
+            raise CommandError(str(error)) from error
+
+
+def _said(each: Pruned, verbosity: int, *, dry_run: bool) -> str:
+    options = each.model._meta
+    noun = options.verbose_name if each.count == 1 else options.verbose_name_plural
+    said = f"{'Would delete' if dry_run else 'Deleted'} {each.count} {noun}"
+    if verbosity > 1:
+        said += f", made before {each.before:%Y-%m-%d %H:%M:%S}"
+    return f"{said}."

@@ -1,0 +1,103 @@
+"""What is out of its time: rows that nobody needs any more, deleted in batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final
+
+from django.db import DEFAULT_DB_ALIAS
+from django.db.models import Model, QuerySet
+from django.utils import timezone
+
+from django_cqrs.channels import as_timedelta
+from django_cqrs.exceptions import InvalidOption
+from django_cqrs.outbox import meter
+from django_cqrs.outbox.batches import SIZE, delete_in_batches
+from django_cqrs.outbox.inbox import window
+from django_cqrs.outbox.models import DeadLetter, InboxEntry, Throughput
+from django_cqrs.outbox.store import discard
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kept:
+    """Rows of a model that are kept for a time."""
+
+    model: type[Model]
+    column: str
+    """When a row was made."""
+    span: Callable[[], timedelta]
+    """How long it is kept from then on."""
+
+
+KEPT: Final = (
+    Kept(InboxEntry, "created_at", window),
+    Kept(Throughput, "minute", lambda: meter.KEPT),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pruned:
+    """What became of the rows of one model."""
+
+    model: type[Model]
+    before: datetime
+    """Rows that were made before it are out of their time."""
+    count: int
+    """How many rows those were."""
+
+
+def prune(
+    using: str = DEFAULT_DB_ALIAS,
+    *,
+    dead_letters: timedelta | float | None = None,
+    size: int = SIZE,
+    dry_run: bool = False,
+) -> Iterator[Pruned]:
+    """
+    Delete what is out of its time, and yield what was done, model by model.
+
+    Args:
+        using: the alias of the database.
+        dead_letters: the age from which on dead letters are deleted; None keeps them.
+            What waits behind one in the order of its key goes on.
+        size: how many rows are deleted in one statement.
+        dry_run: only count them.
+
+    Raises:
+        InvalidOption: an age is none; nothing was deleted.
+
+    """
+    now = timezone.now()
+    work: list[tuple[Kept, datetime, Callable[[QuerySet[Any]], int]]] = [
+        (
+            kept,
+            _before(now, kept.span(), kept.model),
+            partial(delete_in_batches, by=kept.column, size=size),
+        )
+        for kept in KEPT
+    ]
+    if dead_letters is not None:
+        age = as_timedelta(dead_letters, "dead_letters")
+        letters = Kept(DeadLetter, "failed_at", lambda: age)
+        work.append(
+            (
+                letters,
+                _before(now, age, DeadLetter),
+                partial(discard, using=using, size=size),
+            )
+        )
+    for kept, before, delete in work:
+        rows = kept.model._default_manager.using(using)
+        old = rows.filter(**{f"{kept.column}__lt": before})
+        yield Pruned(kept.model, before, old.count() if dry_run else delete(old))
+
+
+def _before(now: datetime, age: timedelta, model: type[Model]) -> datetime:
+    try:
+        return now - age
+    except OverflowError:
+        msg = f"No {model._meta.verbose_name} can be as old as {age}."
+        raise InvalidOption(msg) from None
