@@ -17,6 +17,7 @@ from django_cqrs.declarations import (
     query_handler,
     service,
 )
+from django_cqrs.masking import Sensitive
 from django_cqrs.messages import Command, Headers, Message, Query, message
 from django_cqrs.modelling import Fetch, Identifier, Version
 from django_cqrs.parameters import Depends, Header, Service
@@ -38,6 +39,7 @@ __all__ = [
     "QueryBus",
     "Registry",
     "Retry",
+    "Sensitive",
     "Service",
     "Version",
     "command_bus",

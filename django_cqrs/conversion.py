@@ -26,7 +26,14 @@ from django.apps import apps
 from django_cqrs.exceptions import FieldError, MessageConversionError, UnknownMessage
 from django_cqrs.messages import MessageName, message_name_of
 from django_cqrs.problems import Problem, Rule
-from django_cqrs.schemas import LOAD, REFUSALS, Compiled, compiled, refusable
+from django_cqrs.schemas import (
+    LOAD,
+    REFUSALS,
+    Compiled,
+    compiled,
+    mistakes,
+    refusable,
+)
 from django_cqrs.upcasting import has_upcasters, upcast
 from django_cqrs.upcasting import upcaster as upcaster  # noqa: PLC0414 - its place for users
 
@@ -186,20 +193,11 @@ class Adapter:
         A type that cannot be converted makes an adapter all the same, whose every
         use raises: `reason` says why.
         """
-        from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
-        from pydantic_core import SchemaError
-
         self.name: str = name_of_type(target)
         self.reason: str | None = None
         try:
             self._compiled = compiled(target)
-        except (
-            PydanticUserError,
-            PydanticUndefinedAnnotation,
-            SchemaError,
-            NameError,
-            TypeError,
-        ) as error:
+        except mistakes() as error:
             lines = str(error).splitlines() or [type(error).__name__]
             self.reason = lines[0].rstrip(".")
 

@@ -67,6 +67,41 @@ def compiled(target: Any) -> Compiled:
     )
 
 
+def mistakes() -> tuple[type[Exception], ...]:
+    """Return what is raised where a type cannot be converted."""
+    from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
+    from pydantic_core import SchemaError
+
+    return (
+        PydanticUserError,
+        PydanticUndefinedAnnotation,
+        SchemaError,
+        NameError,
+        TypeError,
+    )
+
+
+def core_schema_of(target: Any) -> Schema:
+    """Return the schema that pydantic makes of a type; raise what it raises."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(target).core_schema
+    schema["type"]  # raises where a name in an annotation stands for nothing yet
+    return schema
+
+
+def schemas_in(schema: Schema) -> list[Schema]:
+    """Return a schema and all that it holds."""
+    found: list[Schema] = []
+
+    def look(each: Schema) -> Schema:
+        found.append(each)
+        return each
+
+    _with(look, schema)
+    return found
+
+
 def refusable(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function` with every refusal made an error of the field."""
     from pydantic_core import PydanticCustomError, ValidationError
@@ -246,6 +281,11 @@ def _filled(cls: Any) -> Callable[[Any], Any]:
         return made
 
     return _named(cls, refusable(make))
+
+
+def fields_of_named_tuple(schema: Schema) -> Schema | None:
+    """Return the schema of a dict of its fields where a schema is a NamedTuple's."""
+    return None if _named_tuple(schema) is None else _fields_of(schema)
 
 
 def _named_tuple(schema: Schema) -> Any:

@@ -21,6 +21,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs.outbox.desk import UNSEEN, Shown, shown, shown_in_list
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage
 from django_cqrs.outbox.store import discard, replay
 
@@ -36,6 +37,9 @@ LISTED: Final = 10_000
 
 RECENT: Final = 1_000
 """Among how many of the newest rows filters look for their choices."""
+
+LONGEST: Final = 100_000
+"""How many characters of a payload or a traceback are shown."""
 
 SHOWN: Final = 100
 """How many of the chosen are named before something is done with them."""
@@ -157,6 +161,44 @@ class KeptMessageAdmin(_ModelAdmin):
         for condition in wanted.items():
             found |= queryset.filter(Q(condition))
         return found, False
+
+    # What is shown ------------------------------------------------------------------
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """Return the list, with what of its rows may be seen."""
+        changes = super().get_changelist_instance(request)
+        rows: Any = changes.result_list
+        seen = shown_in_list(rows, using=rows.db)
+        for each in rows:
+            each._shown = seen[each.pk]
+        return changes
+
+    def _shown(self, obj: Any) -> Shown:
+        if not hasattr(obj, "_shown"):
+            obj._shown = shown(obj)
+        found: Shown = obj._shown
+        return found
+
+    @admin.display(description=_("payload"))
+    def payload_text(self, obj: Any) -> str:
+        """Return the payload as JSON, without what is sensitive; or why it is not."""
+        seen = self._shown(obj)
+        return f"{UNSEEN} {seen.reason}" if seen.reason else _as_text(seen.pretty)
+
+    @admin.display(description=_("headers"))
+    def headers_text(self, obj: Any) -> str:
+        """Return the headers as JSON."""
+        return _as_text(self._shown(obj).headers_of(obj))
+
+    @admin.display(description=_("ordering key"))
+    def key_text(self, obj: Any) -> str | None:
+        """Return the ordering key, without what is sensitive."""
+        return self._shown(obj).key_of(obj)
+
+    @admin.display(description=_("subject"))
+    def subject_text(self, obj: Any) -> str:
+        """Return the object that it is for, without what is sensitive."""
+        return self._shown(obj).subject_of(obj)
 
     # Deletion -----------------------------------------------------------------------
 
@@ -285,6 +327,15 @@ def _keys(chosen: QuerySet[Any]) -> Iterator[list[int]]:
         yield keys[start : start + BATCH]
 
 
+def _as_text(text: str) -> str:
+    """Return text as it stands, spaces and lines included."""
+    if len(text) > LONGEST:
+        more = gettext("… and %(count)d more characters")
+        text = f"{text[:LONGEST]}\n{more % {'count': len(text) - LONGEST}}"
+    # What is wider or higher than the page is scrolled, by the keyboard too.
+    return format_html('<pre class="cqrs-text" tabindex="0">{}</pre>', text or "-")
+
+
 def _locks(using: str) -> bool:
     return connections[using].features.has_select_for_update
 
@@ -302,12 +353,14 @@ class OutboxMessageAdmin(KeptMessageAdmin):
         "attempts",
         "sent_at",
         "available_at",
-        "ordering_key",
+        "key_text",
     )
     list_filter = (ChannelFilter, "state", EndpointFilter)
     actions = ("delete_selected",)
+    readonly_fields = ("payload_text", "headers_text", "key_text", "subject_text")
     fieldsets = (
         (None, {"fields": ("channel", "endpoint", "name", "version")}),
+        (_("Message"), {"fields": ("payload_text", "headers_text")}),
         (
             _("State"),
             {
@@ -330,8 +383,8 @@ class OutboxMessageAdmin(KeptMessageAdmin):
                     "causation_id",
                     "sent_at",
                     "priority",
-                    "ordering_key",
-                    "subject",
+                    "key_text",
+                    "subject_text",
                 )
             },
         ),
@@ -351,12 +404,15 @@ class DeadLetterAdmin(KeptMessageAdmin):
         "reason",
         "attempts",
         "first_line",
-        "ordering_key",
+        "key_text",
     )
     list_filter = (ChannelFilter, "reason", EndpointFilter)
     actions = ("replay_selected", "delete_selected")
     change_form_template = "admin/django_cqrs_outbox/deadletter/change_form.html"
-    readonly_fields = ("traceback_as_it_was",)
+    readonly_fields = (
+        *("payload_text", "headers_text", "key_text", "subject_text"),
+        *("error_text", "traceback_text"),
+    )
     fieldsets = (
         (None, {"fields": ("channel", "endpoint", "name", "version")}),
         (
@@ -367,11 +423,12 @@ class DeadLetterAdmin(KeptMessageAdmin):
                     "failed_at",
                     "attempts",
                     "exception",
-                    "error",
-                    "traceback_as_it_was",
+                    "error_text",
+                    "traceback_text",
                 )
             },
         ),
+        (_("Message"), {"fields": ("payload_text", "headers_text")}),
         (
             _("Identity"),
             {
@@ -382,8 +439,8 @@ class DeadLetterAdmin(KeptMessageAdmin):
                     "sent_at",
                     "priority",
                     "expires_at",
-                    "ordering_key",
-                    "subject",
+                    "key_text",
+                    "subject_text",
                 )
             },
         ),
@@ -392,13 +449,19 @@ class DeadLetterAdmin(KeptMessageAdmin):
     @admin.display(description=_("error"))
     def first_line(self, obj: DeadLetter) -> str:
         """Return how the error begins."""
-        lines = (obj.error or obj.exception).splitlines() or [""]
+        error = self._shown(obj).error_of(obj)
+        lines = (error or obj.exception).splitlines() or [""]
         return lines[0] if len(lines[0]) <= SHOWN else f"{lines[0][:SHOWN]}…"
 
+    @admin.display(description=_("error"))
+    def error_text(self, obj: DeadLetter) -> str:
+        """Return what the exception says, without what is sensitive."""
+        return self._shown(obj).error_of(obj)
+
     @admin.display(description=_("traceback"))
-    def traceback_as_it_was(self, obj: DeadLetter) -> str:
-        """Return the traceback with its spaces."""
-        return format_html('<pre class="cqrs-text">{}</pre>', obj.traceback or "-")
+    def traceback_text(self, obj: DeadLetter) -> str:
+        """Return the traceback, without what is sensitive."""
+        return _as_text(self._shown(obj).traceback_of(obj))
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
         """Tell whether somebody may put dead letters back."""

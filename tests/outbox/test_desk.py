@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import uuid
+from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.auth.models import Permission, User
+from django.core.management import call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from django_cqrs import Registry, Retry, command_handler
+from django_cqrs import (
+    Registry,
+    Retry,
+    Sensitive,
+    buses,
+    command_handler,
+    message,
+)
+from django_cqrs.conversion import upcaster
 from django_cqrs.outbox import admin as desk
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
 from django_cqrs.testing.flow import Flow
@@ -25,6 +37,54 @@ pytestmark = [
 
 LETTERS = "/admin/django_cqrs_outbox/deadletter/"
 MESSAGES = "/admin/django_cqrs_outbox/outboxmessage/"
+
+
+@message("desk.Print")
+@dataclass(frozen=True)
+class Print:
+    number: int
+
+
+@message("desk.Pay", version=3)
+@dataclass(frozen=True)
+class Pay:
+    customer: str
+    card: Annotated[str, Sensitive()]
+
+
+@upcaster("desk.Pay", version=1)
+def rename_the_number(payload):
+    return {"customer": payload["customer"], "card": payload["number"]}
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    """The handlers of the project, as the desk sees them."""
+    registry = Registry()
+
+    @registry.add
+    @command_handler(name="desk.print", channel="outbox")
+    def print_label(command: Print) -> None:
+        """Never called."""
+
+    @registry.add
+    @command_handler("desk.scan", name="desk.scan", channel="outbox")
+    def scan(number: int) -> None:
+        """Never called."""
+
+    @registry.add
+    @command_handler("desk.tell", name="desk.tell", channel="outbox")
+    def tell(secret: Annotated[str, Sensitive()]) -> None:
+        """Never called."""
+
+    @registry.add
+    @command_handler(name="desk.pay", channel="outbox", retry=Retry(attempts=1))
+    def pay(command: Pay) -> None:
+        msg = f"{command.card} of {command.customer} is refused"
+        raise ValueError(msg)
+
+    monkeypatch.setattr(buses, "registry", registry)
+    return registry
 
 
 @pytest.fixture
@@ -340,3 +400,208 @@ def test_c05_2_desk_shows_the_traceback_as_text(admin_client):
         assert "<script>alert" not in text
         assert "<b>no</b>" not in text
     assert "  &lt;script&gt;alert(1)" in text
+
+
+# ------------------------------------------------------------------ what is sensitive
+
+CARD = "4111 1111 1111 1111"
+MASK = "••••••"
+
+
+def payments(model=DeadLetter, number=1, **values):
+    """Store payments, whose card nobody is to see."""
+    failure = {
+        "error": f"{CARD} of Greta is refused",
+        "traceback": f"Traceback:\n  pay()\nValueError: {CARD} of Greta is refused",
+    }
+    defaults = {
+        "endpoint": "desk.pay",
+        "name": "desk.Pay",
+        "version": 3,
+        "payload": f'{{"customer":"Greta","card":"{CARD}"}}'.encode(),
+        "headers": f'{{"executor":"ann","about":"{CARD}"}}'.encode(),
+        "ordering_key": f"card {CARD}",
+        "subject": f"shop.Card {CARD}",
+        **(failure if model is DeadLetter else {}),
+        **values,
+    }
+    return kept(model, number, **defaults)
+
+
+def pages_of(client, row):
+    """Return the list, and the page, of a row."""
+    address = LETTERS if isinstance(row, DeadLetter) else MESSAGES
+    found = client.get(address), client.get(f"{address}{row.pk}/change/")
+    return [each.content.decode() for each in found]
+
+
+def printed(*arguments):
+    stdout = io.StringIO()
+    call_command("cqrs_failed", *arguments, stdout=stdout, no_color=True)
+    return stdout.getvalue()
+
+
+@pytest.mark.parametrize("model", [DeadLetter, OutboxMessage])
+def test_c05_2_desk_masks_what_is_sensitive(admin_client, model):
+    """Lists and pages show the payload and the headers, and nowhere the card."""
+    (row,) = payments(model)
+
+    listed, page = pages_of(admin_client, row)
+
+    assert CARD not in listed
+    assert CARD not in page
+    assert f"card {MASK}" in listed
+    for part in (
+        "&quot;customer&quot;: &quot;Greta&quot;",
+        f"&quot;card&quot;: &quot;{MASK}&quot;",
+        "&quot;executor&quot;: &quot;ann&quot;",
+        f"shop.Card {MASK}",
+    ):
+        assert part in page
+
+
+def test_c05_2_desk_masks_what_errors_quote(admin_client):
+    """An error and a traceback are shown without the card that they speak of."""
+    (letter,) = payments()
+
+    listed, page = pages_of(admin_client, letter)
+
+    assert f"{MASK} of Greta is refused" in listed
+    assert f"ValueError: {MASK} of Greta is refused" in page
+
+
+def test_c05_2_command_masks_what_is_sensitive():
+    """So do the list, its JSON, and the page of one in a terminal."""
+    (letter,) = payments()
+
+    texts = [
+        printed("list"),
+        printed("list", "--format", "json"),
+        printed("show", str(letter.pk)),
+    ]
+
+    assert not any(CARD in text for text in texts)
+    assert f"{MASK} of Greta" in texts[0]
+    assert f'payload:        {{"customer":"Greta","card":"{MASK}"}}' in texts[2]
+    assert f'"about":"{MASK}"' in texts[2]
+    assert f"ValueError: {MASK} of Greta is refused" in texts[2]
+
+
+def test_c05_2_a_real_failure_is_masked(admin_client, registry):
+    """What a worker writes down of a failed payment has the card in it; it is unseen."""
+    with Flow(registry=registry) as flow:
+        registry.command_bus.dispatch(Pay("Greta", CARD))
+        with pytest.raises(ValueError, match=CARD):
+            flow.run("outbox")
+    letter = DeadLetter.objects.get()
+    assert CARD in letter.traceback
+
+    for text in (*pages_of(admin_client, letter), printed("show", str(letter.pk))):
+        assert CARD not in text
+        assert f"{MASK} of Greta is refused" in text
+
+
+UNSEEN = [
+    ({"name": "desk.Gone"}, "No registered message class is named"),
+    ({"name": "", "endpoint": "desk.gone"}, "No handler has the endpoint name"),
+    ({"payload": f'{{"card":"{CARD}"'.encode()}, "It is no JSON"),
+]
+
+
+@pytest.mark.parametrize(("values", "why"), UNSEEN)
+def test_c05_2_what_cannot_be_read_is_not_shown(admin_client, values, why):
+    """Where nobody can tell what is sensitive, nothing is shown, and why."""
+    (letter,) = payments(headers=b"{}", **values)
+
+    listed, page = pages_of(admin_client, letter)
+    command = printed("show", str(letter.pk))
+
+    assert "(not shown)" in listed
+    assert why in page
+    assert why in command
+    assert not any(CARD in text for text in (listed, page, command))
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_shown"),
+    [
+        ("unknown_message", True),
+        ("unknown_endpoint", True),
+        ("poison", True),
+        ("failed", False),
+        ("undecodable", False),
+    ],
+)
+def test_c05_2_errors_of_ours_are_shown(admin_client, reason, is_shown):
+    """Of an unknown payload an error is shown that no handler has worded."""
+    (letter,) = payments(name="desk.Gone", reason=reason, error="this is why")
+
+    assert ("this is why" in pages_of(admin_client, letter)[0]) is is_shown
+
+
+OLD = [
+    # Renamed since: the present class knows nothing of it.
+    (1, f'{{"customer":"Greta","number":"{CARD}"}}', True),
+    # As now: no upcaster stands between.
+    (2, f'{{"customer":"Greta","card":"{CARD}"}}', True),
+    # Of newer code.
+    (4, f'{{"customer":"Greta","cards":["{CARD}"]}}', True),
+    (4, f'{{"customer":["{CARD}"]}}', False),
+]
+
+
+@pytest.mark.parametrize(("version", "payload", "shows"), OLD)
+def test_c05_2_other_versions_are_masked(admin_client, version, payload, shows):
+    """Of another version is shown what the class of today has there, and no more."""
+    (letter,) = payments(version=version, payload=payload.encode())
+
+    for text in (*pages_of(admin_client, letter), printed("show", str(letter.pk))):
+        assert CARD not in text
+    assert (
+        "&quot;customer&quot;: &quot;Greta&quot;" in pages_of(admin_client, letter)[1]
+    ) is shows
+
+
+def test_c05_2_other_versions_of_harmless_classes_are_masked(admin_client):
+    """A class without marks may have had a sensitive field before."""
+    (letter,) = kept(DeadLetter, version=0, payload=b'{"number":7,"old":"a secret"}')
+
+    _, page = pages_of(admin_client, letter)
+
+    assert "&quot;number&quot;: 7" in page
+    assert "a secret" not in page
+
+
+def test_c05_2_values_are_shown_by_their_handler(admin_client):
+    """A payload without a class is what its handler says, sensitive or not."""
+    (number,) = kept(DeadLetter, endpoint="desk.scan", name="", payload=b"4711")
+    (secret,) = kept(
+        DeadLetter, endpoint="desk.tell", name="", payload=b'"psst"', error="psst!"
+    )
+
+    assert "4711" in pages_of(admin_client, number)[1]
+    assert not any("psst" in text for text in pages_of(admin_client, secret))
+
+
+def test_c05_2_bytes_of_any_kind_are_a_page(admin_client):
+    """What is no text, or half of a character, is shown as far as it can be."""
+    broken = kept(DeadLetter, payload=b"\xff{", headers=b"\xff")
+    broken += kept(DeadLetter, payload=b'"\\ud800"', headers=b'{"a":"\\ud800"}')
+    broken += kept(DeadLetter, payload=b"[" * 100_000, headers=b"[" * 100_000)
+
+    for row in broken:
+        assert admin_client.get(f"{LETTERS}{row.pk}/change/").status_code == 200
+        assert printed("show", str(row.pk))
+
+
+def test_c05_2_lists_read_sensitive_payloads_at_once(admin_client):
+    """A list of many payments takes one statement more than a list of labels."""
+    kept(DeadLetter, 2)
+    admin_client.get(LETTERS)
+    with CaptureQueriesContext(connection) as plain:
+        admin_client.get(LETTERS)
+    payments(number=20)
+    with CaptureQueriesContext(connection) as marked:
+        admin_client.get(LETTERS)
+
+    assert len(marked) == len(plain) + 1

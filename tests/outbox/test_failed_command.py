@@ -8,7 +8,7 @@ from io import StringIO
 import pytest
 from django.core.management import CommandError, call_command
 
-from django_cqrs import Registry, Retry, command_handler
+from django_cqrs import Registry, Retry, buses, command_handler
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage
 from django_cqrs.testing.flow import Flow
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.database]
 
 
 @pytest.fixture
-def registry():
+def registry(monkeypatch):
     state = {"broken": True, "seen": []}
 
     @command_handler("desk.print", channel="outbox", retry=Retry(attempts=1))
@@ -29,6 +29,7 @@ def registry():
     registry = Registry()
     registry.add(print_label)
     registry.state = state
+    monkeypatch.setattr(buses, "registry", registry)
     return registry
 
 

@@ -11,6 +11,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models import QuerySet
 from tabulate import tabulate
 
+from django_cqrs.outbox.desk import UNSEEN, Shown, shown, shown_in_list
 from django_cqrs.outbox.models import DeadLetter, Reason
 from django_cqrs.outbox.store import discard, replay
 
@@ -123,9 +124,12 @@ class Command(BaseCommand):
         return letters
 
     def _list(self, letters: QuerySet[DeadLetter], limit: int, form: str) -> None:
-        rows = list(letters.order_by("-failed_at", "-pk")[:limit])
+        newest = letters.order_by("-failed_at", "-pk")[:limit]
+        rows = list(newest.defer("payload", "headers", "traceback"))
+        seen = shown_in_list(rows, using=letters.db)
         if form == "json":
-            self.stdout.write(json.dumps([_as_dict(row) for row in rows], indent=2))
+            found = [_as_dict(row, seen[row.pk]) for row in rows]
+            self.stdout.write(json.dumps(found, indent=2))
             return
         if not rows:
             self.stdout.write("No dead letters.")
@@ -139,7 +143,7 @@ class Command(BaseCommand):
                 row.endpoint,
                 row.reason,
                 row.attempts,
-                _shortened(row, width),
+                _shortened(row, seen[row.pk], width),
             ]
             for row in rows
         ]
@@ -153,12 +157,14 @@ class Command(BaseCommand):
         if letter is None:
             msg = f"There is no dead letter {key}."
             raise CommandError(msg)
-        for name, value in _as_dict(letter).items():
+        seen = shown(letter)
+        for name, value in _as_dict(letter, seen).items():
             self.stdout.write(f"{name + ':':<16}{value if value is not None else '-'}")
-        self.stdout.write(f"{'headers:':<16}{_text(letter.headers)}")
-        self.stdout.write(f"{'payload:':<16}{_text(letter.payload)}")
+        payload = f"{UNSEEN} {seen.reason}" if seen.reason else seen.text
+        self.stdout.write(f"{'headers:':<16}{seen.header_text_of(letter)}")
+        self.stdout.write(f"{'payload:':<16}{payload}")
         if letter.traceback:
-            self.stdout.write(f"\n{letter.traceback}")
+            self.stdout.write(f"\n{seen.traceback_of(letter)}")
 
     def _delete(
         self, letters: QuerySet[DeadLetter], database: str, *, interactive: bool
@@ -173,7 +179,7 @@ class Command(BaseCommand):
         self.stdout.write(self.style.SUCCESS(f"Deleted {count}."))
 
 
-def _as_dict(letter: DeadLetter) -> dict[str, Any]:
+def _as_dict(letter: DeadLetter, seen: Shown) -> dict[str, Any]:
     return {
         "id": letter.pk,
         "channel": letter.channel,
@@ -185,18 +191,14 @@ def _as_dict(letter: DeadLetter) -> dict[str, Any]:
         "failed_at": letter.failed_at.isoformat(),
         "sent_at": letter.sent_at.isoformat(),
         "exception": letter.exception,
-        "error": letter.error,
+        "error": seen.error_of(letter),
         "message_id": str(letter.message_id),
         "correlation_id": str(letter.correlation_id),
         "causation_id": str(letter.causation_id) if letter.causation_id else None,
     }
 
 
-def _shortened(letter: DeadLetter, width: int) -> str:
-    text = (letter.error or letter.exception).splitlines() or [""]
+def _shortened(letter: DeadLetter, seen: Shown, width: int) -> str:
+    text = (seen.error_of(letter) or letter.exception).splitlines() or [""]
     room = max(20, width - 100) if width else NARROW
     return text[0] if len(text[0]) <= room else f"{text[0][: room - 3]}..."
-
-
-def _text(value: bytes | memoryview) -> str:
-    return bytes(value).decode(errors="backslashreplace")

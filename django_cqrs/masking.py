@@ -1,0 +1,433 @@
+"""What operators do not see: fields marked ``Sensitive``, and what quotes them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from datetime import date, datetime, time
+from typing import Any, Final
+from uuid import UUID
+
+from django.utils.dateparse import parse_duration
+
+from django_cqrs.schemas import (
+    LOAD,
+    Schema,
+    core_schema_of,
+    fields_of_named_tuple,
+    mistakes,
+    schemas_in,
+)
+
+MASK: Final = "••••••"
+"""What stands in place of a sensitive value."""
+
+SENSITIVE: Final = "django_cqrs_sensitive"
+"""The key of a schema's metadata that says so."""
+
+Path = tuple[str | int, ...]
+"""Where something stands in JSON: keys and numbers from the top."""
+
+Masker = Callable[[Path, Any], Any]
+"""From a place and the sensitive value there to what is shown instead."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sensitive:
+    """
+    ``Annotated[str, Sensitive()]``: operators do not see the value of this field.
+
+    Handlers get it, and it is stored, as ever; the admin and the commands mask it.
+    """
+
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        """Mark the schema of what is annotated; nothing is converted differently."""
+        schema = handler(source)
+        return {**schema, "metadata": {**schema.get("metadata", {}), SENSITIVE: True}}
+
+
+# --------------------------------------------------------------------------- shapes
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Shape:
+    """What the JSON at one place may be. The members of a union all add to it."""
+
+    hides: bool = False
+    takes_anything: bool = False
+    takes_scalars: bool = False
+    takes_null: bool = False
+    fields: dict[str, _Shape] = dataclasses.field(default_factory=dict)
+    others: _Shape | None = None
+    """Of the keys that are no fields."""
+    items: list[_Shape] = dataclasses.field(default_factory=list)
+    rest: _Shape | None = None
+    """Of the items after those."""
+    links: list[_Shape] = dataclasses.field(default_factory=list)
+    """What else may be here."""
+
+
+# What holds a schema, and is read from the JSON that this one takes.
+_AROUND = {
+    "chain": "steps",
+    "custom-error": "schema",
+    "dataclass": "schema",
+    "dataclass-field": "schema",
+    "default": "schema",
+    "function-after": "schema",
+    "function-before": "schema",
+    "function-wrap": "schema",
+    "json-or-python": "json_schema",
+    "model": "schema",
+    "model-field": "schema",
+    "typed-dict-field": "schema",
+}
+_SCALARS = frozenset(
+    {"bool", "bytes", "complex", "date", "datetime", "decimal", "float", "int", "str"}
+    | {"multi-host-url", "time", "timedelta", "url", "uuid"}
+)
+_LISTS = frozenset({"frozenset", "generator", "list", "set"})
+
+
+class _Compiler:
+    """Reads the schemas of one type into shapes."""
+
+    def __init__(self) -> None:
+        self.is_marked = False
+        self._named: dict[str, _Shape] = {}
+        self._definitions: dict[str, Schema] = {}
+
+    def compile(self, schema: Schema) -> _Shape:
+        for each in schemas_in(schema):
+            if "ref" in each:
+                self._definitions[each["ref"]] = each
+        self.is_marked = self._marks(schema)
+        shape = _Shape()
+        self._fill(shape, schema)
+        return shape
+
+    def _marks(self, schema: Schema) -> bool:
+        """Tell whether something in a schema is marked, wherever in it."""
+        todo, seen = [schema], set()
+        while todo:
+            for each in schemas_in(todo.pop()):
+                if SENSITIVE in each.get("metadata", ()):
+                    return True
+                ref = each.get("schema_ref")
+                if ref in self._definitions and ref not in seen:
+                    seen.add(ref)
+                    todo.append(self._definitions[ref])
+        return False
+
+    def _fill(self, shape: _Shape, schema: Schema) -> None:
+        kind = schema["type"]
+        if SENSITIVE in schema.get("metadata", ()):
+            shape.hides = True
+        elif kind == "definition-ref":
+            shape.links.append(self._shape_of(schema["schema_ref"]))
+        elif kind == "definitions":
+            self._fill(shape, schema["schema"])
+        elif "ref" in schema:
+            shape.links.append(self._shape_of(schema["ref"]))
+        else:
+            self._fill_by_kind(shape, schema)
+
+    def _shape_of(self, ref: str) -> _Shape:
+        found = self._named.get(ref)
+        if found is None:
+            found = self._named[ref] = _Shape()
+            named = {**self._definitions[ref]}
+            del named["ref"]
+            self._fill(found, named)
+        return found
+
+    def _fill_by_kind(self, shape: _Shape, schema: Schema) -> None:
+        kind = schema["type"]
+        serialization = schema.get("serialization") or {}
+        is_ours = LOAD in schema.get("metadata", {})
+        tuple_fields = fields_of_named_tuple(schema)
+        if str(serialization.get("type")).startswith("function") and not is_ours:
+            # Its JSON is whatever that function makes of it.
+            self._fill_opaque(shape, schema)
+        elif tuple_fields is not None:
+            self._fill(shape, tuple_fields)
+        elif kind in _AROUND:
+            inner = schema[_AROUND[kind]]
+            for each in inner if isinstance(inner, list) else [inner]:
+                self._fill(shape, each)
+        elif kind in ("model-fields", "typed-dict", "dataclass-args"):
+            self._fill_fields(shape, schema)
+        elif kind in ("union", "tagged-union"):
+            choices = schema["choices"]
+            for each in choices.values() if isinstance(choices, dict) else choices:
+                self._fill(shape, each[0] if isinstance(each, tuple) else each)
+        elif kind == "lax-or-strict":
+            self._fill(shape, schema["lax_schema"])
+            self._fill(shape, schema["strict_schema"])
+        elif kind == "nullable":
+            shape.takes_null = True
+            self._fill(shape, schema["schema"])
+        elif kind == "none":
+            shape.takes_null = True
+        elif kind == "dict":
+            self._fill_dict(shape, schema)
+        elif kind == "tuple":
+            self._fill_tuple(shape, schema)
+        elif kind in _LISTS:
+            shape.rest = shape.rest or _Shape()
+            self._fill(shape.rest, schema.get("items_schema") or {"type": "any"})
+        elif kind in _SCALARS:
+            shape.takes_scalars = True
+        else:
+            self._fill_opaque(shape, schema)
+
+    def _fill_opaque(self, shape: _Shape, schema: Schema) -> None:
+        """Take anything, and hide all of it where something in it is marked."""
+        if self._marks(schema):
+            shape.hides = True
+        else:
+            shape.takes_anything = True
+
+    def _fill_fields(self, shape: _Shape, schema: Schema) -> None:
+        fields = schema["fields"]
+        pairs = (
+            fields.items()
+            if isinstance(fields, dict)
+            else ((field["name"], field) for field in fields)
+        )
+        for name, field in pairs:
+            for each in _names_of(name, field):
+                self._fill(shape.fields.setdefault(each, _Shape()), field)
+        if schema.get("extras_schema"):
+            shape.others = shape.others or _Shape()
+            self._fill(shape.others, schema["extras_schema"])
+
+    def _fill_dict(self, shape: _Shape, schema: Schema) -> None:
+        if self._marks(schema.get("keys_schema") or {"type": "any"}):
+            shape.hides = True
+        shape.others = shape.others or _Shape()
+        self._fill(shape.others, schema.get("values_schema") or {"type": "any"})
+
+    def _fill_tuple(self, shape: _Shape, schema: Schema) -> None:
+        if schema.get("variadic_item_index") is not None:
+            shape.rest = shape.rest or _Shape()
+            for each in schema["items_schema"]:
+                self._fill(shape.rest, each)
+            return
+        for place, each in enumerate(schema["items_schema"]):
+            if place == len(shape.items):
+                shape.items.append(_Shape())
+            self._fill(shape.items[place], each)
+
+
+def _names_of(name: str, field: Schema) -> set[str]:
+    """Return all keys that a field may stand under."""
+    names = {name, field.get("serialization_alias") or name}
+    alias = field.get("validation_alias") or name
+    if isinstance(alias, str):
+        names.add(alias)
+    else:  # one path, or several
+        paths = alias if alias and isinstance(alias[0], list) else [alias]
+        names.update(str(path[0]) for path in paths if path)
+    return names
+
+
+def _with_links(shapes: Iterable[_Shape]) -> list[_Shape]:
+    found = list(dict.fromkeys(shapes))
+    for each in found:  # it grows meanwhile
+        found += [link for link in dict.fromkeys(each.links) if link not in found]
+    return found
+
+
+# -------------------------------------------------------------------------- masking
+
+
+class Masking:
+    """What operators do not see of the JSON of one type: compiled once."""
+
+    def __init__(self, target: Any) -> None:
+        """
+        Find what is marked in a type.
+
+        `reason` says why its JSON must not be shown at all: a type that cannot be
+        converted cannot be read either.
+        """
+        self.reason: str | None = None
+        compiler = _Compiler()
+        self._shape = _Shape(hides=True)
+        try:
+            self._shape = compiler.compile(core_schema_of(target))
+        except mistakes() as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            self.reason = lines[0].rstrip(".")
+        self.is_marked: bool = compiler.is_marked or self.reason is not None
+        """Whether anything in it is sensitive."""
+
+    def mask(self, value: Any, masker: Masker) -> Any:
+        """
+        Return JSON with what is not to be seen replaced.
+
+        Shown is what stands where the type has something, and something of this kind,
+        that is not marked. So what an older version, or a broken payload, had
+        elsewhere is masked.
+
+        Args:
+            value: the JSON, as dicts, lists and scalars.
+            masker: gets the place and the value of what is to be replaced.
+
+        Raises:
+            RecursionError: it is too deep.
+
+        """
+        return _masked(value, [self._shape], (), masker)
+
+
+@functools.cache
+def _cached_masking(target: Any) -> Masking:
+    return Masking(target)
+
+
+def masking_of(target: Any) -> Masking:
+    """Return the masking of a type, made when it is first asked for."""
+    try:
+        return _cached_masking(target)
+    except TypeError:  # an annotation that cannot be hashed
+        return Masking(target)
+
+
+def _masked(value: Any, shapes: Iterable[_Shape], path: Path, masker: Masker) -> Any:
+    here = _with_links(shapes)
+    is_free = any(each.takes_anything for each in here)
+    if any(each.hides for each in here):
+        return masker(path, value)
+    if isinstance(value, dict) and (
+        is_free or any(each.fields or each.others for each in here)
+    ):
+        return {
+            key: _masked(
+                part, _of_key(here, key, is_free=is_free), (*path, key), masker
+            )
+            for key, part in value.items()
+        }
+    if isinstance(value, list) and (
+        is_free or any(each.items or each.rest for each in here)
+    ):
+        return [
+            _masked(
+                part, _of_item(here, place, is_free=is_free), (*path, place), masker
+            )
+            for place, part in enumerate(value)
+        ]
+    if is_free or (
+        any(each.takes_null for each in here)
+        if value is None
+        else any(each.takes_scalars for each in here)
+        and not isinstance(value, (dict, list))
+    ):
+        return value
+    return masker(path, value)
+
+
+_ANYTHING = _Shape(takes_anything=True)
+
+
+def _of_key(here: list[_Shape], key: str, *, is_free: bool) -> list[_Shape]:
+    found = [each.fields[key] for each in here if key in each.fields]
+    found += [each.others for each in here if each.others and key not in each.fields]
+    return found or ([_ANYTHING] if is_free else [])
+
+
+def _of_item(here: list[_Shape], place: int, *, is_free: bool) -> list[_Shape]:
+    found = [each.items[place] for each in here if place < len(each.items)]
+    found += [each.rest for each in here if each.rest]
+    return found or ([_ANYTHING] if is_free else [])
+
+
+# ---------------------------------------------------------------------------- texts
+
+
+def redactor_of(values: Iterable[Any]) -> Callable[[str], str]:
+    """
+    Return a function that masks, in a text, what quotes any of some values.
+
+    Found is a value as JSON has it and as Python writes it, in whatever case. Part of
+    one, or what a handler has made of it, is not.
+
+    Args:
+        values: JSON; of a container its parts.
+
+    """
+    forms = {form for leaf in _leaves(values) for form in _forms_of(leaf) if form}
+    if not forms:
+        return lambda text: text
+    parts = (_pattern_of(form) for form in sorted(forms, key=len, reverse=True))
+    pattern = re.compile("|".join(parts), re.IGNORECASE)
+    return lambda text: pattern.sub(MASK, text)
+
+
+def without_input(text: str) -> str:
+    """Mask what pydantic says of a value that it refuses, in full or in part."""
+    return _INPUT.sub(rf"\1{MASK}", text)
+
+
+_INPUT = re.compile(r"(input_value=)[^\n]*?(?=, input_type=|\]$|$)", re.MULTILINE)
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    todo = list(values)
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            todo += [*value, *value.values()]
+        elif isinstance(value, list):
+            todo += value
+        else:
+            yield value
+
+
+def _forms_of(value: Any) -> Iterator[str]:
+    """Yield how a value may be written in the text of an error."""
+    if value is None:
+        return
+    yield str(value)
+    if not isinstance(value, str):
+        yield json.dumps(value)
+        if isinstance(value, float) and value.is_integer():
+            yield str(int(value))
+        return
+    yield value.strip()
+    yield repr(value)[1:-1]
+    yield json.dumps(value)[1:-1]
+    yield json.dumps(value, ensure_ascii=False)[1:-1]
+    for read in _READERS:
+        with contextlib.suppress(ValueError, OverflowError):
+            found = read(value)
+            if found is not None:
+                yield str(found)
+                yield repr(found)
+                if isinstance(found, UUID):
+                    yield found.hex
+
+
+_READERS: tuple[Callable[[str], Any], ...] = (
+    UUID,
+    date.fromisoformat,
+    time.fromisoformat,
+    datetime.fromisoformat,
+    parse_duration,
+)
+
+# What is shorter is masked only where it stands alone.
+_TELLING = 4
+
+
+def _pattern_of(form: str) -> str:
+    pattern = re.escape(form)
+    if len(form) >= _TELLING and not form.isdecimal():
+        return pattern
+    return rf"(?<!\w){pattern}(?!\w)"
