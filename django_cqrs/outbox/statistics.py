@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from django.db import DEFAULT_DB_ALIAS
-from django.db.models import Count, Min, Q, QuerySet, Sum
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import DateTimeField, Q, QuerySet, Subquery, Sum, Value
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -24,6 +25,9 @@ WINDOWS: Final[Mapping[str, timedelta]] = {
     "day": timedelta(days=1),
 }
 """The times for which it is said how many messages were handled."""
+
+LOOKED: Final = 1_000
+"""Among how many messages the oldest is looked for where counting stops."""
 
 WAITING_SINCE: Final = Coalesce("available_at", "sent_at")
 """Since when a message could be handled: its sending, or the end of its delay."""
@@ -66,7 +70,10 @@ class ChannelStatistics:
 
 
 def statistics_of(
-    using: str = DEFAULT_DB_ALIAS, channels: Collection[str] | None = None
+    using: str = DEFAULT_DB_ALIAS,
+    channels: Collection[str] | None = None,
+    *,
+    at_most: int | None = None,
 ) -> list[ChannelStatistics]:
     """
     Return the figures of channels, by three statements.
@@ -75,22 +82,25 @@ def statistics_of(
         using: the alias of the database.
         channels: their aliases; by default all of the settings that are outboxes, and
             all that the tables speak of.
+        at_most: where counting stops, for a page that is to be quick whatever waits: a
+            figure that is as high means "so many or more". The oldest message is then
+            looked for among the first :data:`LOOKED` of the highest priority, and of
+            the lowest. None counts everything.
 
     """
     now = timezone.now()
-    found: dict[str, dict[str, Any]] = {}
-    for rows in (
-        _waiting(OutboxMessage.objects.using(using), now),
-        DeadLetter.objects.using(using).values("channel").annotate(dead=Count("pk")),
-        _done(Throughput.objects.using(using), now),
-    ):
-        chosen = rows if channels is None else rows.filter(channel__in=channels)
-        for row in chosen.order_by():
-            found.setdefault(row["channel"], {}).update(row)
-    names = _outboxes() if channels is None else channels
+    chosen = tuple(dict.fromkeys(_outboxes() if channels is None else channels))
+    if channels is None:
+        others = set(_kept_channels(using)).difference(chosen)
+        chosen += tuple(sorted(others))
+    counted = _counted(using, chosen, now, at_most)
+    done = _done(Throughput.objects.using(using), now)
+    if channels is not None:
+        done = done.filter(channel__in=channels)
+    sums = {row["channel"]: row for row in done.order_by()}
     return [
-        _statistics(name, found.get(name, {}), now)
-        for name in dict.fromkeys((*names, *sorted(found)))
+        _statistics(name, counted.get(name, {}), sums.get(name, {}), now)
+        for name in (*chosen, *sorted(set(sums).difference(chosen)))
     ]
 
 
@@ -101,14 +111,108 @@ def _outboxes() -> Iterator[str]:
                 yield alias
 
 
-def _waiting(rows: QuerySet[OutboxMessage], now: datetime) -> QuerySet[Any, Any]:
-    pending = is_pending(now)
-    return rows.values("channel").annotate(
-        pending=Count("pk", filter=pending),
-        since=Min(WAITING_SINCE, filter=pending),
-        delayed=Count("pk", filter=is_delayed(now)),
-        parked=Count("pk", filter=Q(state=State.PARKED)),
-    )
+def _kept_channels(using: str) -> Iterator[str]:
+    """Yield the channels of all rows, each by one look into an index."""
+    connection = connections[using]
+    walks: list[str] = []
+    columns: list[str] = []
+    for model in (OutboxMessage, DeadLetter):
+        name = f"walk{len(walks)}"
+        table = connection.ops.quote_name(model._meta.db_table)
+        first = f"SELECT MIN(channel) FROM {table}"  # noqa: S608 - no value in it
+        after = f"{first} WHERE channel > {name}.channel"
+        more = f"SELECT ({after}) FROM {name} WHERE {name}.channel IS NOT NULL"  # noqa: S608
+        walks.append(f"{name} (channel) AS ({first} UNION ALL {more})")
+        columns.append(f"SELECT channel FROM {name}")  # noqa: S608
+    statement = f"WITH RECURSIVE {', '.join(walks)} {' UNION '.join(columns)}"
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        yield from (name for (name,) in cursor.fetchall() if name is not None)
+
+
+def _counted(
+    using: str, channels: Sequence[str], now: datetime, at_most: int | None
+) -> dict[str, dict[str, Any]]:
+    """Return the counts of channels, and since when the first of each waits."""
+    connection = connections[using]
+    found: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(channels), _TOGETHER):
+        ranges = [
+            (channel, each)
+            for channel in channels[start : start + _TOGETHER]
+            for each in _ranges(channel, now, at_most)
+        ]
+        selects: list[str] = []
+        values: list[Any] = []
+        for place, (_, each) in enumerate(ranges):
+            inner, parameters = each.rows.query.get_compiler(using).as_sql()
+            since = "MIN(since)" if each.is_aged else "NULL"
+            selects.append(f"SELECT {place}, COUNT(*), {since} FROM ({inner}) r")  # noqa: S608 - no value in it
+            values += parameters
+        with connection.cursor() as cursor:
+            cursor.execute(" UNION ALL ".join(selects), values)
+            answers = cursor.fetchall()
+        for place, count, since in answers:
+            channel, each = ranges[place]
+            figures = found.setdefault(channel, {})
+            if each.figure is not None:
+                total = figures.get(each.figure, 0) + count
+                figures[each.figure] = min(total, at_most or total)
+            if since is not None:
+                moment = _as_moment(since, connection)
+                figures["since"] = min(figures.get("since", moment), moment)
+    return found
+
+
+class _Range(NamedTuple):
+    """Rows of a channel that are a range of an index."""
+
+    figure: str | None
+    """What they are counted as."""
+    rows: QuerySet[Any, Any]
+    is_aged: bool = False
+    """Whether it matters how long they wait."""
+
+
+def _ranges(channel: str, now: datetime, at_most: int | None) -> Iterator[_Range]:
+    """Yield what is counted of a channel; the first of it has an age."""
+    rows = OutboxMessage.objects.filter(channel=channel).order_by()
+    aged = rows.annotate(since=WAITING_SINCE).values_list("since")
+    ready = aged.filter(state=State.READY)
+    held = aged.filter(state__in=(State.CLAIMED, State.ABANDONED, State.FORWARDED))
+    delayed = rows.filter(state=State.DELAYED)
+    due = aged.filter(state=State.DELAYED, available_at__lte=now)
+    if at_most is None:
+        for pending in (ready, held, due):
+            yield _Range("pending", pending, is_aged=True)
+    else:
+        lowest = rows.filter(state=State.READY).order_by("priority")
+        last = ready.filter(priority=Subquery(lowest.values("priority")[:1]))
+        for first in (
+            ready.order_by("-priority", "sequence"),
+            last.order_by("sequence"),
+            held,
+            due.order_by("available_at"),
+        ):
+            yield _Range(None, first[: min(at_most, LOOKED)], is_aged=True)
+        for pending in (ready, held, due):  # by the index alone
+            yield _Range("pending", pending.values_list("channel")[:at_most])
+    for figure, others in (
+        ("delayed", delayed.filter(available_at__gt=now)),
+        ("parked", rows.filter(state=State.PARKED)),
+        ("dead", DeadLetter.objects.filter(channel=channel).order_by()),
+    ):
+        found: QuerySet[Any] = others
+        yield _Range(figure, found.values_list("channel")[:at_most])
+
+
+def _as_moment(value: Any, connection: BaseDatabaseWrapper) -> datetime:
+    """Return a time of a plain statement as the fields of models return theirs."""
+    expression = Value(None, output_field=DateTimeField())
+    for convert in connection.ops.get_db_converters(expression):
+        value = convert(value, expression, connection)
+    moment: datetime = value
+    return moment
 
 
 def _done(rows: QuerySet[Throughput], now: datetime) -> QuerySet[Any, Any]:
@@ -120,14 +224,21 @@ def _done(rows: QuerySet[Throughput], now: datetime) -> QuerySet[Any, Any]:
     return rows.values("channel").annotate(**sums)
 
 
-def _statistics(name: str, row: Mapping[str, Any], now: datetime) -> ChannelStatistics:
-    since = row.get("since")
+def _statistics(
+    name: str, figures: Mapping[str, Any], done: Mapping[str, Any], now: datetime
+) -> ChannelStatistics:
+    since = figures.get("since")
     return ChannelStatistics(
         channel=name,
         oldest_seconds=None
         if since is None
         else max(0.0, (now - since).total_seconds()),
-        handled={window: row.get(f"handled_{window}", 0) for window in WINDOWS},
-        failed={window: row.get(f"failed_{window}", 0) for window in WINDOWS},
-        **{key: row.get(key, 0) for key in ("pending", "delayed", "parked", "dead")},
+        handled={window: done.get(f"handled_{window}", 0) for window in WINDOWS},
+        failed={window: done.get(f"failed_{window}", 0) for window in WINDOWS},
+        **{key: figures.get(key, 0) for key in COUNTS},
     )
+
+
+COUNTS: Final = "pending", "delayed", "parked", "dead"
+# How many channels one statement is about: there are ten selects for each.
+_TOGETHER: Final = 20

@@ -3,16 +3,18 @@
 import io
 import json
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection, connections
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_cqrs import Retry
 from django_cqrs.outbox.meter import Meter
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State, Throughput
-from django_cqrs.outbox.statistics import ChannelStatistics, statistics_of
+from django_cqrs.outbox.statistics import LOOKED, ChannelStatistics, statistics_of
 from django_cqrs.outbox.store import replay
 from django_cqrs.outbox.worker import Worker
 from tests.outbox.support import (
@@ -226,6 +228,138 @@ def test_three_statements(registry, django_assert_num_queries):
 
     with django_assert_num_queries(3):
         statistics_of()
+
+
+def many(number, *, channel="outbox", state=State.READY, **values):
+    """Store messages that differ in little."""
+    now = timezone.now()
+    return OutboxMessage.objects.bulk_create(
+        OutboxMessage(
+            **{
+                "channel": channel,
+                "endpoint": "note",
+                "payload": b"{}",
+                "headers": b"{}",
+                "message_id": uuid4(),
+                "correlation_id": uuid4(),
+                "sent_at": now,
+                "sequence": place,
+                "state": state,
+                **values,
+            }
+        )
+        for place in range(number)
+    )
+
+
+def bury_all(channel):
+    """Make dead letters of what waits in a channel."""
+    for row in rows():
+        if row.channel == channel:
+            shared = {
+                field.attname: getattr(row, field.attname)
+                for field in DeadLetter._meta.concrete_fields
+                if field.attname != "id" and hasattr(row, field.attname)
+            }
+            DeadLetter.objects.create(**shared, failed_at=timezone.now())
+            row.delete()
+
+
+def test_c09_4_counting_stops_where_it_is_told():
+    """A figure that is as high means "or more"; what is below is exact."""
+    many(4, channel="dead")
+    bury_all("dead")
+    later = timezone.now() + timedelta(days=1)
+    many(2)
+    many(3, state=State.CLAIMED)
+    many(2, state=State.DELAYED, available_at=later)
+    many(6, state=State.PARKED)
+    many(3, channel="few")
+
+    found = {each.channel: each for each in statistics_of(at_most=4)}
+
+    assert {
+        name: (each.pending, each.delayed, each.parked, each.dead)
+        for name, each in found.items()
+    } == {"outbox": (4, 2, 4, 0), "few": (3, 0, 0, 0), "dead": (0, 0, 0, 4)}
+
+
+def test_c09_4_counting_reads_no_further():
+    """No select counts rows beyond the limit, nor looks at the age of more."""
+    many(2)
+    counts = (5, 10_000)
+
+    with CaptureQueriesContext(connection) as queries:
+        for at_most in counts:
+            statistics_of(at_most=at_most)
+
+    for at_most, place in zip(counts, (1, 4), strict=True):
+        selects = queries[place]["sql"].split(" UNION ALL ")
+        assert len(selects) == 10
+        ages = [sql for sql in selects if "MIN(since)" in sql]
+        assert len(ages) == 4
+        for sql in selects:
+            limit = min(at_most, LOOKED) if sql in ages else at_most
+            assert sql.rstrip().endswith(f"LIMIT {limit}) r")
+
+
+@pytest.mark.parametrize("at_most", [None, 10, 10_000])
+def test_c09_4_figures_are_the_same_where_all_is_counted(at_most):
+    """Whether counting may stop makes no difference below."""
+    now = timezone.now()
+    for minutes, values in enumerate(
+        (
+            {"state": State.READY},
+            {"state": State.READY, "priority": 5},
+            {"state": State.READY, "priority": -5},
+            {"state": State.FORWARDED},
+            {"state": State.ABANDONED, "channel": "gone"},
+            {"state": State.DELAYED, "available_at": now - timedelta(hours=1)},
+        ),
+        start=1,
+    ):
+        many(1, sent_at=now - timedelta(minutes=minutes, hours=3), **values)
+    many(1, channel="early", state=State.DELAYED, available_at=now + timedelta(hours=1))
+
+    outbox, early, gone = statistics_of(at_most=at_most)
+
+    assert [each.channel for each in (outbox, early, gone)] == [
+        "outbox",
+        "early",
+        "gone",
+    ]
+    assert (outbox.pending, early.pending, gone.pending) == (5, 0, 1)
+    assert (outbox.delayed, early.delayed, gone.delayed) == (0, 1, 0)
+    assert 3 * 3600 + 240 <= outbox.oldest_seconds < 3 * 3600 + 250
+    assert early.oldest_seconds is None
+    assert 3 * 3600 + 300 <= gone.oldest_seconds < 3 * 3600 + 310
+
+
+def test_c09_4_the_oldest_where_more_wait():
+    """Low priority waits longest, however much of a high one is before it."""
+    now = timezone.now()
+    many(8, priority=9, sent_at=now)
+    many(1, priority=1, sent_at=now - timedelta(hours=2))
+
+    (found,) = statistics_of(at_most=5)
+
+    assert found.pending == 5
+    assert 7200 <= found.oldest_seconds < 7210
+
+
+@pytest.mark.parametrize("at_most", [None, 3])
+def test_as_many_statements_for_many_channels(at_most, django_assert_num_queries):
+    """One statement is for up to twenty, and nothing is asked for each row."""
+    for place in range(19):
+        many(place % 3 + 1, channel=f"channel {place:02}")
+    with django_assert_num_queries(3):
+        found = statistics_of(at_most=at_most)
+    many(1, channel="one more")
+    with django_assert_num_queries(4):
+        more = statistics_of(at_most=at_most)
+
+    assert [each.pending for each in found] == [0, *[1, 2, 3] * 6, 1]
+    assert [each.pending for each in more] == [0, *[1, 2, 3] * 6, 1, 1]
 
 
 def test_a_channel_with_nothing_has_the_same_keys():
