@@ -64,9 +64,9 @@ class ChannelStatistics:
     dead: int = 0
     """How many dead letters there are."""
     handled: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How many were handled, by window: see :data:`WINDOWS`."""
+    """How many were handled in each of the :data:`WINDOWS`."""
     failed: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How many attempts failed, by window."""
+    """How many attempts failed in each of them."""
 
 
 def statistics_of(
