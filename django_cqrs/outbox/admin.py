@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import UUID
 
 from django.contrib import admin, messages
@@ -16,13 +16,16 @@ from django.db.models import Max, Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.outbox.desk import UNSEEN, Shown, shown, shown_in_list
-from django_cqrs.outbox.models import DeadLetter, OutboxMessage
+from django_cqrs.outbox.glance import glance
+from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
+from django_cqrs.outbox.statistics import is_delayed, is_pending, statistics_of
 from django_cqrs.outbox.store import discard, replay
 
 if TYPE_CHECKING:
@@ -109,6 +112,36 @@ class EndpointFilter(_RecentFilter):
     parameter_name = "endpoint"
 
 
+class StandingFilter(admin.SimpleListFilter):
+    """Messages as the figures of channels count them, whatever their rows say."""
+
+    title = _("standing")
+    parameter_name = "standing"
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, Any]]:
+        """Return the choices."""
+        return [
+            ("pending", _("pending")),
+            ("delayed", _("delayed")),
+            ("parked", _("parked")),
+        ]
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Leave the rows that stand so now."""
+        now = timezone.now()
+        conditions = {
+            "pending": is_pending(now),
+            "delayed": is_delayed(now),
+            "parked": Q(state=State.PARKED),
+        }
+        condition = conditions.get(self.value() or "")
+        return None if condition is None else queryset.filter(condition)
+
+
 class KeptMessageAdmin(_ModelAdmin):
     """What the tables of messages have in common: they are looked at, not edited."""
 
@@ -124,6 +157,13 @@ class KeptMessageAdmin(_ModelAdmin):
         "an endpoint; each whole."
     )
     change_list_template = "admin/django_cqrs_outbox/change_list.html"
+
+    class Media:
+        """What the pages need beside the admin's own."""
+
+        css: ClassVar[dict[str, tuple[str, ...]]] = {
+            "all": ("django_cqrs_outbox/desk.css",)
+        }
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Refuse: messages are sent by a bus."""
@@ -355,7 +395,7 @@ class OutboxMessageAdmin(KeptMessageAdmin):
         "available_at",
         "key_text",
     )
-    list_filter = (ChannelFilter, "state", EndpointFilter)
+    list_filter = (ChannelFilter, StandingFilter, "state", EndpointFilter)
     actions = ("delete_selected",)
     readonly_fields = ("payload_text", "headers_text", "key_text", "subject_text")
     fieldsets = (
@@ -389,6 +429,46 @@ class OutboxMessageAdmin(KeptMessageAdmin):
             },
         ),
     )
+
+    def get_urls(self) -> list[URLPattern]:
+        """Add the page of channels."""
+        view = self.admin_site.admin_view(self.channels_view)
+        own = path("channels/", view, name=f"{self.opts.app_label}_channels")
+        return [own, *super().get_urls()]
+
+    def channels_view(self, request: HttpRequest) -> HttpResponse:
+        """Show the figures of all channels."""
+        messages = self._list_of(request, OutboxMessage)
+        letters = self._list_of(request, DeadLetter)
+        if not messages and not letters:
+            raise PermissionDenied
+        figures = statistics_of(router.db_for_read(OutboxMessage))
+        rows = glance(figures, messages=messages, letters=letters)
+        labels = [each.label for each in rows[0].figures] if rows else []
+        context = {
+            **self.admin_site.each_context(request),
+            "title": gettext("Channels at a glance"),
+            "opts": self.opts,
+            "media": self.media,
+            "now": timezone.localtime(),
+            "labels": labels,
+            "width": len(labels) + 1,
+            "rows": rows,
+        }
+        site: Any = request
+        site.current_app = self.admin_site.name
+        return TemplateResponse(
+            request, "admin/django_cqrs_outbox/channels.html", context
+        )
+
+    def _list_of(self, request: HttpRequest, model: type[Model]) -> str:
+        """Return the address of a list, empty for who must not see it."""
+        if not self.admin_site.is_registered(model):
+            return ""
+        if not self.admin_site.get_model_admin(model).has_view_permission(request):
+            return ""
+        name = f"{model._meta.app_label}_{model._meta.model_name}_changelist"
+        return reverse(f"admin:{name}", current_app=self.admin_site.name)
 
 
 @admin.register(DeadLetter)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import io
+import re
 import uuid
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated
 
 import pytest
@@ -26,7 +29,7 @@ from django_cqrs import (
 )
 from django_cqrs.conversion import upcaster
 from django_cqrs.outbox import admin as desk
-from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
+from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State, Throughput
 from django_cqrs.testing.flow import Flow
 
 pytestmark = [
@@ -400,6 +403,135 @@ def test_c05_2_desk_shows_the_traceback_as_text(admin_client):
         assert "<script>alert" not in text
         assert "<b>no</b>" not in text
     assert "  &lt;script&gt;alert(1)" in text
+
+
+# ------------------------------------------------------------------------ at a glance
+
+CHANNELS = f"{MESSAGES}channels/"
+
+
+def cells_of(page):
+    """Return the table as a screen reader would: by channel and column."""
+    found = {}
+    table = page[page.index('<table class="cqrs-channels">') :]
+    table = table[: table.index("</table>")]
+    head, *body = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    columns = re.findall(r'<th scope="col">(.*?)</th>', head)[1:]
+    for row in body:
+        (channel,) = re.findall(r'<th scope="row">(.*?)</th>', row)
+        cells = re.findall(r"<td.*?>(.*?)</td>", row, re.DOTALL)
+        found[channel] = dict(zip(columns, cells, strict=True))
+    return found
+
+
+def text_of(cell):
+    return re.sub(r"<.*?>", "", cell)
+
+
+def link_of(cell):
+    return html.unescape(re.search(r'href="(.*?)"', cell)[1])
+
+
+@pytest.fixture
+def traffic():
+    """What waits and what has failed in two channels."""
+    later = timezone.now() + timedelta(hours=1)
+    earlier = timezone.now() - timedelta(minutes=5)
+    kept(OutboxMessage, 3, sent_at=earlier)
+    kept(OutboxMessage, 1, state=State.DELAYED, available_at=earlier)
+    kept(OutboxMessage, 2, state=State.DELAYED, available_at=later)
+    kept(OutboxMessage, 4, state=State.PARKED)
+    kept(OutboxMessage, 1, channel="mail")
+    kept(DeadLetter, 5)
+    Throughput.objects.create(
+        minute=timezone.now(), channel="outbox", handled=1234, failed=7
+    )
+
+
+def test_c05_2_desk_shows_channels_at_a_glance(admin_client, traffic):
+    """A row for each channel says what waits, for how long, what is dead and done."""
+    found = cells_of(admin_client.get(CHANNELS).content.decode())
+
+    assert {key: text_of(cell) for key, cell in found["outbox"].items()} == {
+        "Pending": "4",
+        "Oldest": "5\xa0minutes",
+        "Delayed": "2",
+        "Parked": "4",
+        "Dead": "5",
+        "Handled, last hour": "1234",
+        "Failed, last hour": "7",
+    }
+    assert text_of(found["mail"]["Pending"]) == "1"
+    assert text_of(found["mail"]["Dead"]) == "0"
+
+
+@pytest.mark.parametrize("column", ["Pending", "Delayed", "Parked", "Dead"])
+def test_c05_2_desk_figures_lead_to_what_they_count(admin_client, traffic, column):
+    """The list behind a figure has as many rows as it says; nothing leads nowhere."""
+    found = cells_of(admin_client.get(CHANNELS).content.decode())
+    cell = found["outbox"][column]
+
+    listed = admin_client.get(link_of(cell)).context["cl"].result_list
+
+    assert len(listed) == int(text_of(cell)) > 0
+    assert {row.channel for row in listed} == {"outbox"}
+    assert "href" not in found["mail"]["Dead"]
+
+
+@pytest.mark.parametrize(
+    ("permissions", "columns"),
+    [
+        (
+            ["view_outboxmessage"],
+            [
+                *("Pending", "Oldest", "Delayed", "Parked"),
+                *("Handled, last hour", "Failed, last hour"),
+            ],
+        ),
+        (["view_deadletter"], ["Dead"]),
+    ],
+)
+def test_c05_2_desk_figures_have_permissions(
+    client, operator, traffic, permissions, columns
+):
+    """Who may see one table only sees its figures, who may see none sees no page."""
+    operator()
+    assert client.get(CHANNELS).status_code == 403
+
+    operator(*permissions)
+    found = cells_of(client.get(CHANNELS).content.decode())
+
+    assert list(found["outbox"]) == columns
+
+
+def test_c05_2_desk_counts_channels_by_as_many_queries(admin_client, traffic):
+    """Many channels take as many statements as two."""
+    admin_client.get(CHANNELS)
+    with CaptureQueriesContext(connection) as before:
+        admin_client.get(CHANNELS)
+    for number in range(10):
+        kept(OutboxMessage, channel=f"channel {number}")
+        kept(DeadLetter, channel=f"channel {number}")
+    with CaptureQueriesContext(connection) as after:
+        page = admin_client.get(CHANNELS).content.decode()
+
+    assert "channel 9" in page
+    assert len(after) == len(before)
+
+
+def test_c05_2_desk_has_a_page_of_channels_without_messages(admin_client):
+    """The channels of the settings are there before anything is sent."""
+    found = cells_of(admin_client.get(CHANNELS).content.decode())
+
+    assert text_of(found["outbox"]["Oldest"]) == "-"
+
+
+def test_c05_2_desk_leads_to_the_channels(client, operator):
+    """The index of the app and both lists have a link to them."""
+    operator("view_outboxmessage", "view_deadletter")
+
+    for address in ("/admin/django_cqrs_outbox/", MESSAGES, LETTERS):
+        assert f'href="{CHANNELS}"' in client.get(address).content.decode()
 
 
 # ------------------------------------------------------------------ what is sensitive

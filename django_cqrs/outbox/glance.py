@@ -1,0 +1,97 @@
+"""Channels at a glance: the figures of each, and the lists that they count."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from datetime import timedelta
+from urllib.parse import urlencode
+
+from django.utils import timezone
+from django.utils.formats import number_format
+from django.utils.functional import Promise
+from django.utils.timesince import timesince
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from django_cqrs.outbox.statistics import ChannelStatistics
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Figure:
+    """One number of a channel."""
+
+    label: str | Promise
+    text: str
+    address: str = ""
+    """Of the list of what it counts; empty where there is none."""
+    is_bad: bool = False
+    """Whether somebody should look at it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """One channel."""
+
+    channel: str
+    figures: list[Figure]
+
+
+def glance(
+    statistics: Collection[ChannelStatistics], *, messages: str, letters: str
+) -> list[Row]:
+    """
+    Return the figures of channels, as the page of channels has them.
+
+    Args:
+        statistics: of the channels.
+        messages: the address of the list of messages; empty where they must not be
+            seen, and then none of their figures is returned.
+        letters: the address of the list of dead letters, likewise.
+
+    """
+    rows = []
+    for each in statistics:
+        figures: list[Figure] = []
+        if messages:
+            figures += _waiting(each, messages)
+        if letters:
+            found = _address(letters, each.dead, channel=each.channel)
+            figures.append(
+                Figure(_("Dead"), number_format(each.dead), found, is_bad=each.dead > 0)
+            )
+        if messages:
+            done, failed = each.handled.get("hour", 0), each.failed.get("hour", 0)
+            figures.append(Figure(_("Handled, last hour"), number_format(done)))
+            figures.append(Figure(_("Failed, last hour"), number_format(failed)))
+        rows.append(Row(each.channel, figures))
+    return rows
+
+
+def _waiting(each: ChannelStatistics, messages: str) -> list[Figure]:
+    def figure(label: str | Promise, count: int, standing: str) -> Figure:
+        found = _address(messages, count, channel=each.channel, standing=standing)
+        return Figure(label, number_format(count), found)
+
+    oldest = "-" if each.oldest_seconds is None else _span(each.oldest_seconds)
+    return [
+        figure(_("Pending"), each.pending, "pending"),
+        Figure(_("Oldest"), oldest),
+        figure(_("Delayed"), each.delayed, "delayed"),
+        figure(_("Parked"), each.parked, "parked"),
+    ]
+
+
+def _address(changelist: str, count: int, **filters: str) -> str:
+    return f"{changelist}?{urlencode(filters)}" if count else ""
+
+
+def _span(seconds: float) -> str:
+    """Return a time as people say it, in one or two units."""
+    if seconds < 60:  # noqa: PLR2004 - a minute
+        count = int(seconds)
+        return ngettext("%(count)d second", "%(count)d seconds", count) % {
+            "count": count
+        }
+    now = timezone.now()
+    return timesince(now - timedelta(seconds=seconds), now)
