@@ -17,7 +17,7 @@ PEERS = {
     "lato": "lato",
     "django-queuebie": "queuebie",
 }
-OUTBOX_BOUNDS = 5
+OUTBOX_BOUNDS = 7
 SERVER = os.environ.get("DATABASE_URL", "")
 NO_SERVER = "postgres://postgres@127.0.0.1:1/postgres"
 

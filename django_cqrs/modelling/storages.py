@@ -197,7 +197,8 @@ class ModelStorage(Storage[Any]):
         """Take a model."""
         super().__init__(cls, options)
         self._model = cls
-        self._lock_options: dict[str, dict[str, Any]] = {}
+        self._lock_options: dict[tuple[str, bool], dict[str, Any]] = {}
+        self._managers: dict[str, models.Manager[Any]] = {}
 
     def write_alias(self) -> str:
         """Ask the database router."""
@@ -234,29 +235,42 @@ class ModelStorage(Storage[Any]):
 
     def find(self, values: Values, *, using: str, lock: bool) -> Any:
         """Get it by the default manager, its row locked where that is wanted."""
-        rows = self._model._default_manager.using(using)
+        rows = self._rows(using)
         if lock:
-            rows = rows.select_for_update(**self._locking(using))
+            rows = rows.select_for_update(**self._locking(rows, using))
         try:
             return rows.get(**dict(zip(self._lookups, values, strict=True)))
         except ObjectDoesNotExist:
             return None
 
+    def _rows(self, using: str) -> models.QuerySet[Any]:
+        """Return what the default manager has, from one database."""
+        manager = self._managers.get(using)
+        if manager is None:
+            manager = self._model._default_manager.db_manager(using)
+            self._managers[using] = manager
+        rows: Any = manager.get_queryset()
+        # A project's own manager may have left its database out.
+        return rows if rows._db == using else rows.using(using)  # type: ignore[no-any-return]
+
     @cached_property
     def _lookups(self) -> tuple[str, ...]:
         return tuple(field.attname for field in self.fields)
 
-    def _locking(self, using: str) -> dict[str, Any]:
+    def _locking(self, rows: models.QuerySet[Any], using: str) -> dict[str, Any]:
         """Return how a row is locked, and those of its parents, and nothing else's."""
-        options = self._lock_options.get(using)
+        query = rows.query
+        joins = bool(query.select_related) or len(query.alias_map) > 1
+        options = self._lock_options.get((using, joins))
         if options is None:
             features = connections[using].features
+            links = tuple(_parent_links(self._model))
             options = {}
-            if features.has_select_for_update_of:
-                options["of"] = ("self", *_parent_links(self._model))
+            if features.has_select_for_update_of and (joins or links):
+                options["of"] = ("self", *links)
             if features.has_select_for_no_key_update:
                 options["no_key"] = True
-            self._lock_options[using] = options
+            self._lock_options[using, joins] = options
         return options
 
     def is_new(self, instance: models.Model) -> bool:

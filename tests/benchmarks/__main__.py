@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DEFAULT_POSTGRES_URL = "postgres://postgres@127.0.0.1:5432/postgres"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 DEFAULT_RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672//"
-PARTS = ("buses", "transactions", "outbox", "engines")
+PARTS = ("buses", "transactions", "model", "outbox", "engines")
 
 
 def parsed() -> argparse.Namespace:
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> tuple[list[Row], list[str], str | None]:
             rounds=5 if options.quick else 300,
             calls=10 if options.quick else 60,
         )
-    if not {"transactions", "outbox", "engines"} & set(parts):
+    if set(parts) == {"buses"}:
         return rows, notes, None
     with transactions.postgres_database() as missing:
         if missing is None:
@@ -117,13 +117,17 @@ def on_postgres(
     parts: Sequence[str],
 ) -> None:
     """Measure what waits for the disk of a server."""
-    from tests.benchmarks import engines, outbox, transactions
+    from tests.benchmarks import engines, modelling, outbox, transactions
 
     if "transactions" in parts:
         rows += transactions.insert_of_one_row(
             "postgres",
             rounds=3 if options.quick else 200,
             calls=10 if options.quick else 60,
+        )
+    if "model" in parts:
+        rows += modelling.run(
+            rounds=3 if options.quick else 200, calls=10 if options.quick else 60
         )
     if "outbox" in parts:
         more, said = outbox.run(

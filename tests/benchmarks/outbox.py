@@ -33,6 +33,7 @@ class Size:
     latencies: int = 15
     latency_rounds: int = 3
     beside: int = 1_000_000
+    ordered: tuple[str, ...] = ("count", "record")
 
     def messages(self, queue: Queue) -> int:
         return max(20, round(queue.messages * self.share))
@@ -58,6 +59,7 @@ QUICK = Size(
     latencies=2,
     latency_rounds=1,
     beside=1_000,
+    ordered=("count",),
 )
 
 
@@ -84,6 +86,7 @@ def run(
         rows += handling(place, size, peers)
         rows += handling_insert(place, size)
         rows += crowded(place, size)
+        rows += ordered(place, size)
         rows += waking(place, size, peers)
     return rows, notes
 
@@ -249,6 +252,42 @@ def crowded(place: Yard, size: Size) -> list[Row]:
     row = compared(comparison, section, name, base, at_least=0.9, inverse=True)
     what = f"{size.beside:,} delayed messages and as many dead letters"
     return [dataclasses.replace(row, what=what, base="nothing else in the tables")]
+
+
+def ordered(place: Yard, size: Size) -> list[Row]:
+    """Compare a thousand ordering keys with none, and two processes with one."""
+    handlers = {
+        "count": "a handler that does nothing",
+        "record": "a handler that inserts one row",
+    }
+    return [
+        row
+        for kind in size.ordered
+        for row in _ordered(place, size, f"Ordered by key, {handlers[kind]}", kind)
+    ]
+
+
+def _ordered(place: Yard, size: Size, section: str, kind: str) -> list[Row]:
+    base, keyed = "one process, no keys", "one process"
+    twice = "two processes"
+    entrants = [
+        (base, queueing.OURS, kind),
+        (keyed, queueing.OURS, f"{kind}_line"),
+        (twice, queueing.OURS_TWICE, f"{kind}_line"),
+    ]
+    comparison = Comparison([name for name, *_ in entrants])
+    for turn in range(size.rounds):
+        first = turn % len(entrants)
+        for name, queue, what in (*entrants[first:], *entrants[:first]):
+            pace = place.seconds_by_stamps(queue, what, size.messages(queue))
+            comparison.times[name].append(pace)
+    return [
+        compared(comparison, section, keyed, base, at_least=0.7, inverse=True),
+        dataclasses.replace(
+            compared(comparison, section, twice, keyed, at_least=1, inverse=True),
+            what="two processes, of the speed of one",
+        ),
+    ]
 
 
 # Waking up ----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import struct
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from typing import Any
 from django.db import connections
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+STAMP = struct.Struct("d")
 FIRST = 100
 """The call at which the clock starts: by then a worker has begun in earnest."""
 
@@ -59,6 +61,11 @@ OURS_POLLING = dataclasses.replace(
     OURS,
     name='cqrs_worker, "NOTIFY": False',
     environment={"BENCHMARKS_NOTIFY": "0"},
+)
+OURS_TWICE = dataclasses.replace(
+    OURS,
+    name="cqrs_worker --processes 2",
+    command=(*OURS.command, "--processes", "2"),
 )
 RELIABLE_OUTBOX = Queue(
     "reliable_outbox",
@@ -267,6 +274,15 @@ class Yard:
             (line,) = _lines(file, 1, queue, seconds=60 + count / 20)
         return line["seconds"] / line["calls"]
 
+    def seconds_by_stamps(self, queue: Queue, kind: str, count: int) -> float:
+        """Have messages stored, then handled by all processes of a worker."""
+        name = self.database(queue)
+        self.do(queue, "fill", kind, str(count), database=name)
+        with self.worker(queue, kind, database=name, CALLS="stamps") as file:
+            stamps = _stamps(file, count, queue, seconds=60 + count / 20)
+        first = min(FIRST, count // 2)
+        return (stamps[-1] - stamps[first]) / (len(stamps) - first)
+
     def latencies(self, queue: Queue, count: int) -> list[float]:
         """Send messages to a worker that is idle; return the seconds each took."""
         self.database(queue)
@@ -288,6 +304,16 @@ def _lines(
         lines = file.read_text().splitlines()
         if len(lines) >= count:
             return [json.loads(line) for line in lines]
+        sleep(0.05)
+    raise Failed(f"{queue.name} did not handle its messages in {seconds:.0f} s.")
+
+
+def _stamps(file: Path, count: int, queue: Queue, *, seconds: float) -> list[float]:
+    """Wait for so many moments that handlers were called at; return them in order."""
+    end = monotonic() + seconds
+    while monotonic() < end:
+        if file.stat().st_size >= count * STAMP.size:
+            return sorted(moment for (moment,) in STAMP.iter_unpack(file.read_bytes()))
         sleep(0.05)
     raise Failed(f"{queue.name} did not handle its messages in {seconds:.0f} s.")
 

@@ -23,6 +23,7 @@ INSTALLED_APPS = ["django_cqrs", "django_cqrs.outbox", "tests.benchmarks.shop"]
 if find_spec("queuebie") is not None:
     INSTALLED_APPS += ["queuebie", "tests.benchmarks.queuebie_shop"]
 
+DATABASE_ROUTERS = ["tests.benchmarks.shop.routers.ServerRouter"]
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 DJANGO_CQRS = {
     "CHANNELS": {"orders": {"BACKEND": "django_cqrs.outbox.channel.OutboxChannel"}}

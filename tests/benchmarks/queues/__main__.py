@@ -31,9 +31,19 @@ def _payload(number: int) -> dict[str, object]:
 
 def _django_cqrs() -> Send:
     from django_cqrs import command_bus
-    from tests.benchmarks.queues.messages import CountOrder, RecordOrder
+    from tests.benchmarks.queues.messages import (
+        CountLine,
+        CountOrder,
+        RecordLine,
+        RecordOrder,
+    )
 
-    classes = {"count": CountOrder, "record": RecordOrder}
+    classes = {
+        "count": CountOrder,
+        "record": RecordOrder,
+        "count_line": CountLine,
+        "record_line": RecordLine,
+    }
     return lambda kind, number: command_bus.dispatch(classes[kind](number))
 
 

@@ -85,3 +85,14 @@ class PlaceOrders:
 class OrderPlaced:
     number: int
     customer: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RentBook:
+    book_id: int
+    borrower: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ParcelPacked:
+    order_id: int
