@@ -35,7 +35,10 @@ from django_cqrs.exceptions import (
     NoHandlerFound,
     SynchronousDispatch,
 )
+from django_cqrs.idempotency import BusKey
+from django_cqrs.inboxes import find_inbox
 from django_cqrs.interception import JoinPoint, interception_of
+from django_cqrs.keys import KeySource
 from django_cqrs.messages import (
     Command,
     HeaderValue,
@@ -46,12 +49,14 @@ from django_cqrs.messages import (
 )
 from django_cqrs.parameters import (
     Constant,
+    Header,
     Services,
     register_filler,
     sole_type,
     with_dependencies,
 )
 from django_cqrs.pipeline import Pipelines
+from django_cqrs.policies import no_inbox
 from django_cqrs.problems import Problem
 from django_cqrs.retries import InstantRetry
 from django_cqrs.routing import ENTRANCES, Endpoint, RouteTable
@@ -208,6 +213,8 @@ class Registry:
                 self._buses_of(kind),
             )
         ]
+        if find_inbox() is None:
+            found += [no_inbox(str(bus._key)) for bus in self._buses if bus._key]
         return [*table.problems, *dict.fromkeys(found)]
 
     def interceptors_around(self, endpoint: Endpoint) -> list[Interceptor]:
@@ -355,6 +362,7 @@ class _Bus:
     """What the three buses share: a registry, and what they learned of its routes."""
 
     kind: Kind
+    _key: BusKey | None = None
 
     def __init__(self, *, registry: Registry | None = None) -> None:
         """Use a registry, by default the global one."""
@@ -509,9 +517,20 @@ class _SingleBus(_Bus):
         point = JoinPoint(endpoint, self, cls)
         pipelines = self._registry.pipelines
         if endpoint.channel is not None:
-            return pipelines.sending(point, self._outlet(endpoint).put)
+            outlet = self._outlet(endpoint)
+            return pipelines.sending(
+                point,
+                outlet.put,
+                alias_of=outlet.alias_for,
+                retry=self._retry,
+                key=self._key,
+            )
         return pipelines.handling(
-            point, using=using, retry=self._retry, is_direct=self._is_direct
+            point,
+            using=using,
+            retry=self._retry,
+            key=self._key,
+            is_direct=self._is_direct,
         )
 
 
@@ -521,7 +540,10 @@ class CommandBus(_SingleBus):
 
     An instance of your own has policies of its own::
 
-        webhook_bus = CommandBus(instant_retry=InstantRetry(3, on=DEADLOCKS))
+        webhook_bus = CommandBus(
+            instant_retry=InstantRetry(3, on=DEADLOCKS),
+            idempotency_key=Header("payment_id"),
+        )
     """
 
     kind = Kind.COMMAND
@@ -530,6 +552,8 @@ class CommandBus(_SingleBus):
         self,
         *,
         instant_retry: InstantRetry | None = None,
+        idempotency_key: KeySource | None = None,
+        replay_outputs: bool | Header = False,
         registry: Registry | None = None,
     ) -> None:
         """
@@ -537,11 +561,26 @@ class CommandBus(_SingleBus):
 
         Args:
             instant_retry: which failures are worth another attempt at once.
+            idempotency_key: what tells a duplicate, which is not handled and gets the
+                first one's answer: an attribute of the payload, a header, or a
+                callable that gets the message.
+            replay_outputs: whether a duplicate has the messages sent again that the
+                first one sent to channels; a header: where it is there and true.
             registry: whose handlers it reaches; by default those of the project.
 
+        Raises:
+            InvalidOption: the arguments do not fit together.
+
         """
+        key = None
+        if idempotency_key is not None:
+            key = BusKey(idempotency_key, replay_outputs)
+        elif replay_outputs is not False:
+            msg = "CommandBus(replay_outputs=...) needs idempotency_key= as well."
+            raise InvalidOption(msg)
         super().__init__(registry=registry)
         self._retry = instant_retry
+        self._key = key
 
     @overload
     def dispatch(
@@ -1115,8 +1154,9 @@ class EventBus(_Bus):
             if endpoint.channel is None:
                 at_once.append((index, pipelines.subscription(point)))
             else:
-                put = self._outlet(endpoint).put
-                sendings.append((index, pipelines.sending(point, put)))
+                outlet = self._outlet(endpoint)
+                run = pipelines.sending(point, outlet.put, alias_of=outlet.alias_for)
+                sendings.append((index, run))
         plans = pipelines.plans_at(endpoints, self, types)
         return at_once, sendings, any(plan.uses_dependencies for plan in plans)
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Union
 
+from django.db import connections
+
+from django_cqrs.channels import Delivery, Envelope, channels, next_sequence
 from django_cqrs.conversion import PayloadType, is_plain_class
 from django_cqrs.exceptions import (
     InvalidHandler,
+    InvalidOption,
     MessageConversionError,
     UnexpectedResult,
 )
 from django_cqrs.inboxes import Inbox, find_inbox
 from django_cqrs.interception import JoinPoint
-from django_cqrs.keys import KeySource, as_key, key_reader
-from django_cqrs.messages import Message, result_type_of
+from django_cqrs.keys import KeyReader, KeySource, as_key, faults_of, key_reader
+from django_cqrs.messages import Message, result_type_of, scope_of
+from django_cqrs.parameters import Header
 from django_cqrs.policies import no_inbox
 from django_cqrs.routing import Endpoint
+from django_cqrs.scopes import Recording, Sent, send
 from django_cqrs.stages import Run
 
 logger: Final = logging.getLogger("django_cqrs.pipeline")
@@ -46,10 +54,106 @@ def once(run: Run, point: JoinPoint, alias: str, *, answers: bool) -> Run:
     source = idempotency_key_of(endpoint)
     if source is None:
         return run
-    inbox = inbox_for(endpoint.place)
-    read = key_reader(source, "idempotency_key", endpoint.name)
-    owner, former = _owners(endpoint.name, endpoint)
-    answer = Answer(point) if answers else None
+    return _once(
+        run,
+        alias,
+        endpoint,
+        inbox=inbox_for(endpoint.place),
+        read=key_reader(source, "idempotency_key", endpoint.name),
+        owners=_owners(endpoint),
+        answer=Answer(point) if answers else None,
+        outputs=None,
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BusKey:
+    """What a bus tells duplicates by, and what it does with one."""
+
+    source: KeySource
+    replays: bool | Header = False
+    """Whether what the first one sent is sent again; a header may say so."""
+
+    def __post_init__(self) -> None:
+        """
+        Refuse what cannot be a key of a bus.
+
+        Raises:
+            InvalidOption: it is none, or no two messages have the same.
+
+        """
+        faults = list(faults_of(self.source, ()))
+        if self.source == Header("message_id"):
+            faults.append("Each message that is sent has another one.")
+        if faults:
+            msg = f"CommandBus(idempotency_key={self.source!r}): {' '.join(faults)}"
+            raise InvalidOption(msg)
+        if not isinstance(self.replays, (bool, Header)):
+            msg = f"replay_outputs= is True, False or a Header, not {self.replays!r}."
+            raise InvalidOption(msg)
+
+    def __str__(self) -> str:
+        """Return whose key it is."""
+        return f"A CommandBus keyed by {self.source!r}"
+
+    @property
+    def space(self) -> str:
+        """What sets its keys apart from those that are taken from somewhere else."""
+        if isinstance(self.source, Header):
+            return f"bus:header:{self.source.name}"
+        if isinstance(self.source, str):
+            return f"bus:attribute:{self.source}"
+        return "bus"
+
+
+def once_on_bus(
+    run: Run, point: JoinPoint, alias: str, key: BusKey, *, answers: bool
+) -> Run:
+    """
+    Have `run` run for the first message of each key that a bus sends to an endpoint.
+
+    Args:
+        run: what is run inside, in the transaction that the key is entered in.
+        point: where this is.
+        alias: the database of that transaction.
+        key: of the bus.
+        answers: whether `run` returns what the handler does.
+
+    Raises:
+        InvalidOption: no installed app remembers keys.
+
+    """
+    endpoint = point.endpoint
+    inbox = find_inbox()
+    if inbox is None:
+        raise InvalidOption(str(no_inbox(str(key))))
+    outputs = None
+    if key.replays is not False:
+        outputs = Outputs(key.replays, point.bus._registry.deliver)
+    return _once(
+        run,
+        alias,
+        endpoint,
+        inbox=inbox,
+        read=key_reader(key.source, "idempotency_key", f"the bus to {endpoint.name}"),
+        owners=_owners(endpoint, f"{key.space}:"),
+        answer=Answer(point) if answers else None,
+        outputs=outputs,
+    )
+
+
+def _once(
+    run: Run,
+    alias: str,
+    endpoint: Endpoint,
+    *,
+    inbox: Inbox,
+    read: KeyReader,
+    owners: tuple[str, tuple[str, ...]],
+    answer: Answer | None,
+    outputs: Outputs | None,
+) -> Run:
+    owner, former = owners
 
     def run_once(message: Message) -> Any:
         key = read(message)
@@ -58,11 +162,17 @@ def once(run: Run, point: JoinPoint, alias: str, *, answers: bool) -> Run:
         seen = inbox.enter(alias, owner, key, message.message_id, former=former)
         if seen is not None:
             log_duplicate(message, endpoint)
-            return answer.read(seen.result) if answer is not None else None
+            if outputs is not None:
+                outputs.send_again(seen.outputs, message)
+            return None if answer is None else answer.read(seen.result)
+        recording = None if outputs is None else Recording(scope_of(message))
         result = run(message)
-        if answer is not None and result is not None:
-            kept = answer.write(result)
-            inbox.keep(alias, owner, key, result=kept, outputs=None)
+        kept = None if answer is None else answer.write(result)
+        sent = None
+        if outputs is not None and recording is not None:
+            sent = outputs.write(recording.sent())
+        if kept is not None or sent is not None:
+            inbox.keep(alias, owner, key, result=kept, outputs=sent)
         return result
 
     return run_once
@@ -82,9 +192,11 @@ def inbox_for(whose: str) -> Inbox:
     return inbox
 
 
-def _owners(name: str, endpoint: Endpoint) -> tuple[str, tuple[str, ...]]:
+def _owners(endpoint: Endpoint, space: str = "") -> tuple[str, tuple[str, ...]]:
     """Return the names that an endpoint's keys are kept under, now and before."""
-    return as_key(name), tuple(map(as_key, endpoint.policies.aliases))
+    names = (endpoint.name, *endpoint.policies.aliases)
+    owner, *former = (as_key(f"{space}{name}") for name in names)
+    return owner, tuple(former)
 
 
 def log_duplicate(message: Message, endpoint: Endpoint) -> None:
@@ -148,3 +260,65 @@ def _returned_by(endpoint: Endpoint) -> Any:
     if endpoint.subject is not None:
         return endpoint.subject.result_of(endpoint)
     return endpoint.plan.returns
+
+
+# ------------------------------------------------------------------------ what was sent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Output:
+    """A message that was sent to a channel, as it is kept for duplicates."""
+
+    using: str
+    channel: str
+    envelope: Envelope
+
+
+class Outputs:
+    """The messages that handling one has sent: kept as JSON, and sent again."""
+
+    def __init__(self, on: bool | Header, deliver: Callable[[Envelope], None]) -> None:
+        """
+        Take what handles them where a channel does so in this process.
+
+        Args:
+            on: True, or a header without which a duplicate sends nothing.
+            deliver: handles a message.
+
+        """
+        self._header = on.name if isinstance(on, Header) else None
+        self._deliver = deliver
+        self._type = PayloadType(list[Output])
+
+    def write(self, sent: Sequence[Sent]) -> bytes | None:
+        """Return messages as they are kept, in the order of their sending."""
+        outputs = [
+            Output(each.alias, each.sink.alias, each.entry.envelope) for each in sent
+        ]
+        outputs.sort(key=lambda output: output.envelope.sequence)
+        return self._type.to_json(outputs) if outputs else None
+
+    def send_again(self, text: bytes | None, message: Message) -> None:
+        """
+        Send what was kept once more: the same messages, by ids, headers and times.
+
+        Args:
+            text: what was kept, if anything.
+            message: the duplicate; in its transaction they are sent.
+
+        Raises:
+            InvalidChannel: a channel of theirs is not there any more.
+
+        """
+        if text is None or not self._is_wanted(message):
+            return
+        scope = scope_of(message)
+        outputs: list[Output] = self._type.from_json(text)
+        for output in outputs:
+            envelope = dataclasses.replace(output.envelope, sequence=next_sequence())
+            delivery = Delivery(envelope, self._deliver)
+            send(scope, connections[output.using], channels[output.channel], delivery)
+        logger.info("%d messages of the first of its key are sent again", len(outputs))
+
+    def _is_wanted(self, message: Message) -> bool:
+        return self._header is None or bool(message._user.get(self._header))

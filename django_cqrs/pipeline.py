@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,8 @@ from django.db import DEFAULT_DB_ALIAS
 
 from django_cqrs.conversion import is_plain_class
 from django_cqrs.declarations import Kind
-from django_cqrs.idempotency import idempotency_key_of, once
+from django_cqrs.exceptions import InvalidOption
+from django_cqrs.idempotency import BusKey, idempotency_key_of, once, once_on_bus
 from django_cqrs.interception import RETRY, TRANSACTION, JoinPoint, When
 from django_cqrs.messages import Message, scope_of
 from django_cqrs.observation import Step, observed
@@ -54,6 +55,7 @@ class Pipelines:
         *,
         using: str | None = None,
         retry: InstantRetry | None = None,
+        key: BusKey | None = None,
         is_direct: bool = False,
     ) -> Run:
         """
@@ -63,22 +65,32 @@ class Pipelines:
             point: a sound endpoint, the bus and the payload's type.
             using: the alias that the caller asks for, before the endpoint's own.
             retry: the bus's policy.
+            key: what the bus tells duplicates by.
             is_direct: whether it goes past the bus: without the interceptors that
                 look at it, and without its transaction.
 
         Raises:
             InvalidHandler: an interceptor that stands here is broken.
+            InvalidOption: the bus has a key, and nothing can remember it.
 
         """
         found = self._at(point, *_HANDLING)
         endpoint = point.endpoint
+        if key is not None and not endpoint.is_atomic:
+            raise InvalidOption(_unremembered(endpoint))
         is_atomic = None
         if is_direct:
             found = [e for e in found if not e.interception.pointcut.looks_at_bus]
             # A key is remembered in a transaction, or it might outlive a failure.
             is_atomic = idempotency_key_of(endpoint) is not None
         run = self._staged(
-            point, found, using=using, retry=retry, is_atomic=is_atomic, answers=True
+            point,
+            found,
+            using=using,
+            retry=retry,
+            key=key,
+            is_atomic=is_atomic,
+            answers=True,
         )
         opens = endpoint.is_atomic and is_atomic is not False
         plain = not (found or retry or opens or endpoint.subject)
@@ -140,14 +152,30 @@ class Pipelines:
         run = observed(run, point, Step.CONSUME)
         return while_current(run, takes_time=False)
 
-    def sending(self, point: JoinPoint, put: Run) -> Run:
+    def sending(
+        self,
+        point: JoinPoint,
+        put: Run,
+        *,
+        alias_of: Callable[[Message], str],
+        retry: InstantRetry | None = None,
+        key: BusKey | None = None,
+    ) -> Run:
         """
         Return what sends a message to a channel: interceptors, then `put`.
 
         Those that look at the bus stand here, since only the sender has one.
 
+        Args:
+            point: the endpoint that it is for, the bus and the payload's type.
+            put: sends it.
+            alias_of: returns the database that a message is stored in.
+            retry: the bus's policy, for the transaction that its key needs.
+            key: what the bus tells duplicates by.
+
         Raises:
             InvalidHandler: an interceptor that stands here is broken.
+            InvalidOption: the bus has a key, and nothing can remember it.
 
         """
         before_channel = self._at(point, When.PRE_SEND)
@@ -157,10 +185,15 @@ class Pipelines:
             if each.interception.pointcut.looks_at_bus
         ]
         put = observed(put, point, Step.SEND)
-        if not before_channel and not at_bus:
+        if key is None and not before_channel and not at_bus:
             return put
-        run = intercepted(intercepted(put, before_channel, point), at_bus, point)
-        if _use_dependencies(each.plan for each in (*before_channel, *at_bus)):
+        run = intercepted(put, before_channel, point)
+        if key is not None:
+            if retry is not None and _use_dependencies(_plans_of(before_channel)):
+                run = with_dependencies(run)  # each attempt has its own
+            run = on_alias(partial(_sent_once, run, point, key, retry), alias_of)
+        run = intercepted(run, at_bus, point)
+        if _use_dependencies(_plans_of([*before_channel, *at_bus])):
             run = with_dependencies(run)
         return while_current(run, takes_time=False)
 
@@ -225,6 +258,7 @@ class Pipelines:
         *,
         using: str | None = None,
         retry: InstantRetry | None = None,
+        key: BusKey | None = None,
         is_atomic: bool | None = None,
         opens_transaction: bool = True,
         makes_dependencies: bool = True,
@@ -237,6 +271,7 @@ class Pipelines:
             point,
             interceptors,
             retry=retry,
+            key=key,
             is_atomic=endpoint.is_atomic if is_atomic is None else is_atomic,
             opens_transaction=opens_transaction,
             makes_dependencies=makes_dependencies,
@@ -254,6 +289,7 @@ class Pipelines:
         alias: str,
         *,
         retry: InstantRetry | None,
+        key: BusKey | None,
         is_atomic: bool,
         opens_transaction: bool,
         makes_dependencies: bool,
@@ -270,6 +306,8 @@ class Pipelines:
         run = intercepted(_call_of(point), inner, point, target, stage)
         run = _sent_on(run, point)
         run = once(run, point, alias, answers=answers)
+        if key is not None:
+            run = once_on_bus(run, point, alias, key, answers=answers)
         if is_atomic:
             run = in_transaction(run, alias, endpoint.name, opens=opens_transaction)
         elif (
@@ -311,6 +349,24 @@ def _zones(
         else:
             inner.append(each)
     return outer, middle, inner
+
+
+def _sent_once(
+    run: Run, point: JoinPoint, key: BusKey, retry: InstantRetry | None, alias: str
+) -> Run:
+    """Return `run`, which sends, for the first message of each key of the bus."""
+    name = point.endpoint.name
+    run = once_on_bus(run, point, alias, key, answers=False)
+    run = in_transaction(run, alias, name)
+    return run if retry is None else retried(run, retry, alias, name)
+
+
+def _unremembered(endpoint: Endpoint) -> str:
+    return (
+        f"{endpoint.place} has atomic=False, and the bus has idempotency_key=: the key "
+        f"would be remembered although the handler had failed. Send to it through "
+        f"another bus, or take atomic=False away."
+    )
 
 
 def _sent_on(run: Run, point: JoinPoint) -> Run:
@@ -356,6 +412,10 @@ def _call_of_one(endpoint: Endpoint) -> Run:
         return lambda message: function(message._payload)
     plan = endpoint.plan
     return (plan.reading if endpoint.kind is Kind.QUERY else plan).bind(function)
+
+
+def _plans_of(interceptors: Iterable[Interceptor]) -> list[ArgumentPlan]:
+    return [each.plan for each in interceptors]
 
 
 def _use_dependencies(plans: Iterable[ArgumentPlan]) -> bool:

@@ -9,8 +9,9 @@ written at once, so that it shares the fate of the writes around it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.messages import Message, Origin, scope_of
@@ -34,7 +35,10 @@ def stack_of(connection: BaseDatabaseWrapper) -> Stack:
 class BusScope:
     """What one command has sent and its transaction has not yet written."""
 
-    __slots__ = ("_cause", "_stack", "buffer", "connection", "is_open")
+    __slots__ = ("_cause", "_stack", "buffer", "connection", "is_open", "recording")
+
+    recording: Recording
+    """What keeps account of what is sent in here; mostly there is none."""
 
     def __init__(
         self, connection: BaseDatabaseWrapper, cause: Message | Origin
@@ -85,6 +89,7 @@ class BusScope:
             parent = self.parent_on(self.connection)
             assert parent is not None  # noqa: S101 - write_or_keep() has seen to it
             parent.buffer.extend(self.buffer)
+            _record(self.parent, parent, self.connection, self.buffer)
             self.buffer = []
 
     def drop(self) -> None:
@@ -102,6 +107,7 @@ class BusScope:
     def _write(self) -> None:
         buffer, self.buffer = self.buffer, []
         _write(self.connection, buffer)
+        _record(self.parent, None, self.connection, buffer)
 
 
 def send(
@@ -126,12 +132,16 @@ def send_all(
     entries: Sequence[tuple[Sink, Any]],
 ) -> None:
     """Send entries, each with its sink, as :func:`send` does with one."""
+    taker = scope
     if scope is not None and scope.connection is not connection:
-        scope = scope.parent_on(connection)
-    if scope is not None and scope._accepts():
-        scope.buffer.extend(entries)
+        taker = scope.parent_on(connection)
+    if taker is not None and taker._accepts():
+        taker.buffer.extend(entries)
     else:
+        taker = None
         _write(connection, entries)
+    if taker is not scope:
+        _record(scope, taker, connection, entries)
 
 
 def _write(
@@ -143,3 +153,88 @@ def _write(
         by_sink.setdefault(id(sink), (sink, []))[1].append(entry)
     for sink, own in by_sink.values():
         sink.write(connection, own)
+
+
+# -------------------------------------------------------------------------- recordings
+
+
+class Sent(NamedTuple):
+    """One entry that was sent."""
+
+    alias: str
+    """Of the database that it speaks of."""
+    sink: Any
+    entry: Any
+
+
+class Recording:
+    """
+    Keeps account of what the command of a scope sends, and those that it sends.
+
+    What was written in a block of the user's own counts, unless the block was rolled
+    back: as Django forgets callbacks with a savepoint, so their account is one.
+    """
+
+    def __init__(self, scope: BusScope) -> None:
+        """Begin, with the scope's command."""
+        self._scope = scope
+        self._committed: list[Sent] = []
+        scope.recording = self
+
+    def sent(self) -> list[Sent]:
+        """Return what was sent up to now and will commit, or has."""
+        sent = list(self._committed)
+        for connection in connections.all(initialized_only=True):
+            for _, callback, *_ in connection.run_on_commit:
+                if isinstance(callback, _Account) and self in callback.recordings:
+                    sent += callback.sent
+        alias = self._scope.connection.alias
+        return [*sent, *(Sent(alias, *each) for each in self._scope.buffer)]
+
+
+class _Account:
+    """What was sent past the scopes that record: an ``on_commit`` callback."""
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        connection: BaseDatabaseWrapper,
+        sent: Sequence[Sent],
+    ) -> None:
+        self.recordings = recordings
+        self.sent = sent
+        self._connection = connection
+
+    def __call__(self) -> None:
+        # captureOnCommitCallbacks() calls what it leaves registered.
+        if not self._connection.in_atomic_block:
+            for each in self.recordings:
+                each._committed += self.sent
+
+
+def _record(
+    scope: BusScope | None,
+    taker: BusScope | None,
+    connection: BaseDatabaseWrapper,
+    entries: Sequence[tuple[Sink, Any]],
+) -> None:
+    """
+    Tell the recordings of a scope and those around it what went past their buffers.
+
+    Args:
+        scope: the innermost one that the entries went past.
+        taker: the one that took them, where it did: it and those around it are not
+            told. None for the database.
+        connection: that of the entries.
+        entries: what went past.
+
+    """
+    recordings = []
+    while scope is not None and scope is not taker:
+        recording = getattr(scope, "recording", None)
+        if recording is not None:
+            recordings.append(recording)
+        scope = scope.parent
+    if recordings:
+        sent = [Sent(connection.alias, *each) for each in entries]
+        connection.on_commit(_Account(recordings, connection, sent))

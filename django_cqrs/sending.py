@@ -130,14 +130,14 @@ class Outlet:
 
         """
         delivery = Delivery(self._envelope_of(message), self._deliver)
-        alias = self._alias_for(message)
+        alias = self.alias_for(message)
         held = getattr(message, "_held", None)
         if held is not None:
             held.append((alias, self.channel, delivery))
         else:
             send(scope_of(message), connections[alias], self.channel, delivery)
 
-    def _alias_for(self, message: Message) -> str:
+    def alias_for(self, message: Message) -> str:
         """Return the database that the message is stored in: that of its data."""
         if message.using is not None:
             return message.using

@@ -809,6 +809,22 @@ def test_E022_no_app_that_remembers_keys(settings):
     assert found.hint == "Add 'django_cqrs.outbox' to INSTALLED_APPS and migrate."
 
 
+def test_E022_a_bus_whose_keys_no_app_remembers(settings):
+    """Whatever handlers there are."""
+    apps = [app for app in settings.INSTALLED_APPS if app != "django_cqrs.outbox"]
+    settings.INSTALLED_APPS = apps
+    registry = Registry()
+    CommandBus(idempotency_key="payment", registry=registry)
+
+    (problem,) = registry.problems
+
+    assert problem.rule.id == "django_cqrs.E022"
+    assert problem.message == (
+        "A CommandBus keyed by 'payment' has idempotency_key=, and no installed app "
+        "remembers keys."
+    )
+
+
 def test_E022_a_handler_without_a_transaction():
     """Its key would be there although it had failed."""
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import types
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import pytest
 from django.db import connection, connections
 
 from django_cqrs import Registry, command_handler, event_handler
-from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
+from django_cqrs.outbox.models import DeadLetter, InboxEntry, OutboxMessage, State
 from django_cqrs.outbox.worker import Bounds, Worker
 from tests.outbox.work import Work
 from tests.testapp.models import Note
@@ -23,6 +24,8 @@ on_databases = [
 ]
 """Every test of a module commits, on whatever server the settings name."""
 
+
+THREADS = 4
 
 SOAKS = os.environ.get("CQRS_SOAK") == "1"
 """Whether the long tests run at their full size."""
@@ -207,3 +210,38 @@ def wait_until(condition, seconds=20.0):
     while not condition():
         assert time.monotonic() < end, "It did not happen in time."
         time.sleep(0.01)
+
+
+def entries(using="default"):
+    """Return whose keys are remembered, and which."""
+    found = InboxEntry.objects.using(using).order_by("pk")
+    return [(each.endpoint, each.key) for each in found]
+
+
+def age_keys(span):
+    """Let time pass for what is remembered."""
+    for each in InboxEntry.objects.all():
+        created_at = each.created_at - span
+        InboxEntry.objects.filter(pk=each.pk).update(created_at=created_at)
+
+
+def at_once(function, count=THREADS):
+    """Call a function in threads at the same time; return what they returned."""
+    start, results = threading.Barrier(count), []
+
+    def run():
+        try:
+            start.wait()
+            results.append(function())
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            results.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(results) == count
+    return results

@@ -146,6 +146,7 @@ def test_c10_1_continuous_integration_judges_on_both_servers():
 
 CASES = {
     "b05": [6],
+    "b14": [4],
     "c01": range(1, 5),
     "c02": range(1, 5),
     "c03": range(1, 7),

@@ -31,6 +31,10 @@ from django_cqrs.outbox.inbox import inbox
 from django_cqrs.outbox.models import InboxEntry
 from django_cqrs.retries import DEADLOCKS
 from tests.outbox.support import (
+    THREADS,
+    age_keys,
+    at_once,
+    entries,
     letters,
     make_due,
     note,
@@ -48,44 +52,9 @@ from tests.testapp.models import Note
 
 pytestmark = on_databases
 
-THREADS = 4
-
 
 def keyed(*handlers, **policies):
     return registry_of(*handlers, idempotency_key="how", **policies)
-
-
-def entries(using="default"):
-    found = InboxEntry.objects.using(using).order_by("pk")
-    return [(each.endpoint, each.key) for each in found]
-
-
-def age(span):
-    for each in InboxEntry.objects.all():
-        created_at = each.created_at - span
-        InboxEntry.objects.filter(pk=each.pk).update(created_at=created_at)
-
-
-def at_once(function, count=THREADS):
-    """Call a function in threads at the same time; return what they returned."""
-    start, results = threading.Barrier(count), []
-
-    def run():
-        try:
-            start.wait()
-            results.append(function())
-        except Exception as error:  # noqa: BLE001 - the test looks at it
-            results.append(error)
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=run) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(results) == count
-    return results
 
 
 # ---------------------------------------------------------------- handlers on a channel
@@ -161,9 +130,9 @@ def test_c06_2_after_the_window_it_is_handled_again(settings, span):
         return numbers()
 
     assert send_and_work(1) == [1]
-    age(timedelta(minutes=59))
+    age_keys(timedelta(minutes=59))
     assert send_and_work(2) == [1]
-    age(timedelta(minutes=2))
+    age_keys(timedelta(minutes=2))
     assert send_and_work(3) == [1, 3]
     assert send_and_work(4) == [1, 3]
     assert len(entries()) == 1
@@ -175,12 +144,12 @@ def test_c06_2_the_window_is_seven_days():
     send(registry, 1, how="a")
     work(registry)
 
-    age(timedelta(days=7) - timedelta(minutes=1))
+    age_keys(timedelta(days=7) - timedelta(minutes=1))
     send(registry, 2, how="a")
     work(registry)
     assert numbers() == [1]
 
-    age(timedelta(minutes=2))
+    age_keys(timedelta(minutes=2))
     send(registry, 3, how="a")
     work(registry)
     assert numbers() == [1, 3]
@@ -336,7 +305,7 @@ def test_c06_3_what_is_renewed_is_renewed_once():
 
     bus = CommandBus(instant_retry=InstantRetry(9, on=DEADLOCKS), registry=registry)
     bus.dispatch(Work(1, "a"))
-    age(timedelta(days=8))
+    age_keys(timedelta(days=8))
 
     results = at_once(lambda: bus.dispatch(Work(2, "a")))
 
