@@ -22,8 +22,11 @@ from django.utils.html import format_html
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs.exceptions import FieldError, MessageConversionError
+from django_cqrs.masking import MASK
 from django_cqrs.outbox.desk import UNSEEN, Shown, shown, shown_in_list
 from django_cqrs.outbox.glance import glance
+from django_cqrs.outbox.mending import CannotMend, Draft, Mended, replay_mended
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
 from django_cqrs.outbox.statistics import is_delayed, is_pending, statistics_of
 from django_cqrs.outbox.store import discard, replay
@@ -313,10 +316,15 @@ class KeptMessageAdmin(_ModelAdmin):
             "shown": shown,
             "more": total - len(shown),
         }
+        return self._page(request, "confirmation.html", context)
+
+    def _page(
+        self, request: HttpRequest, template: str, context: dict[str, Any]
+    ) -> HttpResponse:
         site: Any = request
         site.current_app = self.admin_site.name
         return TemplateResponse(
-            request, "admin/django_cqrs_outbox/confirmation.html", context
+            request, f"admin/django_cqrs_outbox/{template}", context
         )
 
     def _in_batches(
@@ -442,8 +450,8 @@ class OutboxMessageAdmin(KeptMessageAdmin):
         letters = self._list_of(request, DeadLetter)
         if not messages and not letters:
             raise PermissionDenied
-        figures = statistics_of(router.db_for_read(OutboxMessage))
-        rows = glance(figures, messages=messages, letters=letters)
+        figures = statistics_of(router.db_for_read(OutboxMessage), at_most=LISTED)
+        rows = glance(figures, messages=messages, letters=letters, at_most=LISTED)
         labels = [each.label for each in rows[0].figures] if rows else []
         context = {
             **self.admin_site.each_context(request),
@@ -455,11 +463,7 @@ class OutboxMessageAdmin(KeptMessageAdmin):
             "width": len(labels) + 1,
             "rows": rows,
         }
-        site: Any = request
-        site.current_app = self.admin_site.name
-        return TemplateResponse(
-            request, "admin/django_cqrs_outbox/channels.html", context
-        )
+        return self._page(request, "channels.html", context)
 
     def _list_of(self, request: HttpRequest, model: type[Model]) -> str:
         """Return the address of a list, empty for who must not see it."""
@@ -545,9 +549,15 @@ class DeadLetterAdmin(KeptMessageAdmin):
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
         """Tell whether somebody may put dead letters back."""
-        name = f"{self.opts.app_label}.replay_deadletter"
+        return self._may(request, "replay_deadletter")
+
+    def has_edit_permission(self, request: HttpRequest) -> bool:
+        """Tell whether somebody may put them back with another payload."""
+        return self._may(request, "edit_deadletter")
+
+    def _may(self, request: HttpRequest, codename: str) -> bool:
         user: Any = request.user
-        return bool(user.has_perm(name))
+        return bool(user.has_perm(f"{self.opts.app_label}.{codename}"))
 
     @admin.action(permissions=["replay"], description=_("Replay selected dead letters"))
     def replay_selected(
@@ -577,11 +587,17 @@ class DeadLetterAdmin(KeptMessageAdmin):
         self.message_user(request, text % {"count": count}, level)
 
     def get_urls(self) -> list[URLPattern]:
-        """Add the page that replays one."""
-        view = self.admin_site.admin_view(self.replay_view)
-        name = f"{self.opts.app_label}_{self.opts.model_name}_replay"
-        own = path("<path:object_id>/replay/", view, name=name)
-        return [own, *super().get_urls()]
+        """Add the pages that replay one, as it is or edited."""
+        name = f"{self.opts.app_label}_{self.opts.model_name}"
+        own = [
+            path(
+                f"<path:object_id>/{action}/",
+                self.admin_site.admin_view(view),
+                name=f"{name}_{action}",
+            )
+            for action, view in (("replay", self.replay_view), ("edit", self.edit_view))
+        ]
+        return [*own, *super().get_urls()]
 
     def change_view(
         self,
@@ -591,25 +607,104 @@ class DeadLetterAdmin(KeptMessageAdmin):
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         """Show one, with a way to replay it where that is allowed."""
-        may = {"has_replay_permission": self.has_replay_permission(request)}
+        may = {
+            "has_replay_permission": self.has_replay_permission(request),
+            "has_edit_permission": self.has_edit_permission(request),
+        }
         context = {**may, **(extra_context or {})}
         return super().change_view(request, object_id, form_url, context)
 
     def replay_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Ask whether to replay one, and do it when that is posted."""
-        if not self.has_replay_permission(request):
+        letter = self._asked_for(request, object_id, self.has_replay_permission)
+        if letter is None:
+            return self._tell_gone(request)
+        chosen = self._rows().filter(pk=letter.pk)
+        answer = self.replay_selected(request, chosen)
+        return answer or HttpResponseRedirect(self._changelist())
+
+    def edit_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Let the payload of one be edited, and put it back when that is posted."""
+        letter = self._asked_for(request, object_id, self.has_edit_permission)
+        if letter is None:
+            return self._tell_gone(request)
+        # As it is now, and whole.
+        letter = self._rows().filter(pk=letter.pk).first()
+        if letter is None:
+            return self._tell_gone(request)
+        errors: list[FieldError] = []
+        refusal, text, note = "", "", ""
+        try:
+            draft = Draft(letter)
+            text, note = draft.text, draft.note
+            if request.method == "POST":
+                text = request.POST.get("payload", "").replace("\r\n", "\n")
+                mended = draft.mended(text)
+                return self._replay_mended(request, letter, mended)
+        except CannotMend as error:
+            refusal = str(error)
+        except MessageConversionError as error:
+            errors = error.errors
+        context = {
+            **self.admin_site.each_context(request),
+            "title": gettext("Edit and replay"),
+            "subtitle": str(letter),
+            "opts": self.opts,
+            "media": self.media,
+            "original": letter,
+            "error": self._shown(letter).error_of(letter) or letter.exception,
+            "refusal": refusal,
+            "errors": errors,
+            "text": text,
+            "note": note,
+            "mask": MASK,
+        }
+        return self._page(request, "deadletter/edit.html", context)
+
+    def _replay_mended(
+        self, request: HttpRequest, letter: DeadLetter, mended: Mended
+    ) -> HttpResponse:
+        using = self._rows().db
+        with transaction.atomic(using=using):
+            is_done = replay_mended(letter, mended, using=using)
+            if is_done:
+                paths = ", ".join(mended.paths)
+                text = gettext("Edited and replayed: %(paths)s.") % {"paths": paths}
+                self._log(request, [letter], CHANGE, text)
+        if not is_done:
+            return self._tell_gone(request)
+        text = gettext("Edited and replayed 1.")
+        self.message_user(request, text, messages.SUCCESS)
+        return HttpResponseRedirect(self._changelist())
+
+    def _asked_for(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        may: Callable[[HttpRequest], bool],
+    ) -> DeadLetter | None:
+        """
+        Return a dead letter, None where it is gone.
+
+        Raises:
+            PermissionDenied: whoever asks must not do this, or must not see it.
+
+        """
+        if not may(request) or not self.has_view_permission(request):
             raise PermissionDenied
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        letter = self.get_object(request, object_id)
-        changelist = reverse(
+        letter: DeadLetter | None = self.get_object(request, object_id)
+        return letter
+
+    def _tell_gone(self, request: HttpRequest) -> HttpResponse:
+        text = gettext(
+            "There is no such dead letter any more: somebody has replayed or deleted "
+            "it. Nothing was done."
+        )
+        self.message_user(request, text, messages.WARNING)
+        return HttpResponseRedirect(self._changelist())
+
+    def _changelist(self) -> str:
+        return reverse(
             f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist",
             current_app=self.admin_site.name,
         )
-        if letter is None:
-            text = gettext("There is no such dead letter any more.")
-            self.message_user(request, text, messages.WARNING)
-            return HttpResponseRedirect(changelist)
-        chosen = self._rows().filter(pk=letter.pk)
-        answer = self.replay_selected(request, chosen)
-        return answer or HttpResponseRedirect(changelist)

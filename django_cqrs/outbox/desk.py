@@ -134,14 +134,14 @@ class Shown:
         if not self.reason or not text:
             return self.redact(text)
         is_ours = letter.reason in _OURS or (
-            letter.reason == Reason.UNDECODABLE and self.reason == _NO_JSON
+            letter.reason == Reason.UNDECODABLE and self.reason == NO_JSON
         )
         return without_input(text) if is_ours else UNSEEN
 
 
 # Why a message is given up before its handler, or a converter, has seen a value of it.
 _OURS = (Reason.POISON, Reason.UNKNOWN_ENDPOINT, Reason.UNKNOWN_MESSAGE)
-_NO_JSON = "It is no JSON, so what is sensitive in it cannot be told."
+NO_JSON = "It is no JSON, so what is sensitive in it cannot be told."
 
 
 def shown(message: StoredMessage) -> Shown:
@@ -166,7 +166,7 @@ def shown(message: StoredMessage) -> Shown:
         pretty = _printable(json.dumps(document, indent=2, ensure_ascii=False))
     except (ValueError, RecursionError):
         if rule.is_strict:
-            return _unseen(_NO_JSON)
+            return _unseen(NO_JSON)
         return Shown(_text(raw), _text(raw), "", str)
     if not rule.is_strict:
         return Shown(_text(raw), pretty, "", str)

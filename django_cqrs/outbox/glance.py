@@ -38,7 +38,11 @@ class Row:
 
 
 def glance(
-    statistics: Collection[ChannelStatistics], *, messages: str, letters: str
+    statistics: Collection[ChannelStatistics],
+    *,
+    messages: str,
+    letters: str,
+    at_most: int,
 ) -> list[Row]:
     """
     Return the figures of channels, as the page of channels has them.
@@ -48,18 +52,18 @@ def glance(
         messages: the address of the list of messages; empty where they must not be
             seen, and then none of their figures is returned.
         letters: the address of the list of dead letters, likewise.
+        at_most: where counting has stopped.
 
     """
     rows = []
     for each in statistics:
         figures: list[Figure] = []
         if messages:
-            figures += _waiting(each, messages)
+            figures += _waiting(each, messages, at_most)
         if letters:
             found = _address(letters, each.dead, channel=each.channel)
-            figures.append(
-                Figure(_("Dead"), number_format(each.dead), found, is_bad=each.dead > 0)
-            )
+            text = _count(each.dead, at_most)
+            figures.append(Figure(_("Dead"), text, found, is_bad=each.dead > 0))
         if messages:
             done, failed = each.handled.get("hour", 0), each.failed.get("hour", 0)
             figures.append(Figure(_("Handled, last hour"), number_format(done)))
@@ -68,10 +72,10 @@ def glance(
     return rows
 
 
-def _waiting(each: ChannelStatistics, messages: str) -> list[Figure]:
+def _waiting(each: ChannelStatistics, messages: str, at_most: int) -> list[Figure]:
     def figure(label: str | Promise, count: int, standing: str) -> Figure:
         found = _address(messages, count, channel=each.channel, standing=standing)
-        return Figure(label, number_format(count), found)
+        return Figure(label, _count(count, at_most), found)
 
     oldest = "-" if each.oldest_seconds is None else _span(each.oldest_seconds)
     return [
@@ -84,6 +88,11 @@ def _waiting(each: ChannelStatistics, messages: str) -> list[Figure]:
 
 def _address(changelist: str, count: int, **filters: str) -> str:
     return f"{changelist}?{urlencode(filters)}" if count else ""
+
+
+def _count(count: int, at_most: int) -> str:
+    text = number_format(count)
+    return f"{text}+" if count >= at_most else text
 
 
 def _span(seconds: float) -> str:

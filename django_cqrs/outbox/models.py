@@ -127,7 +127,10 @@ class DeadLetter(StoredMessage):
         verbose_name = _("dead letter")
         verbose_name_plural = _("dead letters")
         default_permissions = ("view", "delete")
-        permissions = (("replay_deadletter", _("Can replay dead letters")),)
+        permissions = (
+            ("replay_deadletter", _("Can replay dead letters")),
+            ("edit_deadletter", _("Can edit and replay dead letters")),
+        )
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["channel", "failed_at"], name="cqrs_dead_channel"),
             models.Index(

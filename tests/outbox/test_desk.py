@@ -55,6 +55,17 @@ class Pay:
     card: Annotated[str, Sensitive()]
 
 
+@message("desk.Check")
+@dataclass(frozen=True)
+class Check:
+    pin: Annotated[str, Sensitive()]
+
+    def __post_init__(self):
+        if len(self.pin) < 6:
+            msg = f"the PIN {self.pin} is too short"
+            raise ValueError(msg)
+
+
 @upcaster("desk.Pay", version=1)
 def rename_the_number(payload):
     return {"customer": payload["customer"], "card": payload["number"]}
@@ -78,6 +89,21 @@ def registry(monkeypatch):
     @registry.add
     @command_handler("desk.tell", name="desk.tell", channel="outbox")
     def tell(secret: Annotated[str, Sensitive()]) -> None:
+        """Never called."""
+
+    @registry.add
+    @command_handler("desk.settle", name="desk.settle", channel="outbox")
+    def settle(payments: list[Pay]) -> None:
+        """Never called."""
+
+    @registry.add
+    @command_handler("desk.pair", name="desk.pair", channel="outbox")
+    def pair(pair: tuple[str, Annotated[str, Sensitive()]]) -> None:
+        """Never called."""
+
+    @registry.add
+    @command_handler(name="desk.check", channel="outbox")
+    def check(command: Check) -> None:
         """Never called."""
 
     @registry.add
@@ -519,6 +545,18 @@ def test_c05_2_desk_counts_channels_by_as_many_queries(admin_client, traffic):
     assert len(after) == len(before)
 
 
+def test_c05_2_desk_counts_channels_as_far_as_its_lists(
+    admin_client, traffic, monkeypatch
+):
+    """A figure ends where the list behind it does, and says so."""
+    monkeypatch.setattr(desk, "LISTED", 4)
+
+    found = cells_of(admin_client.get(CHANNELS).content.decode())
+
+    assert text_of(found["outbox"]["Dead"]) == "4+"
+    assert text_of(found["outbox"]["Delayed"]) == "2"
+
+
 def test_c05_2_desk_has_a_page_of_channels_without_messages(admin_client):
     """The channels of the settings are there before anything is sent."""
     found = cells_of(admin_client.get(CHANNELS).content.decode())
@@ -737,3 +775,300 @@ def test_c05_2_lists_read_sensitive_payloads_at_once(admin_client):
         admin_client.get(LETTERS)
 
     assert len(marked) == len(plain) + 1
+
+
+# -------------------------------------------------------------------- edit and replay
+
+
+def edit_page(letter):
+    return reverse("admin:django_cqrs_outbox_deadletter_edit", args=[letter.pk])
+
+
+def edit(client, letter, payload):
+    return client.post(edit_page(letter), {"payload": payload}, follow=True)
+
+
+def payload_now():
+    """Return what waits, as it is stored."""
+    return bytes(OutboxMessage.objects.get().payload).decode()
+
+
+@pytest.fixture
+def editor(operator):
+    return operator("view_deadletter", "edit_deadletter")
+
+
+def test_c05_2_edit_has_a_permission_of_its_own(client, operator):
+    """Whoever may replay may not edit; without it neither link nor page is there."""
+    (letter,) = kept(DeadLetter)
+    operator("view_deadletter", "replay_deadletter", "delete_deadletter")
+    shown = f"{LETTERS}{letter.pk}/change/"
+
+    assert edit_page(letter) not in client.get(shown).content.decode()
+    assert client.get(edit_page(letter)).status_code == 403
+    assert edit(client, letter, '{"number":2}').status_code == 403
+    assert DeadLetter.objects.count() == 1
+
+    operator("edit_deadletter")
+    assert edit_page(letter) in client.get(shown).content.decode()
+    assert client.get(edit_page(letter)).status_code == 200
+
+
+def test_c05_2_edit_needs_to_see_it(client, operator):
+    """Whoever must not see a letter does not edit it either."""
+    (letter,) = kept(DeadLetter)
+    operator("edit_deadletter")
+
+    assert edit(client, letter, '{"number":2}').status_code == 403
+
+
+def test_c05_2_edit_replays_another_payload(client, editor):
+    """The letter is gone, and its message waits with the payload that was typed."""
+    (letter,) = kept(DeadLetter, ordering_key="a", headers=b'{"executor":"ann"}')
+
+    answer = edit(client, letter, '{"number": 2}')
+
+    assert "Edited and replayed 1." in answer.content.decode()
+    assert DeadLetter.objects.count() == 0
+    message = OutboxMessage.objects.get()
+    assert payload_now() == '{"number":2}'
+    assert (message.message_id, message.ordering_key) == (letter.message_id, "a")
+    assert bytes(message.headers) == b'{"executor":"ann"}'
+    assert (message.attempts, message.state) == (0, State.READY)
+
+
+def test_c05_2_edit_is_audited_without_values(client, editor):
+    """The history says who has changed which fields, and no value of them."""
+    (letter,) = payments()
+
+    edit(client, letter, f'{{"customer":"Hans","card":"4222 {MASK}"}}')
+    edit(client, letter, '{"customer":"Hans","card":"4222"}')
+
+    (entry,) = LogEntry.objects.all()
+    assert (entry.user, entry.object_id) == (editor, str(letter.pk))
+    assert entry.change_message == "Edited and replayed: customer, card."
+
+
+def test_c05_2_edit_keeps_what_is_masked(client, editor):
+    """The form has no sensitive value; a mask that is left there keeps it."""
+    (letter,) = payments()
+
+    page = client.get(edit_page(letter)).content.decode()
+    text = html.unescape(
+        re.search(r"<textarea.*?>\n(.*?)</textarea>", page, re.DOTALL)[1]
+    )
+    edit(client, letter, text.replace("Greta", "Hans"))
+
+    assert CARD not in page
+    assert f'"card": "{MASK} 1"' in text
+    assert payload_now() == f'{{"customer":"Hans","card":"{CARD}"}}'
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        # It would be seen there.
+        f'{{"customer":"{MASK} 1","card":"4222"}}',
+        f'{{"customer":"Greta","card":"4222","note":["{MASK} 1"]}}',
+        # None of those that were shown, or part of one.
+        f'{{"customer":"Greta","card":"{MASK} 2"}}',
+        f'{{"customer":"Greta","card":"{MASK}"}}',
+        f'{{"customer":"Greta","card":"4{MASK} 1"}}',
+        f'{{"customer":"Greta","card":"4222","{MASK} 1":0}}',
+    ],
+)
+def test_c05_2_edit_puts_no_mask_elsewhere(client, editor, payload):
+    """A mask cannot be moved to where its value would be seen, nor be a value."""
+    (letter,) = payments()
+
+    answer = edit(client, letter, payload).content.decode()
+
+    assert "a mask stands only for the value that it had here" in answer
+    assert CARD not in answer
+    assert DeadLetter.objects.count() == 1
+    assert not LogEntry.objects.exists()
+
+
+def test_c05_2_edit_keeps_masks_with_their_items(client, editor):
+    """Of a list, one taken away or moved: every other keeps its own value."""
+    stored = '[{"customer":"A","card":"4111"},{"customer":"B","card":"4222"}]'
+    (letter,) = kept(
+        DeadLetter, endpoint="desk.settle", name="", payload=stored.encode()
+    )
+
+    edit(client, letter, f'[{{"customer":"B","card":"{MASK} 2"}}]')
+
+    assert payload_now() == '[{"customer":"B","card":"4222"}]'
+    assert "the whole payload" in LogEntry.objects.get().change_message
+
+
+def test_c05_2_edit_puts_no_mask_into_a_place_that_is_shown(client, editor):
+    """Not every place of a tuple is sensitive."""
+    (letter,) = kept(
+        DeadLetter, endpoint="desk.pair", name="", payload=b'["ann","secret"]'
+    )
+
+    answer = edit(client, letter, f'["{MASK} 1","other"]').content.decode()
+
+    assert "a mask stands only" in answer
+    assert "secret" not in answer
+
+
+INVALID = [
+    ('{"number":', ["it is no JSON"]),
+    ("[" * 100_000, ["it is no JSON that can be read"]),
+    ("{}", ["<code>number</code>: Field required"]),
+    ('{"number":"x"}', ["<code>number</code>: Input should be a valid integer"]),
+    ('{"number":NaN}', ["<code>number</code>"]),
+    ('{"number": 1}', ["nothing is changed"]),
+    ("", ["it is no JSON"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("payload", "faults"), INVALID, ids=[str(n) for n in range(len(INVALID))]
+)
+def test_c05_2_edit_refuses_what_the_handler_would(client, editor, payload, faults):
+    """Nothing is done; what is wrong is said at its path, and what was typed stays."""
+    (letter,) = kept(DeadLetter)
+
+    answer = edit(client, letter, payload).content.decode()
+
+    assert all(fault in html.unescape(answer) for fault in faults)
+    assert html.escape(payload) in answer
+    assert 'aria-invalid="true"' in answer
+    assert DeadLetter.objects.get().payload == b'{"number":1}'
+    assert OutboxMessage.objects.count() == 0
+    assert not LogEntry.objects.exists()
+
+
+def test_c05_2_edit_shows_every_error(client, editor):
+    """All wrong fields are shown at once."""
+    (letter,) = payments()
+
+    answer = edit(client, letter, '{"customer":1,"card":2}').content.decode()
+
+    assert "<code>customer</code>" in answer
+    assert "<code>card</code>" in answer
+
+
+def test_c05_2_edit_errors_quote_nothing_sensitive(client, editor):
+    """A converter that quotes what it refuses tells nobody of the old value."""
+    (letter,) = kept(
+        DeadLetter, name="desk.Check", endpoint="desk.check", payload=b'{"pin":"4711"}'
+    )
+
+    answer = edit(client, letter, f'{{"pin":"{MASK} 1","more":1}}').content.decode()
+
+    assert f"the PIN {MASK} is too short" in answer
+    assert "4711" not in answer
+
+
+def test_c05_2_edit_mends_what_is_no_json(client, editor):
+    """Broken text of a harmless class is shown to be mended."""
+    (letter,) = kept(DeadLetter, payload=b'{"number":1', reason="undecodable")
+
+    page = client.get(edit_page(letter)).content.decode()
+    edit(client, letter, '{"number":1}')
+
+    assert "{&quot;number&quot;:1</textarea>" in page
+    assert payload_now() == '{"number":1}'
+    assert "the whole payload" in LogEntry.objects.get().change_message
+
+
+def test_c05_2_edit_hides_what_is_no_json(client, editor):
+    """Broken text of a class with sensitive fields is written anew."""
+    (letter,) = payments(payload=f'{{"customer":"Greta","card":"{CARD}'.encode())
+
+    page = client.get(edit_page(letter)).content.decode()
+    edit(client, letter, '{"customer":"Greta","card":"4222"}')
+
+    assert CARD not in page
+    assert "Write the whole payload anew." in page
+    assert payload_now() == '{"customer":"Greta","card":"4222"}'
+
+
+def test_c05_2_edit_mends_values(client, editor):
+    """A payload without a class is what its handler says."""
+    (letter,) = kept(DeadLetter, endpoint="desk.scan", name="", payload=b'"12"')
+
+    assert "valid integer" in edit(client, letter, '"13"').content.decode()
+    edit(client, letter, "13")
+
+    assert payload_now() == "13"
+
+
+def test_c05_2_edit_of_an_older_version_stays_one(client, editor):
+    """What is edited is what was stored; upcasters come after it, as ever."""
+    (letter,) = payments(
+        version=1, payload=f'{{"customer":"Greta","number":"{CARD}"}}'.encode()
+    )
+
+    assert "refuses it" in edit(client, letter, '{"customer":"Hans"}').content.decode()
+    edit(client, letter, f'{{"customer":"Hans","number":"{MASK} 1"}}')
+
+    assert OutboxMessage.objects.get().version == 1
+    assert payload_now() == f'{{"customer":"Hans","number":"{CARD}"}}'
+
+
+REFUSED = [
+    ({"name": "desk.Gone"}, "aliases=[...]"),
+    ({"endpoint": "desk.gone"}, "aliases=[...]"),
+    ({"name": "", "endpoint": "desk.gone"}, "aliases=[...]"),
+    ({"version": 9}, "deploy the newer code first"),
+    ({"payload": b'"' + b"x" * 1_000_000 + b'"'}, "a form takes 1000000"),
+]
+
+
+@pytest.mark.parametrize(
+    ("values", "why"), REFUSED, ids=[str(n) for n in range(len(REFUSED))]
+)
+def test_c05_2_edit_refuses_what_it_cannot_check(client, editor, values, why):
+    """Where nobody can say what the payload should be, it says what to do instead."""
+    (letter,) = kept(DeadLetter, **values)
+
+    for answer in (client.get(edit_page(letter)), edit(client, letter, "{}")):
+        text = answer.content.decode()
+        assert why in text
+        assert "<textarea" not in text
+    assert DeadLetter.objects.count() == 1
+
+
+def test_c05_2_edit_of_what_is_gone(client, editor, monkeypatch):
+    """Replayed or deleted meanwhile, by anybody: nothing is done, and it is said."""
+    (letter, other) = kept(DeadLetter, 2)
+    letter.delete()
+    letter.pk = other.pk + 1
+    assert "no such dead letter any more" in edit(client, letter, "{}").content.decode()
+
+    mend = desk.Draft.mended
+
+    def mend_slowly(draft, text):
+        DeadLetter.objects.all().delete()
+        return mend(draft, text)
+
+    monkeypatch.setattr(desk.Draft, "mended", mend_slowly)
+    answer = edit(client, other, '{"number":2}')
+
+    assert "no such dead letter any more" in answer.content.decode()
+    assert OutboxMessage.objects.count() == 0
+    assert not LogEntry.objects.exists()
+
+
+def test_c05_2_an_edited_message_is_handled(client, editor, registry):
+    """What was mended by hand is handled by its own handler, with its new payload."""
+    seen = []
+
+    @registry.add
+    @command_handler("desk.read", channel="outbox", retry=Retry(attempts=1))
+    def read(number: int) -> None:
+        seen.append(10 // number)
+
+    with Flow(registry=registry) as flow:
+        registry.command_bus.dispatch(0, route="desk.read")
+        with pytest.raises(ZeroDivisionError):
+            flow.run("outbox")
+        edit(client, DeadLetter.objects.get(), "5")
+        flow.run("outbox")
+
+    assert seen == [2]

@@ -101,7 +101,10 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "dead letter",
                 "verbose_name_plural": "dead letters",
-                "permissions": (("replay_deadletter", "Can replay dead letters"),),
+                "permissions": (
+                    ("replay_deadletter", "Can replay dead letters"),
+                    ("edit_deadletter", "Can edit and replay dead letters"),
+                ),
                 "abstract": False,
                 "default_permissions": ("view", "delete"),
                 "indexes": [
