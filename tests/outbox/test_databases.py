@@ -132,15 +132,11 @@ def test_c10_1_the_server_is_the_one_that_is_named():
 def test_c10_1_continuous_integration_judges_on_both_servers():
     """What carries the marker runs on PostgreSQL and on MariaDB, and nothing is left out."""
     script = (ROOT / ".ci" / "run").read_text()
-    runs = dict(
-        re.findall(
-            r"DATABASE_URL=\$(\w+)_URL .*pytest\w* (-m database.*)$",
-            script,
-            re.MULTILINE,
-        )
-    )
+    runs = dict(re.findall(r"^DATABASE_URL=\$(\w+)_URL (.+)$", script, re.MULTILINE))
+    (chosen,) = re.findall(r"^on_server\(\) \{ pytest_\w+ (.*); \}$", script, re.M)
 
-    assert runs == {"POSTGRES": "-m database", "MARIADB": "-m database"}
+    assert runs == {"POSTGRES": "on_server", "MARIADB": "on_server"}
+    assert re.fullmatch(r"(-n \w+ )?-m database", chosen)
     assert "skip" not in script.partition("await_server()")[2].partition("}")[0]
 
 
