@@ -133,7 +133,9 @@ def test_c10_1_continuous_integration_judges_on_both_servers():
     """What carries the marker runs on PostgreSQL and on MariaDB, and nothing is left out."""
     script = (ROOT / ".ci" / "run").read_text()
     runs = dict(re.findall(r"^DATABASE_URL=\$(\w+)_URL (.+)$", script, re.MULTILINE))
-    (chosen,) = re.findall(r"^on_server\(\) \{ pytest_\w+ (.*); \}$", script, re.M)
+    (chosen,) = re.findall(
+        r"^on_server\(\) \{ pytest_\w+ (.*); \}$", script, re.MULTILINE
+    )
 
     assert runs == {"POSTGRES": "on_server", "MARIADB": "on_server"}
     assert re.fullmatch(r"(-n \w+ )?-m database", chosen)
