@@ -273,6 +273,7 @@ class Registry:
         scope: Any = None,
         opens_transaction: bool = True,
         using: str | None = None,
+        note: Any = None,
     ) -> tuple[Endpoint, Callable[[], Any]]:
         """
         Read a message that comes out of a channel; return what is to handle it.
@@ -284,6 +285,7 @@ class Registry:
                 transaction.
             using: the database that the message was stored in, which is that of a
                 handler that names none.
+            note: what its handling is to be noted in, where the caller keeps that.
 
         Returns:
             The endpoint, and a function that handles the message.
@@ -308,7 +310,10 @@ class Registry:
             run = consumptions[key] = self._pipelines.consumption(
                 point, opens_transaction=opens_transaction, using=using
             )
-        return endpoint, partial(run, message_of(envelope, payload, scope))
+        message = message_of(envelope, payload, scope)
+        if note is not None:
+            message._note = note
+        return endpoint, partial(run, message)
 
     @contextmanager
     def tapped(self, tap: Callable[[Kind, Message], None]) -> Iterator[None]:

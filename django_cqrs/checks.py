@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
@@ -21,6 +22,7 @@ from django_cqrs.modelling import interfaces
 from django_cqrs.problems import Problem, Rule
 
 TAG = "django_cqrs"
+OUTBOX = "django_cqrs.outbox"
 
 
 def as_check_message(problem: Problem) -> CheckMessage:
@@ -109,16 +111,19 @@ def _settings_problems() -> Iterator[Problem]:
             f"{conf.NAME}['CHANNELS'] = {conf.current().CHANNELS!r} is no dictionary.",
             "Write it as CACHES: an alias to a BACKEND and perhaps OPTIONS.",
         )
-    try:
-        is_positive = bool(as_timedelta(conf.current().IDEMPOTENCY_WINDOW, ""))
-    except InvalidOption:
-        is_positive = False
-    if not is_positive:
+    for key in ("IDEMPOTENCY_WINDOW", "JOURNAL"):
+        value = getattr(conf.current(), key)
+        if not (_is_span(value) or (key == "JOURNAL" and value is None)):
+            yield Problem(
+                Rule.BAD_SETTING,
+                f"{conf.NAME}[{key!r}] = {value!r} is no span of time.",
+                "Give a timedelta, or seconds, above 0.",
+            )
+    if conf.current().JOURNAL is not None and not apps.is_installed(OUTBOX):
         yield Problem(
-            Rule.BAD_SETTING,
-            f"{conf.NAME}['IDEMPOTENCY_WINDOW'] = "
-            f"{conf.current().IDEMPOTENCY_WINDOW!r} is no span of time.",
-            "Give a timedelta, or seconds, above 0.",
+            Rule.UNKEPT_JOURNAL,
+            f"{conf.NAME}['JOURNAL'] is set, and no installed app keeps a journal.",
+            f"Add '{OUTBOX}' to INSTALLED_APPS and migrate, or take the key away.",
         )
     for key in ("SERVICE_RESOLVER", "REQUEST_HEADERS"):
         try:
@@ -126,6 +131,14 @@ def _settings_problems() -> Iterator[Problem]:
         except ImproperlyConfigured as error:
             hint = "Give a callable, or the dotted path of one."
             yield Problem(Rule.BAD_SETTING, str(error), hint)
+
+
+def _is_span(value: object) -> bool:
+    """Tell whether a value is a time that something can be kept for."""
+    try:
+        return bool(as_timedelta(value, ""))
+    except InvalidOption:
+        return False
 
 
 def _payload_problems(subject: Registry) -> Iterator[Problem]:

@@ -32,6 +32,8 @@ class Settings:
     """A callable, or the path of one: from an HTTP request to headers."""
     IDEMPOTENCY_WINDOW: timedelta | float = timedelta(days=7)
     """How long an ``idempotency_key`` is remembered, as a timedelta or in seconds."""
+    JOURNAL: timedelta | float | None = None
+    """How long what became of each message is kept; None for not at all."""
 
 
 KEYS = tuple(field.name for field in dataclasses.fields(Settings))

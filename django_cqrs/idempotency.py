@@ -293,7 +293,9 @@ class Outputs:
     def write(self, sent: Sequence[Sent]) -> bytes | None:
         """Return messages as they are kept, in the order of their sending."""
         outputs = [
-            Output(each.alias, each.sink.alias, each.entry.envelope) for each in sent
+            Output(each.alias, each.sink.alias, each.entry.envelope)
+            for each in sent
+            if isinstance(each.entry, Delivery)  # no entry of the journal, say
         ]
         outputs.sort(key=lambda output: output.envelope.sequence)
         return self._type.to_json(outputs) if outputs else None

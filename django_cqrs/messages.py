@@ -45,7 +45,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What a copy of a message takes along, where it is there.
 _PASSED_ON = (
     *("_aggregate", "_aggregate_id", "_dependencies", "_held", "_is_retried"),
-    *("_options", "_scope", "_using"),
+    *("_note", "_options", "_scope", "_using"),
 )
 
 _NO_HEADERS: Mapping[str, HeaderValue] = {}
@@ -151,6 +151,7 @@ class Message:
         "_is_retried",
         "_message_id",
         "_nanoseconds",
+        "_note",
         "_options",
         "_parent",
         "_payload",
@@ -169,6 +170,7 @@ class Message:
     _is_retried: bool
     _message_id: UUID
     _nanoseconds: int
+    _note: Any
     _options: Any
     _scope: Any
     _subject: Any

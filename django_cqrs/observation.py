@@ -36,13 +36,18 @@ class Step(enum.Enum):
 Observer = Callable[[Run, JoinPoint, Step], Run]
 """Returns what it is given, itself around it; where it does not watch, as it is."""
 
+Witness = Callable[[Run, JoinPoint, str], Run]
+"""Does so inside the handler's transaction, if it has one; the last is its database."""
+
 _observers: list[Observer] = []
+_witnesses: list[Witness] = []
 
 
 def add_observer(observer: Observer) -> None:
-    """Have an observer asked about everything that is compiled from now on."""
-    _observers.append(observer)
-    tell_change()
+    """Have an observer asked, once, about everything that is compiled from now on."""
+    if observer not in _observers:
+        _observers.append(observer)
+        tell_change()
 
 
 def remove_observer(observer: Observer) -> None:
@@ -51,10 +56,24 @@ def remove_observer(observer: Observer) -> None:
     tell_change()
 
 
+def add_witness(witness: Witness) -> None:
+    """Have a witness asked, once, about every handler that is compiled from now on."""
+    if witness not in _witnesses:
+        _witnesses.append(witness)
+        tell_change()
+
+
 def observed(run: Run, point: JoinPoint, step: Step) -> Run:
     """Return `run` with all who watch it around it, those added last outermost."""
     for observer in (_signalled, _logged, *_observers):
         run = observer(run, point, step)
+    return run
+
+
+def witnessed(run: Run, point: JoinPoint, alias: str) -> Run:
+    """Return `run` with all around it who watch from inside the transaction."""
+    for witness in _witnesses:
+        run = witness(run, point, alias)
     return run
 
 

@@ -14,7 +14,7 @@ from django_cqrs.exceptions import InvalidOption
 from django_cqrs.idempotency import BusKey, idempotency_key_of, once, once_on_bus
 from django_cqrs.interception import RETRY, TRANSACTION, JoinPoint, When
 from django_cqrs.messages import Message, scope_of
-from django_cqrs.observation import Step, observed
+from django_cqrs.observation import Step, observed, witnessed
 from django_cqrs.parameters import (
     ArgumentPlan,
     sync_callable,
@@ -308,6 +308,7 @@ class Pipelines:
         run = once(run, point, alias, answers=answers)
         if key is not None:
             run = once_on_bus(run, point, alias, key, answers=answers)
+        run = witnessed(run, point, alias)
         if is_atomic:
             run = in_transaction(run, alias, endpoint.name, opens=opens_transaction)
         elif (

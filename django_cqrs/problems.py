@@ -32,6 +32,7 @@ class Rule(enum.Enum):
     BROKEN_INTERCEPTOR = "E020", "An interceptor that cannot be called"
     BROKEN_KEY = "E021", "A key that cannot be had from a message"
     UNREMEMBERED_KEY = "E022", "An idempotency key that nothing can remember"
+    UNKEPT_JOURNAL = "E023", "A journal that nothing keeps"
     NO_IDENTIFIER = "E030", "An aggregate whose identifier names no object"
     CROWDED_FACTORY = "E031", "A factory with more than one action for its message"
     NO_STORAGE = "E032", "An aggregate that nothing can find or keep"

@@ -84,13 +84,13 @@ def in_transaction(run: Run, alias: str, name: str, *, opens: bool = True) -> Ru
 
     def run_in_transaction(message: Message) -> Any:
         connection = connections[alias]
-        if connection.in_atomic_block and _is_broken(connection):
+        if connection.in_atomic_block and is_broken(connection):
             raise _broken_before(name, connection)
         with block:
             scope = message._scope = BusScope(connection, message._parent)
             try:
                 result = run(message)
-                if _is_broken(connection):
+                if is_broken(connection):
                     raise _broken_inside(name, connection)
                 scope.is_open = False
                 if scope.buffer:
@@ -110,7 +110,7 @@ def inside_transaction(run: Run, alias: str, name: str) -> Run:
     in_its_own = in_transaction(run, alias, name)
 
     def run_inside(message: Message) -> Any:
-        if _is_inside_transaction(connections[alias]):
+        if is_inside_transaction(connections[alias]):
             return run(message)
         return in_its_own(message)
 
@@ -133,7 +133,7 @@ def on_alias(
     return run_there
 
 
-def _is_broken(connection: BaseDatabaseWrapper) -> bool:
+def is_broken(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether the open transaction can only be rolled back."""
     if connection.needs_rollback:
         return True
@@ -178,7 +178,7 @@ def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
     """Have `run` tried again, where this is the outermost transaction and attempt."""
 
     def run_retried(message: Message) -> Any:
-        if _is_inside_transaction(connections[alias]) or _is_retried(message._parent):
+        if is_inside_transaction(connections[alias]) or _is_retried(message._parent):
             return run(message)
         message._is_retried = True
         for retries in range(retry.retries):
@@ -204,7 +204,7 @@ def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
     return run_retried
 
 
-def _is_inside_transaction(connection: BaseDatabaseWrapper) -> bool:
+def is_inside_transaction(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether somebody's transaction is open; a test case's own does not count."""
     blocks = getattr(connection, "atomic_blocks", ())
     return any(not getattr(block, "_from_testcase", False) for block in blocks)

@@ -837,18 +837,42 @@ def test_E022_a_handler_without_a_transaction():
     assert "has idempotency_key= and atomic=False" in found.msg
 
 
-@pytest.mark.parametrize("window", [0, -1, None, "7 days", timedelta(0)])
-def test_E013_idempotency_window(settings, window):
-    """A window that is no span of time, or an empty one."""
-    settings.DJANGO_CQRS = {"IDEMPOTENCY_WINDOW": window}
+@pytest.mark.parametrize(
+    ("key", "span"),
+    [
+        *(("IDEMPOTENCY_WINDOW", each) for each in (0, -1, None, "7 days")),
+        *(("JOURNAL", each) for each in (0, True, "7 days", timedelta(0))),
+    ],
+)
+def test_E013_span_of_time(settings, key, span):
+    """A time to keep something for that is none, or an empty one."""
+    settings.DJANGO_CQRS = {key: span}
 
     (found,) = check_settings()
 
     assert found.id == "django_cqrs.E013"
     assert found.hint == "Give a timedelta, or seconds, above 0."
+    assert found.msg == (f"DJANGO_CQRS[{key!r}] = {span!r} is no span of time.")
+
+
+def test_E023_no_app_that_keeps_a_journal(settings):
+    """The core has no table; without the setting there is nothing to keep."""
+    apps = [app for app in settings.INSTALLED_APPS if app != "django_cqrs.outbox"]
+    settings.INSTALLED_APPS = apps
+    settings.DJANGO_CQRS = {"JOURNAL": 60}
+
+    (found,) = check_settings()
+
+    assert found.id == "django_cqrs.E023"
     assert found.msg == (
-        f"DJANGO_CQRS['IDEMPOTENCY_WINDOW'] = {window!r} is no span of time."
+        "DJANGO_CQRS['JOURNAL'] is set, and no installed app keeps a journal."
     )
+    assert found.hint == (
+        "Add 'django_cqrs.outbox' to INSTALLED_APPS and migrate, or take the key away."
+    )
+
+    settings.DJANGO_CQRS = {"JOURNAL": None}
+    assert check_settings() == []
 
 
 def test_E016_says_what_is_wrong(settings):

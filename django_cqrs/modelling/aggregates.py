@@ -315,6 +315,9 @@ class AggregateSubject(Subject):
             if made is None:
                 return result
             events = made.keep(result, alias)
+            note = getattr(message, "_note", None)
+            if note is not None:  # who made it may not have known its identifier
+                note.subject = made.key_of(made.storage.values_of(result))
             made.publish(result, events)
             return made.storage.identifier_of(result)
 

@@ -21,3 +21,9 @@ class OutboxConfig(AppConfig):
         from django_cqrs.outbox.inbox import inbox
 
         offer_inbox(self.name, inbox)
+
+    def ready(self) -> None:
+        """Have the journal asked about what is handled: it is off by default."""
+        from django_cqrs.outbox.journal import watch
+
+        watch()

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from django_cqrs import buses
-from django_cqrs.exceptions import InvalidHandler, UnknownEndpoint, UnknownMessage
+from django_cqrs.buses import Registry
+from django_cqrs.conversion import PayloadType, is_value_type
+from django_cqrs.exceptions import (
+    CQRSError,
+    InvalidHandler,
+    UnknownEndpoint,
+    UnknownMessage,
+)
 from django_cqrs.masking import (
     MASK,
     Masking,
@@ -19,6 +26,7 @@ from django_cqrs.masking import (
 )
 from django_cqrs.outbox.models import DeadLetter, Reason, StoredMessage
 from django_cqrs.parameters import marks_of
+from django_cqrs.routing import Endpoint
 
 UNSEEN: Final = "(not shown)"
 """What stands in place of a text that may quote anything."""
@@ -53,9 +61,9 @@ class Rule:
         return self.masking.mask(document, masker)
 
 
-def rule_of(message: StoredMessage) -> Rule:
+def rule_of(message: StoredMessage, registry: Registry | None = None) -> Rule:
     """Return what is sensitive in the payload of a stored message; it is not read."""
-    table = buses.registry.routes
+    table = (registry or buses.registry).routes
     wanted: Any = Any
     try:
         taken = table.endpoint_named(message.endpoint).plan.payload
@@ -65,9 +73,7 @@ def rule_of(message: StoredMessage) -> Rule:
     else:
         if taken is not None and not taken.takes_anything:
             wanted = taken.annotation
-    hides_all = any(
-        isinstance(mark, Sensitive) or mark is Sensitive for mark in marks_of(wanted)
-    )
+    hides_all = _is_marked(wanted)
     is_present = True
     if message.name:
         try:
@@ -80,6 +86,51 @@ def rule_of(message: StoredMessage) -> Rule:
         return Rule(reason=f"Its type cannot be read: {masking.reason}.")
     is_strict = masking.is_marked or hides_all or not is_present
     return Rule(masking, is_strict, hides_all)
+
+
+def _is_marked(annotation: Any) -> bool:
+    return any(
+        isinstance(mark, Sensitive) or mark is Sensitive
+        for mark in marks_of(annotation)
+    )
+
+
+def redactor_for(endpoint: Endpoint, payload: Any) -> Callable[[str], str]:
+    """
+    Return what masks, in a text, what it quotes of what is sensitive in a payload.
+
+    Args:
+        endpoint: the handler that is called with it.
+        payload: an object that is here, not one that is stored.
+
+    """
+    taken = endpoint.plan.payload
+    wanted: Any = Any
+    if taken is not None and not taken.takes_anything:
+        wanted = taken.annotation
+    hides_all = _is_marked(wanted)
+    if not is_value_type(type(payload)):
+        wanted = type(payload)
+    masking = masking_of(wanted)
+    if not masking.is_marked and not hides_all:
+        return str
+    hidden: list[Any] = []
+
+    def mask(_path: object, value: Any) -> str:
+        hidden.append(value)
+        return MASK
+
+    try:
+        document = json.loads(PayloadType(wanted).to_json(payload))
+        Rule(masking, hides_all=hides_all).mask(document, mask)
+    except (CQRSError, ValueError, RecursionError):
+        return _hide
+    replace = redactor_of(hidden)
+    return lambda text: replace(without_input(text))
+
+
+def _hide(text: str) -> str:
+    return UNSEEN if text else text
 
 
 # -------------------------------------------------------------------- what is shown
@@ -144,14 +195,19 @@ _OURS = (Reason.POISON, Reason.UNKNOWN_ENDPOINT, Reason.UNKNOWN_MESSAGE)
 NO_JSON = "It is no JSON, so what is sensitive in it cannot be told."
 
 
-def shown(message: StoredMessage) -> Shown:
+def shown(message: StoredMessage, registry: Registry | None = None) -> Shown:
     """
     Return what operators may see of a stored message.
 
     What cannot be told to be harmless is not shown: of a payload whose class or
     handler is unknown, or that is no JSON although its class has sensitive fields.
+
+    Args:
+        message: it; its payload is read.
+        registry: whose handlers it is for; by default the project's.
+
     """
-    rule = rule_of(message)
+    rule = rule_of(message, registry)
     if rule.reason:
         return _unseen(rule.reason)
     raw = bytes(message.payload)
@@ -178,7 +234,7 @@ def shown(message: StoredMessage) -> Shown:
 
 
 def _unseen(reason: str) -> Shown:
-    return Shown("", "", reason, lambda text: UNSEEN if text else text)
+    return Shown("", "", reason, _hide)
 
 
 def shown_in_list(messages: Iterable[StoredMessage], *, using: str) -> dict[int, Shown]:

@@ -1,4 +1,4 @@
-"""The tables of the outbox: what waits, what failed, keys seen, and what was done."""
+"""The tables of the outbox: what waits, what failed, keys seen, what was done."""
 
 from __future__ import annotations
 
@@ -193,3 +193,52 @@ class Throughput(models.Model):
     def __str__(self) -> str:
         """Return what was done when."""
         return f"{self.handled} of {self.channel} in {self.minute:%Y-%m-%d %H:%M}"
+
+
+class Outcome(models.TextChoices):
+    """What came of one attempt at handling a message."""
+
+    HANDLED = "handled", _("handled")
+    FAILED = "failed", _("failed")
+    DROPPED = "dropped", _("failed and dropped")
+    EXPIRED = "expired", _("expired")
+
+
+class JournalEntry(models.Model):
+    """What came of a message at one endpoint; kept as long as the settings say."""
+
+    at = models.DateTimeField(_("at"))
+    message_id = models.UUIDField(_("message id"))
+    correlation_id = models.UUIDField(_("correlation id"))
+    causation_id = models.UUIDField(_("causation id"), null=True)
+    # Neither is known of what waits for a handler that is there no more.
+    kind = models.CharField(_("kind"), max_length=10, blank=True)
+    name = models.CharField(_("message"), max_length=255, blank=True)
+    endpoint = NameField(_("endpoint"), max_length=255)
+    # None where the handler was called at once.
+    channel = models.CharField(_("channel"), max_length=100, null=True)  # noqa: DJ001
+    subject = models.CharField(_("subject"), max_length=255, blank=True, default="")
+    outcome = models.CharField(_("outcome"), max_length=10, choices=Outcome.choices)
+    attempts = models.PositiveIntegerField(_("attempts"), default=1)
+    # In microseconds; None where no handler was called.
+    duration = models.PositiveBigIntegerField(_("duration"), null=True)
+    exception = models.CharField(_("exception"), max_length=255, blank=True)
+    error = models.CharField(_("error"), max_length=255, blank=True)
+
+    objects: ClassVar[models.Manager[JournalEntry]] = models.Manager()
+
+    class Meta:
+        """Written by every command where it is on: no index that nobody asks by."""
+
+        verbose_name = _("journal entry")
+        verbose_name_plural = _("journal entries")
+        default_permissions = ("view",)
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(fields=["correlation_id"], name="cqrs_journal_correlation"),
+            models.Index(fields=["subject", "at"], name="cqrs_journal_subject"),
+            models.Index(fields=["at"], name="cqrs_journal_at"),
+        ]
+
+    def __str__(self) -> str:
+        """Return what came of what, and where."""
+        return f"{self.name or 'value'} for {self.endpoint}: {self.outcome}"

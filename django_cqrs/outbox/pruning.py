@@ -14,10 +14,10 @@ from django.utils import timezone
 
 from django_cqrs.channels import as_timedelta
 from django_cqrs.exceptions import InvalidOption
-from django_cqrs.outbox import meter
+from django_cqrs.outbox import journal, meter
 from django_cqrs.outbox.batches import SIZE, delete_in_batches
 from django_cqrs.outbox.inbox import window
-from django_cqrs.outbox.models import DeadLetter, InboxEntry, Throughput
+from django_cqrs.outbox.models import DeadLetter, InboxEntry, JournalEntry, Throughput
 from django_cqrs.outbox.store import discard
 
 
@@ -35,6 +35,7 @@ class Kept:
 KEPT: Final = (
     Kept(InboxEntry, "created_at", window),
     Kept(Throughput, "minute", lambda: meter.KEPT),
+    Kept(JournalEntry, "at", journal.kept_time),
 )
 
 

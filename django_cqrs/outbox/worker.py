@@ -24,7 +24,7 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -49,11 +49,13 @@ from django_cqrs.exceptions import (
     UnknownMessage,
 )
 from django_cqrs.messages import Origin
+from django_cqrs.outbox import journal
 from django_cqrs.outbox.channel import NOTIFICATION, Relay
 from django_cqrs.outbox.meter import Meter
-from django_cqrs.outbox.models import Reason, State
+from django_cqrs.outbox.models import JournalEntry, Outcome, Reason, State
 from django_cqrs.outbox.savepoints import LazySavepoints, TransactionLost
 from django_cqrs.outbox.store import Claimed, Group, LeaseLost, Store
+from django_cqrs.outbox.texts import described, path_of, storable
 from django_cqrs.retries import DEADLOCKS, Retry
 from django_cqrs.routing import Endpoint
 from django_cqrs.scopes import BusScope
@@ -61,6 +63,9 @@ from django_cqrs.scopes import BusScope
 logger: Final = logging.getLogger("django_cqrs.worker")
 
 DEFAULT_RETRY = Retry()
+
+# So many batches of old journal entries are deleted at once at the most.
+PURGED: Final = 10
 
 # The database is away, or has ended the connection.
 _OUTAGES = (OperationalError, InterfaceError)
@@ -220,6 +225,8 @@ class Worker:
         self._ended: set[Group] = set()
         self._heartbeat = _Heartbeat(using, lease)
         self._meter = Meter(using)
+        # What is noted of each message of the claim that is being handled, by its id.
+        self._notes: dict[int, journal.Note] | None = {} if journal.is_kept() else None
         self._listens = all(map(_notifies, self.channels))
 
     # Running ------------------------------------------------------------------------
@@ -399,6 +406,8 @@ class Worker:
         self._unsettled[owner] = keys = [each.pk for each in claimed]
         self._open = Counter(filter(None, (each.group for each in claimed)))
         self._ended = set()
+        if self._notes:
+            self._notes.clear()
         self._heartbeat.hold(owner, keys)
         left = claimed
         try:
@@ -535,6 +544,7 @@ class Worker:
         if claimed.is_counted and claimed.attempts > self._retry_of(claimed).attempts:
             return self._failure(claimed, _Poison(), Reason.POISON)
         is_read = False
+        note = self._note_of(claimed)
         try:
             with savepoints:
                 endpoint, handle = self.registry.unpack(
@@ -542,13 +552,16 @@ class Worker:
                     scope=scope,
                     opens_transaction=False,
                     using=self.store.using,
+                    note=note,
                 )
                 is_read = True
                 if _is_of_this_transaction(endpoint, self.store.using):
                     # What a handler activates, a language for example, ends with it.
                     contextvars.copy_context().run(handle)
                     return None
-            _, handle = self.registry.unpack(claimed.envelope, using=self.store.using)
+            _, handle = self.registry.unpack(
+                claimed.envelope, using=self.store.using, note=note
+            )
         except TransactionLost:
             raise
         except _FAILURES as error:
@@ -612,10 +625,42 @@ class Worker:
         self.store.settle(owner, [each.pk for each in ended])
         for failure in batch.failures:
             self._settle_failure(owner, failure)
+        if self._notes is not None:
+            journal.write(self.store.using, list(self._entries(batch)))
         done = batch.done_of_keys()
         if done:
             # What came behind them was set aside, and nothing of ours keeps it now.
             self.store.wake(key for key in done if self._open[key] <= done[key])
+
+    def _note_of(self, claimed: Claimed) -> journal.Note | None:
+        """Return what a message's handling is noted in, where a journal is kept."""
+        if self._notes is None:
+            return None
+        note = self._notes[claimed.pk] = journal.Note(is_workers=True)
+        return note
+
+    def _entries(self, batch: _Batch) -> Iterator[JournalEntry]:
+        """Yield what the journal says of messages that are being settled."""
+        ended: list[tuple[Claimed, Outcome, _Failure | None]] = [
+            *((each, Outcome.HANDLED, None) for each in batch.done),
+            *((each, Outcome.EXPIRED, None) for each in batch.expired),
+        ]
+        for each in batch.failures:
+            is_dropped = each.outcome is _Outcome.DROP
+            outcome = Outcome.DROPPED if is_dropped else Outcome.FAILED
+            ended.append((each.claimed, outcome, each))
+        notes = self._notes or {}
+        for claimed, outcome, failure in ended:
+            note = notes.get(claimed.pk) or journal.Note(is_workers=True)
+            attempts, text = claimed.attempts + (not claimed.is_counted), {}
+            if failure is not None:
+                attempts = failure.attempts
+                text = journal.failure_of_stored(
+                    failure.error, claimed.envelope, failure.reason, self.registry
+                )
+            yield note.entry_of_stored(
+                claimed.envelope, claimed.channel, outcome, attempts=attempts, **text
+            )
 
     def _let_go_of_key(self, owner: str, claimed: Claimed) -> None:
         """Leave the rest of a message's key to whoever has the message now."""
@@ -667,9 +712,9 @@ class Worker:
                     claimed,
                     reason=failure.reason,
                     attempts=attempts,
-                    exception=f"{type(error).__module__}.{type(error).__qualname__}",
-                    error=_storable(_described(error)),
-                    traceback=_storable("".join(traceback.format_exception(error))),
+                    exception=path_of(error),
+                    error=described(error),
+                    traceback=storable("".join(traceback.format_exception(error))),
                 )
         if failure.holds_key and claimed.group is not None:
             self.store.park_rest(owner, claimed.group)
@@ -680,6 +725,8 @@ class Worker:
     def _report(self, batch: _Batch) -> None:
         """Count and log what has been committed."""
         self._open.subtract(batch.done_of_keys())
+        if self._notes is not None:
+            journal.let_out(self.store.connection)
         for failure in batch.failures:
             if failure.holds_key and failure.claimed.group is not None:
                 self._ended.add(failure.claimed.group)
@@ -730,6 +777,8 @@ class Worker:
         if self._swept is None or now - self._swept > self.sweep_time:
             self._swept = now
             found += self.store.wake_stranded(self.channels)
+            if self._notes is not None:
+                journal.purge(self.store.using, batches=PURGED)
         return found + sum(relay.look_after() for relay in self.relays.values())
 
     def _clean_up(self) -> None:
@@ -859,19 +908,6 @@ def _reason_of(error: BaseException) -> Reason:
     if isinstance(error, MessageConversionError):
         return Reason.UNDECODABLE
     return Reason.FAILED
-
-
-def _described(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - an error that cannot even be described
-        return f"<{type(error).__name__} without a text>"
-
-
-def _storable(text: str) -> str:
-    """Return a text that every database takes: without NUL and lone surrogates."""
-    text = text.encode(errors="backslashreplace").decode()
-    return text.replace("\x00", "\\x00")
 
 
 def _extra(claimed: Claimed) -> dict[str, str]:

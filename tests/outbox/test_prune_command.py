@@ -15,6 +15,7 @@ from django_cqrs.exceptions import InvalidOption
 from django_cqrs.outbox.models import (
     DeadLetter,
     InboxEntry,
+    JournalEntry,
     OutboxMessage,
     State,
     Throughput,
@@ -98,7 +99,11 @@ def test_c09_5_what_is_out_of_its_time_goes():
     counted(4, days=1, minutes=1)
     counted(5, minutes=1)
 
-    assert output_of() == "Deleted 3 inbox entries.\nDeleted 4 minutes of throughput.\n"
+    assert output_of() == (
+        "Deleted 3 inbox entries.\n"
+        "Deleted 4 minutes of throughput.\n"
+        "Deleted 0 journal entries.\n"
+    )
 
     assert InboxEntry.objects.count() == 2
     assert Throughput.objects.count() == 5
@@ -186,6 +191,7 @@ def test_a_dry_run_deletes_nothing():
     assert output_of("--dry-run", "--dead-letters-older-than", "30d") == (
         "Would delete 3 inbox entries.\n"
         "Would delete 1 minute of throughput.\n"
+        "Would delete 0 journal entries.\n"
         "Would delete 2 dead letters.\n"
     )
 
@@ -292,6 +298,7 @@ def test_from_code():
     assert [(each.model, each.count) for each in done] == [
         (InboxEntry, 0),
         (Throughput, 0),
+        (JournalEntry, 0),
         (DeadLetter, 1),
     ]
     for wrong in (-1, "30d", True):

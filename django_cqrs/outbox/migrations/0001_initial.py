@@ -164,6 +164,96 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="JournalEntry",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True,
+                        primary_key=True,
+                        serialize=False,
+                        verbose_name="ID",
+                    ),
+                ),
+                ("at", models.DateTimeField(verbose_name="at")),
+                ("message_id", models.UUIDField(verbose_name="message id")),
+                ("correlation_id", models.UUIDField(verbose_name="correlation id")),
+                (
+                    "causation_id",
+                    models.UUIDField(null=True, verbose_name="causation id"),
+                ),
+                (
+                    "kind",
+                    models.CharField(blank=True, max_length=10, verbose_name="kind"),
+                ),
+                (
+                    "name",
+                    models.CharField(
+                        blank=True, max_length=255, verbose_name="message"
+                    ),
+                ),
+                (
+                    "endpoint",
+                    django_cqrs.models.NameField(
+                        max_length=255, verbose_name="endpoint"
+                    ),
+                ),
+                (
+                    "channel",
+                    models.CharField(max_length=100, null=True, verbose_name="channel"),
+                ),
+                (
+                    "subject",
+                    models.CharField(
+                        blank=True, default="", max_length=255, verbose_name="subject"
+                    ),
+                ),
+                (
+                    "outcome",
+                    models.CharField(
+                        choices=[
+                            ("handled", "handled"),
+                            ("failed", "failed"),
+                            ("dropped", "failed and dropped"),
+                            ("expired", "expired"),
+                        ],
+                        max_length=10,
+                        verbose_name="outcome",
+                    ),
+                ),
+                (
+                    "attempts",
+                    models.PositiveIntegerField(default=1, verbose_name="attempts"),
+                ),
+                (
+                    "duration",
+                    models.PositiveBigIntegerField(null=True, verbose_name="duration"),
+                ),
+                (
+                    "exception",
+                    models.CharField(
+                        blank=True, max_length=255, verbose_name="exception"
+                    ),
+                ),
+                (
+                    "error",
+                    models.CharField(blank=True, max_length=255, verbose_name="error"),
+                ),
+            ],
+            options={
+                "verbose_name": "journal entry",
+                "verbose_name_plural": "journal entries",
+                "default_permissions": ("view",),
+                "indexes": [
+                    models.Index(
+                        fields=["correlation_id"], name="cqrs_journal_correlation"
+                    ),
+                    models.Index(fields=["subject", "at"], name="cqrs_journal_subject"),
+                    models.Index(fields=["at"], name="cqrs_journal_at"),
+                ],
+            },
+        ),
+        migrations.CreateModel(
             name="OutboxMessage",
             fields=[
                 (

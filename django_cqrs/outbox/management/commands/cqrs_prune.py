@@ -48,8 +48,9 @@ class Command(BaseCommand):
     """Keep the tables of the outbox small."""
 
     help = (
-        "Deletes what is out of its time: keys beyond IDEMPOTENCY_WINDOW and counts "
-        "of more than a day ago; dead letters only where an age is given."
+        "Deletes what is out of its time: keys beyond IDEMPOTENCY_WINDOW, counts of "
+        "more than a day ago and entries of the journal that are older than JOURNAL; "
+        "dead letters only where an age is given."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:

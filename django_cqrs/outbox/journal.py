@@ -1,0 +1,433 @@
+"""
+The journal: what came of every message, kept for a while so that it can be followed.
+
+An entry that says "handled" is written in the transaction of what was handled, with
+the messages sent there, and is gone where that is. One that says "failed" is written
+when nothing is left that could undo it. Where the journal is off, nothing of it is
+compiled into what handles messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from time import perf_counter
+from typing import Any, Final
+
+from django.apps import apps
+from django.db import DEFAULT_DB_ALIAS, Error, connections, router
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
+
+from django_cqrs import conf
+from django_cqrs.buses import Registry
+from django_cqrs.channels import Envelope, as_timedelta
+from django_cqrs.declarations import Kind
+from django_cqrs.interception import JoinPoint
+from django_cqrs.messages import Message, current, scope_of
+from django_cqrs.observation import (
+    Step,
+    add_observer,
+    add_witness,
+    label_of,
+)
+from django_cqrs.outbox.batches import SIZE, delete_in_batches
+from django_cqrs.outbox.desk import redactor_for, shown
+from django_cqrs.outbox.models import DeadLetter, JournalEntry, Outcome
+from django_cqrs.outbox.texts import described, path_of
+from django_cqrs.scopes import send
+from django_cqrs.stages import Run, is_broken, is_inside_transaction
+
+logger: Final = logging.getLogger("django_cqrs.journal")
+
+MOST_HELD: Final = 1000
+"""How many failures are held at the most until their transaction has ended."""
+
+# An async handler's cancelled task is no wish to end the process.
+_FAILURES = (Exception, asyncio.CancelledError)
+
+
+def is_kept() -> bool:
+    """Tell whether the settings ask for a journal, and there is a table for it."""
+    return conf.current().JOURNAL is not None and apps.is_installed(
+        "django_cqrs.outbox"
+    )
+
+
+def watch() -> None:
+    """Be asked about whatever handles messages, once."""
+    add_observer(_observe)
+    add_witness(_attend)
+
+
+class Note:
+    """What is noted while a message is handled at one endpoint."""
+
+    __slots__ = (
+        "at",
+        "attempts",
+        "channel",
+        "connection",
+        "duration",
+        "endpoint",
+        "is_workers",
+        "kind",
+        "name",
+        "start",
+        "subject",
+    )
+
+    def __init__(self, *, is_workers: bool = False) -> None:
+        """
+        Begin with nothing.
+
+        Args:
+            is_workers: whether a worker writes it down, with what it settles.
+
+        """
+        self.is_workers = is_workers
+        self.at: datetime = timezone.now()
+        self.attempts = 0
+        self.channel: str | None = None
+        self.connection: BaseDatabaseWrapper | None = None
+        self.duration: int | None = None
+        self.endpoint = self.kind = self.name = self.subject = ""
+
+    def begin(self, kind: str, name: str, endpoint: str, channel: str | None) -> None:
+        """Say what is handled, from now on."""
+        self.kind, self.name, self.endpoint = kind, name, endpoint
+        self.channel = channel
+        self.at = timezone.now()
+        self.start: float = perf_counter()
+
+    def end(self) -> None:
+        """Take the time."""
+        self.duration = int((perf_counter() - self.start) * 1_000_000)
+
+    def entry_of(
+        self, message: Message, outcome: Outcome, **failure: str
+    ) -> JournalEntry:
+        """Return the entry of a message that is here; what failed, from `failure`."""
+        return JournalEntry(
+            at=self.at,
+            message_id=message.message_id,
+            correlation_id=message.correlation_id,
+            causation_id=message.causation_id,
+            kind=self.kind,
+            name=self.name[:255],
+            endpoint=self.endpoint,
+            channel=self.channel,
+            subject=self.subject,
+            outcome=outcome,
+            attempts=max(self.attempts, 1),
+            duration=self.duration,
+            **failure,
+        )
+
+    def entry_of_stored(
+        self,
+        envelope: Envelope,
+        channel: str,
+        outcome: Outcome,
+        *,
+        attempts: int,
+        **failure: str,
+    ) -> JournalEntry:
+        """Return that of a message that waited in a channel."""
+        return JournalEntry(
+            at=self.at,
+            message_id=envelope.message_id,
+            correlation_id=envelope.correlation_id,
+            causation_id=envelope.causation_id,
+            kind=self.kind,
+            name=(self.name or envelope.name)[:255],
+            endpoint=envelope.endpoint,
+            channel=channel,
+            subject=envelope.subject or self.subject,
+            outcome=outcome,
+            attempts=attempts,
+            duration=self.duration,
+            **failure,
+        )
+
+
+_MASKED: Final = "_cqrs_masked"
+
+
+def failure_of(error: BaseException, redact: Callable[[str], str]) -> dict[str, str]:
+    """
+    Return what is written down of an exception.
+
+    What was masked of its text stays so on its way out, through the messages that
+    have caused the one which failed.
+
+    Args:
+        error: the exception.
+        redact: masks what its text quotes of what is sensitive.
+
+    """
+    before = getattr(error, _MASKED, None) or described(error)
+    text = redact(before)
+    if text != before:
+        with contextlib.suppress(AttributeError):  # of a class that is frozen
+            setattr(error, _MASKED, text)
+    lines = text.strip().splitlines() or [""]
+    return {"exception": path_of(error)[:255], "error": lines[0][:255]}
+
+
+def failure_of_stored(
+    error: BaseException, envelope: Envelope, reason: str, registry: Registry
+) -> dict[str, str]:
+    """
+    Return what is written down of the failure of a message that waited.
+
+    Args:
+        error: the exception.
+        envelope: of the message.
+        reason: why it would be a dead letter.
+        registry: whose handlers it is for.
+
+    """
+    letter = DeadLetter(
+        endpoint=envelope.endpoint,
+        name=envelope.name,
+        version=envelope.version,
+        payload=envelope.payload,
+        headers=envelope.headers,
+        reason=reason,
+    )
+    seen = shown(letter, registry)
+
+    def redact(text: str) -> str:
+        letter.error = text
+        return seen.error_of(letter)
+
+    return failure_of(error, redact)
+
+
+# -------------------------------------------------------------- around the handlers
+
+
+def _observe(run: Run, point: JoinPoint, step: Step) -> Run:
+    """Note when the handling begins and ends, and that it failed."""
+    endpoint = point.endpoint
+    if step is Step.SEND or endpoint.kind is Kind.QUERY or not is_kept():
+        return run
+    is_consumed = step is Step.CONSUME
+    channel = endpoint.channel if is_consumed else None
+    what = str(endpoint.kind), label_of(point), endpoint.name, channel
+
+    def run_noted(message: Message) -> Any:
+        # What a worker gives a message of its own is there before.
+        note = getattr(message, "_note", None) if is_consumed else None
+        if note is None:
+            note = message._note = Note()
+        note.begin(*what)
+        try:
+            result = run(message)
+        except _FAILURES as error:
+            note.end()
+            if not note.is_workers:
+                connection = note.connection or _connection_of(message, point)
+                failure = failure_of(error, redactor_for(endpoint, message.payload))
+                _hold(connection, note.entry_of(message, Outcome.FAILED, **failure))
+                let_out(connection)
+            raise
+        note.end()
+        if not note.is_workers and note.connection is not None:
+            let_out(note.connection)
+        return result
+
+    return run_noted
+
+
+def _attend(run: Run, point: JoinPoint, alias: str) -> Run:
+    """Note each attempt, and write down in its transaction that it succeeded."""
+    endpoint = point.endpoint
+    if endpoint.kind is Kind.QUERY or not is_kept():
+        return run
+    subject, cls = endpoint.subject, point.payload_type
+    subject_of = None
+    if subject is not None and cls is not None:
+        subject_of = subject.address(endpoint, cls)
+
+    def run_attended(message: Message) -> Any:
+        note: Note | None = getattr(message, "_note", None)
+        if note is None:
+            return run(message)
+        scope = scope_of(message)
+        connection = connections[alias] if scope is None else scope.connection
+        note.connection = connection
+        note.attempts += 1
+        if subject_of is not None:
+            note.subject = subject_of(message)
+        result = run(message)
+        if note.is_workers or (connection.in_atomic_block and is_broken(connection)):
+            return result
+        note.end()
+        entry = note.entry_of(message, Outcome.HANDLED)
+        if connection.in_atomic_block:
+            send(scope, connection, _table, entry)
+        else:
+            _write_alone(connection, [entry])
+        return result
+
+    return run_attended
+
+
+def _connection_of(message: Message, point: JoinPoint) -> BaseDatabaseWrapper:
+    """Return whose transaction a message would have been handled in."""
+    scope = scope_of(message)
+    if scope is not None:
+        connection: BaseDatabaseWrapper = scope.connection
+        return connection
+    alias = message.using or point.endpoint.alias or DEFAULT_DB_ALIAS
+    return connections[alias]
+
+
+# ---------------------------------------------------------------- into the database
+
+
+class _Table:
+    """Where entries go that wait in a bus scope beside the messages sent there."""
+
+    def write(
+        self, connection: BaseDatabaseWrapper, entries: Sequence[JournalEntry]
+    ) -> None:
+        """Insert entries in one statement, where their database has the table."""
+        using = connection.alias
+        if router.allow_migrate_model(using, JournalEntry):
+            JournalEntry.objects.using(using).bulk_create(entries)
+
+
+_table: Final = _Table()
+
+
+def write(using: str, entries: Sequence[JournalEntry]) -> None:
+    """Write entries in the transaction that is open."""
+    if entries:
+        _table.write(connections[using], entries)
+
+
+def _write_alone(
+    connection: BaseDatabaseWrapper, entries: Sequence[JournalEntry]
+) -> None:
+    """Write entries that no transaction depends on: a failure is for the log."""
+    try:
+        _table.write(connection, entries)
+    except Error:
+        logger.warning("%d entries were not written", len(entries), exc_info=True)
+
+
+# ----------------------------------------------------------- until a transaction ends
+
+_HELD: Final = "_cqrs_journal"
+
+
+class _Held:
+    """What failed inside a transaction, until that has ended one way or the other."""
+
+    __slots__ = ("block", "entries")
+
+    def __init__(self, block: Any, entries: list[JournalEntry]) -> None:
+        """Begin, with the outermost ``atomic()`` of the connection."""
+        self.block = block
+        self.entries = entries
+
+    @property
+    def is_of_test(self) -> bool:
+        """Whether that is a test case's, which ends with the test."""
+        return bool(getattr(self.block, "_from_testcase", False))
+
+
+def _hold(connection: BaseDatabaseWrapper, entry: JournalEntry) -> None:
+    """Hold an entry until :func:`let_out`, or the end of the transaction."""
+    blocks: Any = getattr(connection, "atomic_blocks", ())
+    block = blocks[0] if blocks else None
+    held: _Held | None = getattr(connection, _HELD, None)
+    if held is None or held.block is not block:
+        before = [] if held is None or held.is_of_test else held.entries
+        held = _Held(block, before)
+        setattr(connection, _HELD, held)
+        if block is not None and not held.is_of_test:
+            _let_out_after(connection)
+    if len(held.entries) < MOST_HELD:
+        held.entries.append(entry)
+
+
+def let_out(connection: BaseDatabaseWrapper) -> None:
+    """Write what is held, unless a transaction is open that could still undo it."""
+    held: _Held | None = getattr(connection, _HELD, None)
+    if held is None or is_inside_transaction(connection):
+        return
+    delattr(connection, _HELD)
+    blocks: Any = getattr(connection, "atomic_blocks", ())
+    if held.is_of_test and held.block not in blocks:
+        return  # of a test that has ended
+    _write_alone(connection, held.entries)
+
+
+def _let_out_after(connection: Any) -> None:
+    """
+    Have :func:`let_out` called when the open transaction has ended.
+
+    ``on_commit`` knows nothing of a rollback; after either Django turns autocommit on.
+    """
+    if "set_autocommit" in vars(connection):  # of a transaction before, and still there
+        return
+
+    def set_autocommit(autocommit: bool, *args: Any, **kwargs: Any) -> None:
+        try:
+            type(connection).set_autocommit(connection, autocommit, *args, **kwargs)
+        finally:
+            if autocommit and vars(connection).get("set_autocommit") is set_autocommit:
+                del connection.set_autocommit
+                if not _will_let_out(connection):
+                    let_out(connection)
+
+    connection.set_autocommit = set_autocommit
+
+
+def _will_let_out(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether what is being handled does so itself, with its own failure."""
+    note: Note | None = getattr(current.get(), "_note", None)
+    return note is not None and note.connection is connection and not note.is_workers
+
+
+# ------------------------------------------------------------------------------ time
+
+
+def kept_time() -> timedelta:
+    """Return how long entries are kept: no time at all where the journal is off."""
+    span = conf.current().JOURNAL
+    return timedelta(0) if span is None else as_timedelta(span, "JOURNAL")
+
+
+def purge(
+    using: str,
+    *,
+    before: datetime | None = None,
+    size: int = SIZE,
+    batches: int | None = None,
+) -> int:
+    """
+    Delete the entries whose time is over, each batch in a statement of its own.
+
+    Args:
+        using: the alias of the database.
+        before: entries of messages handled before that; by default those older than
+            ``JOURNAL`` says, and all where it is off.
+        size: of a batch.
+        batches: how many of them at the most; None is no bound.
+
+    Returns:
+        How many were deleted.
+
+    """
+    if before is None:
+        before = timezone.now() - kept_time()
+    old = JournalEntry.objects.using(using).filter(at__lt=before)
+    return delete_in_batches(old, by="at", size=size, batches=batches)
