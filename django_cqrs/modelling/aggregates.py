@@ -494,6 +494,16 @@ def _at_entrance(error: AggregateNotFound, message: Message) -> AggregateNotFoun
     return error
 
 
+def key_of_object(instance: Any, services: Services) -> str:
+    """Return what envelopes call an aggregate or a saga; empty where it is none."""
+    for cls in type(instance).__mro__:
+        role = role_of(cls)
+        if isinstance(role, ModelRole):
+            subject = role.subject_of(cls, services)
+            return subject.key_of(subject.storage.values_of(instance))
+    return ""
+
+
 def _is_model(annotation: Any) -> bool:
     return isinstance(role_of(annotation), ModelRole)
 

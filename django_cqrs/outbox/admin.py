@@ -27,7 +27,13 @@ from django_cqrs.masking import MASK
 from django_cqrs.outbox.desk import UNSEEN, Shown, shown, shown_in_list
 from django_cqrs.outbox.glance import glance
 from django_cqrs.outbox.mending import CannotMend, Draft, Mended, replay_mended
-from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
+from django_cqrs.outbox.models import DeadLetter, JournalEntry, OutboxMessage, State
+from django_cqrs.outbox.pages import (
+    BY_ID,
+    CorrelationMixin,
+    TimelineMixin,
+    urls_of,
+)
 from django_cqrs.outbox.statistics import is_delayed, is_pending, statistics_of
 from django_cqrs.outbox.store import discard, replay
 
@@ -37,6 +43,13 @@ if TYPE_CHECKING:
 else:  # Django's own take no parameter
     _ModelAdmin = admin.ModelAdmin
     _Paginator = Paginator
+
+__all__ = [
+    "DeadLetterAdmin",
+    "JournalEntryAdmin",
+    "OutboxMessageAdmin",
+    "TimelineMixin",
+]
 
 LISTED: Final = 10_000
 """How many rows a list has at the most: nobody pages through more."""
@@ -145,7 +158,7 @@ class StandingFilter(admin.SimpleListFilter):
         return None if condition is None else queryset.filter(condition)
 
 
-class KeptMessageAdmin(_ModelAdmin):
+class KeptMessageAdmin(CorrelationMixin, _ModelAdmin):
     """What the tables of messages have in common: they are looked at, not edited."""
 
     paginator = BoundedPaginator
@@ -439,10 +452,10 @@ class OutboxMessageAdmin(KeptMessageAdmin):
     )
 
     def get_urls(self) -> list[URLPattern]:
-        """Add the page of channels."""
+        """Add the page of channels, and the timelines."""
         view = self.admin_site.admin_view(self.channels_view)
         own = path("channels/", view, name=f"{self.opts.app_label}_channels")
-        return [own, *super().get_urls()]
+        return [own, *urls_of(self), *super().get_urls()]
 
     def channels_view(self, request: HttpRequest) -> HttpResponse:
         """Show the figures of all channels."""
@@ -707,4 +720,68 @@ class DeadLetterAdmin(KeptMessageAdmin):
         return reverse(
             f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist",
             current_app=self.admin_site.name,
+        )
+
+
+@admin.register(JournalEntry)
+class JournalEntryAdmin(CorrelationMixin, _ModelAdmin):
+    """What came of messages: the way to the timeline of one that has no row."""
+
+    paginator = BoundedPaginator
+    show_full_result_count = False
+    list_per_page = 50
+    list_max_show_all = 0
+    ordering = ("-pk",)
+    sortable_by = ()
+    list_display = ("at", "name", "endpoint", "outcome", "attempts", "error", "story")
+    list_filter = ("outcome", EndpointFilter)
+    search_fields = ("correlation_id",)
+    search_help_text = _("A correlation id, whole.")
+    fields = (
+        *("at", "kind", "name", "endpoint", "channel", "outcome", "attempts"),
+        *("duration", "exception", "error"),
+        *("message_id", "correlation_id", "causation_id"),
+    )
+    change_list_template = "admin/django_cqrs_outbox/change_list.html"
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Refuse: an entry is written when something is handled."""
+        return False
+
+    def has_change_permission(
+        self, request: HttpRequest, obj: Model | None = None
+    ) -> bool:
+        """Refuse: it says what was."""
+        return False
+
+    def has_delete_permission(
+        self, request: HttpRequest, obj: Model | None = None
+    ) -> bool:
+        """Refuse: it goes when its time is over."""
+        return False
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Search for the whole of an id."""
+        if not search_term.strip():
+            return queryset, False
+        try:
+            wanted = UUID(search_term.strip())
+        except ValueError:
+            return queryset.none(), False
+        return queryset.filter(correlation_id=wanted), False
+
+    @admin.display(description=_("timeline"))
+    def story(self, obj: JournalEntry) -> str:
+        """Return a link to what belongs to it."""
+        # Who sees the list may see the page.
+        address = reverse(
+            f"admin:{BY_ID}",
+            args=(obj.correlation_id,),
+            current_app=self.admin_site.name,
+        )
+        label = gettext("Timeline of %(name)s") % {"name": obj}
+        return format_html(
+            '<a href="{}" aria-label="{}">{}</a>', address, label, gettext("Timeline")
         )

@@ -1,0 +1,329 @@
+"""
+The timeline: all that is known of the messages that one message has caused.
+
+It is put together of three tables: the journal says what was handled and failed, the
+outbox what waits, and the dead letters what was given up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Collection, Iterable, Iterator
+from datetime import datetime
+from operator import itemgetter
+from typing import Any, Final
+from uuid import UUID
+
+from django.db.models import Model, QuerySet
+
+from django_cqrs import buses
+from django_cqrs.exceptions import CQRSError
+from django_cqrs.outbox.desk import shown_in_list
+from django_cqrs.outbox.models import (
+    DeadLetter,
+    JournalEntry,
+    OutboxMessage,
+    Outcome,
+    Reason,
+    State,
+)
+
+MOST: Final = 500
+"""How much of one kind is read at the most: nobody reads through more."""
+
+STARTS: Final = 20
+"""How many correlation ids of one aggregate or saga are followed, the newest."""
+
+DEEPEST: Final = 12
+"""From which depth on what a message caused stands beside it, not under it."""
+
+SOURCES: Final = (JournalEntry, OutboxMessage, DeadLetter)
+"""The tables that know something."""
+
+
+class Standing(enum.Enum):
+    """What a state means for whoever looks for what is wrong."""
+
+    DONE = "done"
+    WAITS = "waits"
+    BAD = "bad"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Happening:
+    """What became, or is to become, of a message at one endpoint."""
+
+    at: datetime
+    endpoint: str
+    state: Any
+    """In words."""
+    standing: Standing
+    attempts: int
+    channel: str | None
+    duration: int | None = None
+    """In microseconds, where a handler was called."""
+    due: datetime | None = None
+    exception: str = ""
+    error: str = ""
+    subject: str = ""
+    row: Model | None = None
+    """What stands for it and can be looked at: a message, or a dead letter."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Step:
+    """One message, and what it has caused."""
+
+    message_id: UUID
+    name: str = ""
+    kind: str = ""
+    causation_id: UUID | None = None
+    happenings: list[Happening] = dataclasses.field(default_factory=list)
+    caused: list[Step] = dataclasses.field(default_factory=list)
+    at: datetime | None = None
+    """When it was sent, or else first handled; None of one that is only spoken of."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything but the id is known."""
+        return self.at is not None
+
+    def seen_at(self, moment: datetime) -> None:
+        """Remember the first time."""
+        self.at = moment if self.at is None else min(self.at, moment)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Placed:
+    """A step in its place: lists are opened and closed around it."""
+
+    step: Step
+    cause: Step | None
+    opens: bool
+    """Whether what follows is in a list of its own, under it."""
+    closes: range
+    """One for each list that ends after it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timeline:
+    """What is known of the messages of some correlation ids."""
+
+    correlation_ids: tuple[UUID, ...]
+    starts: list[Step]
+    """The messages that nothing known has caused."""
+    is_bounded: bool
+    """Whether there is more than is shown."""
+
+    @property
+    def steps(self) -> Iterator[Step]:
+        """Yield the messages, each before what it has caused."""
+        todo = list(reversed(self.starts))
+        while todo:
+            step = todo.pop()
+            yield step
+            todo += reversed(step.caused)
+
+    @property
+    def happenings(self) -> Iterator[Happening]:
+        """Yield all that happened, and is to happen."""
+        for step in self.steps:
+            yield from step.happenings
+
+    def placed(self) -> list[Placed]:
+        """Return the messages in the order of a nested list."""
+        found: list[Placed] = []
+        todo: list[tuple[Step, Step | None, int]] = [
+            (step, None, 0) for step in reversed(self.starts)
+        ]
+        while todo:
+            step, cause, depth = todo.pop()
+            opens = bool(step.caused) and depth < DEEPEST
+            inside = depth + 1 if opens else depth
+            todo += [(each, step, inside) for each in reversed(step.caused)]
+            after = todo[-1][2] if todo else 0
+            found.append(Placed(step, cause, opens, range(max(0, inside - after))))
+        return found
+
+
+def timeline_of(
+    correlation_ids: Collection[UUID],
+    *,
+    using: str,
+    sources: Collection[type[Model]] = SOURCES,
+) -> Timeline:
+    """
+    Return what is known of the messages of some correlation ids.
+
+    Args:
+        correlation_ids: usually one.
+        using: the alias of the database.
+        sources: the tables that may be looked at.
+
+    """
+    steps: dict[UUID, Step] = {}
+    is_bounded = False
+
+    def rows_of(model: type[Any], *order: str) -> list[Any]:
+        nonlocal is_bounded
+        if model not in sources:
+            return []
+        rows: QuerySet[Any] = model.objects.using(using)
+        wide = [
+            field.name
+            for field in model._meta.fields
+            if field.name in ("payload", "headers", "traceback")
+        ]
+        rows = rows.filter(correlation_id__in=list(correlation_ids)).defer(*wide)
+        found = list(rows.order_by(*order)[: MOST + 1])
+        is_bounded |= len(found) > MOST
+        return found[:MOST]
+
+    def step_of(row: Any, moment: datetime) -> Step:
+        step = steps.get(row.message_id)
+        if step is None:
+            step = steps[row.message_id] = Step(row.message_id)
+        step.name = step.name or row.name
+        step.causation_id = row.causation_id
+        step.seen_at(moment)
+        return step
+
+    for entry in rows_of(JournalEntry, "at", "pk"):
+        step = step_of(entry, entry.at)
+        step.kind = step.kind or entry.kind
+        step.happenings.append(_journalled(entry))
+    for message in rows_of(OutboxMessage, "sequence", "pk"):
+        step_of(message, message.sent_at).happenings.append(_waiting(message))
+    letters = rows_of(DeadLetter, "failed_at", "pk")
+    seen = shown_in_list(letters, using=using)
+    for letter in letters:
+        step = step_of(letter, letter.sent_at)
+        step.happenings.append(_dead(letter, seen[letter.pk].error_of(letter)))
+    for step in steps.values():
+        step.kind = step.kind or _kind_at(step.happenings)
+        step.happenings.sort(key=lambda each: each.at)
+    return Timeline(tuple(correlation_ids), _rooted(steps), is_bounded)
+
+
+def correlations_of(
+    subject: str, *, using: str, sources: Collection[type[Model]] = SOURCES
+) -> list[UUID]:
+    """
+    Return the correlation ids of what an aggregate or a saga took part in.
+
+    Args:
+        subject: what the tables call it, such as ``shop.Order:7``.
+        using: the alias of the database.
+        sources: the tables that may be looked at.
+
+    Returns:
+        The newest :data:`STARTS`, the oldest of them first.
+
+    """
+    newest: dict[UUID, datetime] = {}
+    for model, column in (
+        (JournalEntry, "at"),
+        (OutboxMessage, "sent_at"),
+        (DeadLetter, "sent_at"),
+    ):
+        if model not in sources:
+            continue
+        rows: QuerySet[Any] = model._default_manager.using(using)
+        found = (
+            rows.filter(subject=subject)
+            .order_by(f"-{column}")
+            .values_list("correlation_id", column)[:MOST]
+        )
+        for correlation_id, moment in found:
+            known = newest.get(correlation_id, moment)
+            newest[correlation_id] = max(known, moment)
+    ordered = sorted(newest, key=newest.__getitem__)
+    return ordered[-STARTS:]
+
+
+# ----------------------------------------------------------------------- out of rows
+
+
+def _journalled(entry: JournalEntry) -> Happening:
+    outcome = Outcome(entry.outcome)
+    is_bad = outcome in (Outcome.FAILED, Outcome.DROPPED)
+    return Happening(
+        at=entry.at,
+        endpoint=entry.endpoint,
+        state=outcome.label,
+        standing=Standing.BAD if is_bad else Standing.DONE,
+        attempts=entry.attempts,
+        channel=entry.channel,
+        duration=entry.duration,
+        exception=entry.exception,
+        error=entry.error,
+        subject=entry.subject,
+    )
+
+
+def _waiting(message: OutboxMessage) -> Happening:
+    return Happening(
+        at=message.available_at or message.sent_at,
+        endpoint=message.endpoint,
+        state=State(message.state).label,
+        standing=Standing.WAITS,
+        attempts=message.attempts,
+        channel=message.channel,
+        due=message.available_at,
+        subject=message.subject,
+        row=message,
+    )
+
+
+def _dead(letter: DeadLetter, error: str) -> Happening:
+    lines = error.strip().splitlines() or [""]
+    return Happening(
+        at=letter.failed_at,
+        endpoint=letter.endpoint,
+        state=Reason(letter.reason).label,
+        standing=Standing.BAD,
+        attempts=letter.attempts,
+        channel=letter.channel,
+        exception=letter.exception,
+        error=lines[0],
+        subject=letter.subject,
+        row=letter,
+    )
+
+
+def _kind_at(happenings: Iterable[Happening]) -> str:
+    """Return the kind of a message by its handlers, as far as they are there."""
+    for each in happenings:
+        try:
+            return str(buses.registry.routes.endpoint_named(each.endpoint).kind)
+        except CQRSError:
+            continue
+    return ""
+
+
+def _rooted(steps: dict[UUID, Step]) -> list[Step]:
+    """Hang steps under what has caused them; return those that hang nowhere."""
+    starts: dict[UUID, Step] = {}
+    for step in _in_time(steps.values()):
+        cause = step.causation_id
+        if cause is None or cause == step.message_id:
+            starts[step.message_id] = step
+            continue
+        holder = steps.get(cause) or starts.get(cause)
+        if holder is None:  # only its id is known
+            holder = starts[cause] = Step(cause)
+        holder.caused.append(step)
+    reached = {
+        each.message_id for each in Timeline((), list(starts.values()), False).steps
+    }
+    for step in steps.values():  # a ring: no message can, but rows may say so
+        if step.message_id not in reached:
+            step.caused = []
+            starts[step.message_id] = step
+    return list(starts.values())
+
+
+def _in_time(steps: Iterable[Step]) -> list[Step]:
+    timed = [(step.at, step) for step in steps if step.at is not None]
+    return [step for _, step in sorted(timed, key=itemgetter(0))]
