@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.http import HttpRequest
+from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs.buses import registry
 from django_cqrs.documents.models import Document
+from django_cqrs.documents.storage import subject_of
 
 if TYPE_CHECKING:
     DocumentAdminBase = admin.ModelAdmin[Document]
 else:
     DocumentAdminBase = admin.ModelAdmin
+
+
+# The outbox is beside this app, not below it: its page is known by its name alone.
+_TIMELINE = "admin:django_cqrs_outbox_subject_timeline"
+_VIEWS = tuple(
+    f"django_cqrs_outbox.view_{name}"
+    for name in ("outboxmessage", "deadletter", "journalentry")
+)
 
 
 @admin.register(Document)
@@ -33,6 +45,28 @@ class DocumentAdmin(DocumentAdminBase):
     )
     readonly_fields = ("pretty",)
     show_full_result_count = False
+    change_form_template = "admin/django_cqrs_documents/document/change_form.html"
+
+    def render_change_form(
+        self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Show one, with the way to its timeline where there is one."""
+        document = kwargs.get("obj")
+        if document is not None:
+            context["timeline_url"] = self._timeline_of(document, request)
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def _timeline_of(self, document: Document, request: HttpRequest) -> str:
+        """Return its address; empty where there is none for who asks."""
+        user: Any = request.user
+        if not any(map(user.has_perm, _VIEWS)):
+            return ""
+        try:
+            address = reverse(_TIMELINE, current_app=self.admin_site.name)
+        except NoReverseMatch:  # the outbox is not there, or not in this site
+            return ""
+        subject = subject_of(document, registry)
+        return f"{address}?{urlencode({'subject': subject})}" if subject else ""
 
     @admin.display(description=_("content"))
     def pretty(self, document: Document) -> str:

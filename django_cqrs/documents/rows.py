@@ -97,6 +97,10 @@ class Rows:
         rows = self.table._default_manager.using(using)
         return rows.filter(collection__in=self._names)
 
+    def has(self, row: Document) -> bool:
+        """Tell whether a row is of this collection."""
+        return row.collection in self._names
+
     def row(self, key: str, using: str, *, lock: bool = False) -> Document | None:
         """Return the row of a key."""
         rows = self.all(using).filter(key=key)

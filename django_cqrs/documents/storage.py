@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.apps import apps
 from django.db import models
 
+from django_cqrs.buses import Registry
 from django_cqrs.conversion import adapter_of, bare_type, name_of_type
 from django_cqrs.documents.names import fault_in_name, stored_name_of
 from django_cqrs.documents.rows import Rows, Taken, key_of
@@ -22,9 +25,13 @@ from django_cqrs.exceptions import (
     InvalidIdentifier,
     MessageConversionError,
 )
+from django_cqrs.modelling.aggregates import AggregateSubject
 from django_cqrs.modelling.identifiers import Part, Values, plain, usual_name
-from django_cqrs.modelling.storages import Options, Storage
+from django_cqrs.modelling.storages import NoStorage, Options, Storage
 from django_cqrs.problems import Problem, Rule
+
+if TYPE_CHECKING:
+    from django_cqrs.documents.models import Document
 
 _KEYS = (str, int, UUID, Decimal, datetime, date)
 
@@ -239,3 +246,27 @@ def document_storage(cls: type, options: Options) -> DocumentStorage | None:
     if not is_ours or not apps.is_installed("django_cqrs.documents"):
         return None
     return DocumentStorage(cls, options)
+
+
+def subject_of(document: Document, registry: Registry) -> str:
+    """
+    Return what envelopes call the aggregate or saga that a document keeps.
+
+    Args:
+        document: the row.
+        registry: whose handlers the object has.
+
+    Returns:
+        A text such as ``shop.Cart:7``; empty where no handler is one of its class.
+
+    """
+    for subject in {each.subject for each in registry.routes.endpoints}:
+        if not isinstance(subject, AggregateSubject):
+            continue
+        with suppress(NoStorage, InvalidHandler):  # for the checks to say
+            storage = subject.storage
+            if isinstance(storage, DocumentStorage) and storage.rows.has(document):
+                is_one = len(storage.parts) == 1
+                values = [document.key] if is_one else json.loads(document.key)
+                return subject.key_of(tuple(values))
+    return ""

@@ -72,6 +72,8 @@ DJANGO_CQRS = {
         "timers": {"BACKEND": "django_cqrs.outbox.channel.OutboxChannel"},
     },
     "REQUEST_HEADERS": "config.headers.request_headers",
+    # What came of each message, for the timelines in the admin.
+    "JOURNAL": timedelta(days=30),
 }
 
 # How long an order waits for its money.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.test import TestCase
+from django.urls import reverse
 
 from common.testing import open_shop
 from django_cqrs import command_bus, query_bus
@@ -111,6 +113,21 @@ class FulfilmentTests(TestCase):
         assert self.how_far(order_id).state == "done"
         assert self.flow.sent.count(ShipOrder(order_id)) == 1
         assert self.timers() == 0
+
+    def test_its_timeline(self) -> None:
+        """The admin leads from the process to the messages that it took part in."""
+        order_id = order_teas(6)
+        self.flow.advance(seconds=TIME)
+        self.flow.run("timers")
+        self.client.force_login(get_user_model().objects.create_superuser("admin"))
+
+        page = self.client.get(
+            reverse("admin:fulfilment_fulfilment_change", args=[order_id])
+        )
+        timeline = self.client.get(page.context["timeline_url"])
+
+        for said in ("order.placed", "PaymentDue", "order.cancelled", "(this one)"):
+            self.assertContains(timeline, said)
 
     def test_a_timer_that_comes_too_late(self) -> None:
         """What a worker had taken just before the end does nothing any more."""

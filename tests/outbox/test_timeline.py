@@ -27,6 +27,10 @@ from django_cqrs import (
     event_handler,
     message,
 )
+from django_cqrs.documents import DocumentStore
+from django_cqrs.documents import admin as documents
+from django_cqrs.documents.models import Document
+from django_cqrs.documents.storage import subject_of
 from django_cqrs.outbox import timeline
 from django_cqrs.outbox.admin import OutboxMessageAdmin, TimelineMixin
 from django_cqrs.outbox.models import (
@@ -38,6 +42,7 @@ from django_cqrs.outbox.models import (
 )
 from django_cqrs.outbox.timeline import correlations_of, timeline_of
 from django_cqrs.testing.flow import Flow
+from tests.documents.kinds import PROCESSES, Started
 from tests.modelling.messages import OrderPaid, OrderPlaced
 from tests.modelling.models import Fulfilment
 from tests.outbox.support import make_due, work
@@ -464,6 +469,36 @@ def test_c07_5_saga_leads_to_its_timeline(admin_client):
     # The outbox is not in this one.
     page = reverse("shop:modelling_fulfilment_change", args=[saga.pk])
     assert "Timeline" not in admin_client.get(page).content.decode()
+
+
+@pytest.mark.parametrize("kind", PROCESSES, ids=lambda cls: cls.__name__)
+def test_c07_5_saga_that_is_a_document(admin_client, client, monkeypatch, kind):
+    """Its document leads to the timeline, by the key that its messages have."""
+    registry = Registry()
+    registry.add(kind)
+    monkeypatch.setattr(documents, "registry", registry)
+    registry.event_bus.publish(Started(7))
+    timer = OutboxMessage.objects.get()
+    document = Document.objects.get()
+    change = reverse("admin:django_cqrs_documents_document_change", args=[document.pk])
+
+    assert subject_of(document, registry) == timer.subject != ""
+    page = admin_client.get(change).content.decode()
+    (address,) = re.findall(r'href="([^"]*/timeline/\?subject=[^"]*)"', page)
+    found = outline(admin_client, address)
+    assert any("(this one)" in text and "delayed" in text for _, text in found)
+
+    other = DocumentStore(dict[str, str], collection="papers.other")
+    other.add("a", {})
+    page = reverse(
+        "admin:django_cqrs_documents_document_change",
+        args=[Document.objects.get(key="a").pk],
+    )
+    assert "Timeline" not in admin_client.get(page).content.decode()
+    user = User.objects.create_user("reader", password="x", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename="view_document"))
+    client.force_login(user)
+    assert "Timeline" not in client.get(change).content.decode()
 
 
 def test_c07_5_newest_starts_of_a_saga(monkeypatch):
