@@ -247,14 +247,14 @@ class KeptMessageAdmin(CorrelationMixin, _ModelAdmin):
         return _as_text(self._shown(obj).headers_of(obj))
 
     @admin.display(description=_("ordering key"))
-    def key_text(self, obj: Any) -> str | None:
+    def key_text(self, obj: Any) -> str:
         """Return the ordering key, without what is sensitive."""
-        return self._shown(obj).key_of(obj)
+        return self._shown(obj).key_of(obj) or "-"
 
     @admin.display(description=_("subject"))
     def subject_text(self, obj: Any) -> str:
         """Return the object that it is for, without what is sensitive."""
-        return self._shown(obj).subject_of(obj)
+        return self._shown(obj).subject_of(obj) or "-"
 
     # Deletion -----------------------------------------------------------------------
 
@@ -495,12 +495,12 @@ class DeadLetterAdmin(KeptMessageAdmin):
     list_display = (
         "id",
         "failed_at",
-        "channel",
+        "first_line",
+        "reason",
         "endpoint",
         "name",
-        "reason",
+        "channel",
         "attempts",
-        "first_line",
         "key_text",
     )
     list_filter = (ChannelFilter, "reason", EndpointFilter)
@@ -553,7 +553,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
     @admin.display(description=_("error"))
     def error_text(self, obj: DeadLetter) -> str:
         """Return what the exception says, without what is sensitive."""
-        return self._shown(obj).error_of(obj)
+        return self._shown(obj).error_of(obj) or "-"
 
     @admin.display(description=_("traceback"))
     def traceback_text(self, obj: DeadLetter) -> str:

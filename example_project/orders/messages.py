@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from datetime import date
+from typing import Annotated
 
 from common.money import Money
-from django_cqrs import Command, Query, message
+from django_cqrs import Command, Query, Sensitive, message
 from orders.status import OrderStatus
 
 LARGEST_PAGE = 100
@@ -77,7 +78,7 @@ class OrderPlaced:
 
     order_id: int
     reference: str
-    customer: str
+    customer: Annotated[str, Sensitive()]  # an address is nobody's business
     total: Money
 
 

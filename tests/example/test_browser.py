@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.example.shop import Shop
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from selenium.webdriver import Chrome
-    from selenium.webdriver.remote.webelement import WebElement
+from tests.example.browser import DESK, PHONE, brightness
 
 pytestmark = pytest.mark.browser
 
-PHONE, DESK = 390, 1280
 # An order of the book that nobody has paid.
 WAITING = "/orders/511/"
 PAGES = (
@@ -37,178 +21,6 @@ PAGES = (
     WAITING,
     "/orders/new/",
 )
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the shop is served, filled with the order book."""
-    shop = Shop(tmp_path_factory.mktemp("served"))
-    shop.manage("migrate", "--verbosity", "0")
-    shop.manage("seed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{free.getsockname()[1]}"
-    log = shop.folder / "server.log"
-    with (
-        log.open("w") as output,
-        subprocess.Popen(
-            shop.command("runserver", "--noreload", host),
-            env=shop.env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        ) as server,
-    ):
-        try:
-            wait_for(f"http://{host}/", server, log)
-            yield f"http://{host}"
-        finally:
-            server.terminate()
-    assert "Traceback" not in log.read_text()
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once the server answers."""
-    for _ in range(150):
-        assert server.poll() is None, log.read_text()
-        with contextlib.suppress(urllib.error.URLError):
-            urllib.request.urlopen(url, timeout=10).close()
-            return
-        time.sleep(0.2)
-    pytest.fail(f"No answer from {url}: {log.read_text()}")
-
-
-@pytest.fixture(scope="module")
-def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = next(
-        filter(
-            None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-        )
-    )
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--hide-scrollbars",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options, service)
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
-@dataclass
-class Visitor:
-    """Somebody with a browser, who has just come in."""
-
-    chrome: Chrome
-    address: str
-
-    def screen(self, width: int, height: int = 900) -> None:
-        """Hold a phone, or sit at a desk."""
-        self.chrome.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {
-                "width": width,
-                "height": height,
-                "deviceScaleFactor": 1,
-                "mobile": width <= PHONE,
-            },
-        )
-
-    def prefer(self, scheme: str) -> None:
-        """Like it light or dark."""
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.chrome.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [feature]}
-        )
-
-    def go(self, path: str) -> None:
-        self.chrome.get(self.address + path)
-
-    def path(self) -> str:
-        return self.chrome.current_url.removeprefix(self.address)
-
-    def find(self, css: str) -> WebElement:
-        return self.chrome.find_element("css selector", css)
-
-    def field(self, name: str) -> WebElement:
-        return self.chrome.find_element("name", name)
-
-    def press(self, label: str) -> None:
-        """Press the button or follow the link of this name, and wait for the page."""
-        button = self.chrome.find_element(
-            "xpath", f"//main//*[self::a or self::button][normalize-space()='{label}']"
-        )
-        with self.leaving():
-            button.click()
-
-    @contextlib.contextmanager
-    def leaving(self) -> Iterator[None]:
-        """Do something that leads to another page, and wait until that is there."""
-        from selenium.common.exceptions import WebDriverException
-        from selenium.webdriver.support.wait import WebDriverWait
-
-        self.run("window.oldPage = true")
-        yield
-        # Between two pages the browser may answer with any error.
-        wait = WebDriverWait(self.chrome, 15, 0.05, [WebDriverException])
-        arrived = "return !window.oldPage && document.readyState === 'complete'"
-        wait.until(lambda chrome: chrome.execute_script(arrived))
-
-    def choose(self, name: str, label: str) -> None:
-        """Choose the option of a select whose text begins like this."""
-        self.field(name).find_element(
-            "xpath", f"option[starts-with(normalize-space(), '{label}')]"
-        ).click()
-
-    def fill(self, customer: str, *rows: tuple[int, str, str]) -> None:
-        """Fill in the form of a new order."""
-        self.go("/orders/new/")
-        self.choose("customer", customer)
-        for row, product, quantity in rows:
-            self.choose(f"lines.{row}.sku", product)
-            self.field(f"lines.{row}.quantity").send_keys(quantity)
-
-    def text(self) -> str:
-        return self.find("main").text
-
-    def error_of(self, name: str) -> str:
-        """Return what a screen reader says about a field: its description."""
-        described_by = self.field(name).get_attribute("aria-describedby")
-        return self.chrome.find_element("id", described_by).text
-
-    def run(self, script: str) -> Any:
-        return self.chrome.execute_script(script)
-
-    def picture(self, path: Path, width: int) -> None:
-        """Take a picture of the whole page, on a screen as high as that."""
-        self.screen(width)
-        self.screen(width, self.run("return document.documentElement.scrollHeight"))
-        self.chrome.save_screenshot(str(path))
-
-
-@pytest.fixture
-def visitor(chrome: Chrome, address: str) -> Visitor:
-    chrome.get("about:blank")
-    visitor = Visitor(chrome, address)
-    visitor.go("/")
-    chrome.delete_all_cookies()
-    visitor.screen(DESK)
-    visitor.prefer("light")
-    chrome.get_log("browser")
-    return visitor
 
 
 def test_place_an_order(visitor):
@@ -412,11 +224,6 @@ def test_dark_mode(visitor):
 
     assert brightness(light[0]) - brightness(light[1]) > 150
     assert brightness(dark[1]) - brightness(dark[0]) > 150
-
-
-def brightness(colour: str) -> float:
-    numbers = colour.removeprefix("rgb(").removesuffix(")").split(",")
-    return sum(map(float, numbers)) / 3
 
 
 @pytest.mark.parametrize(("device", "width"), [("phone", PHONE), ("desk", DESK)])

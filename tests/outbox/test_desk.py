@@ -8,11 +8,14 @@ import re
 import uuid
 from dataclasses import dataclass
 from datetime import timedelta
+from html.parser import HTMLParser
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.auth.models import Permission, User
+from django.contrib.staticfiles import finders
 from django.core.management import call_command
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
@@ -570,6 +573,68 @@ def test_c05_2_desk_leads_to_the_channels(client, operator):
 
     for address in ("/admin/django_cqrs_outbox/", MESSAGES, LETTERS):
         assert f'href="{CHANNELS}"' in client.get(address).content.decode()
+
+
+# ------------------------------------------------------------------------- the look
+
+
+class Inline(HTMLParser):
+    """Finds what a strict Content-Security-Policy refuses."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        names = dict(attributes)
+        is_data = (names.get("type") or "").startswith("application/json")
+        if tag == "style" or (tag == "script" and not names.get("src") and not is_data):
+            self.found.append(tag)
+        self.found += [
+            name for name in names if name == "style" or name.startswith("on")
+        ]
+        self.found += [
+            value
+            for value in names.values()
+            if (value or "").lower().startswith("javascript:")
+        ]
+
+
+def test_c05_2_desk_has_nothing_inline(admin_client, traffic):
+    """No page has a script, a style or an event handler in it."""
+    (letter,) = kept(DeadLetter, traceback="  File", payload=b'{"number":"x"}')
+    answers = {
+        address: admin_client.get(address)
+        for address in (
+            *(CHANNELS, LETTERS, MESSAGES, "/admin/django_cqrs_outbox/"),
+            f"{LETTERS}{letter.pk}/change/",
+            f"{MESSAGES}{OutboxMessage.objects.first().pk}/change/",
+            f"{LETTERS}{letter.pk}/replay/",
+            edit_page(letter),
+        )
+    }
+    answers["errors"] = edit(admin_client, letter, "{")
+    answers["asked"] = act(
+        admin_client, LETTERS, "replay_selected", letter, confirmed=False
+    )
+
+    for address, answer in answers.items():
+        assert answer.status_code == 200, address
+        parser = Inline()
+        parser.feed(answer.content.decode())
+        assert parser.found == [], address
+        assert "django_cqrs_outbox/desk.css" in answer.content.decode() or address in (
+            *("/admin/django_cqrs_outbox/", "asked", f"{LETTERS}{letter.pk}/replay/"),
+        )
+
+
+def test_c05_2_desk_style_has_the_admins_colours():
+    """A colour of its own would not change with the dark mode."""
+    path = finders.find("django_cqrs_outbox/desk.css")
+    text = re.sub(r"/\*.*?\*/", "", Path(path).read_text(), flags=re.DOTALL)
+
+    assert "var(--" in text
+    assert re.findall(r"#[0-9a-f]{3,8}\b(?=[^{]*;)|rgba?\(|hsla?\(", text) == []
 
 
 # ------------------------------------------------------------------ what is sensitive

@@ -8,9 +8,12 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand
 
+from office.models import FullMailbox
 from orders.models import Order
 from storefront.data import load_catalogue, require_tables
 from storefront.orderbook import import_lines, read_lines
+
+FULL = "yasmin.aydin@mail.example"
 
 
 class Command(BaseCommand):
@@ -30,6 +33,9 @@ class Command(BaseCommand):
             self.say("Filling the shop with the orders of data/orders.csv ...")
             report = import_lines(read_lines())
             self.say(f"{report.placed} orders placed.")
+            if settings.DEBUG:
+                # So that a worker leaves dead letters to look at in the admin.
+                FullMailbox.objects.get_or_create(address=FULL)
         if settings.DEBUG:
             self.add_superuser()
 

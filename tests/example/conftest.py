@@ -1,0 +1,112 @@
+"""The example project, served and filled, and a browser: once for all tests."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.example.browser import DESK, Visitor
+from tests.example.shop import Shop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from selenium.webdriver import Chrome
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """The shop that is served, filled with the order book."""
+    shop = Shop(tmp_path_factory.mktemp("served"))
+    shop.manage("migrate", "--verbosity", "0")
+    shop.manage("seed")
+    return shop
+
+
+@pytest.fixture(scope="session")
+def address(served: Shop) -> Iterator[str]:
+    """Where it is served."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{free.getsockname()[1]}"
+    log = served.folder / "server.log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            served.command("runserver", "--noreload", host),
+            env=served.env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        ) as server,
+    ):
+        try:
+            wait_for(f"http://{host}/", server, log)
+            yield f"http://{host}"
+        finally:
+            server.terminate()
+    assert "Traceback" not in log.read_text()
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once the server answers."""
+    for _ in range(150):
+        assert server.poll() is None, log.read_text()
+        with contextlib.suppress(urllib.error.URLError):
+            urllib.request.urlopen(url, timeout=10).close()
+            return
+        time.sleep(0.2)
+    pytest.fail(f"No answer from {url}: {log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """A real browser without a window."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = next(
+        filter(
+            None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+        )
+    )
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options, service)
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def visitor(chrome: Chrome, address: str) -> Visitor:
+    """Somebody who has just come in, at a desk, and likes it light."""
+    chrome.get("about:blank")
+    visitor = Visitor(chrome, address)
+    visitor.go("/")
+    chrome.delete_all_cookies()
+    visitor.screen(DESK)
+    visitor.prefer("light")
+    chrome.get_log("browser")
+    return visitor
