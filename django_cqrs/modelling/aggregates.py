@@ -369,7 +369,9 @@ class AggregateSubject(Subject):
 
     def _finish(self, found: Any, result: Any, alias: str) -> Any:
         """Keep an object, and another one that it made; publish what they recorded."""
-        made = None if result is found else self._subject_of(result)
+        made = None
+        if result is not None and result is not found:
+            made = self._subject_of(result)
         events = self.take_events(found)
         self.storage.update(found, using=alias)
         self.ended(found, alias)
