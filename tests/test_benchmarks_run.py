@@ -17,6 +17,20 @@ PEERS = {
     "lato": "lato",
     "django-queuebie": "queuebie",
 }
+DESK_PAGES = (
+    "channels at a glance",
+    "messages, the list",
+    "messages, found by message id",
+    "messages, found by correlation id",
+    "messages, found by name",
+    "messages, delete all?",
+    "messages, one",
+    "dead letters, the list",
+    "dead letters, of a reason",
+    "dead letters, found by endpoint",
+    "dead letters, replay all?",
+    "dead letters, one",
+)
 OUTBOX_BOUNDS = 7
 SERVER = os.environ.get("DATABASE_URL", "")
 NO_SERVER = "postgres://postgres@127.0.0.1:1/postgres"
@@ -82,6 +96,28 @@ def test_a_quick_run_of_the_engines(tmp_path):
             f"{broker} was left out: no URL of a server was given."
             for broker in ("Redis", "RabbitMQ")
         ]
+
+
+@pytest.mark.database
+@pytest.mark.skipif(
+    not SERVER.startswith("postgres"), reason="The desk is measured on PostgreSQL."
+)
+def test_a_quick_run_of_the_desk(tmp_path):
+    """`--only desk` opens every page, and each takes as many queries as with fewer."""
+    file = tmp_path / "results.json"
+
+    done = run("--only", "desk", "--postgres", SERVER, "--json", str(file))
+
+    assert done.stderr == ""
+    assert done.returncode == 0
+    results = json.loads(file.read_text(encoding="utf-8"))
+    *pages, more = results["rows"]
+    assert {row["bound"] for row in pages} == {200}
+    assert {row["unit"] for row in pages} == {"ms"}
+    for page in DESK_PAGES:
+        assert any(row["what"].startswith(page) for row in pages)
+    assert (more["value"], more["bound"], more["unit"]) == (0, 0, "queries")
+    assert results["notes"] == [f"The desk: {len(pages)} pages, 1 rounds of each."]
 
 
 def test_a_server_that_is_required_and_not_there_fails_the_run():

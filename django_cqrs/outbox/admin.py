@@ -19,6 +19,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
+from django.utils.text import format_lazy
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
@@ -34,7 +35,12 @@ from django_cqrs.outbox.pages import (
     TimelineMixin,
     urls_of,
 )
-from django_cqrs.outbox.statistics import is_delayed, is_pending, statistics_of
+from django_cqrs.outbox.statistics import (
+    is_delayed,
+    is_pending,
+    kept_channels,
+    statistics_of,
+)
 from django_cqrs.outbox.store import discard, replay
 
 if TYPE_CHECKING:
@@ -56,6 +62,9 @@ LISTED: Final = 10_000
 
 RECENT: Final = 1_000
 """Among how many of the newest rows filters look for their choices."""
+
+SEARCHED: Final = 100_000
+"""Among how many of the newest messages those of a name or an endpoint are found."""
 
 LONGEST: Final = 100_000
 """How many characters of a payload or a traceback are shown."""
@@ -128,7 +137,64 @@ class EndpointFilter(_RecentFilter):
     parameter_name = "endpoint"
 
 
-class StandingFilter(admin.SimpleListFilter):
+class NewestEndpointFilter(EndpointFilter):
+    """Messages for one endpoint, among the newest: no index is worth its writes."""
+
+    title = format_lazy(_("endpoint (of the newest {count})"), count=f"{SEARCHED:,}")
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Leave the newest rows that have the chosen value."""
+        found = super().queryset(request, queryset)
+        return None if found is None else found.filter(_is_newest(found))
+
+
+def _is_newest(rows: QuerySet[Any]) -> Q:
+    """Return the condition of the newest rows of a table."""
+    keys = rows.model._default_manager.using(rows.db).values_list("pk", flat=True)
+    last = list(keys.order_by("-pk")[SEARCHED : SEARCHED + 1])
+    return Q(pk__gt=last[0]) if last else Q()
+
+
+class _ChannelsFilter(admin.SimpleListFilter):
+    """Filters by what an index has after the channel: so all channels are named."""
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Leave the rows of the chosen condition."""
+        condition = self.condition()
+        if condition is None:
+            return None
+        channels = tuple(kept_channels(queryset.db))
+        return queryset.filter(condition, channel__in=channels)
+
+    def condition(self) -> Q | None:
+        """Return what was chosen, None for everything."""
+        raise NotImplementedError
+
+
+class StateFilter(_ChannelsFilter):
+    """Messages whose rows have a state."""
+
+    title = _("state")
+    parameter_name = "state__exact"
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, Any]]:
+        """Return the choices."""
+        return [(str(value), label) for value, label in State.choices]
+
+    def condition(self) -> Q | None:
+        """Return what was chosen, None for everything."""
+        chosen = self.value() or ""
+        known = {str(state.value): state for state in State}
+        return Q(state=known[chosen]) if chosen in known else None
+
+
+class StandingFilter(_ChannelsFilter):
     """Messages as the figures of channels count them, whatever their rows say."""
 
     title = _("standing")
@@ -144,18 +210,15 @@ class StandingFilter(admin.SimpleListFilter):
             ("parked", _("parked")),
         ]
 
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> QuerySet[Any] | None:
-        """Leave the rows that stand so now."""
+    def condition(self) -> Q | None:
+        """Return what was chosen, None for everything."""
         now = timezone.now()
         conditions = {
             "pending": is_pending(now),
             "delayed": is_delayed(now),
             "parked": Q(state=State.PARKED),
         }
-        condition = conditions.get(self.value() or "")
-        return None if condition is None else queryset.filter(condition)
+        return conditions.get(self.value() or "")
 
 
 class KeptMessageAdmin(CorrelationMixin, _ModelAdmin):
@@ -210,13 +273,15 @@ class KeptMessageAdmin(CorrelationMixin, _ModelAdmin):
         try:
             value = UUID(term)
         except ValueError:
-            wanted = dict.fromkeys(("ordering_key", "name", "endpoint"), term)
+            named = Q(name=term) | Q(endpoint=term)
+            wanted = Q(ordering_key=term) | self._are_searched(queryset) & named
         else:
-            wanted = dict.fromkeys(("message_id", "correlation_id"), str(value))
-        found = queryset.none()
-        for condition in wanted.items():
-            found |= queryset.filter(Q(condition))
-        return found, False
+            wanted = Q(message_id=value) | Q(correlation_id=value)
+        return queryset.filter(wanted), False
+
+    def _are_searched(self, rows: QuerySet[Any]) -> Q:
+        """Return the condition of the rows that are searched by name."""
+        return Q()
 
     # What is shown ------------------------------------------------------------------
 
@@ -313,7 +378,7 @@ class KeptMessageAdmin(CorrelationMixin, _ModelAdmin):
         """Return the page that asks whether to go on."""
         is_all = request.POST.get("select_across") == "1"
         keys = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
-        total = chosen.order_by().count()
+        total = chosen.order_by().values("pk")[: LISTED + 1].count()
         shown = list(chosen[:SHOWN])
         context = {
             **self.admin_site.each_context(request),
@@ -325,7 +390,8 @@ class KeptMessageAdmin(CorrelationMixin, _ModelAdmin):
             "keys": keys[:1] if is_all else keys,
             "select_across": "1" if is_all else "0",
             "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
-            "total": total,
+            "total": min(total, LISTED),
+            "is_bounded": total > LISTED,
             "shown": shown,
             "more": total - len(shown),
         }
@@ -416,7 +482,15 @@ class OutboxMessageAdmin(KeptMessageAdmin):
         "available_at",
         "key_text",
     )
-    list_filter = (ChannelFilter, StandingFilter, "state", EndpointFilter)
+    list_filter = (ChannelFilter, StandingFilter, StateFilter, NewestEndpointFilter)
+    search_help_text = format_lazy(
+        _(
+            "A message id, a correlation id, an ordering key, or the name of a message "
+            "or an endpoint; each whole. Names are looked for among the newest {count} "
+            "messages."
+        ),
+        count=f"{SEARCHED:,}",
+    )
     actions = ("delete_selected",)
     readonly_fields = ("payload_text", "headers_text", "key_text", "subject_text")
     fieldsets = (
@@ -450,6 +524,10 @@ class OutboxMessageAdmin(KeptMessageAdmin):
             },
         ),
     )
+
+    def _are_searched(self, rows: QuerySet[Any]) -> Q:
+        """Return the condition of the rows that are searched by name."""
+        return _is_newest(rows)
 
     def get_urls(self) -> list[URLPattern]:
         """Add the page of channels, and the timelines."""

@@ -30,7 +30,8 @@ class StoredMessage(models.Model):
     version = models.PositiveSmallIntegerField(_("version"), default=1)
     payload = models.BinaryField(_("payload"))
     headers = models.BinaryField(_("headers"))
-    message_id = models.UUIDField(_("message id"))
+    # What the log names; ids grow with time, so that an index grows at its end.
+    message_id = models.UUIDField(_("message id"), db_index=True)
     correlation_id = models.UUIDField(_("correlation id"), db_index=True)
     causation_id = models.UUIDField(_("causation id"), null=True)
     sent_at = models.DateTimeField(_("sent at"))
@@ -133,6 +134,10 @@ class DeadLetter(StoredMessage):
         )
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["channel", "failed_at"], name="cqrs_dead_channel"),
+            # What is asked for in the admin, the newest first.
+            models.Index(fields=["endpoint", "id"], name="cqrs_dead_endpoint"),
+            models.Index(fields=["name", "id"], name="cqrs_dead_name"),
+            models.Index(fields=["reason", "id"], name="cqrs_dead_reason"),
             models.Index(
                 fields=["ordering_key", "endpoint", "sequence"],
                 condition=models.Q(ordering_key__isnull=False),

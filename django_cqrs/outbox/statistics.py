@@ -29,6 +29,9 @@ WINDOWS: Final[Mapping[str, timedelta]] = {
 LOOKED: Final = 1_000
 """Among how many messages the oldest is looked for where counting stops."""
 
+HELD: Final = State.CLAIMED, State.ABANDONED, State.FORWARDED
+"""The states of messages that somebody has, or had."""
+
 WAITING_SINCE: Final = Coalesce("available_at", "sent_at")
 """Since when a message could be handled: its sending, or the end of its delay."""
 
@@ -44,7 +47,8 @@ def is_pending(now: datetime) -> Q:
 
     What is due and still marked as delayed is among them: no worker has been there.
     """
-    return ~Q(state=State.PARKED) & ~is_delayed(now)
+    is_due = Q(state=State.DELAYED, available_at__lte=now)
+    return Q(state__in=(State.READY, *HELD)) | is_due
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +95,7 @@ def statistics_of(
     now = timezone.now()
     chosen = tuple(dict.fromkeys(_outboxes() if channels is None else channels))
     if channels is None:
-        others = set(_kept_channels(using)).difference(chosen)
+        others = set(kept_channels(using)).difference(chosen)
         chosen += tuple(sorted(others))
     counted = _counted(using, chosen, now, at_most)
     done = _done(Throughput.objects.using(using), now)
@@ -111,8 +115,8 @@ def _outboxes() -> Iterator[str]:
                 yield alias
 
 
-def _kept_channels(using: str) -> Iterator[str]:
-    """Yield the channels of all rows, each by one look into an index."""
+def kept_channels(using: str) -> Iterator[str]:
+    """Yield the channels that rows speak of, each by one look into an index."""
     connection = connections[using]
     walks: list[str] = []
     columns: list[str] = []
@@ -179,7 +183,7 @@ def _ranges(channel: str, now: datetime, at_most: int | None) -> Iterator[_Range
     rows = OutboxMessage.objects.filter(channel=channel).order_by()
     aged = rows.annotate(since=WAITING_SINCE).values_list("since")
     ready = aged.filter(state=State.READY)
-    held = aged.filter(state__in=(State.CLAIMED, State.ABANDONED, State.FORWARDED))
+    held = aged.filter(state__in=HELD)
     delayed = rows.filter(state=State.DELAYED)
     due = aged.filter(state=State.DELAYED, available_at__lte=now)
     if at_most is None:

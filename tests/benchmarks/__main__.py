@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DEFAULT_POSTGRES_URL = "postgres://postgres@127.0.0.1:5432/postgres"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 DEFAULT_RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672//"
-PARTS = ("buses", "transactions", "model", "outbox", "engines")
+PARTS = ("buses", "transactions", "model", "outbox", "desk", "engines")
 
 
 def parsed() -> argparse.Namespace:
@@ -117,7 +117,7 @@ def on_postgres(
     parts: Sequence[str],
 ) -> None:
     """Measure what waits for the disk of a server."""
-    from tests.benchmarks import engines, modelling, outbox, transactions
+    from tests.benchmarks import desk, engines, modelling, outbox, transactions
 
     if "transactions" in parts:
         rows += transactions.insert_of_one_row(
@@ -136,6 +136,10 @@ def on_postgres(
             python=options.workers,
             redis=options.redis,
         )
+        rows += more
+        notes += said
+    if "desk" in parts:
+        more, said = desk.run("postgres", quick=options.quick)
         rows += more
         notes += said
     if "engines" in parts:

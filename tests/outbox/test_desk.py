@@ -421,6 +421,80 @@ def test_c05_2_desk_is_filtered_and_searched(admin_client, query, found):
     assert {row.pk for row in shown} == {rows[place].pk for place in found}
 
 
+def test_c05_2_desk_asks_about_more_than_its_lists_have(admin_client, monkeypatch):
+    """The page that asks counts no further than a list, and says so; all are meant."""
+    monkeypatch.setattr(desk, "LISTED", 5)
+    letters = kept(DeadLetter, 6)
+
+    def asked(action):
+        return act(
+            admin_client,
+            LETTERS,
+            action,
+            *letters[:1],
+            confirmed=False,
+            everything=True,
+        )
+
+    with CaptureQueriesContext(connection) as queries:
+        text = asked("replay_selected").content.decode()
+    DeadLetter.objects.filter(pk=letters[0].pk).delete()
+
+    assert "5 messages or more" in text
+    counts = [each["sql"] for each in queries if "COUNT(" in each["sql"]]
+    assert counts
+    assert all("LIMIT 6" in sql for sql in counts)
+    assert "5 messages</h2>" in asked("delete_selected").content.decode()
+    act(admin_client, LETTERS, "replay_selected", letters[1], everything=True)
+    assert OutboxMessage.objects.count() == 5
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("state__exact=2", [1]),
+        ("state__exact=4", [2]),
+        ("state__exact=9", [0, 1, 2, 3, 4, 5, 6]),
+        ("channel=mail", [3]),
+        ("channel=mail&state__exact=0", [3]),
+        ("endpoint=desk.scan", [6]),
+        ("endpoint=desk.scan&state__exact=0", [6]),
+        ("q=desk.Shred", [6]),
+        ("q=desk.scan", [6]),
+        ("q=customer-7", [4]),
+        ("q=3f0e6f0c-8f9d-4a39-9d6b-0d4a6d2f7a11", [5]),
+    ],
+)
+def test_c05_2_desk_messages_are_filtered_and_searched(
+    admin_client, monkeypatch, query, found
+):
+    """By state in all channels; by name and endpoint among the newest alone."""
+    monkeypatch.setattr(desk, "SEARCHED", 2)
+    named = {"endpoint": "desk.scan", "name": "desk.Shred"}
+    identity = "3f0e6f0c-8f9d-4a39-9d6b-0d4a6d2f7a11"
+    rows = [
+        *kept(OutboxMessage, **named),
+        *kept(OutboxMessage, state=State.CLAIMED),
+        *kept(OutboxMessage, state=State.PARKED),
+        *kept(OutboxMessage, channel="mail"),
+        *kept(OutboxMessage, ordering_key="customer-7"),
+        *kept(OutboxMessage, message_id=identity),
+        *kept(OutboxMessage, **named),
+    ]
+
+    shown = admin_client.get(f"{MESSAGES}?{query}").context["cl"].result_list
+
+    assert {row.pk for row in shown} == {rows[place].pk for place in found}
+
+
+def test_c05_2_desk_says_how_far_it_searches(admin_client):
+    """Of messages the newest are searched by name; of dead letters all."""
+    text = admin_client.get(MESSAGES).content.decode()
+    assert "Names are looked for among the newest 100,000 messages." in text
+    assert "endpoint (of the newest 100,000)" in text
+    assert "newest" not in admin_client.get(LETTERS).content.decode()
+
+
 def test_c05_2_desk_shows_the_traceback_as_text(admin_client):
     """What an exception says is text, not markup."""
     (letter,) = kept(

@@ -42,7 +42,10 @@ class Migration(migrations.Migration):
                 ),
                 ("payload", models.BinaryField(verbose_name="payload")),
                 ("headers", models.BinaryField(verbose_name="headers")),
-                ("message_id", models.UUIDField(verbose_name="message id")),
+                (
+                    "message_id",
+                    models.UUIDField(db_index=True, verbose_name="message id"),
+                ),
                 (
                     "correlation_id",
                     models.UUIDField(db_index=True, verbose_name="correlation id"),
@@ -111,6 +114,9 @@ class Migration(migrations.Migration):
                     models.Index(
                         fields=["channel", "failed_at"], name="cqrs_dead_channel"
                     ),
+                    models.Index(fields=["endpoint", "id"], name="cqrs_dead_endpoint"),
+                    models.Index(fields=["name", "id"], name="cqrs_dead_name"),
+                    models.Index(fields=["reason", "id"], name="cqrs_dead_reason"),
                     models.Index(
                         condition=models.Q(("ordering_key__isnull", False)),
                         fields=["ordering_key", "endpoint", "sequence"],
@@ -284,7 +290,10 @@ class Migration(migrations.Migration):
                 ),
                 ("payload", models.BinaryField(verbose_name="payload")),
                 ("headers", models.BinaryField(verbose_name="headers")),
-                ("message_id", models.UUIDField(verbose_name="message id")),
+                (
+                    "message_id",
+                    models.UUIDField(db_index=True, verbose_name="message id"),
+                ),
                 (
                     "correlation_id",
                     models.UUIDField(db_index=True, verbose_name="correlation id"),
