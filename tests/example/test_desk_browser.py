@@ -219,15 +219,16 @@ def test_c05_2_pictures_of_the_desk(operator, tmp_path):
     folder = Path(os.environ.get("CQRS_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
     address = letter_of(operator)
-    for name, url, scheme in (
-        ("channels", operator.address + CHANNELS, "light"),
-        ("letters", operator.address + LETTERS, "dark"),
-        ("letter", address, "light"),
-        ("edit", address.replace("/change/", "/edit/"), "light"),
+    for name, url, scheme, height in (
+        ("channels", operator.address + CHANNELS, "light", 400),
+        ("letters", operator.address + LETTERS, "dark", 660),
+        ("letter", address, "light", 1500),
+        ("edit", address.replace("/change/", "/edit/"), "light", 760),
     ):
         operator.prefer(scheme)
+        operator.screen(DESK, height)
         operator.chrome.get(url)
-        operator.picture(folder / f"desk-{name}.png", DESK)
+        operator.chrome.save_screenshot(str(folder / f"desk-{name}.png"))
 
     for picture in folder.glob("desk-*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
