@@ -41,7 +41,7 @@ from django_cqrs.outbox.statistics import (
     kept_channels,
     statistics_of,
 )
-from django_cqrs.outbox.store import discard, replay
+from django_cqrs.outbox.store import discard, put_back
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
@@ -668,7 +668,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
     def _replay_batch(
         self, request: HttpRequest, batch: list[DeadLetter], using: str
     ) -> int:
-        replayed = [each for each in batch if replay([each], using=using)]
+        replayed = put_back(batch, using=using)
         self._log(request, replayed, CHANGE, gettext("Replayed."))
         return len(replayed)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from django.db import connections, transaction
@@ -18,7 +19,13 @@ from django.utils import timezone
 from django_cqrs.channels import Envelope
 from django_cqrs.exceptions import CQRSError
 from django_cqrs.outbox.batches import SIZE
-from django_cqrs.outbox.models import DeadLetter, OutboxMessage, Reason, State
+from django_cqrs.outbox.models import (
+    DeadLetter,
+    OutboxMessage,
+    Reason,
+    State,
+    StoredMessage,
+)
 from django_cqrs.outbox.times import as_sent, as_stored
 
 CLAIMED_COLUMNS = (
@@ -47,6 +54,8 @@ Group = tuple[str, str]
 
 # How many rows are looked at for what to claim in order, and groups asked after.
 LOOK: Final = 100
+# How many dead letters are put back in one transaction.
+REPLAYED: Final = 500
 # How long a claim waits for another's to be made, in seconds.
 PATIENCE: Final = 0.1
 
@@ -993,6 +1002,7 @@ def replay(
     letters: Iterable[DeadLetter],
     *,
     using: str,
+    size: int = REPLAYED,
 ) -> int:
     """
     Put dead letters back into the outbox, each for its own endpoint alone.
@@ -1000,35 +1010,57 @@ def replay(
     Args:
         letters: of the database `using`.
         using: its alias.
+        size: how many are put back in one transaction.
 
     Returns:
         How many were put back. Their attempts are counted from zero again.
 
     """
-    count = 0
-    for letter in letters:
-        with transaction.atomic(using=using):
-            taken, _ = DeadLetter.objects.using(using).filter(pk=letter.pk).delete()
-            if not taken:  # somebody else has replayed or deleted it
-                continue
-            OutboxMessage.objects.using(using).create(
-                **{
-                    field.attname: getattr(letter, field.attname)
-                    for field in DeadLetter._meta.concrete_fields
-                    if field.attname in _SHARED
-                },
-                attempts=0,
-                state=State.READY,
-                available_at=timezone.now(),  # it begins to wait anew
-            )
-            count += 1
+    count, rest = 0, iter(letters)
+    while batch := list(islice(rest, size)):
+        count += len(put_back(batch, using=using))
     return count
 
 
-_SHARED = frozenset(
+def put_back(letters: Iterable[DeadLetter], *, using: str) -> list[DeadLetter]:
+    """
+    Put dead letters back, all of them in one transaction and by three statements.
+
+    Args:
+        letters: of the database `using`; not many.
+        using: its alias.
+
+    Returns:
+        Those that were there: others, somebody else has replayed or deleted.
+
+    """
+    wanted = {letter.pk: letter for letter in letters}
+    kept = DeadLetter.objects.using(using).filter(pk__in=wanted)
+    with transaction.atomic(using=using):
+        there: QuerySet[Any] = kept.order_by("pk")
+        if connections[using].features.has_select_for_update:
+            there = there.select_for_update()
+        keys = set(there.values_list("pk", flat=True))
+        if not keys:
+            return []
+        found = [letter for pk, letter in wanted.items() if pk in keys]
+        now = timezone.now()  # they begin to wait anew
+        OutboxMessage.objects.using(using).bulk_create(
+            OutboxMessage(
+                **{name: getattr(letter, name) for name in _SHARED},
+                state=State.READY,
+                available_at=now,
+            )
+            for letter in found
+        )
+        kept.filter(pk__in=keys)._raw_delete(using)
+    return found
+
+
+_SHARED = tuple(
     field.attname
-    for field in OutboxMessage._meta.concrete_fields
-    if field.attname not in ("id", "attempts", "state")
+    for field in StoredMessage._meta.fields
+    if field.attname not in ("id", "attempts")
 )
 
 
