@@ -195,7 +195,7 @@ def _summary(rows: list[Placed], happenings: list[Happening]) -> str:
     failed = sum(each.standing is Standing.BAD for each in happenings) - dead
     counts = [
         ngettext("%d message", "%d messages", known) % known,
-        ngettext("%d waits", "%d wait", waits) % waits,
+        gettext("%d waiting") % waits,
         ngettext("%d failed attempt", "%d failed attempts", failed) % failed,
         ngettext("%d dead letter", "%d dead letters", dead) % dead,
     ]
@@ -289,7 +289,7 @@ def _attempts(happening: Happening) -> str:
         return gettext("attempt %d") % count if count > 1 else ""
     if not count:
         return ""
-    return ngettext("%d attempt so far", "%d attempts so far", count) % count
+    return ngettext("%d attempt", "%d attempts", count) % count
 
 
 def _address(

@@ -15,6 +15,27 @@ if TYPE_CHECKING:
 
 PHONE, DESK = 390, 1280
 
+# What stands behind an element: the first of its ancestors that has a colour.
+CONTRAST = """
+const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+const light = colour => {
+  const [r, g, b] = numbers(colour).map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = element => {
+  for (let each = element; each; each = each.parentElement) {
+    const colour = getComputedStyle(each).backgroundColor;
+    if (numbers(colour)[3] !== 0) return colour;
+  }
+  return 'rgb(255, 255, 255)';
+};
+return [...document.querySelectorAll(arguments[0])].map(element => {
+  const pair = [light(getComputedStyle(element).color), light(behind(element))];
+  return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+});
+"""
+
 
 @dataclass
 class Visitor:

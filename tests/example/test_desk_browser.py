@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.example.browser import DESK, PHONE
+from tests.example.browser import CONTRAST, DESK, PHONE
 
 pytestmark = pytest.mark.browser
 
@@ -60,28 +60,6 @@ def letter_of(operator):
     """Open the newest dead letter that a handler has failed with; return its address."""
     operator.go(f"{LETTERS}?reason__exact=failed")
     return operator.find("#result_list tbody th a").get_attribute("href")
-
-
-# What stands behind an element: the first of its ancestors that has a colour.
-CONTRAST = """
-const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
-const light = colour => {
-  const [r, g, b] = numbers(colour).map(v => v / 255)
-    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-};
-const behind = element => {
-  for (let each = element; each; each = each.parentElement) {
-    const colour = getComputedStyle(each).backgroundColor;
-    if (numbers(colour)[3] !== 0) return colour;
-  }
-  return 'rgb(255, 255, 255)';
-};
-return [...document.querySelectorAll(arguments[0])].map(element => {
-  const pair = [light(getComputedStyle(element).color), light(behind(element))];
-  return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
-});
-"""
 
 
 def test_c05_2_replay_by_keyboard_alone(operator):

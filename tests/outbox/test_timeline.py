@@ -192,7 +192,7 @@ def test_c07_5_timeline_of_a_command(admin_client, registry):
     assert re.match(r"timeline.open command \d\d:\d\d:\d\d\.\d{3} handled", command)
     assert "handled timeline.ask" in event
     assert re.search(
-        r"delayed timeline.mail due 2030-01-01 00:00:00.000, 2 attempts so far, "
+        r"delayed timeline.mail due 2030-01-01 00:00:00.000, 2 attempts, "
         r"channel outbox Message \d+",
         event,
     )
@@ -237,7 +237,7 @@ def test_c07_5_timeline_says_how_much_there_is(admin_client, registry):
 
     page = admin_client.get(f"{PAGE}{correlation()}/").content.decode()
 
-    assert "3 messages, 0 wait, 1 failed attempt, 1 dead letter" in page
+    assert "3 messages, 0 waiting, 1 failed attempt, 1 dead letter" in page
 
 
 def test_c07_5_timeline_of_each_attempt(admin_client):
