@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -14,6 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.buses import registry
 from django_cqrs.documents.models import Document
+from django_cqrs.documents.showing import text_of
 from django_cqrs.documents.storage import subject_of
 
 if TYPE_CHECKING:
@@ -70,9 +70,8 @@ class DocumentAdmin(DocumentAdminBase):
 
     @admin.display(description=_("content"))
     def pretty(self, document: Document) -> str:
-        """Return the content, one value a line."""
-        text = json.dumps(document.content, indent=2, ensure_ascii=False)
-        return format_html("<pre>{}</pre>", text)
+        """Return the content, one value a line, without what is sensitive."""
+        return format_html("<pre>{}</pre>", text_of(document))
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Tell that nobody may: an object is made by its class."""

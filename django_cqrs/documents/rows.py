@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import cached_property
+from types import GenericAlias
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
@@ -13,6 +15,7 @@ from django.db import IntegrityError, connections, router
 from django.utils import timezone
 
 from django_cqrs.conversion import name_of_type
+from django_cqrs.documents.names import stored_name_of
 from django_cqrs.documents.shapes import Mark, Shape, mark_of, put_mark, shape_of
 from django_cqrs.exceptions import ConcurrencyError, InvalidIdentifier
 from django_cqrs.messages import MessageName
@@ -54,6 +57,45 @@ def key_of(*values: Any) -> str:
         )
         raise InvalidIdentifier(msg)
     return key
+
+
+_classes: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
+_others: list[tuple[Any, str]] = []
+
+
+def remember(target: Any, collection: str = "") -> None:
+    """
+    Note what is kept as documents, for who is shown them.
+
+    Args:
+        target: the type.
+        collection: its name, by default that of the class. It is not asked for now: the
+            apps may not be loaded yet.
+
+    """
+    if isinstance(target, type) and not isinstance(target, GenericAlias):
+        _classes.setdefault(target, set()).add(collection)
+    elif (target, collection) not in _others:
+        _others.append((target, collection))
+
+
+def rows_called(collection: str) -> list[Rows]:
+    """Return what is known of a collection: nothing, or a type, or even several."""
+    pairs = [(cls, each) for cls, names in list(_classes.items()) for each in names]
+    found = []
+    for target, given in (*pairs, *_others):
+        name = name_of_collection(target, given)
+        if name is not None and collection in (name.name, *name.aliases):
+            found.append(Rows(target, name))
+    return found
+
+
+def name_of_collection(target: Any, collection: str) -> MessageName | None:
+    """Return a collection's name, as it is given or that of the class, if any."""
+    own = stored_name_of(target)
+    if collection:
+        return MessageName(collection, own.version if own else 1)
+    return own
 
 
 class Rows:

@@ -34,6 +34,7 @@ from django_cqrs.conversion import (
     to_stored_json,
 )
 from django_cqrs.exceptions import FieldError, MessageConversionError
+from django_cqrs.masking import Masking
 from django_cqrs.messages import MessageName
 
 
@@ -81,9 +82,26 @@ class Shape(ABC):
         """What converts it, or its state."""
         return self.make_adapter()
 
-    @abstractmethod
     def make_adapter(self) -> Adapter:
         """Return what converts it, or its state."""
+        return adapter_of(self.json_type)
+
+    @cached_property
+    def masking(self) -> Masking:
+        """What of its JSON operators do not see."""
+        try:
+            return Masking(self.json_type)
+        except (NameError, TypeError):  # as a check says
+            return Masking(self.target)
+
+    @cached_property
+    def json_type(self) -> Any:
+        """What is converted: the type itself, or what has its state."""
+        return self.make_json_type()
+
+    @abstractmethod
+    def make_json_type(self) -> Any:
+        """Return what is converted."""
 
     def dump(self, value: Any) -> Any:
         """
@@ -149,9 +167,9 @@ _NULL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 class ValueShape(Shape):
     """What pydantic reads and writes as a whole."""
 
-    def make_adapter(self) -> Adapter:
-        """Return the one of the type itself."""
-        return adapter_of(self.target)
+    def make_json_type(self) -> Any:
+        """Return the type itself."""
+        return self.target
 
 
 class ModelShape(ValueShape):
@@ -223,8 +241,8 @@ class ObjectShape(Shape):
                 found[name] = None
         return found
 
-    def make_adapter(self) -> Adapter:
-        """Return the one of a dict with the attributes' names."""
+    def make_json_type(self) -> Any:
+        """Return a dict with the attributes' names."""
         import typing_extensions
 
         make: Any = typing_extensions.TypedDict  # one that is not written out
@@ -234,7 +252,11 @@ class ObjectShape(Shape):
             else hint
             for name, hint in self.attributes().items()
         }
-        return Adapter(make(self.target.__name__, fields))
+        return make(self.target.__name__, fields)
+
+    def make_adapter(self) -> Adapter:
+        """Return the one of that dict, which is kept here alone."""
+        return Adapter(self.json_type)
 
     def state_of(self, value: Any) -> Any:
         """

@@ -17,7 +17,7 @@ from django.db import models
 from django_cqrs.buses import Registry
 from django_cqrs.conversion import adapter_of, bare_type, name_of_type
 from django_cqrs.documents.names import fault_in_name, stored_name_of
-from django_cqrs.documents.rows import Rows, Taken, key_of
+from django_cqrs.documents.rows import Rows, Taken, key_of, remember
 from django_cqrs.documents.shapes import Mark, mark_of, put_mark
 from django_cqrs.exceptions import (
     AggregateAlreadyExists,
@@ -38,6 +38,11 @@ _KEYS = (str, int, UUID, Decimal, datetime, date)
 
 class DocumentStorage(Storage[Any]):
     """Keeps the objects of a dataclass, a pydantic model or a plain class."""
+
+    def __init__(self, cls: type[Any], options: Options) -> None:
+        """Take a class and what its decorator says."""
+        super().__init__(cls, options)
+        remember(cls)
 
     @cached_property
     def rows(self) -> Rows:

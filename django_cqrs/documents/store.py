@@ -11,14 +11,13 @@ from django.db.models import F
 from django.db.transaction import atomic
 
 from django_cqrs.conversion import name_of_type
-from django_cqrs.documents.names import fault_in_name, stored_name_of
-from django_cqrs.documents.rows import Rows, Taken, key_of
+from django_cqrs.documents.names import fault_in_name
+from django_cqrs.documents.rows import Rows, Taken, key_of, name_of_collection, remember
 from django_cqrs.exceptions import (
     DocumentAlreadyExists,
     DocumentNotFound,
     InvalidOption,
 )
-from django_cqrs.messages import MessageName
 from django_cqrs.parameters import Constant, Services, register_filler, sole_type
 
 T = TypeVar("T")
@@ -52,13 +51,13 @@ class DocumentStore(Generic[T]):
         self._type = type_
         self._collection = collection
         self._using = using
+        remember(type_, collection)
 
     @cached_property
     def _rows(self) -> Rows:
-        own = stored_name_of(self._type)
-        if self._collection:
-            version = own.version if own else 1
-            return Rows(self._type, MessageName(self._collection, version))
+        own = name_of_collection(self._type, self._collection)
+        if self._collection and own is not None:
+            return Rows(self._type, own)
         fault = fault_in_name(self._type) if isinstance(self._type, type) else ""
         if own is None or fault:
             fault = fault or "it is no class"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import pydantic
 import pytest
 from django.test.utils import modify_settings
 
-from django_cqrs.documents import DocumentStore
+from django_cqrs import Sensitive
+from django_cqrs.documents import DocumentStore, document
 from django_cqrs.documents.models import Document
+from django_cqrs.masking import MASK
 
 pytestmark = pytest.mark.django_db
 
@@ -25,3 +32,82 @@ def test_the_content_is_shown_and_nothing_is_changed(rf):
     assert not admin.has_add_permission(rf.get("/"))
     assert not admin.has_change_permission(rf.get("/"))
     assert admin.check() == []
+
+
+Secret = Annotated[str, Sensitive()]
+
+
+@document("desk.patient", version=2)
+@dataclass
+class Patient:
+    name: str
+    diagnosis: Secret
+    _notes: list[Secret] = field(default_factory=list)
+
+
+class Settings(pydantic.BaseModel):
+    theme: str
+    token: Secret
+
+
+def shown(document):
+    from django_cqrs.documents.showing import text_of
+
+    return json.loads(text_of(document))
+
+
+@pytest.mark.parametrize(
+    ("kind", "collection", "value", "expected"),
+    [
+        (
+            Patient,
+            "",
+            Patient("Greta", "flu", ["cough"]),
+            {"name": "Greta", "diagnosis": MASK, "_notes": [MASK]},
+        ),
+        (
+            Settings,
+            "desk.settings",
+            Settings(theme="dark", token="t"),
+            {"theme": "dark", "token": MASK},
+        ),
+        (
+            dict[str, Settings],
+            "desk.all_settings",
+            {"a": Settings(theme="dark", token="t")},
+            {"a": {"theme": "dark", "token": MASK}},
+        ),
+    ],
+    ids=["object", "model", "annotation"],
+)
+def test_c05_2_sensitive_fields_of_documents_are_masked(
+    kind, collection, value, expected
+):
+    """Of objects, models and other values; what is stored has them."""
+    DocumentStore(kind, collection=collection).add("a", value)
+    document = Document.objects.get()
+
+    assert shown(document) == expected
+    assert MASK not in json.dumps(document.content)
+
+
+def test_c05_2_documents_of_another_version_are_masked():
+    """What the class does not have in this place today may have been sensitive."""
+    DocumentStore(Patient)
+    older = Document(
+        collection="desk.patient",
+        shape=1,
+        content={"name": "Greta", "illness": "flu"},
+    )
+
+    assert shown(older) == {"name": "Greta", "illness": MASK}
+
+
+def test_c05_2_documents_that_nothing_knows_are_not_shown():
+    """Where nothing says what a collection holds, the page says so instead."""
+    from django_cqrs.documents.showing import text_of
+
+    text = text_of(Document(collection="desk.unheard", content={"a": "secret"}))
+
+    assert "secret" not in text
+    assert text.startswith("(not shown)")
