@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -76,6 +76,8 @@ class Claimed:
     ordering_key: str | None
     is_counted: bool = False
     """Whether this attempt was counted already, when it was claimed."""
+    is_given_up: bool = False
+    """Whether it has killed as many workers as it may, and is not to be tried."""
     group: Group | None = None
     """What its order is kept in: its endpoint, under its present name, and its key."""
 
@@ -131,16 +133,30 @@ class Store:
         return [self._claimed(row) for row in self._next(channel, taking, limit)]
 
     def claim_abandoned(
-        self, channel: str, *, owner: str, lease: timedelta
+        self,
+        channel: str,
+        *,
+        owner: str,
+        lease: timedelta,
+        allowed: Callable[[str], int] | None = None,
     ) -> list[Claimed]:
         """
         Claim one message of a worker that has died, counting the attempt at once.
 
         Should it be what killed that worker, it is seen to do so again.
+
+        Args:
+            channel: the alias.
+            owner: a name that no other claim has.
+            lease: how long nobody else may have it.
+            allowed: how many attempts an endpoint has, by its name. One that has had
+                them is claimed to be given up, and that counts for none.
+
         """
-        taking = _Taking(State.ABANDONED, owner, lease)
-        found = self._next(channel, taking, 1)
-        return [self._claimed(row, counted=True) for row in found]
+        taking = _Taking(State.ABANDONED, owner, lease, allowed=allowed)
+        return [
+            self._claimed_alone(row, taking) for row in self._next(channel, taking, 1)
+        ]
 
     def _next(self, channel: str, taking: _Taking, limit: int) -> list[tuple[Any, ...]]:
         """Take what is next in a channel; where keys are there, in their order."""
@@ -455,9 +471,15 @@ class Store:
             for pair in self._pairs_of(found)
         ]
 
-    def _claimed(self, row: tuple[Any, ...], *, counted: bool = False) -> Claimed:
-        group = self._group_of(row[_ENDPOINT], row[-1])
-        return _claimed(row, group, counted=counted)
+    def _claimed(self, row: tuple[Any, ...]) -> Claimed:
+        return _claimed(row, self._group_of(row[_ENDPOINT], row[-1]))
+
+    def _claimed_alone(self, row: tuple[Any, ...], taking: _Taking) -> Claimed:
+        claimed = self._claimed(row)
+        if not taking.is_tried(row):
+            return dataclasses.replace(claimed, is_given_up=True)
+        attempts = claimed.attempts + 1
+        return dataclasses.replace(claimed, attempts=attempts, is_counted=True)
 
     def _take(
         self,
@@ -469,7 +491,7 @@ class Store:
         """
         Put an owner's name on rows that are still in a state; return those.
 
-        What is abandoned is counted when it is claimed: see :meth:`claim_abandoned`.
+        What is abandoned is claimed alone, and counted: see :meth:`claim_abandoned`.
         """
         keys = [row[0] for row in found]
         state, owner, becomes = taking.state, taking.owner, taking.becomes
@@ -487,7 +509,8 @@ class Store:
             f"AND {quote('id')} IN ({', '.join(['%s'] * len(keys))})"
         )
         until = connection.ops.adapt_datetimefield_value(timezone.now() + taking.lease)
-        counts = int(state is State.ABANDONED and becomes is State.CLAIMED)
+        is_alone = state is State.ABANDONED and becomes is State.CLAIMED
+        counts = int(is_alone and taking.is_tried(found[0]))
         values = [becomes.value, owner, until, counts, *states, *keys]
         with connection.cursor() as cursor:
             cursor.execute(statement, values)
@@ -702,14 +725,21 @@ class Store:
         return firsts
 
     def claim_forwarded_abandoned(
-        self, keys: Sequence[int], *, owner: str, lease: timedelta
+        self,
+        keys: Sequence[int],
+        *,
+        owner: str,
+        lease: timedelta,
+        allowed: Callable[[str], int] | None = None,
     ) -> list[Claimed]:
-        """Claim one message that was forwarded by itself, counting the attempt."""
+        """Claim one message that was forwarded by itself, as `claim_abandoned` does."""
         rows = self.rows().filter(
             pk__in=keys, state=State.ABANDONED, lease_expires_at__isnull=False
         )
-        found = self._these(rows, _Taking(State.ABANDONED, owner, lease), 1)
-        return [self._claimed(row, counted=True) for row in found]
+        taking = _Taking(State.ABANDONED, owner, lease, allowed=allowed)
+        return [
+            self._claimed_alone(row, taking) for row in self._these(rows, taking, 1)
+        ]
 
     def _in_turn(self, rows: QuerySet[OutboxMessage]) -> QuerySet[OutboxMessage]:
         rows = rows.order_by("-priority", "sequence")
@@ -828,6 +858,11 @@ class _Taking(NamedTuple):
     lease: timedelta
     becomes: State = State.CLAIMED
     columns: tuple[str, ...] = CLAIMED_COLUMNS
+    allowed: Callable[[str], int] | None = None
+
+    def is_tried(self, row: tuple[Any, ...]) -> bool:
+        """Tell whether an abandoned message has an attempt left."""
+        return self.allowed is None or row[_ATTEMPTS] < self.allowed(row[_ENDPOINT])
 
 
 class _Pair(NamedTuple):
@@ -993,6 +1028,7 @@ _holding = f"{State.CLAIMED.value}, {State.FORWARDED.value}"
 _others = f"{_holding}, {State.ABANDONED.value}, {State.PARKED.value}"
 _PLACE_COLUMNS = "id", "endpoint", "ordering_key"
 _ENDPOINT = CLAIMED_COLUMNS.index("endpoint")
+_ATTEMPTS = CLAIMED_COLUMNS.index("attempts")
 # How often a claim in order looks again, after it has set aside all that it saw.
 _ROUNDS = 20
 _ADVISORY_LOCK = int.from_bytes(b"cqrs-key", "big") >> 1
@@ -1098,7 +1134,7 @@ def discard(
             return count
 
 
-def _claimed(row: tuple[Any, ...], group: Group | None, *, counted: bool) -> Claimed:
+def _claimed(row: tuple[Any, ...], group: Group | None) -> Claimed:
     values = dict(zip(CLAIMED_COLUMNS, row, strict=True))
     envelope = Envelope(
         endpoint=values["endpoint"],
@@ -1119,9 +1155,8 @@ def _claimed(row: tuple[Any, ...], group: Group | None, *, counted: bool) -> Cla
     return Claimed(
         values["id"],
         envelope,
-        values["attempts"] + counted,
+        values["attempts"],
         values["channel"],
         values["ordering_key"],
-        counted,
-        group,
+        group=group,
     )

@@ -336,7 +336,9 @@ class Worker:
 
     def _run_abandoned(self, channel: str) -> int:
         owner = self._next_owner()
-        claimed = self.store.claim_abandoned(channel, owner=owner, lease=self.lease)
+        claimed = self.store.claim_abandoned(
+            channel, owner=owner, lease=self.lease, allowed=self._attempts_of
+        )
         self._handle_claim(owner, claimed)
         self._seeks_abandoned |= bool(claimed)
         return len(claimed)
@@ -372,7 +374,7 @@ class Worker:
             while not self._is_over():
                 owner = self._next_owner()
                 claimed = self.store.claim_forwarded_abandoned(
-                    keys, owner=owner, lease=self.lease
+                    keys, owner=owner, lease=self.lease, allowed=self._attempts_of
                 )
                 if not claimed:
                     break
@@ -541,7 +543,7 @@ class Worker:
             TransactionLost: what failed has undone the whole transaction.
 
         """
-        if claimed.is_counted and claimed.attempts > self._retry_of(claimed).attempts:
+        if claimed.is_given_up:
             return self._failure(claimed, _Poison(), Reason.POISON)
         is_read = False
         note = self._note_of(claimed)
@@ -668,9 +670,13 @@ class Worker:
             self._ended.add(claimed.group)
             self.store.give_back_key(owner, claimed.group)
 
-    def _retry_of(self, claimed: Claimed) -> Retry:
+    def _attempts_of(self, name: str) -> int:
+        return self._retry_of(name).attempts
+
+    def _retry_of(self, name: str) -> Retry:
+        """Return the policy of the endpoint of a name."""
         try:
-            endpoint = self.registry.routes.endpoint_named(claimed.envelope.endpoint)
+            endpoint = self.registry.routes.endpoint_named(name)
         except CQRSError:  # then there is no policy to ask
             return DEFAULT_RETRY
         return endpoint.policies.retry or DEFAULT_RETRY
@@ -680,10 +686,10 @@ class Worker:
     def _failure(
         self, claimed: Claimed, error: BaseException, reason: Reason = Reason.FAILED
     ) -> _Failure:
-        retry = self._retry_of(claimed)
+        retry = self._retry_of(claimed.envelope.endpoint)
         attempts = claimed.attempts + (not claimed.is_counted)
         if reason is Reason.POISON:
-            attempts = claimed.attempts - 1  # this time it is not even tried
+            attempts = claimed.attempts  # this time it is not even tried
         is_worth = retry.is_worth(error) or isinstance(error, asyncio.CancelledError)
         if reason is not Reason.FAILED:
             outcome = _Outcome.DEAD

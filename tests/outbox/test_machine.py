@@ -363,3 +363,24 @@ def test_nothing_early_nothing_lost_effects_once():
             phases=PHASES,
         ),
     )
+
+
+def test_a_crash_while_burying():
+    """What Hypothesis found once: a worker dies of giving up a message, each time."""
+    machine = Outbox()
+    poison = {"how": "good", "delay": 0, "expires": None, "priority": 0}
+    poison["is_undone"] = False
+    try:
+        machine.send([poison], is_committed=True, is_nested=False)
+        for crashes in range(9):
+            machine.crash_before_the_settle(1)
+            machine.what_is_claimed_has_an_owner_and_nothing_else_has()
+            machine.every_message_is_in_one_place()
+            (row,) = OutboxMessage.objects.all()
+            assert row.attempts == min(crashes, POLICY.attempts)
+            machine.clock_jumps(31)
+        machine.poll(1)
+        (letter,) = DeadLetter.objects.all()
+        assert (letter.reason, letter.attempts) == (Reason.POISON, POLICY.attempts)
+    finally:
+        machine.teardown()

@@ -848,6 +848,45 @@ def test_c04_1_attempts_are_counted_over_crashes():
     assert [letter.attempts for letter in letters()] == [3]
 
 
+def test_c03_3_a_crash_while_burying_counts_for_nothing(monkeypatch):
+    """What has had its attempts is given up, however often that is interrupted."""
+
+    class Crash(BaseException):
+        pass
+
+    def crash(*_args, **_options):
+        raise Crash
+
+    registry = Registry()
+
+    @registry.add
+    @command_handler(name="do", channel="outbox", retry=Retry(attempts=2))
+    def do(command: Work):
+        raise Crash
+
+    def die():
+        worker = worker_of(registry)
+        monkeypatch.setattr(worker, "_give_back", lambda *_: None)
+        with pytest.raises(Crash):
+            worker.run()
+        expire_leases()
+
+    send(registry, 1)
+    for attempts in (0, 1, 2):  # with others, then twice alone
+        die()
+        assert [row.attempts for row in rows()] == [attempts]
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "settle", crash)
+        for _ in range(4):
+            die()
+            assert [(row.state, row.attempts) for row in rows()] == [(State.CLAIMED, 2)]
+
+    assert work(registry).dead == 1
+
+    (letter,) = letters()
+    assert (letter.reason, letter.attempts) == (Reason.POISON, 2)
+
+
 def test_c04_1_without_a_policy():
     """Five attempts, with a delay of about a second before the second."""
     registry = Registry()
