@@ -14,6 +14,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ from django_cqrs.observation import (
     label_of,
 )
 from django_cqrs.outbox.batches import SIZE, delete_in_batches
-from django_cqrs.outbox.desk import redactor_for, shown
+from django_cqrs.outbox.desk import UNSEEN, redactor_for, shown
 from django_cqrs.outbox.models import DeadLetter, JournalEntry, Outcome
 from django_cqrs.outbox.texts import described, path_of
 from django_cqrs.scopes import send
@@ -118,7 +119,7 @@ class Note:
             causation_id=message.causation_id,
             kind=self.kind,
             name=self.name[:255],
-            endpoint=self.endpoint,
+            endpoint=self.endpoint[:255],
             channel=self.channel,
             subject=self.subject,
             outcome=outcome,
@@ -157,7 +158,9 @@ class Note:
 _MASKED: Final = "_cqrs_masked"
 
 
-def failure_of(error: BaseException, redact: Callable[[str], str]) -> dict[str, str]:
+def failure_of(
+    error: BaseException, redactor: Callable[[], Callable[[str], str]]
+) -> dict[str, str]:
     """
     Return what is written down of an exception.
 
@@ -166,11 +169,14 @@ def failure_of(error: BaseException, redact: Callable[[str], str]) -> dict[str, 
 
     Args:
         error: the exception.
-        redact: masks what its text quotes of what is sensitive.
+        redactor: returns what masks, in its text, what is sensitive.
 
     """
     before = getattr(error, _MASKED, None) or described(error)
-    text = redact(before)
+    try:
+        text = redactor()(before)
+    except Exception:  # noqa: BLE001 - of somebody's converter; the error goes its way
+        text = UNSEEN
     if text != before:
         with contextlib.suppress(AttributeError):  # of a class that is frozen
             setattr(error, _MASKED, text)
@@ -191,21 +197,25 @@ def failure_of_stored(
         registry: whose handlers it is for.
 
     """
-    letter = DeadLetter(
-        endpoint=envelope.endpoint,
-        name=envelope.name,
-        version=envelope.version,
-        payload=envelope.payload,
-        headers=envelope.headers,
-        reason=reason,
-    )
-    seen = shown(letter, registry)
 
-    def redact(text: str) -> str:
-        letter.error = text
-        return seen.error_of(letter)
+    def redactor() -> Callable[[str], str]:
+        letter = DeadLetter(
+            endpoint=envelope.endpoint,
+            name=envelope.name,
+            version=envelope.version,
+            payload=envelope.payload,
+            headers=envelope.headers,
+            reason=reason,
+        )
+        seen = shown(letter, registry)
 
-    return failure_of(error, redact)
+        def redact(text: str) -> str:
+            letter.error = text
+            return seen.error_of(letter)
+
+        return redact
+
+    return failure_of(error, redactor)
 
 
 # -------------------------------------------------------------- around the handlers
@@ -232,7 +242,8 @@ def _observe(run: Run, point: JoinPoint, step: Step) -> Run:
             note.end()
             if not note.is_workers:
                 connection = note.connection or _connection_of(message, point)
-                failure = failure_of(error, redactor_for(endpoint, message.payload))
+                redactor = partial(redactor_for, endpoint, message.payload)
+                failure = failure_of(error, redactor)
                 _hold(connection, note.entry_of(message, Outcome.FAILED, **failure))
                 let_out(connection)
             raise
@@ -263,7 +274,8 @@ def _attend(run: Run, point: JoinPoint, alias: str) -> Run:
         note.connection = connection
         note.attempts += 1
         if subject_of is not None:
-            note.subject = subject_of(message)
+            with contextlib.suppress(Exception):  # that is for the handler to say
+                note.subject = subject_of(message)
         result = run(message)
         if note.is_workers or (connection.in_atomic_block and is_broken(connection)):
             return result
@@ -284,8 +296,10 @@ def _connection_of(message: Message, point: JoinPoint) -> BaseDatabaseWrapper:
     if scope is not None:
         connection: BaseDatabaseWrapper = scope.connection
         return connection
-    alias = message.using or point.endpoint.alias or DEFAULT_DB_ALIAS
-    return connections[alias]
+    alias = message.using
+    with contextlib.suppress(Exception):  # a router's
+        alias = alias or point.endpoint.alias
+    return connections[alias or DEFAULT_DB_ALIAS]
 
 
 # ---------------------------------------------------------------- into the database
@@ -297,10 +311,10 @@ class _Table:
     def write(
         self, connection: BaseDatabaseWrapper, entries: Sequence[JournalEntry]
     ) -> None:
-        """Insert entries in one statement, where their database has the table."""
+        """Insert entries in one go, where their database has the table."""
         using = connection.alias
         if router.allow_migrate_model(using, JournalEntry):
-            JournalEntry.objects.using(using).bulk_create(entries)
+            JournalEntry.objects.using(using).bulk_create(entries, batch_size=SIZE)
 
 
 _table: Final = _Table()
@@ -428,6 +442,9 @@ def purge(
 
     """
     if before is None:
-        before = timezone.now() - kept_time()
+        try:
+            before = timezone.now() - kept_time()
+        except OverflowError:  # nothing is as old as that
+            return 0
     old = JournalEntry.objects.using(using).filter(at__lt=before)
     return delete_in_batches(old, by="at", size=size, batches=batches)

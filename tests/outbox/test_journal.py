@@ -36,10 +36,15 @@ from django_cqrs.outbox import journal
 from django_cqrs.outbox.models import JournalEntry, OutboxMessage, Outcome
 from django_cqrs.testing.flow import Flow
 from tests.modelling.messages import OrderPlaced
-from tests.outbox.support import letters, make_due, on_databases, work, worker_of
+from tests.outbox.support import letters, make_due, work, worker_of
 from tests.testapp.models import Note
 
-pytestmark = on_databases
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True, databases=["default"]),
+]
+
+on_both = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
 
 @message("journal.opening")
@@ -361,6 +366,7 @@ def test_c07_5_journal_of_adispatch(registry):
     assert [outcome for _, outcome in said()] == ["handled"] * 4 + ["failed"] * 2
 
 
+@on_both
 def test_c07_5_journal_of_another_database(registry):
     """An entry is where the transaction is, and goes where that goes."""
     registry.command_bus.dispatch(Open(), using="other")
@@ -378,6 +384,7 @@ class Nowhere:
         return not (db == "other" and app_label == "django_cqrs_outbox")
 
 
+@on_both
 def test_c07_5_database_without_the_tables(settings, registry):
     """Where a router says that there are none, nothing is written."""
     settings.DATABASE_ROUTERS = [f"{__name__}.Nowhere"]
@@ -432,6 +439,7 @@ def test_c07_5_journal_of_a_broken_transaction(registry):
     assert said() == [("journal.ask", "failed")]
 
 
+@on_both
 def test_c07_5_journal_of_an_interceptor_outside(registry):
     """What is refused before its transaction begins has failed as well."""
 
@@ -459,6 +467,19 @@ def test_c07_5_journal_of_an_interceptor_that_replaces(registry):
     opened = JournalEntry.objects.get(endpoint="journal.open")
     assert (opened.attempts, opened.outcome) == (1, "handled")
     assert Note.objects.get().text == "LAMP"
+
+
+def test_c07_5_name_that_is_too_long_for_the_table():
+    """It is cut: no handler fails because of what is written about it."""
+    registry = Registry()
+
+    @registry.add
+    @command_handler("journal.long", name="x" * 300)
+    def handle() -> None: ...
+
+    registry.command_bus.dispatch(route="journal.long")
+
+    assert only().endpoint == "x" * 255
 
 
 # ---------------------------------------------------------------- out of a channel
@@ -549,6 +570,7 @@ def test_c07_5_failed_command_inside_a_batch(registry):
     assert sorted(said()) == [("journal.ask", "handled"), ("journal.open", "failed")]
 
 
+@on_both
 @pytest.mark.parametrize("policy", [{"atomic": False}, {"using": "other"}])
 def test_c07_5_handled_outside_the_batch(policy):
     """A message whose handler has a transaction of its own is noted with its row."""
@@ -746,6 +768,20 @@ def test_c07_5_journal_says_nothing_of_what_it_cannot_read():
     assert (only().error, only().exception) == ("(not shown)", f"{__name__}.Refused")
 
 
+def test_c07_5_what_cannot_even_be_masked_is_not_shown(monkeypatch):
+    """And the exception that the handler has raised is the one that goes on."""
+    registry = refusing_cards()
+
+    def break_down(*_arguments):
+        raise KeyError
+
+    monkeypatch.setattr(journal, "redactor_for", break_down)
+    with pytest.raises(Refused):
+        registry.command_bus.dispatch(Charge("4111-2222"))
+
+    assert only().error == "(not shown)"
+
+
 # ----------------------------------------------------------------------- beside others
 
 
@@ -779,13 +815,15 @@ def kept(number, age=timedelta(0)):
     )
 
 
-def test_c07_5_journal_is_purged():
+def test_c07_5_journal_is_purged(settings):
     """Entries that are older than the setting says go, in batches."""
     kept(5, timedelta(days=2))
     kept(1)
 
     assert journal.purge("default", size=2, batches=1) == 2
     assert journal.purge("default", size=2) == 3
+    assert journal.purge("default") == 0
+    settings.DJANGO_CQRS = {**settings.DJANGO_CQRS, "JOURNAL": timedelta.max}
     assert journal.purge("default") == 0
     assert JournalEntry.objects.count() == 1
     assert journal.purge("default", before=timezone.now() + timedelta(1)) == 1
