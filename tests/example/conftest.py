@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import shutil
 import socket
 import subprocess
@@ -25,11 +27,19 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    """The shop that is served, filled with the order book."""
-    shop = Shop(tmp_path_factory.mktemp("served"))
-    shop.manage("migrate", "--verbosity", "0")
-    shop.manage("seed")
-    return shop
+    """The shop that is served, filled with the order book: once for all processes."""
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+    with (common / "seeded.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (common / "seeded").exists():
+            shop = Shop(tmp_path_factory.mktemp("seeding"))
+            shop.manage("migrate", "--verbosity", "0")
+            shop.manage("seed")
+            shop.folder.rename(common / "seeded")
+    folder = tmp_path_factory.mktemp("shops") / "served"
+    return Shop(shutil.copytree(common / "seeded", folder))
 
 
 @pytest.fixture(scope="session")
