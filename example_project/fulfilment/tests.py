@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+from threading import Thread
+from time import sleep
+from typing import TYPE_CHECKING
+from unittest import mock, skipUnless
+
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.test import TestCase
+from django.db import connection, connections
+from django.test import TestCase, TransactionTestCase
 from django.urls import reverse
+from django.utils import timezone
 
+from common.errors import Refused
 from common.testing import open_shop
 from django_cqrs import command_bus, query_bus
+from django_cqrs.channels import channels
 from django_cqrs.outbox.models import OutboxMessage
 from django_cqrs.testing.flow import Flow
 from fulfilment.messages import FulfilmentRow, GetFulfilment
@@ -17,10 +27,14 @@ from orders.errors import OrderIsClosed
 from orders.messages import CancelOrder, OrderedItem, PlaceOrder
 from orders.models import Order, Product
 from orders.status import OrderStatus
+from payments import handlers as payment_handlers
 from payments.api import payments
 from payments.errors import CreditLimitExceeded
 from payments.messages import GetPayment, PayOrder
 from shipping.messages import GetShipment, ShipOrder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TIME = settings.PAYMENT_TIME.total_seconds()
 
@@ -142,3 +156,76 @@ class FulfilmentTests(TestCase):
         assert Order.objects.get().status == OrderStatus.SHIPPED
         with self.assertRaises(OrderIsClosed):
             command_bus.dispatch(CancelOrder(order_id))
+
+
+@skipUnless(connection.vendor == "postgresql", "Only there it is seen who waits.")
+class RivalTests(TransactionTestCase):
+    """Two of those who work on one order come at the same moment."""
+
+    def setUp(self) -> None:
+        open_shop()
+        self.order_id = order_teas(1)
+
+    def pay_beside(self, rival: Callable[[], object]) -> None:
+        """Pay, and have a rival begin when the payment is held; wait for both."""
+        settle = payment_handlers.settle
+        thread = Thread(target=partial(self.run_rival, rival))
+        self.failure: Exception | None = None
+
+        def settle_slowly(*args: object) -> None:
+            if thread.ident is None:
+                thread.start()
+                self.wait_for_rival()
+            settle(*args)
+
+        with mock.patch.object(payment_handlers, "settle", settle_slowly):
+            payments.pay(PayOrder(self.order_id))
+            thread.join(20)
+
+        assert Order.objects.get().status == OrderStatus.SHIPPED
+        assert payments.find(GetPayment(self.order_id)).status == "captured"
+        assert query_bus.ask(GetFulfilment(self.order_id)).state == "done"
+
+    def run_rival(self, rival: Callable[[], object]) -> None:
+        try:
+            rival()
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            self.failure = error
+        finally:
+            connections.close_all()
+
+    def wait_for_rival(self) -> None:
+        """Return when somebody waits for a lock of this transaction."""
+        for _ in range(1000):
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted "
+                    "AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+                )
+                if cursor.fetchone()[0]:
+                    return
+            sleep(0.01)
+        raise AssertionError("nobody waits")
+
+    def test_the_timer(self) -> None:
+        """Whose time is just up finds that the order is paid."""
+        OutboxMessage.objects.filter(channel="timers").update(
+            available_at=timezone.now()
+        )
+
+        self.pay_beside(channels["timers"].run)
+
+        assert self.failure is None
+        assert not OutboxMessage.objects.filter(channel="timers").exists()
+
+    def test_a_customer_who_cancels(self) -> None:
+        """Is told that it is too late."""
+        self.pay_beside(partial(command_bus.dispatch, CancelOrder(self.order_id)))
+
+        assert isinstance(self.failure, OrderIsClosed)
+
+    def test_a_clerk_who_ships(self) -> None:
+        """Finds the parcel gone."""
+        self.pay_beside(partial(command_bus.dispatch, ShipOrder(self.order_id)))
+
+        assert isinstance(self.failure, Refused)

@@ -1,7 +1,8 @@
 """
 What the orders app answers. What it does stands with the order itself, in models.py.
 
-Queries only read, and answer with plain rows, never with models.
+Queries only read, and answer with plain rows, never with models. At the end stands how
+those who work on one order keep out of each other's way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from django.db.models import Count, Q, Sum
 
 from common.money import Money
 from django_cqrs import query_handler
+from django_cqrs.interception import before, pointcut
+from fulfilment.messages import PaymentDue
 from orders.errors import UnknownOrder
 from orders.messages import (
     CustomerRow,
@@ -25,6 +28,8 @@ from orders.messages import (
 )
 from orders.models import Customer, Order, Product
 from orders.status import OrderStatus
+from payments.messages import PayOrder
+from shipping.messages import ShipOrder
 
 
 @query_handler("order.list")
@@ -123,3 +128,19 @@ def list_customers() -> list[CustomerRow]:
         CustomerRow(customer.email, customer.name)
         for customer in Customer.objects.all()
     ]
+
+
+@before(
+    pointcut.message(PayOrder)
+    | pointcut.message(ShipOrder)
+    | pointcut.message(PaymentDue)
+)
+def lock_order(message: PayOrder | ShipOrder | PaymentDue) -> None:
+    """
+    Wait until nobody else works on the order, then keep it to the end.
+
+    One begins with the payment, one with the parcel, one with the saga, and each comes
+    to the others' rows in the end: two at a time would be a deadlock. Who cancels an
+    order has locked it in any case.
+    """
+    Order.objects.select_for_update().filter(pk=message.order_id).first()

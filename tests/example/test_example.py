@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.example.shop import PROJECT, Shop, environment
+from tests.outbox.support import on_postgresql
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +53,20 @@ class TestProject:
 
         (count,) = re.findall(r"^Ran (\d+) tests", output, re.MULTILINE)
         assert int(count) >= 75
+
+    @pytest.mark.database
+    def test_two_who_work_on_one_order_do_not_end_in_a_deadlock(self, shop):
+        """
+        Who pays, ships or cancels, and the timer: each begins with another row.
+        """
+        on_postgresql()
+        shop.env["DATABASE_URL"] = f"{os.environ['DATABASE_URL']}_shop"
+
+        output = shop.manage(
+            "test", "fulfilment", "-k", "RivalTests", "--pythonpath", str(PROJECT)
+        )
+
+        assert re.search(r"^Ran 3 tests in .*\n\nOK$", output, re.MULTILINE)
 
     def test_migrations_are_complete(self, shop):
         """
