@@ -35,7 +35,7 @@ from django_cqrs.exceptions import (
 from django_cqrs.interception import TRANSACTION, before, pointcut, pre_send
 from django_cqrs.messages import Message
 from django_cqrs.outbox.inbox import inbox
-from django_cqrs.outbox.models import InboxEntry
+from django_cqrs.outbox.models import InboxEntry, JournalEntry
 from tests.modelling.messages import OpenAccount
 from tests.modelling.models import Account
 from tests.outbox.support import (
@@ -900,6 +900,24 @@ def test_b14_4_outputs_on_the_database_of_an_outer_command():
     bus.dispatch(Work(4), headers=PAID)
 
     assert told() == {"default": [], "other": [2, 3]}
+
+
+def test_b14_4_entries_of_the_journal_are_no_outputs(settings):
+    """They wait beside the messages, and are written once for each handling."""
+    settings.DJANGO_CQRS = {**settings.DJANGO_CQRS, "JOURNAL": timedelta(days=1)}
+    registry = sending()
+    bus = keyed(registry, replay_outputs=True)
+
+    for number in (1, 2):
+        bus.dispatch(Pay(number), headers=PAID)
+
+    assert [row.endpoint for row in rows()] == ["tell", "tell"]
+    assert (
+        list(
+            JournalEntry.objects.order_by("pk").values_list("endpoint", flat=True)
+        ).count("count")
+        == 1
+    )
 
 
 def test_b14_4_outputs_of_two_buses_one_in_the_other():
