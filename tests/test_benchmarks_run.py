@@ -19,6 +19,9 @@ PEERS = {
 }
 DESK_PAGES = (
     "channels at a glance",
+    "the timeline of a message",
+    "the timeline of an object",
+    "journal entries, the list",
     "messages, the list",
     "messages, found by message id",
     "messages, found by correlation id",

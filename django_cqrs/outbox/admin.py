@@ -28,7 +28,13 @@ from django_cqrs.masking import MASK
 from django_cqrs.outbox.desk import UNSEEN, Shown, shown, shown_in_list
 from django_cqrs.outbox.glance import glance
 from django_cqrs.outbox.mending import CannotMend, Draft, Mended, replay_mended
-from django_cqrs.outbox.models import DeadLetter, JournalEntry, OutboxMessage, State
+from django_cqrs.outbox.models import (
+    DeadLetter,
+    JournalEntry,
+    OutboxMessage,
+    Outcome,
+    State,
+)
 from django_cqrs.outbox.pages import (
     BY_ID,
     CorrelationMixin,
@@ -155,6 +161,27 @@ def _is_newest(rows: QuerySet[Any]) -> Q:
     keys = rows.model._default_manager.using(rows.db).values_list("pk", flat=True)
     last = list(keys.order_by("-pk")[SEARCHED : SEARCHED + 1])
     return Q(pk__gt=last[0]) if last else Q()
+
+
+class NewestOutcomeFilter(admin.SimpleListFilter):
+    """Entries of the journal with one outcome, among the newest for the same reason."""
+
+    title = format_lazy(_("outcome (of the newest {count})"), count=f"{SEARCHED:,}")
+    parameter_name = "outcome__exact"
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, Any]]:
+        """Return the choices."""
+        return list(Outcome.choices)
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Leave the newest entries with the chosen outcome."""
+        if self.value() not in Outcome.values:
+            return None
+        return queryset.filter(_is_newest(queryset), outcome=self.value())
 
 
 class _ChannelsFilter(admin.SimpleListFilter):
@@ -812,7 +839,7 @@ class JournalEntryAdmin(CorrelationMixin, _ModelAdmin):
     ordering = ("-pk",)
     sortable_by = ()
     list_display = ("at", "name", "endpoint", "outcome", "attempts", "error", "story")
-    list_filter = ("outcome", EndpointFilter)
+    list_filter = (NewestOutcomeFilter, NewestEndpointFilter)
     search_fields = ("correlation_id",)
     search_help_text = _("A correlation id, whole.")
     fields = (

@@ -92,10 +92,10 @@ class OutboxMessage(StoredMessage):
                 condition=models.Q(ordering_key__isnull=False),
                 name="cqrs_outbox_key",
             ),
-            # The timers of a saga, which end with it.
+            # The timers of a saga, which end with it, and what else is for an object.
             models.Index(
                 fields=["subject"],
-                condition=models.Q(state=State.DELAYED) & ~models.Q(subject=""),
+                condition=~models.Q(subject=""),
                 name="cqrs_outbox_subject",
             ),
         ]
@@ -138,6 +138,11 @@ class DeadLetter(StoredMessage):
             models.Index(fields=["endpoint", "id"], name="cqrs_dead_endpoint"),
             models.Index(fields=["name", "id"], name="cqrs_dead_name"),
             models.Index(fields=["reason", "id"], name="cqrs_dead_reason"),
+            models.Index(
+                fields=["subject"],
+                condition=~models.Q(subject=""),
+                name="cqrs_dead_subject",
+            ),
             models.Index(
                 fields=["ordering_key", "endpoint", "sequence"],
                 condition=models.Q(ordering_key__isnull=False),

@@ -232,6 +232,7 @@ def correlations_of(
         rows: QuerySet[Any] = model._default_manager.using(using)
         found = (
             rows.filter(subject=subject)
+            .exclude(subject="")  # as the indexes say it
             .order_by(f"-{column}")
             .values_list("correlation_id", column)[:MOST]
         )

@@ -32,7 +32,7 @@ def run(alias: str, *, quick: bool) -> tuple[list[Row], list[str]]:
     """
     many, rounds = (FEW + 100, 1) if quick else (1_000_000, 15)
     found = _measured(alias, many, rounds)
-    section = f"The desk, {many:,} messages and as many dead letters"
+    section = f"The desk, {many:,} messages, dead letters and entries of the journal"
     rows = [
         Row(
             section=section,

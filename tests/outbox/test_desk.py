@@ -32,7 +32,13 @@ from django_cqrs import (
 )
 from django_cqrs.conversion import upcaster
 from django_cqrs.outbox import admin as desk
-from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State, Throughput
+from django_cqrs.outbox.models import (
+    DeadLetter,
+    JournalEntry,
+    OutboxMessage,
+    State,
+    Throughput,
+)
 from django_cqrs.testing.flow import Flow
 
 pytestmark = [
@@ -483,6 +489,41 @@ def test_c05_2_desk_messages_are_filtered_and_searched(
     ]
 
     shown = admin_client.get(f"{MESSAGES}?{query}").context["cl"].result_list
+
+    assert {row.pk for row in shown} == {rows[place].pk for place in found}
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("outcome__exact=failed", [3]),
+        ("outcome__exact=none", [0, 1, 2, 3]),
+        ("endpoint=desk.scan", [2]),
+    ],
+)
+def test_the_journal_is_filtered_among_its_newest(
+    admin_client, monkeypatch, query, found
+):
+    """Every command writes to it, so there is no index for that."""
+    monkeypatch.setattr(desk, "SEARCHED", 2)
+    rows = [
+        JournalEntry.objects.create(
+            at=timezone.now(),
+            message_id=uuid.uuid4(),
+            correlation_id=uuid.uuid4(),
+            endpoint=endpoint,
+            outcome=outcome,
+        )
+        for endpoint, outcome in (
+            ("desk.scan", "failed"),
+            ("desk.scan", "failed"),
+            ("desk.scan", "handled"),
+            ("desk.print", "failed"),
+        )
+    ]
+    address = reverse("admin:django_cqrs_outbox_journalentry_changelist")
+
+    shown = admin_client.get(f"{address}?{query}").context["cl"].result_list
 
     assert {row.pk for row in shown} == {rows[place].pk for place in found}
 

@@ -118,6 +118,11 @@ class Migration(migrations.Migration):
                     models.Index(fields=["name", "id"], name="cqrs_dead_name"),
                     models.Index(fields=["reason", "id"], name="cqrs_dead_reason"),
                     models.Index(
+                        condition=models.Q(("subject", ""), _negated=True),
+                        fields=["subject"],
+                        name="cqrs_dead_subject",
+                    ),
+                    models.Index(
                         condition=models.Q(("ordering_key__isnull", False)),
                         fields=["ordering_key", "endpoint", "sequence"],
                         name="cqrs_dead_key",
@@ -375,9 +380,7 @@ class Migration(migrations.Migration):
                         name="cqrs_outbox_key",
                     ),
                     models.Index(
-                        condition=models.Q(
-                            ("state", 1), models.Q(("subject", ""), _negated=True)
-                        ),
+                        condition=models.Q(("subject", ""), _negated=True),
                         fields=["subject"],
                         name="cqrs_outbox_subject",
                     ),

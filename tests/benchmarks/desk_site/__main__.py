@@ -17,7 +17,6 @@ from django.core.management import call_command  # noqa: E402
 from django.db import connection  # noqa: E402
 from django.test import Client  # noqa: E402
 
-from django_cqrs.outbox.models import DeadLetter, OutboxMessage  # noqa: E402
 from tests.benchmarks.desk_site import pages, rows  # noqa: E402
 
 
@@ -52,7 +51,7 @@ def main(few: int, many: int, rounds: int) -> None:
     counts: dict[str, list[int]] = {}
     last = 0
     for total in (few, many):
-        for model in (OutboxMessage, DeadLetter):
+        for model in rows.MODELS:
             rows.fill(model, last + 1, total)
         rows.tidy()
         last = total

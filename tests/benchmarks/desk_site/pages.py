@@ -10,7 +10,7 @@ from django.db.models import Model
 from django.test import Client
 from django.urls import reverse
 
-from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
+from django_cqrs.outbox.models import DeadLetter, JournalEntry, OutboxMessage, State
 from tests.benchmarks.desk_site.rows import RARE_ENDPOINT, RARE_NAME
 
 LISTED, PER_PAGE = 10_000, 50
@@ -44,8 +44,29 @@ def every_page() -> Iterator[Page]:
     """Yield them; what they are about is read from the rows that are there."""
     label = OutboxMessage._meta.app_label
     yield Page("channels at a glance", reverse(f"admin:{label}_channels"))
+    row = JournalEntry.objects.exclude(subject="").order_by("pk")[100]
+    timeline = reverse(f"admin:{label}_timeline", args=[row.correlation_id])
+    yield Page("the timeline of a message", timeline)
+    for what, subject in (("an object", row.subject), ("no object", "shop.Order:none")):
+        address = reverse(f"admin:{label}_subject_timeline")
+        found = f"{address}?{urlencode({'subject': subject})}"
+        yield Page(f"the timeline of {what}", found)
     for model in (OutboxMessage, DeadLetter):
         yield from _pages_of(model)
+    yield from _journal()
+
+
+def _journal() -> Iterator[Page]:
+    listed = reverse("admin:django_cqrs_outbox_journalentry_changelist")
+    row = JournalEntry.objects.order_by("pk")[500]
+    for what, filters in (
+        ("the list", {}),
+        ("of a rare outcome", {"outcome__exact": "failed"}),
+        ("of a rare endpoint", {"endpoint": RARE_ENDPOINT}),
+        ("found by correlation id", {"q": str(row.correlation_id)}),
+        ("found by nothing", {"q": "00000000-0000-4000-8000-000000000000"}),
+    ):
+        yield Page(f"journal entries, {what}", f"{listed}?{urlencode(filters)}")
 
 
 def _pages_of(model: type[Model]) -> Iterator[Page]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from django.db import connection
 from django.db.models import Model
 
-from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
+from django_cqrs.outbox.models import DeadLetter, JournalEntry, OutboxMessage, State
 
+MODELS = OutboxMessage, DeadLetter, JournalEntry
 CHANNELS = "orders", "mail", "reports"
 ENDPOINTS = 20
 RARE = 100_000
@@ -27,6 +28,13 @@ UUIDS = {
     "mysql": "UUID()",
     "sqlite": "lower(hex(randomblob(16)))",
 }
+# A thing of its number, the same in every table.
+SHARED = {
+    "postgresql": "CAST(md5(CAST({0} AS text)) AS uuid)",
+    "mysql": "CAST(MD5(CAST({0} AS char)) AS uuid)",
+    "sqlite": "printf('%032x', {0})",
+}
+SUBJECT = "'shop.Order:'"
 MOMENTS = {
     "postgresql": "now() + ({0}) * interval '1 second'",
     "mysql": "NOW(6) + INTERVAL ({0}) SECOND",
@@ -42,19 +50,32 @@ def fill(model: type[Model], first: int, last: int) -> None:
     number = f"CASE WHEN n % {RARE} = 7 THEN 99 ELSE n % {ENDPOINTS} END"
     columns = {
         "channel": _one_of(CHANNELS),
+        # A few messages of one command each, for as many objects.
+        "correlation_id": SHARED[vendor].format("n - n % 5"),
+        "subject": f"CASE WHEN n % 4 = 0 THEN {_joined(SUBJECT, 'n - n % 20')} ELSE '' END",
         "endpoint": _joined("'shop.handle'", number),
         "name": _joined("'shop.Order'", number),
-        "version": "1",
-        "payload": _bytes(b'{"number":' + b"7" * 100 + b"}"),
-        "headers": _bytes(b'{"executor_id":7}'),
         "message_id": UUIDS[vendor],
-        "correlation_id": UUIDS[vendor],
-        "sent_at": moment("n - 2000000"),
-        "sequence": "n",
-        "priority": "0",
-        "subject": "''",
-        "attempts": "0",
+        "attempts": "1",
     }
+    if model is JournalEntry:
+        columns |= {
+            "at": moment("n - 2000000"),
+            "kind": "'command'",
+            "outcome": f"CASE WHEN n % {RARE} = 9 THEN 'failed' ELSE 'handled' END",
+            "duration": "1234",
+            "exception": "''",
+            "error": "''",
+        }
+    else:
+        columns |= {
+            "version": "1",
+            "payload": _bytes(b'{"number":' + b"7" * 100 + b"}"),
+            "headers": _bytes(b'{"executor_id":7}'),
+            "sent_at": moment("n - 2000000"),
+            "sequence": "n",
+            "priority": "0",
+        }
     if model is DeadLetter:
         columns |= {
             "reason": _one_of(("failed", "failed", "failed", "poison")),
@@ -86,7 +107,7 @@ def fill(model: type[Model], first: int, last: int) -> None:
 def tidy() -> None:
     """Let the database know what it has, as it does by itself in time."""
     statement = {"postgresql": "VACUUM ANALYZE", "sqlite": "ANALYZE"}
-    tables = ", ".join(m._meta.db_table for m in (OutboxMessage, DeadLetter))
+    tables = ", ".join(m._meta.db_table for m in MODELS)
     with connection.cursor() as cursor:
         cursor.execute(statement.get(connection.vendor) or f"ANALYZE TABLE {tables}")
 

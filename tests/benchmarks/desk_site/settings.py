@@ -38,7 +38,10 @@ ROOT_URLCONF = "tests.benchmarks.desk_site.urls"
 STATIC_URL = "static/"
 
 OUTBOX = {"BACKEND": "django_cqrs.outbox.channel.OutboxChannel"}
-DJANGO_CQRS = {"CHANNELS": dict.fromkeys(("orders", "mail", "reports"), OUTBOX)}
+DJANGO_CQRS = {
+    "CHANNELS": dict.fromkeys(("orders", "mail", "reports"), OUTBOX),
+    "JOURNAL": 30 * 24 * 3600,
+}
 ALLOWED_HOSTS = ["testserver"]
 DEBUG = False
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
