@@ -408,12 +408,17 @@ def convert_result(value: Any, target: Any) -> Any:
         MessageConversionError: it does not convert.
 
     """
-    if isinstance(target, str):
-        check_content_type(target)
-        return to_json(_listed(value))
-    if PayloadType(target).takes(value):
+    if not isinstance(target, str) and PayloadType(target).takes(value):
         return value
-    return adapter_of(target).from_python(_plain(_listed(value)))
+    whole = _listed(value)
+    try:
+        if isinstance(target, str):
+            check_content_type(target)
+            return to_json(whole)
+        return adapter_of(target).from_python(_plain(whole))
+    except MessageConversionError as error:
+        error.what = "answer"
+        raise
 
 
 def _listed(value: Any) -> Any:

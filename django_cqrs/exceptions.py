@@ -126,7 +126,7 @@ class FieldError(NamedTuple):
 
 class MessageConversionError(CQRSError, ValueError):
     """
-    A payload could not be turned into its type, or into JSON and back.
+    A payload or an answer could not be turned into its type, or into JSON and back.
 
     Attributes:
         target: the name of the type that was wanted.
@@ -134,10 +134,12 @@ class MessageConversionError(CQRSError, ValueError):
         at_entrance: whether it was the first message of its chain that was refused,
             before any handler was called: then the fault is in what came from
             outside. A handler's own sending, and an answer, are the code's fault.
+        what: what was to be converted, ``payload`` or ``answer``.
 
     """
 
     at_entrance: bool = False
+    what: str = "payload"
 
     def __init__(self, target: str, errors: Sequence[FieldError]) -> None:
         """Say what was wanted and everything that is wrong with what was given."""
@@ -151,7 +153,7 @@ class MessageConversionError(CQRSError, ValueError):
             f"{error.path}: {error.message}" if error.path else error.message
             for error in self.errors
         )
-        return f"Cannot convert the payload to {self.target}: {faults}."
+        return f"Cannot convert the {self.what} to {self.target}: {faults}."
 
 
 class ParameterError(CQRSError, TypeError):

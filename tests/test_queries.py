@@ -611,6 +611,22 @@ def test_b04_3_an_answer_that_does_not_convert_is_an_error():
 
     assert [error.path for error in caught.value.errors] == ["0.number", "1.number"]
     assert caught.value.errors[0].message == "Field required"
+    assert str(caught.value).startswith("Cannot convert the answer to list[")
+
+
+def test_b04_3_a_lazy_answer_that_fails_speaks_for_itself():
+    """What it asks and is refused is no fault of the answer."""
+
+    @query_handler("note.get")
+    def get(query: GetNote) -> int:
+        return query.number
+
+    @query_handler("rows")
+    def handle(bus: QueryBus) -> Any:
+        yield bus.ask({"number": "x"}, route="note.get")
+
+    with pytest.raises(MessageConversionError, match=r"^Cannot convert the payload "):
+        registry_of(handle, get).query_bus.ask(route="rows", returns=JSON)
 
 
 def test_b04_3_an_answer_without_json_is_an_error():
@@ -645,7 +661,7 @@ def test_b04_3_another_media_type_is_refused():
         registry_of(get_note).query_bus.ask(route="note", returns="text/html")
 
     assert str(caught.value) == (
-        "Cannot convert the payload to application/json: the content type 'text/html' "
+        "Cannot convert the answer to application/json: the content type 'text/html' "
         "is not supported, application/json is."
     )
 
