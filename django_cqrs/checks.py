@@ -70,7 +70,7 @@ def check_registry(subject: Registry) -> list[CheckMessage]:
 def check_channels(**_kwargs: Any) -> list[CheckMessage]:
     """Check that every configured channel can be made, and ask it what it lacks."""
     found: list[CheckMessage] = []
-    used = {endpoint.channel for endpoint in registry.routes.endpoints}
+    used = [endpoint.channel for endpoint in registry.routes.endpoints]
     for alias in channels:
         try:
             found += channels[alias].check()

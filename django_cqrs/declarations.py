@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from importlib.machinery import ModuleSpec
 from types import FrameType, FunctionType
@@ -169,7 +169,8 @@ def _decorator(kind: Kind, route: Any, **policies: Any) -> Any:
         declaration = Declaration(kind, None, Policies())
         return _declare(route, declaration, sys._getframe(2))
     aliases = policies["aliases"]
-    policies["aliases"] = (aliases,) if isinstance(aliases, str) else tuple(aliases)
+    is_one = isinstance(aliases, str) or not isinstance(aliases, Iterable)
+    policies["aliases"] = (aliases,) if is_one else tuple(aliases)
     declaration = Declaration(kind, route, Policies(**policies))
 
     def decorate(handler: H) -> H:

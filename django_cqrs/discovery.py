@@ -54,7 +54,7 @@ def discover() -> Discovery:
     module is passed over; an error inside one is raised unchanged.
     """
     settings = conf.current()
-    for name in (settings.MESSAGES_MODULE, settings.HANDLERS_MODULE):
+    for name in map(str, (settings.MESSAGES_MODULE, settings.HANDLERS_MODULE)):
         autodiscover_modules(name)
         for config in apps.get_app_configs():
             _import_submodules(sys.modules.get(f"{config.name}.{name}"))

@@ -46,6 +46,8 @@ class Row:
     """The dotted path of the function."""
     module: str
     endpoint: str
+    app: str | None
+    """The label of the app that the handler belongs to."""
     file: str
     line: int
     channel: str | None
@@ -101,20 +103,12 @@ class Filter:
     bus: str | None = None
     message: str | None = None
 
-    def keeps(self, row: Row) -> bool:
-        """Tell whether a row is wanted."""
+    def keeps(self, each: Row | Face) -> bool:
+        """Tell whether a row, or a method of a business interface, is wanted."""
         return (
-            (self.app is None or row.endpoint.partition(".")[0] == self.app)
-            and (self.bus is None or row.kind == self.bus)
-            and (self.message is None or fnmatchcase(row.message, self.message))
-        )
-
-    def keeps_face(self, face: Face) -> bool:
-        """Tell whether a method of a business interface is wanted."""
-        return (
-            (self.app is None or face.app == self.app)
-            and (self.bus is None or face.kind == self.bus)
-            and (self.message is None or fnmatchcase(face.message, self.message))
+            (self.app is None or each.app == self.app)
+            and (self.bus is None or each.kind == self.bus)
+            and (self.message is None or fnmatchcase(each.message, self.message))
         )
 
 
@@ -180,6 +174,7 @@ def _rows(registry: Registry, endpoint: Endpoint) -> Iterator[Row]:
             handler=endpoint.place,
             module=endpoint.function.__module__,
             endpoint=endpoint.name,
+            app=endpoint.app,
             file=file,
             line=line,
             channel=endpoint.channel,

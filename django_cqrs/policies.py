@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -23,9 +24,53 @@ from django_cqrs.keys import faults_of
 from django_cqrs.messages import result_type_of
 from django_cqrs.parameters import place_of
 from django_cqrs.problems import Problem, Rule
+from django_cqrs.retries import Retry
 
 if TYPE_CHECKING:
     from django_cqrs.routing import Endpoint
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# The others are compared with what there is: databases, channels, attributes.
+_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("a name", _is_text),
+    "aliases": ("names", lambda value: all(map(_is_text, value))),
+    "using": ("the alias of a database", lambda value: isinstance(value, str)),
+    "atomic": ("True or False", lambda value: isinstance(value, bool)),
+    "priority": ("a whole number", _is_whole),
+    "retry": ("a Retry", lambda value: isinstance(value, Retry)),
+    "output": ("a routing key", _is_text),
+}
+
+
+def with_sound_values(
+    policies: Policies, function: Callable[..., Any]
+) -> tuple[Policies, list[Problem]]:
+    """Return policies without the values they cannot have, and a problem for each."""
+    unsaid: dict[str, Any] = {}
+    problems = []
+    for field in dataclasses.fields(policies):
+        value = getattr(policies, field.name)
+        wanted, is_sound = _VALUES.get(field.name, ("", None))
+        if is_sound is None or value == field.default or is_sound(value):
+            continue
+        unsaid[field.name] = field.default
+        problems.append(
+            Problem(
+                Rule.BAD_POLICY,
+                f"{place_of(function)} has {field.name}={value!r}: it takes {wanted}.",
+                f"Give {wanted}, or take {field.name}= away.",
+                function,
+            )
+        )
+    return dataclasses.replace(policies, **unsaid), problems
 
 
 def problems_of(endpoint: Endpoint) -> Iterator[Problem]:

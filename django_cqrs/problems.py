@@ -33,6 +33,8 @@ class Rule(enum.Enum):
     BROKEN_KEY = "E021", "A key that cannot be had from a message"
     UNREMEMBERED_KEY = "E022", "An idempotency key that nothing can remember"
     UNKEPT_JOURNAL = "E023", "A journal that nothing keeps"
+    BAD_POLICY = "E024", "A policy with a value that it cannot have"
+    GENERATOR_HANDLER = "E025", "A handler that is a generator"
     NO_IDENTIFIER = "E030", "An aggregate whose identifier names no object"
     CROWDED_FACTORY = "E031", "A factory with more than one action for its message"
     NO_STORAGE = "E032", "An aggregate that nothing can find or keep"

@@ -51,7 +51,7 @@ from django_cqrs.parameters import (
     place_of,
     plan_of,
 )
-from django_cqrs.policies import problems_of
+from django_cqrs.policies import problems_of, with_sound_values
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.roles import Subject, role_of, subject_of
 
@@ -70,6 +70,8 @@ class Endpoint:
 
     kind: Kind
     name: str
+    app: str | None
+    """The label of the app that it belongs to, None outside all apps."""
     function: Callable[..., Any]
     """What is called: plain, or bound to its class."""
     owner: type | None
@@ -186,6 +188,7 @@ def _endpoints(
     for kind, declarations in by_kind.items():
         problems = list(plan.problems)
         policies = _only_policies(declarations, function, problems)
+        _refuse_generators(kind, function, problems)
         keys = tuple(d.key for d in declarations if d.key is not None)
         classes: tuple[type, ...] = ()
         is_readable = plan.payload is not None or not plan.problems
@@ -195,7 +198,8 @@ def _endpoints(
             _refuse_patterns(keys, kind, function, problems)
         endpoint = Endpoint(
             kind=kind,
-            name=policies.name or _name_of(found, attribute, handler, owner),
+            name=policies.name or _name_of(found, attribute, owner or handler),
+            app=_label_of(found, owner or handler),
             function=function,
             owner=owner,
             plan=plan,
@@ -255,7 +259,9 @@ def _only_policies(
                 function,
             )
         )
-    return given[0] if given else Policies()
+    policies, faults = with_sound_values(given[0] if given else Policies(), function)
+    problems += faults
+    return policies
 
 
 def _routing_classes(
@@ -292,6 +298,22 @@ def _routing_classes(
     return tuple(dict.fromkeys(classes))
 
 
+def _refuse_generators(kind: Kind, function: Any, problems: list[Problem]) -> None:
+    is_async = inspect.isasyncgenfunction(function)
+    # An answer may be lazy: who asks reads it.
+    is_lost = kind is not Kind.QUERY and inspect.isgeneratorfunction(function)
+    if is_async or is_lost:
+        problems.append(
+            Problem(
+                Rule.GENERATOR_HANDLER,
+                f"{place_of(function)} is {'an async' if is_async else 'a'} generator, "
+                f"so calling it runs nothing of it.",
+                "Return a list, or take the yield away.",
+                function,
+            )
+        )
+
+
 def _refuse_patterns(
     keys: tuple[str, ...], kind: Kind, function: Any, problems: list[Problem]
 ) -> None:
@@ -307,18 +329,18 @@ def _refuse_patterns(
     )
 
 
-def _name_of(
-    found: Found, attribute: str | None, handler: Any, owner: type | None
-) -> str:
-    place = owner or handler
+def _label_of(found: Found, place: Any) -> str | None:
+    if found.app_label is not None or not apps.ready:
+        return found.app_label
+    config = apps.get_containing_app_config(place.__module__)
+    return config.label if config else None
+
+
+def _name_of(found: Found, attribute: str | None, place: Any) -> str:
     qualified = place.__qualname__.rpartition(f"{LOCAL}.")[2]
     if attribute is not None:
         qualified = f"{qualified}.{attribute}"
-    label = found.app_label
-    if label is None and apps.ready:
-        config = apps.get_containing_app_config(place.__module__)
-        label = config.label if config else None
-    return f"{label or place.__module__}.{qualified}"
+    return f"{_label_of(found, place) or place.__module__}.{qualified}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

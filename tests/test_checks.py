@@ -44,6 +44,8 @@ from django_cqrs import (
 from django_cqrs.channels import Channel
 from django_cqrs.checks import check_registry, check_settings
 from django_cqrs.conversion import converter, converter_problems
+from django_cqrs.declarations import Kind
+from django_cqrs.exceptions import InvalidHandler
 from django_cqrs.interception import (
     Marker,
     Proceed,
@@ -53,6 +55,7 @@ from django_cqrs.interception import (
     pointcut,
     pre_send,
 )
+from django_cqrs.listing import rows_of
 from django_cqrs.modelling import (
     business_interface,
     business_method,
@@ -838,6 +841,94 @@ def test_E022_a_handler_without_a_transaction():
 
 
 @pytest.mark.parametrize(
+    ("policies", "said", "wanted"),
+    [
+        ({"name": 5}, "name=5", "a name"),
+        ({"name": ""}, "name=''", "a name"),
+        ({"name": ["a"]}, "name=['a']", "a name"),
+        ({"aliases": 3}, "aliases=(3,)", "names"),
+        ({"aliases": [["a"]]}, "aliases=(['a'],)", "names"),
+        ({"using": ["a"]}, "using=['a']", "the alias of a database"),
+        ({"atomic": "no"}, "atomic='no'", "True or False"),
+        ({"priority": "high"}, "priority='high'", "a whole number"),
+        ({"priority": True}, "priority=True", "a whole number"),
+        ({"output": 3}, "output=3", "a routing key"),
+        ({"output": ""}, "output=''", "a routing key"),
+        ({"channel": "memory", "retry": 3}, "retry=3", "a Retry"),
+        ({"channel": "memory", "priority": 1.5}, "priority=1.5", "a whole number"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("decorator", [command_handler, event_handler])
+@pytest.mark.django_db
+def test_E024_bad_policy(settings, decorator, policies, said, wanted):
+    """It breaks its own handler: the table is made, listed and used all the same."""
+    settings.DJANGO_CQRS = MEMORY
+    registry = Registry()
+
+    @registry.add
+    @decorator("ticket.close", **policies)
+    def close() -> None: ...
+
+    @registry.add
+    @decorator("ticket.open")
+    def sound() -> None: ...
+
+    bus = registry.bus_of(Kind(decorator.__name__.removesuffix("_handler")))
+    send = bus.dispatch if isinstance(bus, CommandBus) else bus.publish
+    found = only(check_registry(registry))
+
+    assert found.id == "django_cqrs.E024"
+    assert found.obj is close
+    assert found.msg == (
+        f"{__name__}.test_E024_bad_policy.<locals>.close has {said}: it takes {wanted}."
+    )
+    name = said.partition("=")[0]
+    assert found.hint == f"Give {wanted}, or take {name}= away."
+    assert [row.problem for row in rows_of(registry)] == [found.id, None]
+    assert send(route="ticket.open") is None
+    with pytest.raises(InvalidHandler, match=r"\(django_cqrs\.E024\)$"):
+        send(route="ticket.close")
+
+
+def test_E025_generator_handler():
+    """Calling it would run nothing of it, and its sender would think it had."""
+
+    @command_handler("ticket.close")
+    def close() -> Any:
+        yield
+
+    @event_handler("ticket.closed")
+    async def on_closed() -> Any:
+        yield
+
+    @query_handler("ticket.list")
+    async def tickets() -> Any:
+        yield
+
+    found = checks_of(close, on_closed, tickets)
+
+    place = f"{__name__}.test_E025_generator_handler.<locals>"
+    assert [each.id for each in found] == ["django_cqrs.E025"] * 3
+    assert [each.msg for each in found] == [
+        f"{place}.close is a generator, so calling it runs nothing of it.",
+        f"{place}.on_closed is an async generator, so calling it runs nothing of it.",
+        f"{place}.tickets is an async generator, so calling it runs nothing of it.",
+    ]
+    assert {each.hint for each in found} == {"Return a list, or take the yield away."}
+
+
+def test_E025_a_query_may_answer_by_and_by():
+    """Who asks reads the answer, or has it converted."""
+
+    @query_handler("ticket.list")
+    def tickets() -> Any:
+        yield 1
+
+    assert checks_of(tickets) == []
+
+
+@pytest.mark.parametrize(
     ("key", "span"),
     [
         *(("IDEMPOTENCY_WINDOW", each) for each in (0, -1, None, "7 days")),
@@ -1102,11 +1193,6 @@ def test_E018_is_silent_without_a_channel():
             {"channel": "memory", "expires": True},
             "has expires=True. expires= takes seconds or a timedelta, not True.",
             "Take expires= away, or choose another channel.",
-        ),
-        (
-            {"channel": "memory", "priority": "high"},
-            "has priority='high'. priority= takes a whole number, not 'high'.",
-            "Take priority= away, or choose another channel.",
         ),
         (
             {"channel": "commit", "delay": 5},

@@ -15,6 +15,7 @@ from django.test import modify_settings, override_settings
 
 from django_cqrs import command_bus, event_bus, query_bus
 from django_cqrs.buses import registry
+from django_cqrs.checks import check_settings
 from django_cqrs.exceptions import (
     CQRSError,
     DuplicateHandler,
@@ -710,6 +711,14 @@ def test_handlers_module_may_have_another_name(make_app):
             query_bus.ask(FindTickets("x"))
 
     assert query_bus.ask(FindTickets("x")) == ["x"]
+
+
+def test_a_module_name_that_is_none_is_left_to_the_check():
+    """The start goes on without handlers, and the check E013 says why."""
+    with override_settings(DJANGO_CQRS={"HANDLERS_MODULE": 5}):
+        with pytest.raises(NoHandlerFound):
+            query_bus.ask(FindTickets("x"))
+        assert [each.id for each in check_settings()] == ["django_cqrs.E013"]
 
 
 def test_a_setting_changed_inside_a_block_counts_there(make_app):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 
 import pytest
@@ -10,7 +11,8 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 
 from django_cqrs import Registry, command_handler, event_handler
-from django_cqrs.listing import explain
+from django_cqrs.interception import Proceed, around, before, pointcut
+from django_cqrs.listing import Face, explain
 from django_cqrs.management.commands import cqrs_routes
 
 
@@ -55,6 +57,16 @@ def test_b16_1_every_route_is_listed():
     assert output_of("--app", "listed") == TABLE
 
 
+FACE = Face(
+    method="tests.apps.listed.interfaces.DeskApi.open_the_desk_of_a_neighbour",
+    kind="command",
+    message="OpenDesk",
+    handlers=("tests.apps.listed.handlers.open_desk",),
+    app="listed",
+    problem=None,
+)
+
+
 class Terminal(StringIO):
     def isatty(self):
         return True
@@ -73,6 +85,79 @@ def test_b16_1_columns_fit_a_terminal(width, monkeypatch):
     assert any("OpenDesk" in line for line in lines)
 
 
+@pytest.fixture
+def streams(monkeypatch, settings):
+    """A registry that the command lists, with all that a route can have."""
+    mail = {"mail": {"BACKEND": "django_cqrs.channels.InMemoryChannel"}}
+    settings.DJANGO_CQRS = {"CHANNELS": {**settings.DJANGO_CQRS["CHANNELS"], **mail}}
+    registry = Registry()
+
+    @registry.add
+    @before(pointcut.handler("renamed.*"), precedence=-5)
+    def check() -> None: ...
+
+    @registry.add
+    @around(pointcut.handler("renamed.*"))
+    def measure(proceed: Proceed) -> object: ...
+
+    @registry.add
+    @command_handler("number.take", name="renamed.take", channel="mail", priority=5)
+    def take_number(number: int) -> None: ...
+
+    monkeypatch.setattr(cqrs_routes, "registry", registry)
+    return registry
+
+
+def test_b16_1_a_route_has_its_channel_priority_and_interceptors(streams):
+    """They have columns of their own, interceptors in the order that they stand in."""
+    headings, _, row = output_of("--bus", "command").splitlines()[2:5]
+
+    assert headings.split() == [
+        "Message",
+        "Handler",
+        "Where",
+        "Channel",
+        "Transaction",
+        "Priority",
+        "Interceptors",
+    ]
+    place = f"{__name__}.streams.<locals>"
+    cells = re.split(r"  +", row)
+    assert cells[3:] == [
+        "mail",
+        "default",
+        "5",
+        f"before {place}.check, around {place}.measure",
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_b16_1_business_interfaces_fit_a_terminal_too(width, monkeypatch):
+    """A long path is broken where a word of it ends."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(cqrs_routes, "faces_of", lambda _registry: [FACE])
+    stdout = Terminal()
+
+    call_command("cqrs_routes", "--app", "listed", stdout=stdout, no_color=True)
+
+    lines = stdout.getvalue().partition("Business interfaces (1)\n\n")[2].splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= width
+
+
+def test_b16_1_a_long_place_is_broken_where_a_word_ends():
+    """A folder, a module, the hump of a class: not in the midst of a word."""
+    assert cqrs_routes._wrapped("payments/handlers.py:26", 13) == (
+        "payments/\nhandlers.py\n:26"
+    )
+    assert cqrs_routes._wrapped("PaymentAuthorised", 12) == "Payment\nAuthorised"
+    assert cqrs_routes._wrapped("Fulfilment.call_off", 16) == "Fulfilment.call_\noff"
+    assert cqrs_routes._wrapped("around a.b, before c.d", 12) == (
+        "around a.b,\nbefore c.d"
+    )
+    assert cqrs_routes._wrapped("unbreakable", 4) == "unbr\neaka\nble"
+
+
 def test_b16_2_json():
     """JSON is one document of a versioned shape, with a route's whole story."""
     document = json.loads(output_of("--app", "listed", "--format", "json"))
@@ -88,6 +173,7 @@ def test_b16_2_json():
         "handler": "tests.apps.listed.handlers.open_desk",
         "module": "tests.apps.listed.handlers",
         "endpoint": "listed.open_desk",
+        "app": "listed",
         "file": "tests/apps/listed/handlers.py",
         "line": 7,
         "channel": None,
@@ -124,6 +210,15 @@ def test_b16_2_markdown():
         "## Events",
     ]
     assert "| desk.list | tests.apps.listed.handlers.list_desks |" in text
+
+
+def test_b16_2_a_handler_is_of_its_app_whatever_its_name_says():
+    """`--app` looks at where a handler stands, not at the `name=` of its endpoint."""
+    routes = json.loads(output_of("--app", "listed", "--format", "json"))["routes"]
+
+    [renamed] = [route for route in routes if route["message"] == "desk.reopen"]
+    assert renamed["endpoint"] == "desks.reopen"
+    assert renamed["app"] == "listed"
 
 
 @pytest.mark.parametrize(

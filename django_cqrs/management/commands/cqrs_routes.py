@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import shutil
 from typing import Any
 
@@ -40,6 +41,8 @@ COLUMNS = {
     "priority": "Priority",
     "interceptors": "Interceptors",
 }
+# Where a line may end: after a folder, a module or a word of a name, before a number.
+WORD_END = re.compile(r"(?<=[/_ ])|(?<=\.)(?!py:)|(?=:\d)|(?<=[a-z])(?=[A-Z])")
 # Shown only where a route has one.
 OPTIONAL = ("channel", "priority", "interceptors")
 
@@ -99,7 +102,7 @@ class Command(BaseCommand):
         else:
             wanted = Filter(app=app, bus=bus, message=message)
             rows = [row for row in rows_of(registry) if wanted.keeps(row)]
-            faces = [each for each in faces_of(registry) if wanted.keeps_face(each)]
+            faces = [each for each in faces_of(registry) if wanted.keeps(each)]
             self._show(rows, faces, format)
         self._report_checks()
 
@@ -145,10 +148,11 @@ class Command(BaseCommand):
                 table = _table(of_kind, "simple", width)
                 parts += [self.style.MIGRATE_HEADING(title), table]
         if faces and form == "markdown":
-            parts += ["## Business interfaces", _face_table(faces, "github")]
+            parts += ["## Business interfaces", _face_table(faces, "github", None)]
         elif faces:
             title = f"Business interfaces ({len(faces)})"
-            parts += [self.style.MIGRATE_HEADING(title), _face_table(faces, "simple")]
+            table = _face_table(faces, "simple", self._width())
+            parts += [self.style.MIGRATE_HEADING(title), table]
         return "\n\n".join(parts)
 
     def _width(self) -> int | None:
@@ -185,17 +189,16 @@ def _table(rows: list[Row], form: str, width: int | None) -> str:
         }
         cells = [[_cell(row, column) for column in columns] for row in rows]
     return tabulate(
-        cells,
+        _fitting(headers, cells, width),
         headers=headers,
         tablefmt=form,
-        maxcolwidths=_fitting(headers, cells, width),
         disable_numparse=True,
         colalign=["right" if column == "priority" else "left" for column in columns],
     )
 
 
-def _face_table(faces: list[Face], form: str) -> str:
-    """Return the methods of business interfaces as a table."""
+def _face_table(faces: list[Face], form: str, width: int | None) -> str:
+    """Return the methods of business interfaces as a table, as wide as may be."""
     cells = [
         [
             f"{BROKEN} {face.method} ({face.problem})" if face.problem else face.method,
@@ -205,7 +208,12 @@ def _face_table(faces: list[Face], form: str) -> str:
         for face in faces
     ]
     headers = ["Method", "Leads to", "Handler"]
-    return tabulate(cells, headers=headers, tablefmt=form, disable_numparse=True)
+    return tabulate(
+        _fitting(headers, cells, width),
+        headers=headers,
+        tablefmt=form,
+        disable_numparse=True,
+    )
 
 
 def _cell(row: Row, column: str) -> str:
@@ -232,10 +240,10 @@ def _width_of(headers: list[str], cells: list[list[str]]) -> int:
 
 def _fitting(
     headers: list[str], cells: list[list[str]], width: int | None
-) -> list[int] | None:
-    """Return widths that fit: the widest column gives way, a character at a time."""
+) -> list[list[str]]:
+    """Return cells whose lines fit: the widest column gives way, step by step."""
     if width is None or _width_of(headers, cells) <= width:
-        return None
+        return cells
     widths = _widest(headers, cells)
     least = [len(header) + HEADER_PADDING for header in headers]
     excess = sum(widths) + 2 * (len(headers) - 1) - width
@@ -243,7 +251,19 @@ def _fitting(
         spare = [each - minimum for each, minimum in zip(widths, least, strict=True)]
         widest = max(range(len(widths)), key=lambda i: (spare[i] > 0, widths[i]))
         widths[widest] -= spare[widest] > 0
-    return widths
+    return [list(map(_wrapped, line, widths)) for line in cells]
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Return text in lines of a width, broken where a word of code ends."""
+    lines = [""]
+    for word in WORD_END.split(text):
+        if len(lines[-1]) + len(word.rstrip()) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += word
+        while len(lines[-1]) > width:
+            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _mermaid(rows: list[Row]) -> list[str]:

@@ -10,7 +10,7 @@ def open_desk(command: OpenDesk) -> int:
     return 1
 
 
-@command_handler("desk.reopen", atomic=False)
+@command_handler("desk.reopen", name="desks.reopen", atomic=False)
 def reopen(command: OpenDesk) -> None: ...
 
 
