@@ -139,9 +139,9 @@ class DocumentStorage(Storage[Any]):
 
     def update(self, instance: Any, *, using: str) -> None:
         """Update the row, where its version is still the one that was read."""
-        mark = self._mark_of(instance)
-        if mark.is_deleted:  # by its handler
+        if self.is_deleted(instance):
             return
+        mark = self._mark_of(instance)
         if key_of(*self.values_of(instance)) != mark.key:
             names = ", ".join(self._names)
             msg = (
@@ -158,6 +158,10 @@ class DocumentStorage(Storage[Any]):
         mark = self._mark_of(instance)
         self.rows.table._default_manager.using(using).filter(pk=mark.pk).delete()
         put_mark(instance, mark._replace(is_deleted=True))
+
+    def is_deleted(self, instance: Any) -> bool:
+        """Tell whether its row was deleted through the object."""
+        return self._mark_of(instance).is_deleted
 
     def _mark_of(self, instance: Any) -> Mark:
         mark = self.rows.mark_of(instance)

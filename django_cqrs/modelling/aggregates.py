@@ -363,23 +363,25 @@ class AggregateSubject(Subject):
             if expects is not None:
                 expects(message, found)
             message._subject = found
-            return self._finish(found, run(message), alias)
+            return self._finish(found, values, run(message), alias)
 
         return act
 
-    def _finish(self, found: Any, result: Any, alias: str) -> Any:
+    def _finish(self, found: Any, values: Values, result: Any, alias: str) -> Any:
         """Keep an object, and another one that it made; publish what they recorded."""
         made = None
         if result is not None and result is not found:
             made = self._subject_of(result)
         events = self.take_events(found)
         self.storage.update(found, using=alias)
-        self.ended(found, alias)
+        if not self.storage.is_deleted(found):
+            values = self.storage.values_of(found)
+        self.ended(found, values, alias)
         if made is None:
-            self.publish(found, events)
+            self.publish(found, events, values)
             return self.storage.identifier_of(found) if result is found else result
         others = made.keep(result, alias if made.owner is self.owner else None)
-        self.publish(found, events)
+        self.publish(found, events, values)
         made.publish(result, others)
         return made.storage.identifier_of(result)
 
@@ -398,7 +400,7 @@ class AggregateSubject(Subject):
             self.storage.insert(instance, using=using)
         else:
             self.storage.update(instance, using=using)
-        self.ended(instance, using)
+        self.ended(instance, self.storage.values_of(instance), using)
         return events
 
     def take_events(self, instance: Any) -> list[Any]:
@@ -407,11 +409,22 @@ class AggregateSubject(Subject):
         events: list[Any] = [] if pull is None else list(pull())
         return events
 
-    def publish(self, instance: Any, events: list[Any]) -> None:
-        """Publish what an object has recorded, each event with where it comes from."""
+    def publish(
+        self, instance: Any, events: list[Any], values: Values | None = None
+    ) -> None:
+        """
+        Publish what an object has recorded, each event with where it comes from.
+
+        Args:
+            instance: the object.
+            events: what it has recorded.
+            values: its identifier, where it cannot be asked any more.
+
+        """
         if not events:
             return
-        values = self.storage.values_of(instance)
+        if values is None:
+            values = self.storage.values_of(instance)
         parts = self.storage.parts
         headers: dict[str, Any] = {
             "aggregate_id": values[0]
@@ -426,7 +439,7 @@ class AggregateSubject(Subject):
         for event in events:
             event_bus.publish_recorded(event, headers)
 
-    def ended(self, instance: Any, alias: str) -> None:
+    def ended(self, instance: Any, values: Values, alias: str) -> None:
         """Do what is to be done where an object's life is over: nothing here."""
 
     def _subject_of(self, result: Any) -> AggregateSubject | None:

@@ -125,11 +125,11 @@ class SagaSubject(AggregateSubject):
 
         return answer
 
-    def ended(self, instance: Any, alias: str) -> None:
-        """Take back the timers of a saga that has just been completed."""
-        if not self.is_over(instance):
+    def ended(self, instance: Any, values: Values, alias: str) -> None:
+        """Take back the timers of a saga that was just completed, or deleted."""
+        if not self.is_over(instance) and not self.storage.is_deleted(instance):
             return
-        key = self.key_of(self.storage.values_of(instance))
+        key = self.key_of(values)
         for name in self.timer_channels if key else ():
             channels[name].cancel(connections[alias], key)
 

@@ -116,6 +116,10 @@ class Storage(ABC, Generic[T]):
     def delete(self, instance: T, *, using: str) -> None:
         """Forget an object; :meth:`update` then leaves it alone."""
 
+    def is_deleted(self, _instance: T) -> bool:
+        """Tell whether an object that was found has been deleted by its handler."""
+        return False
+
     @abstractmethod
     def identifier_of(self, instance: T) -> Any:
         """Return what a dispatch gives back for a new object."""
@@ -309,7 +313,7 @@ class ModelStorage(Storage[Any]):
 
     def update(self, instance: models.Model, *, using: str) -> None:
         """Update the row, where its version is still the one that was loaded."""
-        if instance.pk is None:  # deleted by its handler
+        if self.is_deleted(instance):
             return
         version = self.options.version
         if version is None:
@@ -372,6 +376,11 @@ class ModelStorage(Storage[Any]):
     def delete(self, instance: models.Model, *, using: str) -> None:
         """Delete the row, with what hangs on it."""
         instance.delete(using=using)
+
+    def is_deleted(self, instance: models.Model) -> bool:
+        """Tell whether its primary key is gone, as ``delete()`` leaves it."""
+        pk = instance.pk
+        return pk is None or (isinstance(pk, tuple) and None in pk)
 
     def identifier_of(self, instance: models.Model) -> Any:
         """Return the primary key, a tuple where it is composite."""

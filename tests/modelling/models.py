@@ -247,6 +247,10 @@ class Seat(models.Model):
     def free(self, command: FreeSeat) -> None:
         self.guest = ""
 
+    @command_handler("seat.remove")
+    def remove(self) -> None:
+        self.delete()
+
     @query_handler("seat.guest")
     def get_guest(self) -> str:
         return self.guest
@@ -356,6 +360,10 @@ class Fulfilment(SagaModel):
     @command_handler("fulfilment.finish")
     def finish(self) -> None:
         self.complete()
+
+    @command_handler("fulfilment.forget")
+    def forget(self) -> None:
+        self.delete()
 
     @event_handler
     def on_late_news(self, event: LateNews) -> None:

@@ -278,6 +278,28 @@ class TestActions:
         assert not Ticket.objects.exists()
         assert flow.published == [TicketDeleted(ONE)]
 
+    def test_m02_5_its_events_still_say_whose_they_are(self, ticket):
+        """An object that is gone has no key any more: the one it had is told."""
+        seen = []
+
+        @event_handler
+        def listen(event: TicketDeleted, headers: Headers) -> None:
+            seen.append(headers["aggregate_id"])
+
+        registry = Registry()
+        registry.add(Ticket)
+        registry.add(listen)
+        registry.command_bus.dispatch(DeleteTicket(ONE))
+
+        assert seen == [ONE]
+
+    def test_m02_5_with_a_composite_key(self):
+        """Of which ``delete()`` takes every part."""
+        command_bus.dispatch(BookSeat(7, "A1", "ada"))
+        command_bus.dispatch(route="seat.remove", aggregate_id=(7, "A1"))
+
+        assert not Seat.objects.exists()
+
     def test_saved_by_its_handler_as_well(self, ticket):
         """That it saves itself does no harm."""
         command_bus.dispatch(NoteTicket(ONE, "dark"))

@@ -131,11 +131,12 @@ class TestTimeouts:
 
         assert OutboxMessage.objects.get().subject == "modelling.Fulfilment:7"
 
-    def test_timers_end_with_the_saga(self):
-        """A saga that is completed takes back what waits for it, and nothing else."""
+    @pytest.mark.parametrize("route", ["fulfilment.finish", "fulfilment.forget"])
+    def test_timers_end_with_the_saga(self, route):
+        """One that is completed, or deleted, takes back what waits for it alone."""
         event_bus.publish(OrderPlaced(7))
         event_bus.publish(OrderPlaced(8))
-        command_bus.dispatch(route="fulfilment.finish", aggregate_id=7)
+        command_bus.dispatch(route=route, aggregate_id=7)
 
         (left,) = OutboxMessage.objects.all()
         assert left.subject == "modelling.Fulfilment:8"
