@@ -17,7 +17,7 @@ RARE_ENDPOINT, RARE_NAME = "shop.handle99", "shop.Order99"
 # How each database makes rows out of nothing, and an id, bytes and a time ago.
 NUMBERS = {
     "postgresql": "generate_series({first}, {last}) AS s(n)",
-    "mysql": "(SELECT seq AS n FROM seq_{first}_to_{last}) s",
+    "mysql": "(SELECT CAST(seq AS signed) AS n FROM seq_{first}_to_{last}) s",
     "sqlite": (
         "(WITH RECURSIVE s(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM s "
         "WHERE n < {last}) SELECT n FROM s) s"
@@ -31,7 +31,7 @@ UUIDS = {
 # A thing of its number, the same in every table.
 SHARED = {
     "postgresql": "CAST(md5(CAST({0} AS text)) AS uuid)",
-    "mysql": "CAST(MD5(CAST({0} AS char)) AS uuid)",
+    "mysql": "CONCAT('00000000-0000-4000-8000-', LPAD({0}, 12, '0'))",
     "sqlite": "printf('%032x', {0})",
 }
 SUBJECT = "'shop.Order:'"
