@@ -44,6 +44,7 @@ class Rule(enum.Enum):
     BAD_VERSION = "E036", "A version that is not there to be compared"
     BAD_FETCH = "E037", "A Fetch of what is neither an aggregate nor a model"
     CONSTRUCTOR_HANDLER = "E038", "A constructor as a handler"
+    UNKNOWN_EVENTS = "E039", "An events= that is no method of the aggregate"
     INTERFACE_ROUTE = "E040", "A method of a business interface without a route"
     INTERFACE_TYPE = "E041", "A business interface that its route does not fit"
     SQL_PARAMETER = "E042", "SQL and the parameters of its method that do not agree"

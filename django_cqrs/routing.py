@@ -917,16 +917,32 @@ def _subclasses(cls: type) -> Iterator[type]:
 
 def _where(endpoint: Endpoint) -> str:
     path, line = endpoint.source
-    return f"{endpoint.place} ({path}:{line})"
+    owner, heir = endpoint.owner, ""
+    if owner is not None and _definer_of(endpoint) is not owner:
+        heir = f" of {name_of_type(owner)}"
+    return f"{endpoint.place}{heir} ({path}:{line})"
+
+
+def _definer_of(endpoint: Endpoint) -> type | None:
+    """Return the class that holds the function of a method, which its heirs have."""
+    name = endpoint.function.__name__
+    bases = endpoint.owner.__mro__ if endpoint.owner is not None else ()
+    return next((base for base in bases if name in vars(base)), endpoint.owner)
 
 
 def _duplicate(kind: Kind, wanted: str, endpoints: Iterable[Endpoint]) -> Problem:
     endpoints = list(endpoints)
     places = " and ".join(_where(endpoint) for endpoint in endpoints)
+    hint = f"Keep one: a {kind} has exactly one handler, an event any number."
+    if len({endpoint.source for endpoint in endpoints}) < len(endpoints):
+        hint += (
+            " A class has the handlers of its bases: mark one of these classes alone, "
+            "or write the method again, undecorated, in the others."
+        )
     return Problem(
         Rule.DUPLICATE_HANDLER,
         f"{wanted} has more than one {kind} handler: {places}.",
-        f"Keep one: a {kind} has exactly one handler, an event any number.",
+        hint,
         endpoints[-1].function,
     )
 

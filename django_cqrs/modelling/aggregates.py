@@ -188,10 +188,22 @@ class AggregateSubject(Subject):
                 self.owner,
             )
             return
-        found = list(storage.problems())
+        found = [*storage.problems(), *self._events_problems()]
         yield from found
         if not found:
             yield from self._endpoint_problems(endpoint)
+
+    def _events_problems(self) -> Iterator[Problem]:
+        name = self.options.events
+        if name is not None and not callable(getattr(self.owner, name, None)):
+            yield Problem(
+                Rule.UNKNOWN_EVENTS,
+                f"{name_of_type(self.owner)} has events={name!r}, which is no method "
+                f"of it.",
+                "Name the method that returns what was recorded and forgets it, or "
+                "derive the class from RecordsEvents.",
+                self.owner,
+            )
 
     def _endpoint_problems(self, endpoint: Endpoint) -> Iterator[Problem]:
         payload = endpoint.plan.payload
@@ -268,14 +280,19 @@ class AggregateSubject(Subject):
         endpoint, cls = point.endpoint, point.payload_type
         find = identification(self.storage.parts, endpoint.policies.identifier, cls)
         owner, place = name_of_type(self.owner), _called(endpoint)
-        names = " and ".join(part.aliases[0] for part in self.storage.parts)
+        names = [part.aliases[0] for part in self.storage.parts]
+        marks = " and ".join(f"Annotated[..., Identifier({name!r})]" for name in names)
+        each = (
+            "attributes of those names, mark them"
+            if len(names) > 1
+            else ("an attribute of that name, mark one")
+        )
         is_said = cls is not None and not is_value_type(cls)
         said = name_of_type(cls) if is_said else "The message"
         text = (
             f"{place} was not called: which {owner} is not said. {said} has no value "
-            f"for {names}. Give aggregate_id=, let the message have an attribute of "
-            f"that name, mark one with Annotated[..., Identifier({names!r})], or give "
-            f"the handler identifier=."
+            f"for {' and '.join(names)}. Give aggregate_id=, let the message have "
+            f"{each} with {marks}, or give the handler identifier=."
         )
 
         def identify(message: Message) -> Values:

@@ -397,6 +397,14 @@ class ModelStorage(Storage[Any]):
     def problems(self) -> Iterator[Problem]:
         """Yield an identifier that is none and a version that is no whole number."""
         name = name_of_type(self._model)
+        if self._model._meta.abstract:
+            yield Problem(
+                Rule.NO_STORAGE,
+                f"{name} is an abstract model: no table holds its objects.",
+                "Decorate the models that derive from it; its handlers are theirs.",
+                self._model,
+            )
+            return
         try:
             fields = self.fields
         except FieldDoesNotExist as error:

@@ -213,6 +213,19 @@ class TestActions:
             "give the handler identifier=."
         )
 
+    def test_m02_2_no_identifier_of_several_parts(self):
+        """The error tells how to give each part."""
+        with pytest.raises(AggregateNotFound) as raised:
+            command_bus.dispatch(route="seat.remove")
+
+        assert str(raised.value) == (
+            "Seat.remove was not called: which Seat is not said. The message has no "
+            "value for show and seat. Give aggregate_id=, let the message have "
+            "attributes of those names, mark them with Annotated[..., "
+            "Identifier('show')] and Annotated[..., Identifier('seat')], or give the "
+            "handler identifier=."
+        )
+
     def test_m02_2_unknown(self):
         """The error names class, method and identifier; nothing is saved."""
         with pytest.raises(AggregateNotFound) as raised:

@@ -7,7 +7,7 @@ from typing import Annotated
 from uuid import UUID
 
 import pytest
-from django.db import connection
+from django.db import connection, models
 from django.test.utils import CaptureQueriesContext, modify_settings
 
 from django_cqrs import (
@@ -140,6 +140,86 @@ def test_m01_4_E038_constructor_handler():
             "Decorate a class-method that makes an object and returns it.",
         )
     ]
+
+
+def test_E039_unknown_events():
+    """A misspelt method would publish nothing, and nobody would know."""
+
+    @aggregate(repository=Things, events="take_event")
+    class Teller:
+        @command_handler
+        def act(self, command: Done) -> None: ...
+
+        def take_events(self):
+            return []
+
+    registry, found = problems_of(Teller)
+    assert found == [
+        (
+            "E039",
+            "Teller has events='take_event', which is no method of it.",
+            (
+                "Name the method that returns what was recorded and forgets it, or "
+                "derive the class from RecordsEvents."
+            ),
+        )
+    ]
+    with pytest.raises(InvalidHandler, match="no method of it"):
+        registry.command_bus.dispatch(Done(1))
+
+
+def test_E032_an_abstract_model():
+    """No table holds objects of it."""
+
+    @aggregate
+    class Abstract(models.Model):
+        class Meta:
+            abstract = True
+            app_label = "modelling"
+
+        @command_handler("abstract")
+        def act(self) -> None: ...
+
+    registry, found = problems_of(Abstract)
+    assert found == [
+        (
+            "E032",
+            "Abstract is an abstract model: no table holds its objects.",
+            "Decorate the models that derive from it; its handlers are theirs.",
+        )
+    ]
+    with pytest.raises(InvalidHandler, match="abstract model"):
+        registry.command_bus.dispatch(route="abstract", aggregate_id=1)
+
+
+def test_E001_a_handler_that_two_classes_inherit():
+    """The text tells the heir; written again without a decorator it is no handler."""
+
+    @aggregate(repository=Things)
+    class Base:
+        @command_handler
+        def act(self, command: Done) -> None: ...
+
+    @aggregate(repository=Things)
+    class Heir(Base):
+        pass
+
+    @aggregate(repository=Things)
+    class Silent(Base):
+        def act(self, command: Done) -> None: ...
+
+        @command_handler("own")
+        def own(self) -> None: ...
+
+    _, ((rule, text, hint),) = problems_of(Base, Heir)
+    assert rule == "E001"
+    assert "Base.act (" in text
+    assert "Base.act of Heir (" in text
+    assert hint.endswith(
+        "A class has the handlers of its bases: mark one of these classes alone, or "
+        "write the method again, undecorated, in the others."
+    )
+    assert problems_of(Base, Silent)[1] == []
 
 
 def test_m03_2_E031_crowded_factory():
