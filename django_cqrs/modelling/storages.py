@@ -440,7 +440,7 @@ class ModelStorage(Storage[Any]):
         names = {
             constraint.name
             for constraint in self._model._meta.total_unique_constraints
-            if set(constraint.fields) & {field.name for field in self.fields}
+            if set(constraint.fields) == {field.name for field in self.fields}
         }
         return is_violation_of(error, tables, columns, names)
 

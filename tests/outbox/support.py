@@ -205,7 +205,7 @@ def database():
     return {"DATABASE_URL": f"{scheme}://{user}@{place}/{config['NAME']}"}
 
 
-def wait_until(condition, seconds=20.0):
+def wait_until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "It did not happen in time."

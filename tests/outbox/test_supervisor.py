@@ -199,7 +199,7 @@ def test_no_orphan_is_left(children, how, tmp_path):
         process.kill()
         process.wait()
 
-    wait_until(lambda: not any(map(is_alive, children.ids())), seconds=5)
+    wait_until(lambda: not any(map(is_alive, children.ids())))
 
 
 # ------------------------------------------------------------------------- with messages
@@ -240,7 +240,7 @@ def start():
         process.communicate()
 
 
-def end_of(process, seconds=30):
+def end_of(process, seconds=60):
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
 
@@ -334,7 +334,7 @@ class TestWithMessages:
         found = children_of(process.pid)
 
         process.kill()
-        wait_until(lambda: not any(map(is_alive, found)), seconds=10)
+        wait_until(lambda: not any(map(is_alive, found)))
 
         assert len(rows()) == 1
 
