@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from django.contrib.admin import helpers
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
-from django.db import connections, router, transaction
+from django.db import connections, router
 from django.db.models import Max, Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -25,6 +26,7 @@ from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.exceptions import FieldError, MessageConversionError
 from django_cqrs.masking import MASK
+from django_cqrs.outbox.batches import giving_way
 from django_cqrs.outbox.desk import UNSEEN, Shown, shown, shown_in_list
 from django_cqrs.outbox.glance import glance
 from django_cqrs.outbox.mending import CannotMend, Draft, Mended, replay_mended
@@ -441,10 +443,13 @@ class KeptMessageAdmin(CorrelationMixin, _ModelAdmin):
     ) -> int:
         """Handle the chosen in order of sending, each batch in one transaction."""
         using, count = self._rows().db, 0
+
+        def handle_batch(keys: list[int]) -> int:
+            batch = list(self._rows().filter(pk__in=keys).order_by("sequence"))
+            return handle(request, batch, using)
+
         for keys in _keys(chosen.using(using)):
-            with transaction.atomic(using=using):
-                batch = list(self._rows().filter(pk__in=keys).order_by("sequence"))
-                count += handle(request, batch, using)
+            count += giving_way(partial(handle_batch, keys), using=using)
         return count
 
     def _rows(self) -> QuerySet[Any]:
@@ -783,13 +788,16 @@ class DeadLetterAdmin(KeptMessageAdmin):
         self, request: HttpRequest, letter: DeadLetter, mended: Mended
     ) -> HttpResponse:
         using = self._rows().db
-        with transaction.atomic(using=using):
+        paths = ", ".join(mended.paths)
+
+        def replay() -> bool:
             is_done = replay_mended(letter, mended, using=using)
             if is_done:
-                paths = ", ".join(mended.paths)
                 text = gettext("Edited and replayed: %(paths)s.") % {"paths": paths}
                 self._log(request, [letter], CHANGE, text)
-        if not is_done:
+            return is_done
+
+        if not giving_way(replay, using=using):
             return self._tell_gone(request)
         text = gettext("Edited and replayed 1.")
         self.message_user(request, text, messages.SUCCESS)

@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import partial
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from django.db import DatabaseError, connections
 from django.db.models import QuerySet
+from django.db.transaction import atomic
+
+from django_cqrs.retries import DEADLOCKS
+
+Result = TypeVar("Result")
 
 SIZE: Final = 1000
 """How many rows one statement deletes where nothing else is said."""
+
+# So many times in a row somebody who met others at the same rows gives way to them.
+ATTEMPTS: Final = 6
+
+
+def giving_way(work: Callable[[], Result], *, using: str) -> Result:
+    """
+    Do something in a transaction, and anew where a deadlock has undone it.
+
+    MariaDB finds deadlocks also between those who lock rows in one order, since it
+    locks the gaps between them. Inside a transaction that is open already it is done
+    once: only whoever opened that can begin anew.
+
+    Args:
+        work: what is done.
+        using: the alias of the database.
+
+    Returns:
+        What `work` returns.
+
+    Raises:
+        DatabaseError: a deadlock again and again, or another error.
+
+    """
+    is_nested = connections[using].in_atomic_block
+    attempt = 1
+    while True:
+        try:
+            with atomic(using=using):
+                return work()
+        except DatabaseError as error:
+            if is_nested or attempt == ATTEMPTS or not DEADLOCKS.includes(error):
+                raise
+        time.sleep(0.002 * 2**attempt)
+        attempt += 1
 
 
 def delete_in_batches(
@@ -32,5 +76,6 @@ def delete_in_batches(
         keys = list(rows.order_by(by).values_list("pk", flat=True)[:size])
         if not keys:
             break
-        deleted += rows.filter(pk__in=keys)._raw_delete(rows.db)
+        chosen = rows.filter(pk__in=keys)
+        deleted += giving_way(partial(chosen._raw_delete, rows.db), using=rows.db)
     return deleted

@@ -7,8 +7,6 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from django.db import transaction
-
 from django_cqrs import buses
 from django_cqrs.channels import Envelope
 from django_cqrs.exceptions import (
@@ -188,9 +186,8 @@ def replay_mended(letter: DeadLetter, mended: Mended, *, using: str) -> bool:
         Whether it was still there. Somebody may have replayed or deleted it.
 
     """
-    with transaction.atomic(using=using):
-        letter.payload = mended.payload
-        return bool(replay([letter], using=using))
+    letter.payload = mended.payload
+    return bool(replay([letter], using=using))
 
 
 def _rule_for(letter: DeadLetter, raw: bytes) -> Rule:

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from django_cqrs.channels import Envelope
 from django_cqrs.exceptions import CQRSError
-from django_cqrs.outbox.batches import SIZE
+from django_cqrs.outbox.batches import SIZE, giving_way
 from django_cqrs.outbox.models import (
     DeadLetter,
     OutboxMessage,
@@ -1072,10 +1072,11 @@ def put_back(letters: Iterable[DeadLetter], *, using: str) -> list[DeadLetter]:
     """
     wanted = {letter.pk: letter for letter in letters}
     kept = DeadLetter.objects.using(using).filter(pk__in=wanted)
-    with transaction.atomic(using=using):
-        there: QuerySet[Any] = kept.order_by("pk")
-        if connections[using].features.has_select_for_update:
-            there = there.select_for_update()
+    there: QuerySet[Any] = kept.order_by("pk")
+    if connections[using].features.has_select_for_update:
+        there = there.select_for_update()
+
+    def move() -> list[DeadLetter]:
         keys = set(there.values_list("pk", flat=True))
         if not keys:
             return []
@@ -1090,7 +1091,9 @@ def put_back(letters: Iterable[DeadLetter], *, using: str) -> list[DeadLetter]:
             for letter in found
         )
         kept.filter(pk__in=keys)._raw_delete(using)
-    return found
+        return found
+
+    return giving_way(move, using=using)
 
 
 _SHARED = tuple(
@@ -1119,18 +1122,21 @@ def discard(
 
     """
     store, count = Store(using), 0
+
+    def delete() -> tuple[int, int]:
+        some = list(
+            letters.order_by("pk").values_list("pk", "endpoint", "ordering_key")[:size]
+        )
+        keys = [pk for pk, _, _ in some]
+        found = letters.model._default_manager.using(using).filter(pk__in=keys)
+        deleted = found.delete()[0]
+        store.wake({(name, key) for _, name, key in some if key is not None})
+        return len(some), deleted
+
     while True:
-        with transaction.atomic(using=using):
-            some = list(
-                letters.order_by("pk").values_list("pk", "endpoint", "ordering_key")[
-                    :size
-                ]
-            )
-            keys = [pk for pk, _, _ in some]
-            found = letters.model._default_manager.using(using).filter(pk__in=keys)
-            count += found.delete()[0]
-            store.wake({(name, key) for _, name, key in some if key is not None})
-        if len(some) < size:
+        seen, deleted = giving_way(delete, using=using)
+        count += deleted
+        if seen < size:
             return count
 
 

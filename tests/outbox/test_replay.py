@@ -4,11 +4,18 @@ import threading
 from uuid import uuid4
 
 import pytest
-from django.db import IntegrityError, connection, connections
+from django.db import (
+    IntegrityError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_cqrs import Registry, Retry, command_handler
+from django_cqrs.outbox.batches import giving_way
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
 from django_cqrs.outbox.store import put_back, replay
 from tests.outbox.support import (
@@ -169,6 +176,72 @@ def test_c05_2_two_replay_at_once():
     assert sum(counts) == 40
     assert OutboxMessage.objects.count() == 40
     assert letters() == []
+
+
+def in_turns_of(first, second):
+    """Change two rows, the second once the other thread has changed its first."""
+
+    def change(row, barrier):
+        DeadLetter.objects.filter(pk=first if row == 1 else second).update(attempts=row)
+        if barrier is not None:
+            barrier.wait(10)
+        DeadLetter.objects.filter(pk=second if row == 1 else first).update(attempts=row)
+
+    return change
+
+
+def test_c03_4_a_deadlock_over_dead_letters_is_begun_anew():
+    """One of two that wait for each other is undone, and does it all once more."""
+    on_a_server()
+    change = in_turns_of(*[letter.pk for letter in died(2)])
+    barrier, attempts, failed = threading.Barrier(2), [], []
+
+    def go(row):
+        def work():
+            attempts.append(row)
+            change(row, barrier if attempts.count(row) == 1 else None)
+
+        try:
+            giving_way(work, using="default")
+        except OperationalError as error:
+            failed.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=go, args=(row,)) for row in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert failed == []
+    assert len(attempts) == 3
+    last = attempts[2]
+    assert [letter.attempts for letter in letters()] == [last, last]
+
+
+def deadlock():
+    """Return the error that MariaDB reports; PostgreSQL's has a code of its own."""
+    return OperationalError(1213, "Deadlock found when trying to get lock")
+
+
+def test_c03_4_a_deadlock_again_and_again_is_raised(monkeypatch):
+    """Nobody tries for ever; and inside somebody's transaction nobody tries again."""
+    slept, attempts = [], []
+    monkeypatch.setattr("django_cqrs.outbox.batches.time.sleep", slept.append)
+
+    def work():
+        attempts.append(DeadLetter.objects.count())
+        raise deadlock()
+
+    with pytest.raises(OperationalError, match="Deadlock"):
+        giving_way(work, using="default")
+    assert (len(attempts), len(slept)) == (6, 5)
+
+    attempts.clear()
+    with transaction.atomic(), pytest.raises(OperationalError, match="Deadlock"):
+        giving_way(work, using="default")
+    assert len(attempts) == 1
 
 
 def test_c07_2_one_key_is_put_back_in_one_batch_and_handled_in_order():
