@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from itertools import count
 from typing import Any, Final, TypeVar
@@ -23,7 +24,9 @@ SIZE: Final = 1000
 ATTEMPTS: Final = 6
 
 
-def giving_way(work: Callable[[], Result], *, using: str) -> Result:
+def giving_way(
+    work: Callable[[], Result], *, using: str, in_transaction: bool = True
+) -> Result:
     """
     Do something in a transaction, and anew where a deadlock has undone it.
 
@@ -34,6 +37,7 @@ def giving_way(work: Callable[[], Result], *, using: str) -> Result:
     Args:
         work: what is done.
         using: the alias of the database.
+        in_transaction: False for a single statement, which needs none.
 
     Returns:
         What `work` returns.
@@ -46,7 +50,7 @@ def giving_way(work: Callable[[], Result], *, using: str) -> Result:
     attempt = 1
     while True:
         try:
-            with atomic(using=using):
+            with atomic(using=using) if in_transaction else nullcontext():
                 return work()
         except DatabaseError as error:
             if is_nested or attempt == ATTEMPTS or not DEADLOCKS.includes(error):
@@ -76,6 +80,6 @@ def delete_in_batches(
         keys = list(rows.order_by(by).values_list("pk", flat=True)[:size])
         if not keys:
             break
-        chosen = rows.filter(pk__in=keys)
-        deleted += giving_way(partial(chosen._raw_delete, rows.db), using=rows.db)
+        delete = partial(rows.filter(pk__in=keys)._raw_delete, rows.db)
+        deleted += giving_way(delete, using=rows.db, in_transaction=False)
     return deleted

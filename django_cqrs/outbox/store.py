@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -224,12 +225,12 @@ class Store:
             with self._alone() as is_alone:
                 if not is_alone:
                     break
-                seen = self._look(rows, limit)
+                seen = self._look(rows, taking.columns, limit)
                 chosen, blocked = self._choose(taking.state, seen, limit)
                 if chosen or blocked:
                     self._relax_durability()
                 moved = self._park(taking.state, blocked) if blocked else 0
-                found = self._take_chosen(chosen, taking)
+                found = self._take_chosen(chosen, taking, seen)
             self._saw_keys = any(each.group is not None for each in seen)
             if found or not moved:
                 return found
@@ -280,13 +281,16 @@ class Store:
                     return False
                 time.sleep(0.001)
 
-    def _look(self, rows: QuerySet[OutboxMessage], limit: int) -> list[_Seen]:
+    def _look(
+        self, rows: QuerySet[OutboxMessage], columns: tuple[str, ...], limit: int
+    ) -> list[_Seen]:
         """Return what is next, the rows of keys that are held included."""
-        rows = rows.order_by("-priority", "sequence")
-        found = rows.values_list("id", "sequence", "endpoint", "ordering_key")
+        found = rows.order_by("-priority", "sequence").values_list(
+            "sequence", *_PLACE_COLUMNS, *columns
+        )
         return [
-            _Seen(pk, sequence, self._group_of(endpoint, key))
-            for pk, sequence, endpoint, key in found[: max(LOOK, limit)]
+            _Seen(pk, sequence, self._group_of(endpoint, key), tuple(row))
+            for sequence, pk, endpoint, key, *row in found[: max(LOOK, limit)]
         ]
 
     def _choose(
@@ -363,12 +367,17 @@ class Store:
             run.append(pk)
         return run
 
-    def _take_chosen(self, chosen: list[int], taking: _Taking) -> list[tuple[Any, ...]]:
+    def _take_chosen(
+        self, chosen: list[int], taking: _Taking, seen: Iterable[_Seen]
+    ) -> list[tuple[Any, ...]]:
         if not chosen:
             return []
-        places = {pk: place for place, pk in enumerate(chosen)}
-        rows = self.rows().filter(pk__in=chosen).values_list(*taking.columns)
-        found = sorted(rows, key=lambda row: places[row[0]])
+        there = {each.pk: each.row for each in seen}
+        more = [pk for pk in chosen if pk not in there]
+        if more:
+            rows = self.rows().filter(pk__in=more).values_list(*taking.columns)
+            there.update((row[0], row) for row in rows)
+        found = [there[pk] for pk in chosen if pk in there]
         # What is parked behind the first that is ready comes along.
         also = State.PARKED if taking.state is State.READY else None
         return self._take(found, taking, also=also)
@@ -688,7 +697,7 @@ class Store:
             if not is_alone:
                 rows.update(state=State.READY, owner=None, lease_expires_at=None)
                 return []
-            seen = self._look(rows, rows.count())
+            seen = self._look(rows, taking.columns, rows.count())
             groups = {each.group for each in seen if each.group is not None}
             standings = self._groups.standings(self._pairs_of(groups))
             firsts = self._first_with_others(groups, {each.pk for each in seen})
@@ -704,7 +713,7 @@ class Store:
             rows.filter(pk__in=early).update(
                 state=State.READY, owner=None, lease_expires_at=None
             )
-            return self._take_chosen(chosen, taking)
+            return self._take_chosen(chosen, taking, seen)
 
     def _first_with_others(
         self, groups: set[Group], ours: set[int]
@@ -848,6 +857,8 @@ class _Seen(NamedTuple):
     pk: int
     sequence: int
     group: Group | None
+    row: tuple[Any, ...]
+    """The columns that it is taken with."""
 
 
 class _Taking(NamedTuple):
@@ -955,12 +966,15 @@ class Groups:
         def first_two(condition: str) -> str:
             return f"{first('sequence', condition)}, {first('id', condition)}"
 
+        def any_of(condition: str) -> str:
+            # No EXISTS, which PostgreSQL may answer for all of them by one long scan.
+            return f"(SELECT 1 FROM {table} o WHERE {of_key} AND {condition} LIMIT 1)"  # noqa: S608
+
         self._prefixes = (
             f"(SELECT COUNT(*) FROM {table} o WHERE {of_key} "  # noqa: S608
             f"AND o.state = {State.READY.value} AND o.sequence <= p.s), "
-            f"EXISTS (SELECT 1 FROM {table} o WHERE {of_key} "
-            f"AND (o.state IN ({_others}) OR {failed})), "
-            f"EXISTS (SELECT 1 {dead})"
+            f"{any_of(f'o.state IN ({_others})')}, {any_of(failed)}, "
+            f"(SELECT 1 {dead} LIMIT 1)"
         )
         self._standings = ", ".join(
             (
@@ -980,9 +994,9 @@ class Groups:
         """Tell of groups whether all of them, up to the last seen, was seen."""
         unseen = {pair.group: -pair.seen for pair in pairs}
         mixed: set[Group] = set()
-        for pair, (count, has_others, is_dead) in self._ask(self._prefixes, pairs):
+        for pair, (count, *others) in self._ask(self._prefixes, pairs):
             unseen[pair.group] += count
-            if has_others or is_dead:
+            if any(others):
                 mixed.add(pair.group)
         return {
             group: not count and group not in mixed for group, count in unseen.items()
@@ -1011,17 +1025,32 @@ class Groups:
     ) -> Iterator[tuple[_Pair, tuple[Any, ...]]]:
         for start in range(0, len(pairs), LOOK):
             some = pairs[start : start + LOOK]
-            first = "SELECT %s AS n, %s AS k, %s AS e, %s AS s"
-            more = " UNION ALL SELECT %s, %s, %s, %s" * (len(some) - 1)
-            statement = f"SELECT p.n, {columns} FROM ({first}{more}) p"  # noqa: S608 - no value in it
-            values: list[Any] = []
-            for number, pair in enumerate(some):
-                values += [number, pair.group[1], pair.endpoint, pair.last]
+            statement, values = self._statement(columns, some)
             with self._connection.cursor() as cursor:
                 cursor.execute(statement, values)
                 found = cursor.fetchall()
             for number, *answers in found:
                 yield some[number], tuple(answers)
+
+    def _statement(
+        self, columns: str, pairs: Sequence[_Pair]
+    ) -> tuple[str, Sequence[Any]]:
+        """Return what asks for columns of each pair, and its parameters."""
+        rows = [
+            (number, pair.group[1], pair.endpoint, pair.last)
+            for number, pair in enumerate(pairs)
+        ]
+        values: list[Any]
+        if self._connection.vendor == "postgresql":
+            # One plan for any number of them, and one parameter.
+            table = "json_to_recordset(%s) p (n integer, k text, e text, s bigint)"
+            values = [json.dumps([dict(zip("nkes", row, strict=True)) for row in rows])]
+        else:
+            first = "SELECT %s AS n, %s AS k, %s AS e, %s AS s"
+            more = " UNION ALL SELECT %s, %s, %s, %s" * (len(rows) - 1)
+            table = f"({first}{more}) p"
+            values = [value for row in rows for value in row]
+        return f"SELECT p.n, {columns} FROM {table}", values  # noqa: S608 - no value in it
 
 
 _holding = f"{State.CLAIMED.value}, {State.FORWARDED.value}"
