@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from tests.docs_support.pages import (
     pages,
 )
 from tests.docs_support.reader import CHECKED, RUN, SHOWN, Reader, make_project
+from tests.docs_support.terminal import environment, forked
 
 REFERENCE = DOCS / "reference"
 
@@ -44,6 +47,44 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("docs")
     make_project(place)
     return place
+
+
+LOOK = """
+import os, sys, warnings
+print(__name__, os.path.relpath(__file__), sys.argv, sys.orig_argv[-2:], sys.path)
+print(os.getcwd(), sorted(os.environ), sys.warnoptions, sys.stdin.read())
+print("to the other", file=sys.stderr)
+if sys.argv[1] == "kill":
+    os.kill(os.getpid(), 15)
+if sys.argv[1] == "warn":
+    warnings.warn("oh")
+sys.exit({"exit": 3, "text": "oh", "end": None}[sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("how", ["end", "exit", "text", "kill", "warn", "nothing"])
+@pytest.mark.parametrize("command", [["manage.py"], ["-m", "inside.look"]])
+def test_what_is_forked_does_what_a_new_process_does(command, how, tmp_path):
+    """The commands of the pages are forks; they print and end as a reader's do."""
+    (tmp_path / "inside").mkdir()
+    for name in ("manage.py", "inside/look.py"):
+        (tmp_path / name).write_text(LOOK)
+    seen = [
+        subprocess.run(
+            [*python, *command, how],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            input="typed",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for python in ([sys.executable, "-W", "error"], forked())
+    ]
+
+    new, fork = [(done.returncode, done.stdout, done.stderr) for done in seen]
+    assert fork == new
+    assert "to the other" in new[2]
 
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)

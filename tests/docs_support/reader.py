@@ -7,14 +7,13 @@ import dataclasses
 import json
 import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path, PurePath
 
 from sybil import Example
 
 from tests.docs_support.pages import TUTORIAL, Block, NewProject, blocks_of, name_of
-from tests.docs_support.terminal import Failure, Terminal, environment
+from tests.docs_support.terminal import Failure, Terminal, environment, forked
 
 PROJECT = "helpdesk"
 RUN = ("python", "pycon", "console")
@@ -26,7 +25,7 @@ def make_project(home: Path) -> None:
     """Make the project of the tutorial as it is once its tables exist."""
     folder = home / PROJECT
     folder.mkdir()
-    variables = environment(home)
+    variables = environment(home) | {"PYTHONWARNINGS": "error"}
 
     def run(*command: str) -> None:
         done = subprocess.run(
@@ -156,7 +155,7 @@ class Reader:
         if self._python is None:
             self._python = subprocess.Popen(
                 [
-                    *(sys.executable, "-W", "error"),
+                    *forked(),
                     *("-m", "tests.docs_support.shell", f"{PROJECT}.settings"),
                 ],
                 cwd=self.folder,

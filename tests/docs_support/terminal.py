@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import re
 import select
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -67,23 +71,65 @@ def commands_of(source: str) -> list[Command]:
     return [Command(each.line.strip(), each.output) for each in commands]
 
 
+VARIABLES = {
+    "LC_ALL": "C.UTF-8",
+    "PATH": os.environ["PATH"],
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "PIP_NO_INDEX": "1",  # what is installed is found, what is not is not fetched
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONPATH": str(ROOT),
+    "PYTHONUNBUFFERED": "1",
+}
+
+FORKS = Path(__file__).with_name("forks.py")
+# Typed in a terminal, by its first argument; `Terminal` asks for its warnings.
+PYTHON = """#!/bin/sh
+case "$PYTHONWARNINGS $1" in "error "*manage.py) exec {forked} "$@" ;; esac
+exec {python} "$@"
+"""
+
+
+@functools.cache
+def forked() -> tuple[str, ...]:
+    """Return the command that runs ``python -W error``, but for the time of imports."""
+    folder = tempfile.TemporaryDirectory(prefix="docs-")
+    address = f"{folder.name}/forks"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(16)
+        handle = listener.fileno()
+        server = subprocess.Popen(
+            [sys.executable, "-W", "error", str(FORKS), "serve", str(handle)],
+            env=VARIABLES,
+            stdin=subprocess.PIPE,
+            pass_fds=[handle],
+        )
+
+    def end() -> None:
+        server.communicate()
+        folder.cleanup()
+
+    atexit.register(end)
+    return (sys.executable, "-I", "-S", str(FORKS), "run", address)
+
+
 def environment(place: Path) -> dict[str, str]:
     """Return what a new terminal has, with nothing of this test run in it."""
     bin_ = place / ".bin"
     bin_.mkdir(exist_ok=True)
-    for name, module in (("python", ""), ("django-admin", "-m django")):
+    python = shlex.quote(sys.executable)
+    scripts = {
+        "python": PYTHON.format(forked=shlex.join(forked()), python=python),
+        "django-admin": f'#!/bin/sh\nexec {python} -m django "$@"\n',
+    }
+    for name, text in scripts.items():
         script = bin_ / name
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        script.write_text(text)
         script.chmod(0o755)
     return {
+        **VARIABLES,
         "HOME": str(place),
-        "LC_ALL": "C.UTF-8",
-        "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}",
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PIP_NO_INDEX": "1",  # what is installed is found, what is not is not fetched
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",
+        "PATH": f"{bin_}{os.pathsep}{VARIABLES['PATH']}",
     }
 
 
