@@ -11,15 +11,24 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from django_cqrs.channels import Envelope
 from django_cqrs.exceptions import CQRSError
 from django_cqrs.outbox.batches import SIZE, giving_way
+from django_cqrs.outbox.claims import (
+    ADVISORY_LOCK,
+    PATIENCE,
+    RELAX,
+    ClaimsAtOnce,
+    is_lock_timeout,
+)
+from django_cqrs.outbox.dialects import sends_several, to_last_result
 from django_cqrs.outbox.models import (
     DeadLetter,
     OutboxMessage,
@@ -57,8 +66,6 @@ Group = tuple[str, str]
 LOOK: Final = 100
 # How many dead letters are put back in one transaction.
 REPLAYED: Final = 500
-# How long a claim waits for another's to be made, in seconds.
-PATIENCE: Final = 0.1
 
 
 class LeaseLost(CQRSError):
@@ -106,6 +113,15 @@ class Store:
         self._queries: dict[tuple[Any, ...], QuerySet[Any, Any]] = {}
         self._ordered: set[tuple[State, str]] = set()
         self._saw_keys = False
+
+    @cached_property
+    def _table(self) -> str:
+        table: str = self.connection.ops.quote_name(OutboxMessage._meta.db_table)
+        return table
+
+    @cached_property
+    def _claims(self) -> ClaimsAtOnce:
+        return ClaimsAtOnce(self.connection)
 
     @cached_property
     def _groups(self) -> Groups:
@@ -163,18 +179,68 @@ class Store:
         """Take what is next in a channel; where keys are there, in their order."""
         self.was_contended = False
         state = taking.state
+        at_once = state is State.READY and self._claims.can_be_made()
         if (state, channel) not in self._ordered:
-            found = self._taken(
-                self._next_rows(state, channel, limit, taking.columns), taking
-            )
+            if at_once:
+                found = self._taken_at_once(channel, taking, limit)
+            else:
+                rows = self._next_rows(state, channel, limit, taking.columns)
+                found = self._taken(rows, taking)
             if found is not None:
                 return found
             self._ordered.add((state, channel))
-        rows = self.rows().filter(channel=channel, state=state)
-        found = self._take_in_order(rows, taking, limit)
+        # Of an endpoint with several names the keys are those of all of them; what is
+        # forwarded comes without its sequence.
+        at_once = at_once and not self._names and taking.columns == CLAIMED_COLUMNS
+        found = None
+        if at_once:
+            found = self._taken_in_order_at_once(channel, taking, limit)
+        if found is None:
+            rows = self.rows().filter(channel=channel, state=state)
+            found = self._take_in_order(rows, taking, limit)
         if not self._saw_keys:
             self._ordered.discard((state, channel))
         return found
+
+    def _taken_at_once(
+        self, channel: str, taking: _Taking, limit: int
+    ) -> list[tuple[Any, ...]] | None:
+        """Do on PostgreSQL what :meth:`_taken` does, in one round trip."""
+        rows = self._claims.plain(channel, limit, taking)
+        if any(row[-2] is not None for row in rows):
+            return None
+        return [row[:-1] for row in rows if row[-1]]
+
+    def _taken_in_order_at_once(
+        self, channel: str, taking: _Taking, limit: int
+    ) -> list[tuple[Any, ...]] | None:
+        """
+        Take in one round trip what is next where nothing keeps any of it.
+
+        Returns:
+            None where something does: then nothing is taken.
+
+        """
+        try:
+            rows = self._claims.in_order(
+                channel, limit, taking, is_mixed=self._groups.is_mixed
+            )
+        except OperationalError as error:
+            if not is_lock_timeout(error):
+                raise
+            self.was_contended = True
+            return []
+        if rows and rows[0][-1]:
+            return None
+        self._saw_keys = any(row[-3] is not None for row in rows)
+        runs: dict[Any, list[tuple[Any, ...]]] = {}
+        for *row, is_taken, _ in rows:
+            if is_taken:
+                group = self._group_of(row[_ENDPOINT], row[-1])
+                runs.setdefault(group or row[0], []).append(tuple(row))
+        for run in runs.values():
+            run.sort(key=itemgetter(_SEQUENCE))
+        return [row for run in runs.values() for row in run]
 
     def _taken(
         self, query: QuerySet[Any, Any], taking: _Taking
@@ -190,10 +256,7 @@ class Store:
             found = list(query.all())
             if any(row[-1] is not None for row in found):
                 return None
-            if found:
-                self._relax_durability()
-                return self._take(found, taking)
-        return found
+            return self._take(found, taking) if found else found
 
     def _next_rows(
         self,
@@ -227,8 +290,6 @@ class Store:
                     break
                 seen = self._look(rows, taking.columns, limit)
                 chosen, blocked = self._choose(taking.state, seen, limit)
-                if chosen or blocked:
-                    self._relax_durability()
                 moved = self._park(taking.state, blocked) if blocked else 0
                 found = self._take_chosen(chosen, taking, seen)
             self._saw_keys = any(each.group is not None for each in seen)
@@ -268,7 +329,7 @@ class Store:
         """Take the lock where it is the transaction's, and ends with it."""
         if self.connection.vendor != "postgresql":
             return True
-        return self._try("SELECT pg_try_advisory_xact_lock(%s)", _ADVISORY_LOCK)
+        return self._try("SELECT pg_try_advisory_xact_lock(%s)", ADVISORY_LOCK)
 
     def _try(self, statement: str, *values: Any) -> bool:
         end = time.monotonic() + PATIENCE
@@ -506,23 +567,25 @@ class Store:
         state, owner, becomes = taking.state, taking.owner, taking.becomes
         states = [state.value] if also is None else [state.value, also.value]
         connection: Any = self.connection
-        quote = connection.ops.quote_name
-        table = quote(OutboxMessage._meta.db_table)
         statement = (
-            f"UPDATE {table} "  # noqa: S608 - no value in it
-            f"SET {quote('state')} = %s, {quote('owner')} = %s, "
-            f"{quote('lease_expires_at')} = %s, "
-            f"{quote('token')} = {quote('token')} + 1, "
-            f"{quote('attempts')} = {quote('attempts')} + %s "
-            f"WHERE {quote('state')} IN ({', '.join(['%s'] * len(states))}) "
-            f"AND {quote('id')} IN ({', '.join(['%s'] * len(keys))})"
+            f"UPDATE {self._table} SET state = %s, owner = %s, "  # noqa: S608
+            f"lease_expires_at = %s, token = token + 1, attempts = attempts + %s "
+            f"WHERE state IN ({_written(states)}) AND id IN ({_written(keys)})"
         )
         until = connection.ops.adapt_datetimefield_value(timezone.now() + taking.lease)
         is_alone = state is State.ABANDONED and becomes is State.CLAIMED
         counts = int(is_alone and taking.is_tried(found[0]))
-        values = [becomes.value, owner, until, counts, *states, *keys]
+        values = [becomes.value, owner, until, counts]
         with connection.cursor() as cursor:
-            cursor.execute(statement, values)
+            # With a savepoint open, the transaction is somebody else's.
+            if connection.vendor != "postgresql" or connection.savepoint_ids:
+                cursor.execute(statement, values)
+            elif sends_several(connection):
+                cursor.execute(f"{RELAX}; {statement}", values)
+                to_last_result(cursor)
+            else:
+                cursor.execute(RELAX)
+                cursor.execute(statement, values)
             taken: int = cursor.rowcount
         if taken == len(keys):
             return list(found)
@@ -530,14 +593,6 @@ class Store:
         held = self.rows().filter(pk__in=keys, owner=owner, state=becomes)
         ours = set(held.values_list("pk", flat=True))
         return [row for row in found if row[0] in ours]
-
-    def _relax_durability(self) -> None:
-        """Not wait for the disk: a claim that a crash undoes is a claim not made."""
-        connection = self.connection
-        # With a savepoint open, the transaction is somebody else's.
-        if connection.vendor == "postgresql" and not connection.savepoint_ids:
-            with connection.cursor() as cursor:
-                cursor.execute("SET LOCAL synchronous_commit = off")
 
     def renew(self, owner: str, keys: Sequence[int], lease: timedelta) -> int:
         """Extend a lease; return how many of the messages the owner still holds."""
@@ -709,7 +764,6 @@ class Store:
                     before = firsts.get(each.group, before)
                     before = min(before, standings[each.group].first())
                 (chosen if each.sequence < before else early).append(each.pk)
-            self._relax_durability()
             rows.filter(pk__in=early).update(
                 state=State.READY, owner=None, lease_expires_at=None
             )
@@ -768,7 +822,13 @@ class Store:
         """
         if not keys:
             return
-        deleted = self._held(owner, keys)._raw_delete(self.using)
+        statement = (
+            f"DELETE FROM {self._table} WHERE id IN ({_written(keys)}) "  # noqa: S608
+            f"AND owner = %s AND state = {State.CLAIMED.value}"
+        )
+        with self.connection.cursor() as cursor:
+            cursor.execute(statement, [owner])
+            deleted = cursor.rowcount
         self._ensure_all(deleted, keys)
 
     def delay(
@@ -849,6 +909,11 @@ class Store:
                 f"by now: their lease ran out while they were handled."
             )
             raise LeaseLost(msg)
+
+
+def _written(numbers: Iterable[int]) -> str:
+    """Return whole numbers as SQL has them: a hundred parameters take their time."""
+    return ", ".join(map(str, map(int, numbers)))
 
 
 class _Seen(NamedTuple):
@@ -970,12 +1035,16 @@ class Groups:
             # No EXISTS, which PostgreSQL may answer for all of them by one long scan.
             return f"(SELECT 1 FROM {table} o WHERE {of_key} AND {condition} LIMIT 1)"  # noqa: S608
 
-        self._prefixes = (
+        counted = (
             f"(SELECT COUNT(*) FROM {table} o WHERE {of_key} "  # noqa: S608
-            f"AND o.state = {State.READY.value} AND o.sequence <= p.s), "
-            f"{any_of(f'o.state IN ({_others})')}, {any_of(failed)}, "
-            f"(SELECT 1 {dead} LIMIT 1)"
+            f"AND o.state = {State.READY.value} AND o.sequence <= p.s)"
         )
+        others = any_of(_elsewhere), any_of(failed), f"(SELECT 1 {dead} LIMIT 1)"
+        self._prefixes = ", ".join((counted, *others))
+        self.is_mixed = " OR ".join(
+            (f"{counted} <> p.c", *(f"{each} IS NOT NULL" for each in others))
+        )
+        """Whether there is more of a key than the first `c` that are ready."""
         self._standings = ", ".join(
             (
                 first("id", f"o.state IN ({_holding})"),
@@ -1054,13 +1123,14 @@ class Groups:
 
 
 _holding = f"{State.CLAIMED.value}, {State.FORWARDED.value}"
-_others = f"{_holding}, {State.ABANDONED.value}, {State.PARKED.value}"
+# What has been claimed, and may be parked again: one range of an index.
+_elsewhere = f"o.state BETWEEN {State.CLAIMED.value} AND {State.FORWARDED.value}"
 _PLACE_COLUMNS = "id", "endpoint", "ordering_key"
 _ENDPOINT = CLAIMED_COLUMNS.index("endpoint")
 _ATTEMPTS = CLAIMED_COLUMNS.index("attempts")
 # How often a claim in order looks again, after it has set aside all that it saw.
 _ROUNDS = 20
-_ADVISORY_LOCK = int.from_bytes(b"cqrs-key", "big") >> 1
+_SEQUENCE = CLAIMED_COLUMNS.index("sequence")
 
 
 def replay(

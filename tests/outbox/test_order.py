@@ -4,6 +4,7 @@ import json
 import random
 import threading
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -20,6 +21,7 @@ from django_cqrs import (
     message,
 )
 from django_cqrs.exceptions import InvalidKey, MissingHeader
+from django_cqrs.outbox.claims import ADVISORY_LOCK
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
 from django_cqrs.outbox.store import Store, discard, replay
 from django_cqrs.outbox.worker import names_of
@@ -30,6 +32,7 @@ from tests.outbox.support import (
     numbers,
     on_a_server,
     on_databases,
+    on_postgresql,
     registry_of,
     rows,
     send,
@@ -660,9 +663,85 @@ def test_messages_without_a_key_cost_nothing_more(django_assert_num_queries):
     store = Store("default")
     claim(store, "nobody", limit=1)
 
-    statements = {"sqlite": 2, "mysql": 2, "postgresql": 3}[connection.vendor]
-    with django_assert_num_queries(statements + 2):  # with BEGIN and COMMIT
+    # A SELECT and an UPDATE, with BEGIN and COMMIT; PostgreSQL does all that in one.
+    statements = 1 if connection.vendor == "postgresql" else 4
+    with django_assert_num_queries(statements):
         assert claim(store, "me", limit=2) == [2, 3]
+
+
+def test_messages_of_keys_cost_a_claim_more_than_once(django_assert_num_queries):
+    """Where nothing keeps any of them PostgreSQL takes them in one statement as well."""
+    registry = ordered(note)
+    send(registry, 1, 3, how="a")
+    send(registry, 2, how="b")
+    store = Store("default")
+    claim(store, "nobody", limit=1)
+    send(registry, 4, how="c")
+    OutboxMessage.objects.filter(owner="nobody").delete()
+
+    is_counted = connection.vendor == "postgresql"
+    with django_assert_num_queries(1) if is_counted else nullcontext():
+        assert claim(store, "me", limit=3) == [3, 2, 4]
+
+
+@pytest.mark.parametrize("server_side_binding", [False, True])
+def test_c07_1_keys_are_kept_with_any_binding(server_side_binding):
+    """Several statements in one need the parameters in their text."""
+    on_postgresql()
+    there = connection.settings_dict["OPTIONS"]
+    registry = ordered(note)
+    try:
+        connection.settings_dict["OPTIONS"] = {
+            **there,
+            "server_side_binding": server_side_binding,
+        }
+        connection.close()
+        send(registry, 1, 2, how="a")
+        send(registry, 3, how="b")
+        work(registry)
+    finally:
+        connection.settings_dict["OPTIONS"] = there
+        connection.close()
+
+    assert sorted(numbers()) == [1, 2, 3]
+    assert numbers().index(1) < numbers().index(2)
+
+
+def test_c07_2_a_claim_in_order_waits_for_another_but_not_for_long():
+    """Somebody is at it: it is soon made again, and nothing is claimed meanwhile."""
+    on_postgresql()
+    registry = ordered(note)
+    send(registry, 1, how="a")
+    store = Store("default")
+    with holding_the_lock():
+        assert claim(store, "me") == []
+        assert store.was_contended
+    assert claim(store, "me") == [1]
+    assert not store.was_contended
+
+
+@contextmanager
+def holding_the_lock():
+    """Hold what a claim in order holds, on another connection."""
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
+                held.set()
+                done.wait(20)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(20)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(20)
 
 
 def test_what_waits_for_its_key_is_looked_at_once():

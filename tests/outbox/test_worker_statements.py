@@ -60,7 +60,9 @@ def handled_with(registry, caplog):
     ):
         worker_of(registry).run_once()
     words = words_of(each.sql for each in caplog.records if hasattr(each, "sql"))
-    handling = words[words.index("UPDATE | COMMIT | ") :].partition("BEGIN | ")[2]
+    # On PostgreSQL a claim is one statement, and a transaction by itself.
+    claim = "SET WITH | " if connection.vendor == "postgresql" else "UPDATE | COMMIT | "
+    handling = words[words.index(claim) :].partition("BEGIN | ")[2]
     return handling.partition(" COMMIT")[0]
 
 
