@@ -26,6 +26,12 @@ class Sink(Protocol):
         """Write entries, in their order, in the transaction that is open, if any."""
         ...
 
+    def write_last(
+        self, connection: BaseDatabaseWrapper, entries: Sequence[Any]
+    ) -> None:
+        """Write them when nothing follows in the open transaction but its commit."""
+        ...
+
 
 def stack_of(connection: BaseDatabaseWrapper) -> Stack:
     """Return how deep in transactions a connection is, comparable by equality."""
@@ -66,15 +72,19 @@ class BusScope:
     def _accepts(self) -> bool:
         return self.is_open and stack_of(self.connection) == self._stack
 
-    def write_or_keep(self) -> None:
+    def write_or_keep(self, *, is_last: bool = False) -> None:
         """
         Write the buffer inside its transaction, or keep it.
 
         It is kept for the parent where the parent's own transaction is the next
         one out: then all is written in one go at the very end.
+
+        Args:
+            is_last: whether nothing follows in its transaction but the end of it.
+
         """
         if not self._is_just_inside_parent():
-            self._write()
+            self._write(is_last=is_last)
 
     def _is_just_inside_parent(self) -> bool:
         parent = self.parent_on(self.connection)
@@ -104,9 +114,9 @@ class BusScope:
             scope = scope.parent
         return scope
 
-    def _write(self) -> None:
+    def _write(self, *, is_last: bool) -> None:
         buffer, self.buffer = self.buffer, []
-        _write(self.connection, buffer)
+        _write(self.connection, buffer, is_last=is_last)
         _record(self.parent, None, self.connection, buffer)
 
 
@@ -145,14 +155,22 @@ def send_all(
 
 
 def _write(
-    connection: BaseDatabaseWrapper, entries: Sequence[tuple[Sink, Any]]
+    connection: BaseDatabaseWrapper,
+    entries: Sequence[tuple[Sink, Any]],
+    *,
+    is_last: bool = False,
 ) -> None:
     """Write the entries of each sink in one go."""
     by_sink: dict[int, tuple[Sink, list[Any]]] = {}
     for sink, entry in entries:
         by_sink.setdefault(id(sink), (sink, []))[1].append(entry)
-    for sink, own in by_sink.values():
+    *others, (last, its) = by_sink.values()
+    for sink, own in others:
         sink.write(connection, own)
+    if is_last:
+        last.write_last(connection, its)
+    else:
+        last.write(connection, its)
 
 
 # -------------------------------------------------------------------------- recordings

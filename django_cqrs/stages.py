@@ -94,7 +94,7 @@ def in_transaction(run: Run, alias: str, name: str, *, opens: bool = True) -> Ru
                     raise _broken_inside(name, connection)
                 scope.is_open = False
                 if scope.buffer:
-                    scope.write_or_keep()
+                    scope.write_or_keep(is_last=opens)
             except BaseException:
                 scope.drop()
                 raise

@@ -16,6 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.channels import Channel, Delivery, Envelope, channels
 from django_cqrs.exceptions import InvalidChannel
+from django_cqrs.outbox.dialects import COMMIT, can_commit
 from django_cqrs.outbox.models import OutboxMessage, State
 from django_cqrs.outbox.times import as_stored
 
@@ -104,18 +105,29 @@ class OutboxChannel(Channel):
         self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
     ) -> None:
         """Store messages in one statement, or in as few as the parameters allow."""
+        self._store(connection, entries, end="")
+
+    def write_last(
+        self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
+    ) -> None:
+        """Store them likewise, and on PostgreSQL commit in the same round trip."""
+        self._store(connection, entries, end=COMMIT if can_commit(connection) else "")
+
+    def _store(
+        self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery], *, end: str
+    ) -> None:
         envelopes = [entry.envelope for entry in entries]
         rows = [self._row(envelope, _adapters(connection)) for envelope in envelopes]
-        size = _rows_per_statement(connection)
-        if len(rows) <= size:
-            _insert(connection, rows)
-        else:
-            with transaction.atomic(using=connection.alias):
-                for start in range(0, len(rows), size):
-                    _insert(connection, rows[start : start + size])
         if self.notifies and connection.vendor == "postgresql":
             wake = partial(self._notify, connection)
             transaction.on_commit(wake, using=connection.alias, robust=True)
+        size = _rows_per_statement(connection)
+        if len(rows) <= size:
+            _insert(connection, rows, end)
+            return
+        with transaction.atomic(using=connection.alias):
+            for start in range(0, len(rows), size):
+                _insert(connection, rows[start : start + size])
 
     def _row(
         self, envelope: Envelope, adapt: tuple[Callable[[Any], Any], ...]
@@ -275,26 +287,28 @@ _ARRAYS = (
 
 
 def _insert_arrays(
-    connection: BaseDatabaseWrapper, rows: list[tuple[Any, ...]]
+    connection: BaseDatabaseWrapper, rows: list[tuple[Any, ...]], end: str
 ) -> None:
     quote = connection.ops.quote_name
     table = quote(OutboxMessage._meta.db_table)
     names = ", ".join(quote(column) for column in COLUMNS)
     arrays = ", ".join(f"%s::{each}[]" for each in _ARRAYS)
-    statement = f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays})"  # noqa: S608 - no value in it
+    statement = f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays}){end}"  # noqa: S608 - no value in it
     with connection.cursor() as cursor:
         cursor.execute(statement, [list(column) for column in zip(*rows, strict=True)])
 
 
-def _insert(connection: BaseDatabaseWrapper, rows: list[tuple[Any, ...]]) -> None:
+def _insert(
+    connection: BaseDatabaseWrapper, rows: list[tuple[Any, ...]], end: str = ""
+) -> None:
     if len(rows) > 1 and connection.vendor == "postgresql":
-        _insert_arrays(connection, rows)
+        _insert_arrays(connection, rows, end)
         return
     quote = connection.ops.quote_name
     table = quote(OutboxMessage._meta.db_table)
     names = ", ".join(quote(column) for column in COLUMNS)
     places = ", ".join(["%s"] * len(COLUMNS))
     values = ", ".join([f"({places})"] * len(rows))
-    statement = f"INSERT INTO {table} ({names}) VALUES {values}"  # noqa: S608 - no value in it
+    statement = f"INSERT INTO {table} ({names}) VALUES {values}{end}"  # noqa: S608 - no value in it
     with connection.cursor() as cursor:
         cursor.execute(statement, [value for row in rows for value in row])

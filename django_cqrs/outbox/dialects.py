@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -16,6 +16,31 @@ def sends_several(connection: BaseDatabaseWrapper) -> bool:
     """
     options = connection.settings_dict.get("OPTIONS", {})
     return connection.vendor == "postgresql" and not options.get("server_side_binding")
+
+
+COMMIT: Final = "; COMMIT"
+
+
+def can_commit(connection: BaseDatabaseWrapper) -> bool:
+    """
+    Tell whether :data:`COMMIT` behind the last statement spares a round trip.
+
+    It must be the transaction of an outermost ``atomic()`` that is just ending. Then
+    ``atomic()`` calls the driver's ``commit()``, and psycopg 3, which looks at the
+    state of the connection, finds nothing left to commit. Where the statement fails
+    the server does not get to the COMMIT behind it; where the COMMIT fails, by a
+    constraint that is checked then, the error is raised as that of a statement is.
+    """
+    driver: Any = connection.connection
+    session = getattr(driver, "pgconn", None)
+    return (
+        session is not None
+        and sends_several(connection)
+        and connection.in_atomic_block
+        and connection.commit_on_exit
+        and not connection.savepoint_ids
+        and not session.pipeline_status
+    )
 
 
 def to_last_result(cursor: Any) -> None:

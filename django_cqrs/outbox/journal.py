@@ -316,6 +316,8 @@ class _Table:
         if router.allow_migrate_model(using, JournalEntry):
             JournalEntry.objects.using(using).bulk_create(entries, batch_size=SIZE)
 
+    write_last = write
+
 
 _table: Final = _Table()
 

@@ -1,0 +1,263 @@
+"""What a command sends is written last, on PostgreSQL together with the COMMIT."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+from django.contrib.admin.models import CHANGE, LogEntry
+from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
+
+from django_cqrs import (
+    CommandBus,
+    EventBus,
+    Registry,
+    command_handler,
+    event_handler,
+    message,
+)
+from django_cqrs.outbox.channel import OutboxChannel
+from tests.outbox.support import (
+    note,
+    numbers,
+    on_a_server,
+    on_databases,
+    on_postgresql,
+    rows,
+    work,
+)
+from tests.outbox.work import Work
+from tests.testapp.models import Note
+
+pytestmark = on_databases
+
+
+@message("last_write.said")
+@dataclass(frozen=True)
+class Said:
+    """What the command says."""
+
+    number: int
+
+
+def sending(*, last=None, **policies):
+    """Return a registry whose command writes a row, and says so in the background."""
+    registry = Registry()
+
+    @registry.add
+    @command_handler(name="do", **policies)
+    def do(command: Work, events: EventBus):
+        note(command)
+        events.publish(Said(command.number))
+        if last is not None:
+            last()
+
+    @registry.add
+    @event_handler(channel="outbox", name="hear")
+    def hear(event: Said):
+        Note.objects.create(text="heard", number=event.number)
+
+    return registry
+
+
+@contextmanager
+def statements():
+    """Collect the verbs of what is sent to the server in the block."""
+    found = []
+    with CaptureQueriesContext(connection) as queries:
+        yield found
+    found += [
+        " ".join(part.split()[0] for part in each["sql"].split(";") if part.strip())
+        for each in queries
+        if "pg_notify" not in each["sql"]
+    ]
+
+
+def is_as_before():
+    """Tell whether a transaction has left nothing on the connection."""
+    return not connection.in_atomic_block and connection.get_autocommit()
+
+
+def test_a_message_costs_no_round_trip_but_its_own():
+    """Its INSERT and the COMMIT are sent together, and what follows is as ever."""
+    after = []
+    registry = sending(
+        last=lambda: transaction.on_commit(lambda: after.append(numbers()))
+    )
+
+    with statements() as said:
+        registry.command_bus.dispatch(Work(1, "done"))
+
+    joined = "INSERT COMMIT" if connection.vendor == "postgresql" else "INSERT"
+    # Django says that it commits; psycopg has nothing left to do.
+    assert [each for each in said if each != "SELECT"] == [
+        "BEGIN",
+        "INSERT",
+        joined,
+        "COMMIT",
+    ]
+    assert after == [[1]]
+    assert is_as_before()
+    assert (numbers(), len(rows())) == ([1], 1)
+    work(registry)
+    assert numbers() == [1, 1]
+
+
+def test_c01_1_nothing_is_committed_where_a_message_cannot_be_stored(monkeypatch):
+    """The command's own rows are undone with it, and the connection is as before."""
+    registry = sending()
+    stored = OutboxChannel._row
+
+    def too_long(self, envelope, adapt):
+        return ("x" * 200, *stored(self, envelope, adapt)[1:])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutboxChannel, "_row", too_long)
+        if connection.vendor == "sqlite":  # which knows no lengths
+            patch.setattr(OutboxChannel, "_row", lambda *_: ("x",))
+        with pytest.raises(DatabaseError):
+            registry.command_bus.dispatch(Work(1, "done"))
+
+    assert is_as_before()
+    assert (numbers(), rows()) == ([], [])
+    registry.command_bus.dispatch(Work(2, "done"))
+    assert (numbers(), len(rows())) == ([2], 1)
+
+
+def test_c01_1_nothing_is_committed_where_the_commit_fails():
+    """A constraint that is checked at the end is broken: no row, and no message."""
+    on_postgresql()
+    after = []
+
+    def break_rule():
+        transaction.on_commit(lambda: after.append("committed"))
+        LogEntry.objects.create(user_id=10**6, action_flag=CHANGE, object_repr="none")
+
+    registry = sending(last=break_rule)
+
+    with pytest.raises(IntegrityError, match="foreign key"):
+        registry.command_bus.dispatch(Work(1, "done"))
+
+    assert (after, numbers(), rows()) == ([], [], [])
+    assert is_as_before()
+    assert not LogEntry.objects.exists()
+
+
+@pytest.mark.parametrize("savepoint", [True, False])
+def test_c01_1_what_is_inside_a_transaction_does_not_end_it(savepoint):
+    """The user's own block decides, also one that sets no savepoint."""
+    registry = sending()
+
+    with statements() as said, transaction.atomic():
+        note(Work(1, "mine"))
+        with transaction.atomic(savepoint=savepoint):
+            registry.command_bus.dispatch(Work(2, "done"))
+        assert "INSERT COMMIT" not in said
+        transaction.set_rollback(True)
+
+    assert (numbers(), rows()) == ([], [])
+    assert "INSERT COMMIT" not in said
+    assert said[-1] == "ROLLBACK"
+
+
+def test_c01_1_a_transaction_without_autocommit_is_the_users():
+    """Who has turned it off commits, or does not; SQLite's driver does that itself."""
+    on_a_server()
+    registry = sending()
+    transaction.set_autocommit(False)
+    try:
+        registry.command_bus.dispatch(Work(1, "done"))
+        assert len(rows()) == 1
+        transaction.rollback()
+        assert (numbers(), rows()) == ([], [])
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+
+
+def test_c01_1_nothing_is_committed_before_the_outermost_command():
+    """An inner command's messages wait for the outer one, which may still fail."""
+    inner = sending()
+
+    @inner.add
+    @command_handler(name="outer")
+    def outer(command: Outer, bus: CommandBus):
+        bus.dispatch(Work(1, "done"))
+        if command.fails:
+            raise LookupError
+
+    with statements() as said, pytest.raises(LookupError):
+        inner.command_bus.dispatch(Outer(fails=True))
+    assert "INSERT COMMIT" not in said
+    assert (numbers(), rows()) == ([], [])
+
+    inner.command_bus.dispatch(Outer(fails=False))
+    assert (numbers(), len(rows())) == ([1], 1)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A command that sends the other one."""
+
+    fails: bool
+
+
+def test_c02_1_a_worker_settles_before_it_commits():
+    """What a handler sends is stored in the transaction that deletes its message."""
+    registry = Registry()
+
+    @registry.add
+    @command_handler(name="first", channel="outbox")
+    def first(command: Work, events: EventBus):
+        note(command)
+        events.publish(Said(command.number))
+
+    @registry.add
+    @event_handler(channel="outbox", name="hear")
+    def hear(event: Said):
+        Note.objects.create(text="heard", number=event.number)
+
+    registry.command_bus.dispatch(Work(1, "done"))
+
+    with statements() as said:
+        work(registry)
+
+    assert numbers() == [1, 1]
+    assert "INSERT COMMIT" not in said
+
+
+@pytest.mark.parametrize("count", [2, 1200])
+def test_several_messages_are_one_write_as_well(count):
+    """As many as one statement takes are committed with it; of more the last is not."""
+
+    def say_more():
+        for number in range(2, count + 1):
+            registry.event_bus.publish(Said(number))
+
+    registry = sending(last=say_more)
+
+    with statements() as said:
+        registry.command_bus.dispatch(Work(1, "done"))
+
+    assert len(rows()) == count
+    assert ("INSERT COMMIT" in said) == (
+        connection.vendor == "postgresql" and count == 2
+    )
+
+
+def test_parameters_that_the_server_binds_are_sent_alone():
+    """Then a statement is one statement, and the driver commits."""
+    on_postgresql()
+    there = connection.settings_dict["OPTIONS"]
+    registry = sending()
+    try:
+        connection.settings_dict["OPTIONS"] = {**there, "server_side_binding": True}
+        connection.close()
+        with statements() as said:
+            registry.command_bus.dispatch(Work(1, "done"))
+    finally:
+        connection.settings_dict["OPTIONS"] = there
+        connection.close()
+
+    assert "INSERT COMMIT" not in said
+    assert (numbers(), len(rows())) == ([1], 1)
