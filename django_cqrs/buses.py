@@ -735,6 +735,17 @@ class CommandBus(_SingleBus):
         priority: int | None = None,
     ) -> Any:
         """Do what :meth:`dispatch` does, in one hop to the thread of the database."""
+        if (
+            route is None
+            and headers is None
+            and using is None
+            and aggregate_id is None
+            and content_type is None
+            and delay is None
+            and expires is None
+            and priority is None
+        ):
+            return await self._hop(payload)  # a dozen names less to hand on
         return await self._hop(
             payload,
             route=route,
