@@ -30,6 +30,7 @@ def can_commit(connection: BaseDatabaseWrapper) -> bool:
     state of the connection, finds nothing left to commit. Where the statement fails
     the server does not get to the COMMIT behind it; where the COMMIT fails, by a
     constraint that is checked then, the error is raised as that of a statement is.
+    What wraps the statements, and may send others after them, is left its transaction.
     """
     driver: Any = connection.connection
     session = getattr(driver, "pgconn", None)
@@ -39,6 +40,7 @@ def can_commit(connection: BaseDatabaseWrapper) -> bool:
         and connection.in_atomic_block
         and connection.commit_on_exit
         and not connection.savepoint_ids
+        and not connection.execute_wrappers
         and not session.pipeline_status
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.db import DatabaseError, IntegrityError, connection, transaction
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, override_settings
 
 from django_cqrs import (
     CommandBus,
@@ -258,6 +258,43 @@ def test_parameters_that_the_server_binds_are_sent_alone():
     finally:
         connection.settings_dict["OPTIONS"] = there
         connection.close()
+
+    assert "INSERT COMMIT" not in said
+    assert (numbers(), len(rows())) == ([1], 1)
+
+
+class Talkative(OutboxChannel):
+    """A channel that does something of its own after it has stored messages."""
+
+    def write(self, connection, entries):
+        """Store them, and a row that says so."""
+        super().write(connection, entries)
+        Note.objects.create(text="stored", number=len(entries))
+
+
+def test_c01_1_what_follows_in_a_channel_of_ones_own_is_in_the_transaction():
+    """Nothing is committed before it: it fails, and nothing was stored."""
+    backend = f"{Talkative.__module__}.{Talkative.__qualname__}"
+    registry = sending()
+    with (
+        override_settings(DJANGO_CQRS={"CHANNELS": {"outbox": {"BACKEND": backend}}}),
+        statements() as said,
+    ):
+        registry.command_bus.dispatch(Work(1, "done"))
+
+    assert "INSERT COMMIT" not in said
+    assert numbers() == [1, 1]
+
+
+def test_c01_1_what_follows_in_a_wrapper_is_in_the_transaction():
+    """Whoever wraps statements may send one more after each."""
+    registry = sending()
+
+    def count(execute, sql, params, many, context):
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(count), statements() as said:
+        registry.command_bus.dispatch(Work(1, "done"))
 
     assert "INSERT COMMIT" not in said
     assert (numbers(), len(rows())) == ([1], 1)
