@@ -290,29 +290,35 @@ _ARRAYS = (
 )
 
 
-def _insert_arrays(
-    connection: BaseDatabaseWrapper, rows: list[tuple[Any, ...]], end: str
-) -> None:
-    quote = connection.ops.quote_name
-    table = quote(OutboxMessage._meta.db_table)
-    names = ", ".join(quote(column) for column in COLUMNS)
-    arrays = ", ".join(f"%s::{each}[]" for each in _ARRAYS)
-    statement = f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays}){end}"  # noqa: S608 - no value in it
-    with connection.cursor() as cursor:
-        cursor.execute(statement, [list(column) for column in zip(*rows, strict=True)])
-
-
 def _insert(
     connection: BaseDatabaseWrapper, rows: list[tuple[Any, ...]], end: str = ""
 ) -> None:
-    if len(rows) > 1 and connection.vendor == "postgresql":
-        _insert_arrays(connection, rows, end)
-        return
-    quote = connection.ops.quote_name
-    table = quote(OutboxMessage._meta.db_table)
-    names = ", ".join(quote(column) for column in COLUMNS)
-    places = ", ".join(["%s"] * len(COLUMNS))
-    values = ", ".join([f"({places})"] * len(rows))
-    statement = f"INSERT INTO {table} ({names}) VALUES {values}{end}"  # noqa: S608 - no value in it
+    count = len(rows)
+    if count > 1 and connection.vendor == "postgresql":
+        values: Sequence[Any] = [list(column) for column in zip(*rows, strict=True)]
+        count = 0  # one statement for any number
+    else:
+        values = rows[0] if count == 1 else [each for row in rows for each in row]
+    statement = _statements.get((connection.vendor, count))
+    if statement is None:
+        statement = _insertion(connection.ops.quote_name, count)
+        if count <= 1:
+            _statements[connection.vendor, count] = statement
     with connection.cursor() as cursor:
-        cursor.execute(statement, [value for row in rows for value in row])
+        cursor.execute(f"{statement}{end}", values)
+
+
+# For one row, and for arrays of rows.
+_statements: dict[tuple[str, int], str] = {}
+
+
+def _insertion(quote: Callable[[str], str], count: int) -> str:
+    """Return what inserts so many rows, 0 for those of arrays."""
+    if count:
+        places = ", ".join(["%s"] * len(COLUMNS))
+        source = f"VALUES {', '.join([f'({places})'] * count)}"
+    else:
+        arrays = ", ".join(f"%s::{each}[]" for each in _ARRAYS)
+        source = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - no value in it
+    names = ", ".join(map(quote, COLUMNS))
+    return f"INSERT INTO {quote(OutboxMessage._meta.db_table)} ({names}) {source}"
