@@ -19,27 +19,43 @@ from tests.example.browser import DESK, Visitor
 from tests.example.shop import Shop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from selenium.webdriver import Chrome
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    """The shop that is served, filled with the order book: once for all processes."""
+def once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Shop], None]], Shop]:
+    """Return what fills a shop once for all processes; each gets a copy of its own."""
     common = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         common = common.parent
-    with (common / "seeded.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (common / "seeded").exists():
-            shop = Shop(tmp_path_factory.mktemp("seeding"))
-            shop.manage("migrate", "--verbosity", "0")
-            shop.manage("seed")
-            shop.folder.rename(common / "seeded")
-    folder = tmp_path_factory.mktemp("shops") / "served"
-    return Shop(shutil.copytree(common / "seeded", folder))
+
+    def once(name: str, fill: Callable[[Shop], None]) -> Shop:
+        with (common / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (common / name).exists():
+                shop = Shop(tmp_path_factory.mktemp(name))
+                fill(shop)
+                shop.folder.rename(common / name)
+        folder = tmp_path_factory.mktemp("shops") / name
+        return Shop(shutil.copytree(common / name, folder))
+
+    return once
+
+
+def seed(shop: Shop) -> None:
+    shop.manage("migrate", "--verbosity", "0")
+    shop.manage("seed")
+
+
+@pytest.fixture(scope="session")
+def served(once: Callable[[str, Callable[[Shop], None]], Shop]) -> Shop:
+    """The shop that is served, filled with the order book."""
+    return once("seeded", seed)
 
 
 @pytest.fixture(scope="session")
