@@ -10,7 +10,7 @@ import pytest
 from asgiref.sync import async_to_sync
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 # A slow machine is no failure, and a busy one draws slowly.
 hypothesis.settings.register_profile(
@@ -75,6 +75,17 @@ def _tables_emptied_by_delete() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operations, "sql_flush", sql_flush)
         yield
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print a line that is seen whether or not the test fails: sizes and figures."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            print(f"\n  {text}", flush=True)
+
+    return say
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -44,10 +44,14 @@ from tests.modelling.messages import (
     TouchTicket,
 )
 from tests.modelling.models import Account, PageCount, Ticket
-from tests.outbox.support import SOAKS
+from tests.outbox.support import examples
 from tests.testapp.models import Note
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.long,
+    pytest.mark.django_db(transaction=True),
+]
 
 # Without the search for a smaller example, which takes minutes where rows are real.
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate]
@@ -379,14 +383,12 @@ class Aggregates(RuleBasedStateMachine):
             manager.all().delete()
 
 
-def test_rows_events_and_results_agree_with_a_model():
+def test_rows_events_and_results_agree_with_a_model(say):
     """Hypothesis looks for commands, failures and rollbacks after which they do not."""
     run_state_machine_as_test(
         Aggregates,
         settings=settings(
-            max_examples=int(
-                os.environ.get("CQRS_EXAMPLES") or (2_000 if SOAKS else 25)
-            ),
+            max_examples=examples(say),
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

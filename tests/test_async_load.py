@@ -136,6 +136,7 @@ def outcome(response: httpx.Response) -> object:
     return body["result"] if isinstance(body, dict) and "result" in body else body
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pool", [True, False], ids=["pool", "no pool"])
 def test_b15_1_concurrent_requests_lose_and_mix_nothing(pool):
     """
@@ -180,6 +181,7 @@ def test_b15_1_concurrent_requests_lose_and_mix_nothing(pool):
         assert left == Counter()
 
 
+@pytest.mark.long
 def test_b15_3_clients_that_go_away_leave_nothing_half_done():
     """
     Requests whose clients give up are written whole or not at all, and the server goes

@@ -15,7 +15,7 @@ import pytest
 from tests.engines.support import BROKER_URL, Proxy, app
 from tests.example.shop import PROJECT, environment
 
-pytestmark = [pytest.mark.database]
+pytestmark = [pytest.mark.database, pytest.mark.long]
 
 ROOT = Path(__file__).resolve().parents[2]
 

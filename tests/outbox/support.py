@@ -31,6 +31,17 @@ SOAKS = os.environ.get("CQRS_SOAK") == "1"
 """Whether the long tests run at their full size."""
 
 
+def examples(say):
+    """Return how many courses of events Hypothesis draws, and print it.
+
+    A statement costs a server several times what it costs SQLite.
+    """
+    fewer = 25 if connection.vendor == "sqlite" else 10
+    count = int(os.environ.get("CQRS_EXAMPLES") or (2_000 if SOAKS else fewer))
+    say(f"{count:,} courses of events")
+    return count
+
+
 def on_a_server():
     if connection.vendor == "sqlite":
         pytest.skip("A case for a server with many connections.")

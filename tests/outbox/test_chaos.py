@@ -5,6 +5,7 @@ import random
 import time
 from collections import Counter
 
+import pytest
 from django.db import transaction
 
 from tests.outbox.support import (
@@ -19,7 +20,7 @@ from tests.outbox.support import (
 from tests.outbox.work import OtherWork, registry
 from tests.testapp.models import Note
 
-pytestmark = on_databases
+pytestmark = [*on_databases, pytest.mark.long]
 
 WORKERS = 3
 MESSAGES = 5_000 if SOAKS else 600

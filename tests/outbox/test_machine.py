@@ -6,6 +6,7 @@ from dataclasses import make_dataclass
 from datetime import timedelta
 from unittest import mock
 
+import pytest
 from django.db import transaction
 from django.utils import timezone
 from hypothesis import HealthCheck, Phase, settings
@@ -23,10 +24,10 @@ from django_cqrs.messages import NAME_MARK, MessageName
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, Reason, State
 from django_cqrs.outbox.store import LeaseLost, Store, replay
 from django_cqrs.outbox.worker import Worker
-from tests.outbox.support import SOAKS, on_databases
+from tests.outbox.support import examples, on_databases
 from tests.testapp.models import Note
 
-pytestmark = on_databases
+pytestmark = [*on_databases, pytest.mark.long]
 
 # Without the search for a smaller example, which takes minutes where rows are real.
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate]
@@ -349,14 +350,12 @@ def number_of(row):
     return int(bytes(row.payload).split(b":")[1].split(b",")[0])
 
 
-def test_nothing_early_nothing_lost_effects_once():
+def test_nothing_early_nothing_lost_effects_once(say):
     """Hypothesis looks for an order of events in which the outbox breaks its promise."""
     run_state_machine_as_test(
         Outbox,
         settings=settings(
-            max_examples=int(
-                os.environ.get("CQRS_EXAMPLES") or (2_000 if SOAKS else 25)
-            ),
+            max_examples=examples(say),
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -251,7 +251,7 @@ def workers():
 
 
 class TestWithMessages:
-    pytestmark = on_databases
+    pytestmark = [*on_databases, pytest.mark.long]
 
     def test_the_work_is_shared_and_one_that_dies_is_replaced(self, registry, start):
         """Its message is handled again, counted, and given up if it kills each time."""

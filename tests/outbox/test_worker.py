@@ -257,6 +257,7 @@ def test_c02_4_two_renewals_at_once_lose_no_lease():
     assert kept == [True, True]
 
 
+@pytest.mark.long
 def test_c02_4_sigterm_lets_it_finish_what_it_holds():
     """The message at hand is finished; those not begun are given back at once."""
     send(real_registry, *range(5), how="slow")
@@ -273,6 +274,7 @@ def test_c02_4_sigterm_lets_it_finish_what_it_holds():
     assert [(row.state, row.owner) for row in rows()] == [(0, None)] * (5 - len(done))
 
 
+@pytest.mark.long
 def test_c02_4_a_worker_that_waits_stops_at_once():
     """Also while it listens for a notification."""
     with processes(count=0) as start:
@@ -385,6 +387,7 @@ def test_c03_2_one_message_lost_loses_no_other():
     assert rows() == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["exit", "kill"])
 def test_c03_3_a_message_that_kills_its_worker(how):
     """It becomes a dead letter after its attempts; its batch-mates are all handled."""
@@ -1357,6 +1360,7 @@ def test_c09_2_a_connection_dropped_at_the_settle_gives_the_claim_back(monkeypat
     assert numbers() == [1, 2]
 
 
+@pytest.mark.long
 def test_c09_3_nothing_leaks(settings, say):
     """Over very many messages: no connection, no logged query, little memory."""
     import gc
