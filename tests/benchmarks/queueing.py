@@ -237,18 +237,25 @@ class Yard:
         file = self._folder / f"{queue.key}.jsonl"
         log = self._folder / f"{queue.key}.log"
         file.write_text("")
-        process = subprocess.Popen(
-            [self._python, "-m", *(part.format(kind=kind) for part in queue.command)],
-            cwd=ROOT,
-            env={
-                **self._environment(queue, database or queue.database),
-                "BENCHMARKS_RECORD": str(file),
-                **{f"BENCHMARKS_{key}": str(each) for key, each in variables.items()},
-            },
-            stdout=subprocess.DEVNULL,
-            stderr=log.open("w"),
-            start_new_session=True,
-        )
+        with log.open("w") as said:
+            process = subprocess.Popen(
+                [
+                    *(self._python, "-m"),
+                    *(part.format(kind=kind) for part in queue.command),
+                ],
+                cwd=ROOT,
+                env={
+                    **self._environment(queue, database or queue.database),
+                    "BENCHMARKS_RECORD": str(file),
+                    **{
+                        f"BENCHMARKS_{key}": str(each)
+                        for key, each in variables.items()
+                    },
+                },
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                start_new_session=True,
+            )
         try:
             yield file
         except Failed as error:
