@@ -133,7 +133,7 @@ def test_c10_1_continuous_integration_judges_on_both_servers():
     """What carries the marker runs on PostgreSQL and on MariaDB, and nothing is left out."""
     script = (ROOT / ".ci" / "run").read_text()
     runs = dict(
-        re.findall(r"\bDATABASE_URL=\$(\w+)_URL (on_.+)$", script, re.MULTILINE)
+        re.findall(r"\bDATABASE_URL=\$(\w+)_URL (?:beside )?(on_server)\b", script)
     )
     (chosen,) = re.findall(
         r"^on_server\(\) \{ pytest_\w+ (.*); \}$", script, re.MULTILINE
@@ -142,6 +142,8 @@ def test_c10_1_continuous_integration_judges_on_both_servers():
     assert runs == {"POSTGRES": "on_server", "MARIADB": "on_server"}
     assert re.fullmatch(r"(-n \w+ )?-m database", chosen)
     assert "skip" not in script.partition("await_server()")[2].partition("}")[0]
+    # What runs beside another is waited for, and its failure is one of the script.
+    assert len(re.findall(r"_URL beside ", script)) == script.count('join "$status"\n')
 
 
 CASES = {
