@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import threading
-import weakref
 from asyncio import CancelledError, _get_running_loop
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
+from itertools import count
 from typing import Any, Literal, TypeVar, overload
+from weakref import WeakSet, WeakValueDictionary
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
@@ -82,7 +83,7 @@ Seconds = timedelta | float
 _current_message = current.get
 
 
-_registries: weakref.WeakSet[Registry] = weakref.WeakSet()
+_registries: WeakSet[Registry] = WeakSet()
 
 
 class Registry:
@@ -108,7 +109,9 @@ class Registry:
         self._lock = threading.RLock()
         _registries.add(self)
         self._is_compiling = False
-        self._buses: list[_Bus] = []
+        # In the order of their making. Those that nobody else keeps are forgotten.
+        self._buses: WeakValueDictionary[int, _Bus] = WeakValueDictionary()
+        self._numbers = count()
         self._direct: dict[Kind, CommandBus | QueryBus] = {}
         self.implementations: dict[type, Any] = {}
         """What implements a business interface here, by the interface."""
@@ -156,7 +159,7 @@ class Registry:
         """Put together anew what handles messages, on the same routes and services."""
         with self._lock:
             self._consumptions = {}
-            for bus in self._buses:
+            for bus in self._all_buses():
                 bus._forget()
 
     @property
@@ -214,7 +217,7 @@ class Registry:
             )
         ]
         if find_inbox() is None:
-            found += [no_inbox(str(bus._key)) for bus in self._buses if bus._key]
+            found += [no_inbox(str(bus._key)) for bus in self._all_buses() if bus._key]
         return [*table.problems, *dict.fromkeys(found)]
 
     def interceptors_around(self, endpoint: Endpoint) -> list[Interceptor]:
@@ -223,7 +226,10 @@ class Registry:
         return self.pipelines.around(endpoint, buses, self.routes.types)
 
     def _buses_of(self, kind: Kind) -> list[_Bus]:
-        return [bus for bus in self._buses if bus.kind is kind]
+        return [bus for bus in self._all_buses() if bus.kind is kind]
+
+    def _all_buses(self) -> list[_Bus]:
+        return list(self._buses.values())
 
     def bus_of(self, kind: Kind) -> CommandBus | QueryBus | EventBus:
         """Return the bus of a kind of message."""
@@ -374,7 +380,7 @@ class _Bus:
         self._registry = registry if registry is not None else globals()["registry"]
         self._by_type: dict[type, Any] = {}
         self._compiled: dict[Any, Any] = {}
-        self._registry._buses.append(self)
+        self._registry._buses[next(self._registry._numbers)] = self
         # One hop for the whole of it: the transaction is the thread's.
         method = getattr(self, ENTRANCES[self.kind].partition(".")[2])
         self._hop = hopping(method)

@@ -1,6 +1,7 @@
 """Commands: by class and by key, their payloads, their results, their errors."""
 
 import functools
+import gc
 import inspect
 import threading
 from abc import ABC, abstractmethod
@@ -2060,6 +2061,27 @@ def test_two_registries_know_nothing_of_each_other():
     assert second.command_bus.dispatch(Open("x")) == "two"
     assert first.command_bus.dispatch(Close(1)) == "one"
     assert second.command_bus.dispatch(Close(1)) == "two"
+
+
+def test_a_bus_that_nobody_keeps_is_forgotten():
+    """One made for each request does not stay with its registry for ever."""
+    registry = Registry()
+
+    @registry.add
+    @command_handler(atomic=False)
+    def handle(command: Open) -> str:
+        return command.title
+
+    kept = CommandBus(registry=registry)
+    for _ in range(50):
+        assert CommandBus(registry=registry).dispatch(Open("x")) == "x"
+    gc.collect()
+
+    buses = list(registry._buses.values())
+    assert len(buses) == 4  # the registry's own three, and
+    assert buses[-1] is kept
+    registry.reset()
+    assert kept.dispatch(Open("y")) == "y"
 
 
 def test_a_bus_of_ones_own_uses_its_registry():

@@ -35,6 +35,11 @@ class Outbox:
     def __init__(self):
         self.writes = []
         self.was_atomic = []
+        self.lasts = []
+
+    def write_last(self, connection, entries):
+        self.lasts.append(list(entries))
+        self.write(connection, entries)
 
     def write(self, connection, entries):
         self.writes.append(list(entries))
@@ -131,6 +136,7 @@ def test_what_a_command_sends_is_written_in_one_go_at_its_end(put, outbox):
 
     assert outbox.writes == [["1", "2", "3"]]
     assert outbox.was_atomic == [True]
+    assert outbox.lasts == outbox.writes
     assert rows() == ["1", "2", "3"]
 
 
@@ -428,6 +434,7 @@ def test_each_sink_gets_its_own_in_order(put, outbox):
 
     assert outbox.writes == [["a1", "a2"]]
     assert second.writes == [["b1", "b2"]]
+    assert (outbox.lasts, second.lasts) == ([], second.writes)
 
 
 def test_a_sink_that_cannot_write_fails_the_command(put):
