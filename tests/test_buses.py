@@ -582,7 +582,8 @@ else:
 
         assert movers.errors == []
         assert numbers == [2, 2]
-        assert sorted(movers.calls.values()) == [1, 2]
+        # Once more, or oftener: it may be back before the other has its second row.
+        assert sum(movers.calls.values()) >= 3
 
 
 # B14.2: whom it leaves alone ----------------------------------------------------------
