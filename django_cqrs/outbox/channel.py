@@ -122,16 +122,17 @@ class OutboxChannel(Channel):
     ) -> None:
         envelopes = [entry.envelope for entry in entries]
         rows = [self._row(envelope, _adapters(connection)) for envelope in envelopes]
-        if self.notifies and connection.vendor == "postgresql":
-            wake = partial(self._notify, connection)
-            transaction.on_commit(wake, using=connection.alias, robust=True)
         size = _rows_per_statement(connection)
         if len(rows) <= size:
             _insert(connection, rows, end)
-            return
-        with transaction.atomic(using=connection.alias):
-            for start in range(0, len(rows), size):
-                _insert(connection, rows[start : start + size])
+        else:
+            with transaction.atomic(using=connection.alias):
+                for start in range(0, len(rows), size):
+                    _insert(connection, rows[start : start + size])
+        if self.notifies and connection.vendor == "postgresql":
+            # Last: without a transaction it is done here and now.
+            wake = partial(self._notify, connection)
+            transaction.on_commit(wake, using=connection.alias, robust=True)
 
     def _row(
         self, envelope: Envelope, adapt: tuple[Callable[[Any], Any], ...]

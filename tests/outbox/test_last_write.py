@@ -16,6 +16,7 @@ from django_cqrs import (
     event_handler,
     message,
 )
+from django_cqrs.channels import channels
 from django_cqrs.outbox.channel import OutboxChannel
 from tests.outbox.support import (
     note,
@@ -23,6 +24,7 @@ from tests.outbox.support import (
     on_a_server,
     on_databases,
     on_postgresql,
+    registry_of,
     rows,
     work,
 )
@@ -243,6 +245,20 @@ def test_several_messages_are_one_write_as_well(count):
     assert ("INSERT COMMIT" in said) == (
         connection.vendor == "postgresql" and count == 2
     )
+
+
+def test_without_a_transaction_the_worker_is_woken_for_what_is_there():
+    """The notification follows the row that it is for."""
+    on_postgresql()
+    registry = registry_of(note)
+    channels["outbox"]._last_notifications.clear()
+
+    with CaptureQueriesContext(connection) as queries:
+        registry.command_bus.dispatch(Work(1, "later"))
+
+    insert, notification = [each["sql"] for each in queries]
+    assert insert.startswith("INSERT")
+    assert "pg_notify" in notification
 
 
 def test_parameters_that_the_server_binds_are_sent_alone():
