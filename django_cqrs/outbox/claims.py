@@ -1,5 +1,5 @@
 """
-Claims on PostgreSQL that are a transaction of one round trip.
+What a claim is, and claims on PostgreSQL that are a transaction of one round trip.
 
 Statements that are sent together, outside of any transaction, are one; each of them
 sees what was committed before it began.
@@ -7,44 +7,84 @@ sees what was committed before it began.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple
 
-from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from django_cqrs.outbox.dialects import sends_several, to_last_result
 from django_cqrs.outbox.models import OutboxMessage, State
+from django_cqrs.retries import Transient
 
 # Not to wait for the disk: a claim that a crash undoes is a claim not made.
 RELAX: Final = "SET LOCAL synchronous_commit = off"
 # How long a claim in order waits for another's to be made, in seconds.
 PATIENCE: Final = 0.1
+LOCK_TIMEOUT: Final = Transient(
+    sqlstates=frozenset({"55P03"}),  # lock_not_available
+    mysql_codes=frozenset(),
+)
 ADVISORY_LOCK: Final = int.from_bytes(b"cqrs-key", "big") >> 1
 
 
-class Taking(Protocol):
-    """What is to become of rows that are ready."""
+CLAIMED_COLUMNS = (
+    "id",
+    "endpoint",
+    "name",
+    "version",
+    "payload",
+    "headers",
+    "message_id",
+    "correlation_id",
+    "causation_id",
+    "sent_at",
+    "sequence",
+    "priority",
+    "expires_at",
+    "attempts",
+    "channel",
+    "subject",
+    "ordering_key",  # the last of all columns that rows are taken with
+)
+"""What is read of a message that is claimed."""
 
-    @property
-    def owner(self) -> str: ...
-    @property
-    def lease(self) -> timedelta: ...
-    @property
-    def becomes(self) -> State: ...
-    @property
-    def columns(self) -> tuple[str, ...]: ...
+_ENDPOINT = CLAIMED_COLUMNS.index("endpoint")
+_ATTEMPTS = CLAIMED_COLUMNS.index("attempts")
+
+
+class Taking(NamedTuple):
+    """What is to become of rows that are taken."""
+
+    state: State
+    owner: str
+    lease: timedelta
+    becomes: State = State.CLAIMED
+    columns: tuple[str, ...] = CLAIMED_COLUMNS
+    allowed: Callable[[str], int] | None = None
+
+    def is_tried(self, row: tuple[Any, ...]) -> bool:
+        """Tell whether an abandoned message has an attempt left."""
+        return self.allowed is None or row[_ATTEMPTS] < self.allowed(row[_ENDPOINT])
 
 
 class ClaimsAtOnce:
     """The claims of one connection."""
 
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        """Prepare to make them, should that be possible."""
+    def __init__(self, connection: BaseDatabaseWrapper, *, is_mixed: str) -> None:
+        """
+        Prepare to make them, should that be possible.
+
+        Args:
+            connection: of the outbox's database.
+            is_mixed: a condition on a key `p.k` of an endpoint `p.e`, of which `p.c`
+                are next up to the sequence `p.s`: that there is something else.
+
+        """
         self._connection = connection
+        self._is_mixed = is_mixed
         self._statements: dict[tuple[str, ...], str] = {}
 
     def can_be_made(self) -> bool:
@@ -82,7 +122,7 @@ class ClaimsAtOnce:
         return self._rows(self._statements[key], channel, limit, taking)
 
     def in_order(
-        self, channel: str, limit: int, taking: Taking, *, is_mixed: str
+        self, channel: str, limit: int, taking: Taking
     ) -> list[tuple[Any, ...]]:
         """
         Take what is next, unless there is anything else of one of its keys.
@@ -93,16 +133,14 @@ class ClaimsAtOnce:
             channel: the alias.
             limit: how many at the most.
             taking: what is to become of it.
-            is_mixed: a condition on a key `p.k` of an endpoint `p.e`, of which `p.c`
-                are next up to the sequence `p.s`: that there is something else.
 
         Returns:
             The rows that are next, in their turn. The last column but one says which
             were taken, the last whether none was, because a key is mixed.
 
         Raises:
-            OperationalError: others were at it for so long: see
-                :func:`is_lock_timeout`.
+            OperationalError: :data:`LOCK_TIMEOUT` includes it where others were at it
+                for too long.
 
         """
         key = ("in order", *taking.columns)
@@ -116,7 +154,7 @@ class ClaimsAtOnce:
                 f"MAX(sequence) AS s FROM seen WHERE ordering_key IS NOT NULL "
                 f"GROUP BY ordering_key, endpoint), "
                 f"mixed AS MATERIALIZED "
-                f"(SELECT 1 FROM keys p WHERE {is_mixed} LIMIT 1), "
+                f"(SELECT 1 FROM keys p WHERE {self._is_mixed} LIMIT 1), "
                 f"{self._taken('SELECT 1 FROM mixed')} "
                 f"SELECT {own}, taken.id IS NOT NULL, EXISTS (SELECT 1 FROM mixed) "
                 f"{_RESULT}"
@@ -161,10 +199,3 @@ _RESULT = (
     "FROM seen LEFT JOIN taken ON taken.id = seen.id "
     "ORDER BY seen.priority DESC, seen.sequence"
 )
-
-
-def is_lock_timeout(error: OperationalError) -> bool:
-    """Tell whether somebody else has held the lock for too long."""
-    driver = error.__cause__
-    state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
-    return state == "55P03"  # lock_not_available

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -43,6 +44,20 @@ def can_commit(connection: BaseDatabaseWrapper) -> bool:
         and not connection.execute_wrappers
         and not session.pipeline_status
     )
+
+
+def among(
+    connection: BaseDatabaseWrapper, numbers: Sequence[int]
+) -> tuple[str, list[Any]]:
+    """
+    Return what says of a column that it is one of some numbers, and its parameters.
+
+    On PostgreSQL that is one parameter and one text for any number of them: the driver
+    keeps what it has learned of a text, and a hundred parameters take their time.
+    """
+    if connection.vendor == "postgresql":
+        return "= ANY(%s::bigint[])", [f"{{{','.join(map(str, numbers))}}}"]
+    return f"IN ({', '.join(['%s'] * len(numbers))})", list(numbers)
 
 
 def to_last_result(cursor: Any) -> None:

@@ -23,12 +23,14 @@ from django_cqrs.exceptions import CQRSError
 from django_cqrs.outbox.batches import SIZE, giving_way
 from django_cqrs.outbox.claims import (
     ADVISORY_LOCK,
+    CLAIMED_COLUMNS,
+    LOCK_TIMEOUT,
     PATIENCE,
     RELAX,
     ClaimsAtOnce,
-    is_lock_timeout,
+    Taking,
 )
-from django_cqrs.outbox.dialects import sends_several, to_last_result
+from django_cqrs.outbox.dialects import among, sends_several, to_last_result
 from django_cqrs.outbox.models import (
     DeadLetter,
     OutboxMessage,
@@ -37,27 +39,6 @@ from django_cqrs.outbox.models import (
     StoredMessage,
 )
 from django_cqrs.outbox.times import as_sent, as_stored
-
-CLAIMED_COLUMNS = (
-    "id",
-    "endpoint",
-    "name",
-    "version",
-    "payload",
-    "headers",
-    "message_id",
-    "correlation_id",
-    "causation_id",
-    "sent_at",
-    "sequence",
-    "priority",
-    "expires_at",
-    "attempts",
-    "channel",
-    "subject",
-    "ordering_key",  # the last of all columns that rows are taken with
-)
-
 
 Group = tuple[str, str]
 """An endpoint and an ordering key: their messages are handled one at a time."""
@@ -121,7 +102,7 @@ class Store:
 
     @cached_property
     def _claims(self) -> ClaimsAtOnce:
-        return ClaimsAtOnce(self.connection)
+        return ClaimsAtOnce(self.connection, is_mixed=self._groups.is_mixed)
 
     @cached_property
     def _groups(self) -> Groups:
@@ -146,7 +127,7 @@ class Store:
             lease: how long nobody else may have them.
 
         """
-        taking = _Taking(State.READY, owner, lease)
+        taking = Taking(State.READY, owner, lease)
         return [self._claimed(row) for row in self._next(channel, taking, limit)]
 
     def claim_abandoned(
@@ -170,12 +151,12 @@ class Store:
                 them is claimed to be given up, and that counts for none.
 
         """
-        taking = _Taking(State.ABANDONED, owner, lease, allowed=allowed)
+        taking = Taking(State.ABANDONED, owner, lease, allowed=allowed)
         return [
             self._claimed_alone(row, taking) for row in self._next(channel, taking, 1)
         ]
 
-    def _next(self, channel: str, taking: _Taking, limit: int) -> list[tuple[Any, ...]]:
+    def _next(self, channel: str, taking: Taking, limit: int) -> list[tuple[Any, ...]]:
         """Take what is next in a channel; where keys are there, in their order."""
         self.was_contended = False
         state = taking.state
@@ -203,7 +184,7 @@ class Store:
         return found
 
     def _taken_at_once(
-        self, channel: str, taking: _Taking, limit: int
+        self, channel: str, taking: Taking, limit: int
     ) -> list[tuple[Any, ...]] | None:
         """Do on PostgreSQL what :meth:`_taken` does, in one round trip."""
         rows = self._claims.plain(channel, limit, taking)
@@ -212,7 +193,7 @@ class Store:
         return [row[:-1] for row in rows if row[-1]]
 
     def _taken_in_order_at_once(
-        self, channel: str, taking: _Taking, limit: int
+        self, channel: str, taking: Taking, limit: int
     ) -> list[tuple[Any, ...]] | None:
         """
         Take in one round trip what is next where nothing keeps any of it.
@@ -222,11 +203,9 @@ class Store:
 
         """
         try:
-            rows = self._claims.in_order(
-                channel, limit, taking, is_mixed=self._groups.is_mixed
-            )
+            rows = self._claims.in_order(channel, limit, taking)
         except OperationalError as error:
-            if not is_lock_timeout(error):
+            if not LOCK_TIMEOUT.includes(error):
                 raise
             self.was_contended = True
             return []
@@ -243,7 +222,7 @@ class Store:
         return [row for run in runs.values() for row in run]
 
     def _taken(
-        self, query: QuerySet[Any, Any], taking: _Taking
+        self, query: QuerySet[Any, Any], taking: Taking
     ) -> list[tuple[Any, ...]] | None:
         """
         Take what a query finds, rows from an id to a key, and commit that.
@@ -276,7 +255,7 @@ class Store:
     # Claims in order ----------------------------------------------------------------
 
     def _take_in_order(
-        self, rows: QuerySet[OutboxMessage], taking: _Taking, limit: int
+        self, rows: QuerySet[OutboxMessage], taking: Taking, limit: int
     ) -> list[tuple[Any, ...]]:
         """
         Take of some rows what is of keys that nobody holds; park what waits for one.
@@ -429,7 +408,7 @@ class Store:
         return run
 
     def _take_chosen(
-        self, chosen: list[int], taking: _Taking, seen: Iterable[_Seen]
+        self, chosen: list[int], taking: Taking, seen: Iterable[_Seen]
     ) -> list[tuple[Any, ...]]:
         if not chosen:
             return []
@@ -544,7 +523,7 @@ class Store:
     def _claimed(self, row: tuple[Any, ...]) -> Claimed:
         return _claimed(row, self._group_of(row[_ENDPOINT], row[-1]))
 
-    def _claimed_alone(self, row: tuple[Any, ...], taking: _Taking) -> Claimed:
+    def _claimed_alone(self, row: tuple[Any, ...], taking: Taking) -> Claimed:
         claimed = self._claimed(row)
         if not taking.is_tried(row):
             return dataclasses.replace(claimed, is_given_up=True)
@@ -554,7 +533,7 @@ class Store:
     def _take(
         self,
         found: Sequence[tuple[Any, ...]],
-        taking: _Taking,
+        taking: Taking,
         *,
         also: State | None = None,
     ) -> list[tuple[Any, ...]]:
@@ -567,15 +546,16 @@ class Store:
         state, owner, becomes = taking.state, taking.owner, taking.becomes
         states = [state.value] if also is None else [state.value, also.value]
         connection: Any = self.connection
+        one_of, ids = among(connection, keys)
         statement = (
-            f"UPDATE {self._table} SET state = %s, owner = %s, "  # noqa: S608
+            f"UPDATE {self._table} SET state = %s, owner = %s, "  # noqa: S608 - no value in it
             f"lease_expires_at = %s, token = token + 1, attempts = attempts + %s "
-            f"WHERE state IN ({_written(states)}) AND id IN ({_written(keys)})"
+            f"WHERE state IN ({', '.join(map(str, states))}) AND id {one_of}"
         )
         until = connection.ops.adapt_datetimefield_value(timezone.now() + taking.lease)
         is_alone = state is State.ABANDONED and becomes is State.CLAIMED
         counts = int(is_alone and taking.is_tried(found[0]))
-        values = [becomes.value, owner, until, counts]
+        values = [becomes.value, owner, until, counts, *ids]
         with connection.cursor() as cursor:
             # With a savepoint open, the transaction is somebody else's.
             if connection.vendor != "postgresql" or connection.savepoint_ids:
@@ -669,7 +649,7 @@ class Store:
             in: what shares that stands together, and goes into one task.
 
         """
-        taking = _Taking(State.READY, owner, lease, State.FORWARDED, _PLACE_COLUMNS)
+        taking = Taking(State.READY, owner, lease, State.FORWARDED, _PLACE_COLUMNS)
         return [
             (pk, self._group_of(endpoint, key))
             for pk, endpoint, key in self._next(channel, taking, limit)
@@ -689,11 +669,11 @@ class Store:
             channel=channel,
             state=State.ABANDONED,
         )
-        taking = _Taking(State.ABANDONED, owner, lease, State.ABANDONED, _PLACE_COLUMNS)
+        taking = Taking(State.ABANDONED, owner, lease, State.ABANDONED, _PLACE_COLUMNS)
         return [row[0] for row in self._these(rows, taking, limit)]
 
     def _these(
-        self, rows: QuerySet[OutboxMessage], taking: _Taking, limit: int
+        self, rows: QuerySet[OutboxMessage], taking: Taking, limit: int
     ) -> list[tuple[Any, ...]]:
         """Take some rows in their turn; where keys are there, in their order."""
         query = self._in_turn(rows).values_list(*taking.columns)[:limit]
@@ -738,14 +718,14 @@ class Store:
         """
         rows = self.rows().filter(pk__in=keys, state=State.FORWARDED)
         query = self._in_turn(rows).values_list(*CLAIMED_COLUMNS)
-        taking = _Taking(State.FORWARDED, owner, lease)
+        taking = Taking(State.FORWARDED, owner, lease)
         found = self._taken(query, taking)
         if found is None:
             found = self._take_forwarded_in_order(rows, taking)
         return [self._claimed(row) for row in found]
 
     def _take_forwarded_in_order(
-        self, rows: QuerySet[OutboxMessage], taking: _Taking
+        self, rows: QuerySet[OutboxMessage], taking: Taking
     ) -> list[tuple[Any, ...]]:
         """Take what nothing comes before; what something does is ready again."""
         with self._alone() as is_alone:
@@ -799,7 +779,7 @@ class Store:
         rows = self.rows().filter(
             pk__in=keys, state=State.ABANDONED, lease_expires_at__isnull=False
         )
-        taking = _Taking(State.ABANDONED, owner, lease, allowed=allowed)
+        taking = Taking(State.ABANDONED, owner, lease, allowed=allowed)
         return [
             self._claimed_alone(row, taking) for row in self._these(rows, taking, 1)
         ]
@@ -822,12 +802,13 @@ class Store:
         """
         if not keys:
             return
+        one_of, ids = among(self.connection, keys)
         statement = (
-            f"DELETE FROM {self._table} WHERE id IN ({_written(keys)}) "  # noqa: S608
+            f"DELETE FROM {self._table} WHERE id {one_of} "  # noqa: S608 - no value in it
             f"AND owner = %s AND state = {State.CLAIMED.value}"
         )
         with self.connection.cursor() as cursor:
-            cursor.execute(statement, [owner])
+            cursor.execute(statement, [*ids, owner])
             deleted = cursor.rowcount
         self._ensure_all(deleted, keys)
 
@@ -911,11 +892,6 @@ class Store:
             raise LeaseLost(msg)
 
 
-def _written(numbers: Iterable[int]) -> str:
-    """Return whole numbers as SQL has them: a hundred parameters take their time."""
-    return ", ".join(map(str, map(int, numbers)))
-
-
 class _Seen(NamedTuple):
     """A row that is next in its channel."""
 
@@ -924,21 +900,6 @@ class _Seen(NamedTuple):
     group: Group | None
     row: tuple[Any, ...]
     """The columns that it is taken with."""
-
-
-class _Taking(NamedTuple):
-    """What is to become of rows that are taken."""
-
-    state: State
-    owner: str
-    lease: timedelta
-    becomes: State = State.CLAIMED
-    columns: tuple[str, ...] = CLAIMED_COLUMNS
-    allowed: Callable[[str], int] | None = None
-
-    def is_tried(self, row: tuple[Any, ...]) -> bool:
-        """Tell whether an abandoned message has an attempt left."""
-        return self.allowed is None or row[_ATTEMPTS] < self.allowed(row[_ENDPOINT])
 
 
 class _Pair(NamedTuple):
@@ -1127,7 +1088,6 @@ _holding = f"{State.CLAIMED.value}, {State.FORWARDED.value}"
 _elsewhere = f"o.state BETWEEN {State.CLAIMED.value} AND {State.FORWARDED.value}"
 _PLACE_COLUMNS = "id", "endpoint", "ordering_key"
 _ENDPOINT = CLAIMED_COLUMNS.index("endpoint")
-_ATTEMPTS = CLAIMED_COLUMNS.index("attempts")
 # How often a claim in order looks again, after it has set aside all that it saw.
 _ROUNDS = 20
 _SEQUENCE = CLAIMED_COLUMNS.index("sequence")

@@ -669,8 +669,8 @@ def test_messages_without_a_key_cost_nothing_more(django_assert_num_queries):
         assert claim(store, "me", limit=2) == [2, 3]
 
 
-def test_messages_of_keys_cost_a_claim_more_than_once(django_assert_num_queries):
-    """Where nothing keeps any of them PostgreSQL takes them in one statement as well."""
+def test_messages_of_keys_are_claimed_in_one_statement(django_assert_num_queries):
+    """On PostgreSQL, where nothing keeps any of them."""
     registry = ordered(note)
     send(registry, 1, 3, how="a")
     send(registry, 2, how="b")

@@ -95,6 +95,25 @@ def idle(command: Work):
     """Nothing to do."""
 
 
+def test_a_driver_learns_no_text_for_each_batch(caplog):
+    """What psycopg keeps of a text would else be forgotten for what is used once."""
+    registry = registry_of(idle)
+    texts = []
+    for first in (1, 2):
+        send(registry, first, first + 1)
+        with (
+            caplog.at_level(logging.DEBUG, "django.db.backends"),
+            connection.execute_wrapper(
+                lambda execute, sql, *rest: (texts.append(sql), execute(sql, *rest))[1]
+            ),
+        ):
+            worker_of(registry).run_once()
+        texts.append(None)
+
+    half = texts.index(None)
+    assert texts[:half] == texts[half + 1 : -1]
+
+
 def test_a_failure_between_others_undoes_its_own_savepoint(caplog):
     """What came before it is released, and what comes after is set anew."""
     registry = Registry()
