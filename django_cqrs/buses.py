@@ -11,9 +11,8 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
-from itertools import count
 from typing import Any, Literal, TypeVar, overload
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
@@ -110,8 +109,7 @@ class Registry:
         _registries.add(self)
         self._is_compiling = False
         # In the order of their making. Those that nobody else keeps are forgotten.
-        self._buses: WeakValueDictionary[int, _Bus] = WeakValueDictionary()
-        self._numbers = count()
+        self._buses: WeakKeyDictionary[_Bus, None] = WeakKeyDictionary()
         self._direct: dict[Kind, CommandBus | QueryBus] = {}
         self.implementations: dict[type, Any] = {}
         """What implements a business interface here, by the interface."""
@@ -159,7 +157,7 @@ class Registry:
         """Put together anew what handles messages, on the same routes and services."""
         with self._lock:
             self._consumptions = {}
-            for bus in self._all_buses():
+            for bus in list(self._buses):
                 bus._forget()
 
     @property
@@ -217,7 +215,7 @@ class Registry:
             )
         ]
         if find_inbox() is None:
-            found += [no_inbox(str(bus._key)) for bus in self._all_buses() if bus._key]
+            found += [no_inbox(str(bus._key)) for bus in list(self._buses) if bus._key]
         return [*table.problems, *dict.fromkeys(found)]
 
     def interceptors_around(self, endpoint: Endpoint) -> list[Interceptor]:
@@ -226,10 +224,7 @@ class Registry:
         return self.pipelines.around(endpoint, buses, self.routes.types)
 
     def _buses_of(self, kind: Kind) -> list[_Bus]:
-        return [bus for bus in self._all_buses() if bus.kind is kind]
-
-    def _all_buses(self) -> list[_Bus]:
-        return list(self._buses.values())
+        return [bus for bus in list(self._buses) if bus.kind is kind]
 
     def bus_of(self, kind: Kind) -> CommandBus | QueryBus | EventBus:
         """Return the bus of a kind of message."""
@@ -380,7 +375,7 @@ class _Bus:
         self._registry = registry if registry is not None else globals()["registry"]
         self._by_type: dict[type, Any] = {}
         self._compiled: dict[Any, Any] = {}
-        self._registry._buses[next(self._registry._numbers)] = self
+        self._registry._buses[self] = None
         # One hop for the whole of it: the transaction is the thread's.
         method = getattr(self, ENTRANCES[self.kind].partition(".")[2])
         self._hop = hopping(method)
@@ -741,17 +736,6 @@ class CommandBus(_SingleBus):
         priority: int | None = None,
     ) -> Any:
         """Do what :meth:`dispatch` does, in one hop to the thread of the database."""
-        if (
-            route is None
-            and headers is None
-            and using is None
-            and aggregate_id is None
-            and content_type is None
-            and delay is None
-            and expires is None
-            and priority is None
-        ):
-            return await self._hop(payload)  # a dozen names less to hand on
         return await self._hop(
             payload,
             route=route,
@@ -1248,6 +1232,8 @@ def hopping(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     in_thread = sync_to_async(run, thread_sensitive=True)
 
     async def hop(*args: Any, **kwargs: Any) -> Any:
+        # Each name travels through several calls, and what is None is as not given.
+        kwargs = {name: each for name, each in kwargs.items() if each is not None}
         token = current.set(current.get())
         before = copy_context()
         try:
