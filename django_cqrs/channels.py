@@ -181,6 +181,22 @@ class Channel:
         """
         raise NotImplementedError
 
+    def write_last(
+        self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
+    ) -> None:
+        """
+        Store messages as :meth:`write` does, as the last thing in a transaction.
+
+        A channel that stores them in that database may commit with them.
+
+        Args:
+            connection: that of the data. Nothing follows in its transaction, which
+                is a command's, but the commit.
+            entries: in the order of sending.
+
+        """
+        self.write(connection, entries)
+
     def check_option(self, name: str, value: object) -> None:
         """
         Refuse what a message cannot be given on this channel.
@@ -210,22 +226,6 @@ class Channel:
         ):
             msg = f"priority= takes a whole number, not {value!r}."
             raise InvalidOption(msg)
-
-    def write_last(
-        self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
-    ) -> None:
-        """
-        Store messages as :meth:`write` does, as the last thing in a transaction.
-
-        A channel that stores them in that database may commit with them.
-
-        Args:
-            connection: that of the data. Nothing follows in its transaction, which
-                is a command's, but the commit.
-            entries: in the order of sending.
-
-        """
-        self.write(connection, entries)
 
     def cancel(self, connection: BaseDatabaseWrapper, subject: str) -> None:
         """

@@ -164,13 +164,11 @@ def _write(
     by_sink: dict[int, tuple[Sink, list[Any]]] = {}
     for sink, entry in entries:
         by_sink.setdefault(id(sink), (sink, []))[1].append(entry)
-    *others, (last, its) = by_sink.values()
-    for sink, own in others:
-        sink.write(connection, own)
-    if is_last:
-        last.write_last(connection, its)
-    else:
-        last.write(connection, its)
+    for number, (sink, own) in enumerate(by_sink.values(), 1):
+        if is_last and number == len(by_sink):
+            sink.write_last(connection, own)
+        else:
+            sink.write(connection, own)
 
 
 # -------------------------------------------------------------------------- recordings
