@@ -32,12 +32,8 @@ SOAKS = os.environ.get("CQRS_SOAK") == "1"
 
 
 def examples(say):
-    """Return how many courses of events Hypothesis draws, and print it.
-
-    A statement costs a server several times what it costs SQLite.
-    """
-    fewer = 25 if connection.vendor == "sqlite" else 10
-    count = int(os.environ.get("CQRS_EXAMPLES") or (2_000 if SOAKS else fewer))
+    """Return how many courses of events Hypothesis draws, and print it."""
+    count = int(os.environ.get("CQRS_EXAMPLES") or (2_000 if SOAKS else 25))
     say(f"{count:,} courses of events")
     return count
 
