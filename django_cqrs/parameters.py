@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import inspect
@@ -9,7 +10,7 @@ import threading
 import types
 import typing
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -56,6 +57,8 @@ READING = "reading"
 Names = Mapping[str, Any]
 _NOTHING: Names = {}
 _UNSET: Any = object()
+_LONGEST_PASS = 1.0
+"""Seconds; a loop that is ending may never come to what it was given."""
 
 
 # -------------------------------------------------------------------------- marks
@@ -335,13 +338,32 @@ def _wait_for(
     # its thread has in the context, and would send its last signals to the executor
     # of this wait. What the function sets is taken over when the wait has ended.
     context = copy_context()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def noting_its_loop() -> Any:
+        loops.append(asyncio.get_running_loop())
+        return await function(*args, **kwargs)
+
     try:
         # Made anew for each call: it remembers the event loop around it.
-        return context.run(async_to_sync(function), *args, **kwargs)
+        return context.run(async_to_sync(noting_its_loop))
+    except asyncio.CancelledError:
+        if loops:
+            _let_pass(loops[0])
+        raise
     finally:
         for variable, value in context.items():
             if variable.get(_UNSET) is not value:
                 variable.set(value)
+
+
+def _let_pass(loop: asyncio.AbstractEventLoop) -> None:
+    # Who cancelled is told by the loop and looks whether this thread is done: only if
+    # it is not will they take its error, which asyncio would log otherwise.
+    passed = threading.Event()
+    with suppress(RuntimeError):  # closed: a loop of this wait alone
+        loop.call_soon_threadsafe(passed.set)
+        passed.wait(_LONGEST_PASS)
 
 
 async def _finish(awaitable: Awaitable[Any]) -> Any:

@@ -996,8 +996,14 @@ def test_b15_3_a_cancelled_caller_is_not_bound_to_the_thread_that_waits():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_b15_3_a_cancelled_caller_leaves_no_error_that_nobody_takes(monkeypatch):
-    """Also where the thread is done with the cancellation before its caller looks."""
+@pytest.mark.parametrize("bridge", ["ours", "Django's"])
+def test_b15_3_a_cancelled_caller_leaves_no_error_that_nobody_takes(
+    bridge, monkeypatch
+):
+    """
+    Also where the thread is done with the cancellation before its caller looks, and
+    where Django itself sent a synchronous view to the thread.
+    """
 
     def copy_slowly():
         # Where the bridge ends the handler's task: it has told the thread by now.
@@ -1015,10 +1021,12 @@ def test_b15_3_a_cancelled_caller_leaves_no_error_that_nobody_takes(monkeypatch)
         await asyncio.sleep(10)
 
     registry = registry_of(hold)
+    bus = registry.command_bus
+    dispatch = bus.adispatch if bridge == "ours" else sync_to_async(bus.dispatch)
 
     async def request():
         with suppress(asyncio.CancelledError):
-            await registry.command_bus.adispatch(Hold())
+            await dispatch(Hold())
         await sync_to_async(connections.close_all)()
 
     async def main():
