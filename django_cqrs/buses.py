@@ -1087,6 +1087,10 @@ class EventBus(_Bus):
         if len(endpoints) == 1 and _is_taken_at_once(endpoints[0], payload):
             point = JoinPoint(endpoints[0], self, cls)
             return self._registry.pipelines.handling(point)
+        if len(endpoints) == 1 and endpoints[0].channel is not None:
+            # As a command is sent: there is nothing to hold it back for.
+            _, [(_, run)], _ = self._parts_of(endpoints, [cls])
+            return run
         if all(_is_taken_at_once(each, payload) for each in endpoints):
             return self._compile_in_turn(endpoints, cls)
         return self._compile(endpoints, [cls] * len(endpoints), None)

@@ -225,6 +225,10 @@ class Adapter:
         """Write an object as JSON text in UTF-8."""
         return bytes(self._write(Compiled.write_json, value))
 
+    def to_plain_json(self, value: Any) -> bytes | None:
+        """Write JSON text that is certain to come back as it is; None if it is not."""
+        return None if self.reason else self._compiled.write_plain(value)
+
     def to_jsonable(self, value: Any) -> Any:
         """Write an object as the dicts, lists and scalars of its JSON form."""
         return self._write(Compiled.write_jsonable, value)
@@ -823,6 +827,9 @@ def to_stored_json(adapter: Adapter, payload: Any) -> bytes:
         MessageConversionError: part of it would not, with its path.
 
     """
+    plain = adapter.to_plain_json(payload)
+    if plain is not None:  # mostly so
+        return plain
     try:
         text = adapter.to_json(payload)
     except MessageConversionError as error:

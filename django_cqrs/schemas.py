@@ -8,7 +8,9 @@ from JSON, write a NamedTuple as a list, and refuse to read one with an unknown 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from math import isfinite
+from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 Schema = Any
 """A core schema: a dict with a ``type``."""
@@ -20,6 +22,9 @@ LOAD = "django_cqrs_load"
 """The key of a schema's metadata that holds the function of a ``@converter``."""
 
 
+Plain = tuple[type, list[tuple[str, frozenset[type]]]]
+
+
 class Compiled(NamedTuple):
     """What converts one type, each direction by the rules that belong to it."""
 
@@ -27,6 +32,8 @@ class Compiled(NamedTuple):
     python_reader: Any
     writer: Any
     is_strict: bool | None
+    plain: Plain | None
+    """The class and, by field, the types of what comes back from JSON as it went."""
 
     def read_json(self, text: bytes | bytearray) -> Any:
         """Read JSON text strictly."""
@@ -44,7 +51,37 @@ class Compiled(NamedTuple):
         """Write dicts, lists and scalars."""
         return self.writer.to_python(value, mode="json", **_WRITING)
 
+    def write_plain(self, value: Any) -> bytes | None:
+        """
+        Write JSON text that is certain, without a look, to come back as it is.
 
+        None where that is not so, or not known.
+        """
+        if self.plain is None:
+            return None
+        cls, fields = self.plain
+        if type(value) is not cls:
+            return None
+        for name, types in fields:
+            part = getattr(value, name, _MISSING)
+            kind = type(part)
+            if (
+                kind not in types
+                or (kind is int and not _LEAST <= part <= _GREATEST)
+                or (kind is float and not isfinite(part))
+            ):
+                return None
+        try:
+            text: bytes = self.writer.to_json(value)  # nothing that options change
+        except REFUSALS:  # half of a surrogate pair
+            return None
+        return text
+
+
+_MISSING: Final = object()
+# Integers of any length are written, but those that are too long are not read.
+_LEAST: Final = -(2**63)
+_GREATEST: Final = 2**63 - 1
 _WRITING: dict[str, Any] = {"by_alias": True, "round_trip": True, "warnings": "none"}
 
 
@@ -64,7 +101,64 @@ def compiled(target: Any) -> Compiled:
         _built(SchemaValidator, python_schema, schema, adapter.validator),
         _built(SchemaSerializer, written, schema, adapter.serializer),
         is_strict,
+        _plain_fields(schema),
     )
+
+
+def _plain_fields(schema: Schema) -> Plain | None:
+    """
+    Return the class and the fields of a dataclass that has no rules of its own.
+
+    None where there is anything in its schema that is not known to change nothing.
+    """
+    if (
+        schema["type"] != "dataclass"
+        or not schema.keys() <= _DATACLASS
+        or schema["post_init"]
+        or not schema.get("config", {}).keys() <= {"title"}
+    ):
+        return None
+    arguments = schema["schema"]
+    if (
+        arguments["type"] != "dataclass-args"
+        or not arguments.keys() <= _ARGUMENTS
+        or arguments.get("computed_fields")
+        or arguments.get("collect_init_only")
+    ):
+        return None
+    fields = []
+    for field in arguments["fields"]:
+        types = _plain_types(field["schema"])
+        if types is None or not field.keys() <= _FIELD or not field.get("init", True):
+            return None
+        fields.append((field["name"], types))
+    return schema["cls"], fields
+
+
+_DATACLASS: Final = frozenset(
+    {"cls", "config", "fields", "frozen", "post_init", "ref", "schema", "slots", "type"}
+)
+_ARGUMENTS: Final = frozenset(
+    {"collect_init_only", "computed_fields", "dataclass_name", "fields", "type"}
+)
+_FIELD: Final = frozenset({"init", "kw_only", "metadata", "name", "schema", "type"})
+_DEFAULT: Final = frozenset(
+    {"default", "default_factory", "default_factory_takes_data", "schema", "type"}
+)
+_PLAIN: Final = {"bool": bool, "float": float, "int": int, "str": str, "uuid": UUID}
+
+
+def _plain_types(schema: Schema) -> frozenset[type] | None:
+    """Return the types of the values that a schema keeps as they are."""
+    kind, keys = schema["type"], schema.keys()
+    if kind in _PLAIN and keys <= {"type", "metadata"}:
+        return frozenset({_PLAIN[kind]})
+    if kind == "default" and keys <= _DEFAULT:
+        return _plain_types(schema["schema"])
+    if kind == "nullable" and keys <= {"type", "schema"}:
+        types = _plain_types(schema["schema"])
+        return None if types is None else types | {type(None)}
+    return None
 
 
 def mistakes() -> tuple[type[Exception], ...]:

@@ -161,6 +161,10 @@ def _write(
     is_last: bool = False,
 ) -> None:
     """Write the entries of each sink in one go."""
+    if is_last and len(entries) == 1:  # mostly so
+        [(sink, entry)] = entries
+        sink.write_last(connection, [entry])
+        return
     by_sink: dict[int, tuple[Sink, list[Any]]] = {}
     for sink, entry in entries:
         by_sink.setdefault(id(sink), (sink, []))[1].append(entry)

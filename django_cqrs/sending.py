@@ -153,9 +153,11 @@ class Outlet:
         delay = policies.delay if options.delay is None else options.delay
         expires = policies.expires if options.expires is None else options.expires
         priority = policies.priority if options.priority is None else options.priority
-        now = timezone.now()
-        available_at = _after(now, delay, "delay") if delay else None
-        expires_at = None if expires is None else _after(now, expires, "expires")
+        available_at = expires_at = None
+        if delay or expires is not None:  # seldom
+            now = timezone.now()
+            available_at = _after(now, delay, "delay") if delay else None
+            expires_at = None if expires is None else _after(now, expires, "expires")
         if available_at and expires_at and expires_at <= available_at:
             msg = (
                 f"A message for {self.endpoint.name} would expire before it is due: "

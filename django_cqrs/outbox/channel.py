@@ -3,50 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
-from uuid import UUID
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
-from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_cqrs.channels import Channel, Delivery, Envelope, channels
+from django_cqrs.channels import Channel, Delivery, channels
 from django_cqrs.exceptions import InvalidChannel
-from django_cqrs.outbox.dialects import COMMIT, can_commit
+from django_cqrs.outbox.dialects import COMMIT, can_commit, literal, speaks_psycopg
+from django_cqrs.outbox.insertion import insert
 from django_cqrs.outbox.models import OutboxMessage, State
-from django_cqrs.outbox.times import as_stored
 
 if TYPE_CHECKING:
     from django_cqrs.buses import Registry
 
 NOTIFICATION = "django_cqrs_outbox"
 """The PostgreSQL notification that wakes workers; its payload is the alias."""
-
-COLUMNS = (
-    "channel",
-    "endpoint",
-    "name",
-    "version",
-    "payload",
-    "headers",
-    "message_id",
-    "correlation_id",
-    "causation_id",
-    "sent_at",
-    "sequence",
-    "priority",
-    "expires_at",
-    "state",
-    "available_at",
-    "attempts",
-    "token",
-    "subject",
-    "ordering_key",
-)
 
 
 class Relay(Protocol):
@@ -91,9 +68,9 @@ class OutboxChannel(Channel):
     supports_redelivery = True
     known_options: ClassVar[tuple[str, ...]] = ("NOTIFY",)
 
-    # One that was woken looks again so soon after that no other call is needed, in
-    # seconds: see the rounds of polling of the worker.
-    quiet_time: ClassVar[float] = 0.005
+    # A worker that was woken looks again and again for so many seconds, so that no
+    # other notification is needed: see the quick rounds of the worker.
+    quiet_time: ClassVar[float] = 0.02
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
         """Remember when the workers of each database were last woken."""
@@ -120,46 +97,10 @@ class OutboxChannel(Channel):
     def _store(
         self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery], *, end: str
     ) -> None:
-        envelopes = [entry.envelope for entry in entries]
-        rows = [self._row(envelope, _adapters(connection)) for envelope in envelopes]
-        size = _rows_per_statement(connection)
-        if len(rows) <= size:
-            _insert(connection, rows, end)
-        else:
-            with transaction.atomic(using=connection.alias):
-                for start in range(0, len(rows), size):
-                    _insert(connection, rows[start : start + size])
+        insert(connection, self.alias, [entry.envelope for entry in entries], end)
         if self.notifies and connection.vendor == "postgresql":
             # Last: without a transaction it is done here and now.
-            wake = partial(self._notify, connection)
-            transaction.on_commit(wake, using=connection.alias, robust=True)
-
-    def _row(
-        self, envelope: Envelope, adapt: tuple[Callable[[Any], Any], ...]
-    ) -> tuple[Any, ...]:
-        as_uuid, as_bytes, as_time = adapt
-        is_delayed = envelope.available_at is not None
-        return (
-            self.alias,
-            envelope.endpoint,
-            envelope.name,
-            envelope.version,
-            as_bytes(envelope.payload),
-            as_bytes(envelope.headers),
-            as_uuid(envelope.message_id),
-            as_uuid(envelope.correlation_id),
-            as_uuid(envelope.causation_id),
-            as_time(envelope.timestamp),
-            envelope.sequence,
-            envelope.priority,
-            as_time(envelope.expires_at),
-            State.DELAYED.value if is_delayed else State.READY.value,
-            as_time(envelope.available_at),
-            0,
-            0,
-            envelope.subject,
-            envelope.ordering_key,
-        )
+            connection.on_commit(partial(self._notify, connection), robust=True)
 
     def _notify(self, connection: BaseDatabaseWrapper) -> None:
         """Wake a worker: after the commit, since inside it would serialise commits."""
@@ -169,7 +110,10 @@ class OutboxChannel(Channel):
             return
         self._last_notifications[connection.alias] = now
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_notify(%s, %s)", [NOTIFICATION, self.alias])
+            if speaks_psycopg(connection):
+                cursor.execute(f"NOTIFY {NOTIFICATION}, {literal(self.alias)}")
+            else:
+                cursor.execute("SELECT pg_notify(%s, %s)", [NOTIFICATION, self.alias])
 
     def relay(self, using: str) -> Relay | None:
         """
@@ -255,71 +199,3 @@ def outbox_of(alias: str) -> OutboxChannel:
         msg = f"{channel} is not an outbox: nothing waits there for a worker."
         raise InvalidChannel(msg)
     return channel
-
-
-def _adapters(
-    connection: BaseDatabaseWrapper,
-) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Any]]:
-    """Return what makes ids, bytes and times into what the driver takes."""
-    native = connection.features.has_native_uuid_field
-
-    def as_uuid(value: UUID | None) -> Any:
-        return value if native or value is None else value.hex
-
-    def as_time(value: datetime | None) -> Any:
-        stored = None if value is None else as_stored(value)
-        return connection.ops.adapt_datetimefield_value(stored)
-
-    driver: Any = connection
-    return as_uuid, driver.Database.Binary, as_time
-
-
-def _rows_per_statement(connection: BaseDatabaseWrapper) -> int:
-    limit = connection.features.max_query_params
-    return 1000 if limit is None else max(1, limit // len(COLUMNS))
-
-
-# PostgreSQL takes a column as one array: a thousand rows are then 19 parameters.
-_ARRAYS = (
-    ("text",) * 3
-    + ("smallint",)
-    + ("bytea",) * 2
-    + ("uuid",) * 3
-    + ("timestamptz",)
-    + ("bigint", "integer", "timestamptz", "smallint", "timestamptz", "integer")
-    + ("bigint", "text", "text")
-)
-
-
-def _insert(
-    connection: BaseDatabaseWrapper, rows: list[tuple[Any, ...]], end: str = ""
-) -> None:
-    count = len(rows)
-    if count > 1 and connection.vendor == "postgresql":
-        values: Sequence[Any] = [list(column) for column in zip(*rows, strict=True)]
-        count = 0  # one statement for any number
-    else:
-        values = rows[0] if count == 1 else [each for row in rows for each in row]
-    statement = _statements.get((connection.vendor, count))
-    if statement is None:
-        statement = _insertion(connection.ops.quote_name, count)
-        if count <= 1:
-            _statements[connection.vendor, count] = statement
-    with connection.cursor() as cursor:
-        cursor.execute(f"{statement}{end}", values)
-
-
-# For one row, and for arrays of rows.
-_statements: dict[tuple[str, int], str] = {}
-
-
-def _insertion(quote: Callable[[str], str], count: int) -> str:
-    """Return what inserts so many rows, 0 for those of arrays."""
-    if count:
-        places = ", ".join(["%s"] * len(COLUMNS))
-        source = f"VALUES {', '.join([f'({places})'] * count)}"
-    else:
-        arrays = ", ".join(f"%s::{each}[]" for each in _ARRAYS)
-        source = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - no value in it
-    names = ", ".join(map(quote, COLUMNS))
-    return f"INSERT INTO {quote(OutboxMessage._meta.db_table)} ({names}) {source}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -65,3 +66,20 @@ def to_last_result(cursor: Any) -> None:
     if hasattr(cursor.cursor, "pgresult"):
         while cursor.nextset():
             pass
+
+
+def speaks_psycopg(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether the driver of an open connection is psycopg 3."""
+    return hasattr(connection.connection, "pgconn")
+
+
+@functools.lru_cache(maxsize=1024)
+def literal(text: str) -> str:
+    """
+    Return text as a literal for a statement of PostgreSQL, by psycopg 3.
+
+    For names that stand in the project's code, of which there are only so many.
+    """
+    from psycopg.sql import quote
+
+    return quote(text)

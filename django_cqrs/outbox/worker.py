@@ -165,10 +165,14 @@ class Worker:
     transaction_time = 0.05
     # An idle worker that nothing wakes looks again within this time.
     poll_time = 0.05
+    # At first it looks more often: what is sent within the quiet time of a channel, so
+    # soon after a notification, comes with none.
+    quick_time = 0.004
+    quick_rounds = 6
     # One that is woken by notifications does so within this, once it has been idle
     # for some rounds: a notification that was not sent is made up for by them.
     listen_time = 0.5
-    rounds_of_polling = 8
+    rounds_of_polling = 10
     # What was parked and then forgotten, by rows that somebody deleted, is sought.
     sweep_time = 30.0
     # A claim is to be handled in about so many seconds, so that others get a share.
@@ -840,7 +844,8 @@ class Worker:
             Whether there was one for us. More may then follow that say nothing.
 
         """
-        seconds = min(self.poll_time, 0.001 * 2 ** min(idle_rounds, 10))
+        slow_rounds = max(0, idle_rounds - self.quick_rounds)
+        seconds = min(self.poll_time, self.quick_time * 2 ** min(slow_rounds, 10))
         connection = self.store.connection
         for other in all_connections.all(initialized_only=True):
             if other is not connection:

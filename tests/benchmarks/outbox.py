@@ -9,7 +9,7 @@ from collections.abc import Callable
 from django.db import connections, transaction
 
 from django_cqrs import EventBus, Registry, command_handler, event_handler
-from django_cqrs.outbox.channel import COLUMNS
+from django_cqrs.outbox.insertion import COLUMNS
 from django_cqrs.outbox.models import OutboxMessage
 from tests.benchmarks import queueing
 from tests.benchmarks.measuring import Comparison, call_by_call

@@ -16,7 +16,7 @@ from django.utils import timezone
 from django_cqrs import CommandBus, EventBus, Registry, command_handler, event_handler
 from django_cqrs.channels import channels
 from django_cqrs.exceptions import MessageConversionError, UnknownMessage
-from django_cqrs.outbox import channel as outbox_channel
+from django_cqrs.outbox import insertion
 from django_cqrs.outbox.models import OutboxMessage, State
 from django_cqrs.testing.channels import ChannelConformance
 from tests.outbox.support import (
@@ -318,14 +318,14 @@ def test_a_commands_messages_are_one_insert(django_assert_num_queries):
         dispatch(steps)
 
     words = [each["sql"].split()[0] for each in queries]
-    wake = ["SELECT"] if connection.vendor == "postgresql" else []
+    wake = ["NOTIFY"] if connection.vendor == "postgresql" else []
     assert words == ["BEGIN", "INSERT", "COMMIT", *wake]
     assert waiting() == list(range(30))
 
 
 def test_more_than_a_statement_takes_is_parted(monkeypatch):
     """The parameters of a statement are limited: then there are several, all or none."""
-    monkeypatch.setattr(outbox_channel, "_rows_per_statement", lambda connection: 7)
+    monkeypatch.setattr(insertion, "_rows_per_statement", lambda connection: 7)
 
     def steps():
         for number in range(30):

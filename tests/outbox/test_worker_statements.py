@@ -183,7 +183,7 @@ def test_each_database_is_woken_for_itself(monkeypatch):
             with transaction.atomic(using=alias):
                 send(registry, 1, 2, using=alias)
             send(registry, 3, using=alias)
-        said[alias] = sum("pg_notify" in each["sql"] for each in queries)
+        said[alias] = sum("NOTIFY" in each["sql"] for each in queries)
 
     assert said == {"default": 1, "other": 1}
 

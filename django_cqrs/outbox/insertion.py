@@ -1,0 +1,231 @@
+"""Envelopes as rows of the outbox: one INSERT, or as few as there can be."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from django.db import transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_cqrs.channels import Envelope
+from django_cqrs.outbox.dialects import literal, speaks_psycopg
+from django_cqrs.outbox.models import OutboxMessage, State
+from django_cqrs.outbox.times import as_stored
+
+COLUMNS: Final = (
+    "channel",
+    "endpoint",
+    "name",
+    "version",
+    "payload",
+    "headers",
+    "message_id",
+    "correlation_id",
+    "causation_id",
+    "sent_at",
+    "sequence",
+    "priority",
+    "expires_at",
+    "state",
+    "available_at",
+    "attempts",
+    "token",
+    "subject",
+    "ordering_key",
+)
+
+
+def insert(
+    connection: BaseDatabaseWrapper,
+    channel: str,
+    envelopes: Sequence[Envelope],
+    end: str = "",
+) -> None:
+    """
+    Store messages, all of them or none.
+
+    Args:
+        connection: of the outbox's database.
+        channel: the alias of their channel.
+        envelopes: at least one.
+        end: what is sent behind the statement, where one is enough.
+
+    """
+    if len(envelopes) == 1 and _is_plain(envelopes[0]) and speaks_psycopg(connection):
+        with connection.cursor() as cursor:
+            cursor.execute(f"{_in_text(channel, envelopes[0])}{end}")
+        return
+    adapters = _adapters(connection)
+    rows = [_row(channel, envelope, *adapters) for envelope in envelopes]
+    size = _rows_per_statement(connection)
+    if len(rows) <= size:
+        _insert(connection, rows, end)
+    else:
+        with transaction.atomic(using=connection.alias):
+            for start in range(0, len(rows), size):
+                _insert(connection, rows[start : start + size])
+
+
+# In the text of the statement ---------------------------------------------------------
+
+# For one message a driver spends more time on nineteen parameters than the server does
+# on the row. Most of a message is numbers, which need no quoting, and what needs it are
+# names that stand in the project's code: those are quoted once.
+
+_NAMES: Final = ("channel", "endpoint", "name")
+_SAME: Final = {
+    "state": str(State.READY.value),
+    "attempts": "0",
+    "token": "0",
+    "subject": "''",
+}
+_DIFFERENT: Final = (
+    "version",
+    "payload",
+    "headers",
+    "message_id",
+    "correlation_id",
+    "causation_id",
+    "sent_at",
+    "sequence",
+    "priority",
+)
+
+
+def _is_plain(envelope: Envelope) -> bool:
+    """Tell whether there is no text in it but its names, and nothing to wait for."""
+    return (
+        envelope.available_at is None
+        and envelope.expires_at is None
+        and envelope.ordering_key is None
+        and not envelope.subject
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _beginning(*names: str) -> str:
+    """Return the statement up to what differs from message to message."""
+    columns = ", ".join((*_NAMES, *_SAME, *_DIFFERENT))
+    values = ", ".join((*map(literal, names), *_SAME.values()))
+    table = OutboxMessage._meta.db_table
+    return f'INSERT INTO "{table}" ({columns}) VALUES ({values}'  # noqa: S608 - quoted
+
+
+def _in_text(channel: str, envelope: Envelope) -> str:
+    """Return the INSERT of a plain message, for PostgreSQL."""
+    cause = envelope.causation_id
+    return (
+        f"{_beginning(channel, envelope.endpoint, envelope.name)}, "
+        f"{envelope.version:d}, "
+        f"E'\\\\x{envelope.payload.hex()}', E'\\\\x{envelope.headers.hex()}', "
+        f"'{envelope.message_id.hex}', '{envelope.correlation_id.hex}', "
+        f"{'NULL' if cause is None else repr(cause.hex)}, "
+        f"'{as_stored(envelope.timestamp)}', "
+        f"{envelope.sequence:d}, {envelope.priority:d})"
+    )
+
+
+# By parameters ------------------------------------------------------------------------
+
+
+def _adapters(
+    connection: BaseDatabaseWrapper,
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return what makes ids, bytes and times into what the driver takes."""
+    native = connection.features.has_native_uuid_field
+
+    def as_uuid(value: UUID | None) -> Any:
+        return value if native or value is None else value.hex
+
+    def as_time(value: datetime | None) -> Any:
+        stored = None if value is None else as_stored(value)
+        return connection.ops.adapt_datetimefield_value(stored)
+
+    driver: Any = connection
+    return as_uuid, driver.Database.Binary, as_time
+
+
+def _row(
+    channel: str,
+    envelope: Envelope,
+    as_uuid: Callable[[Any], Any],
+    as_bytes: Callable[[Any], Any],
+    as_time: Callable[[Any], Any],
+) -> tuple[Any, ...]:
+    is_delayed = envelope.available_at is not None
+    return (
+        channel,
+        envelope.endpoint,
+        envelope.name,
+        envelope.version,
+        as_bytes(envelope.payload),
+        as_bytes(envelope.headers),
+        as_uuid(envelope.message_id),
+        as_uuid(envelope.correlation_id),
+        as_uuid(envelope.causation_id),
+        as_time(envelope.timestamp),
+        envelope.sequence,
+        envelope.priority,
+        as_time(envelope.expires_at),
+        State.DELAYED.value if is_delayed else State.READY.value,
+        as_time(envelope.available_at),
+        0,
+        0,
+        envelope.subject,
+        envelope.ordering_key,
+    )
+
+
+def _rows_per_statement(connection: BaseDatabaseWrapper) -> int:
+    limit = connection.features.max_query_params
+    return 1000 if limit is None else max(1, limit // len(COLUMNS))
+
+
+# PostgreSQL takes a column as one array: a thousand rows are then 19 parameters.
+_ARRAYS: Final = (
+    ("text",) * 3
+    + ("smallint",)
+    + ("bytea",) * 2
+    + ("uuid",) * 3
+    + ("timestamptz",)
+    + ("bigint", "integer", "timestamptz", "smallint", "timestamptz", "integer")
+    + ("bigint", "text", "text")
+)
+
+
+def _insert(
+    connection: BaseDatabaseWrapper, rows: list[tuple[Any, ...]], end: str = ""
+) -> None:
+    count = len(rows)
+    if count > 1 and connection.vendor == "postgresql":
+        values: Sequence[Any] = [list(column) for column in zip(*rows, strict=True)]
+        count = 0  # one statement for any number
+    else:
+        values = rows[0] if count == 1 else [each for row in rows for each in row]
+    statement = _statements.get((connection.vendor, count))
+    if statement is None:
+        statement = _insertion(connection.ops.quote_name, count)
+        if count <= 1:
+            _statements[connection.vendor, count] = statement
+    with connection.cursor() as cursor:
+        cursor.execute(f"{statement}{end}", values)
+
+
+# For one row, and for arrays of rows.
+_statements: dict[tuple[str, int], str] = {}
+
+
+def _insertion(quote: Callable[[str], str], count: int) -> str:
+    """Return what inserts so many rows, 0 for those of arrays."""
+    if count:
+        places = ", ".join(["%s"] * len(COLUMNS))
+        source = f"VALUES {', '.join([f'({places})'] * count)}"
+    else:
+        arrays = ", ".join(f"%s::{each}[]" for each in _ARRAYS)
+        source = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - no value in it
+    names = ", ".join(map(quote, COLUMNS))
+    return f"INSERT INTO {quote(OutboxMessage._meta.db_table)} ({names}) {source}"
