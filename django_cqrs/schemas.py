@@ -63,7 +63,7 @@ class Compiled(NamedTuple):
         if type(value) is not cls:
             return None
         for name, types in fields:
-            part = getattr(value, name, _MISSING)
+            part: Any = getattr(value, name, _MISSING)
             kind = type(part)
             if (
                 kind not in types

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import OrderedDict, deque, namedtuple
 from collections.abc import Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, make_dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum, IntFlag, StrEnum
@@ -33,6 +33,7 @@ from django_cqrs.conversion import (
     converter,
     to_json,
     to_jsonable,
+    to_stored_json,
 )
 from django_cqrs.exceptions import (
     CQRSError,
@@ -1366,6 +1367,178 @@ def test_what_would_not_come_back_raises_with_its_path(given, path, sentence):
         assert error.message == sentence
     else:
         assert error.message.startswith(LOST)
+
+
+@message("tests.flat")
+@dataclass
+class Flat:
+    """Has only fields of which JSON keeps all, where they hold what they should."""
+
+    number: int = 0
+    ratio: float | None = 0.0
+    flag: bool = False
+    text: str = field(default="", kw_only=True)
+    key: UUID | None = None
+
+
+@message("tests.flat_more")
+@dataclass
+class FlatMore(Flat):
+    """A class of its own, which a Flat's adapter does not speak of."""
+
+
+class Text(str):
+    """Is text, and more than text."""
+
+    __slots__ = ()
+
+
+class Id(UUID):
+    """Is a UUID of a class that JSON does not say."""
+
+
+def outcome(write):
+    """Return what is written, or what is wrong."""
+    try:
+        return write()
+    except MessageConversionError as error:
+        return error.errors
+
+
+@pytest.mark.parametrize(
+    ("given", "is_plain"),
+    [
+        ({}, True),
+        ({"number": -(2**63), "ratio": -0.0, "flag": True}, True),
+        ({"number": 2**63 - 1, "ratio": 5e-324, "text": "\u20ac\0\u2028'"}, True),
+        ({"ratio": 1e22, "key": KEY}, True),
+        ({"ratio": None, "key": None}, True),
+        ({"number": 2**63}, False),
+        ({"number": -(10**4000)}, False),
+        ({"number": True}, False),
+        ({"number": 1.0}, False),
+        ({"number": Size.SMALL}, False),
+        ({"number": None}, False),
+        ({"ratio": 1}, False),
+        ({"ratio": math.nan}, False),
+        ({"ratio": -math.inf}, False),
+        ({"ratio": Decimal(1)}, False),
+        ({"flag": 1}, False),
+        ({"text": "\ud800"}, False),
+        ({"text": Text("x")}, False),
+        ({"text": mark_safe("<b>")}, False),
+        ({"text": b"x"}, False),
+        ({"text": Color.RED}, False),
+        ({"key": str(KEY)}, False),
+        ({"key": Id(int=1)}, False),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+def test_what_is_certain_to_come_back_is_not_read_back(monkeypatch, given, is_plain):
+    """And where nothing is certain, the outcome is what a look at it says."""
+    adapter, value = adapter_of(Flat), Flat(**given)
+    at_once = adapter.to_plain_json(value)
+    first = outcome(lambda: to_stored_json(adapter, value))
+    monkeypatch.setattr(Adapter, "to_plain_json", lambda *_: None)
+    looked_at = outcome(lambda: to_stored_json(adapter, value))
+
+    assert (at_once is not None) is is_plain
+    assert first == looked_at
+
+
+def test_only_of_exactly_its_class_is_anything_certain():
+    value = Flat()
+    del value.key  # which leaves the default that the class has
+    gone = Flat()
+    del gone.__dict__["number"]
+
+    assert adapter_of(Flat).to_plain_json(FlatMore()) is None
+    assert adapter_of(FlatMore).to_plain_json(FlatMore()) is not None
+    assert sent(value) == value == sent(gone) == gone
+
+
+def with_field(annotation, **options):
+    """Return a dataclass with one more field than an int."""
+    more = options.pop("more", None)
+    return make_dataclass(
+        "Special",
+        [("one", int, 1), ("two", annotation, field(**options))],
+        namespace=more or {},
+    )
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        with_field(Decimal, default=Decimal(1)),
+        with_field(date, default=date(2026, 5, 1)),
+        with_field(list[int], default_factory=list),
+        with_field(int | str, default=1),
+        with_field(Any, default=1),
+        with_field(Color, default=Color.RED),
+        with_field(Literal["a"], default="a"),
+        with_field(Flat, default_factory=Flat),
+        with_field(Annotated[int, pydantic.Field(gt=0)], default=1),
+        with_field(Annotated[int, pydantic.AfterValidator(abs)], default=1),
+        with_field(Annotated[int, pydantic.PlainSerializer(str)], default=1),
+        with_field(int, default=pydantic.Field(1, gt=0)),
+        with_field(int, default=pydantic.Field(1, alias="deux")),
+        with_field(int, default=pydantic.Field(1, exclude=True)),
+        with_field(int, default=1, init=False),
+        with_field(InitVar[int], default=1),
+        with_field(int, default=1, more={"__post_init__": lambda self: None}),
+        with_field(
+            int,
+            default=1,
+            more={"__pydantic_config__": {"str_strip_whitespace": True}},
+        ),
+        with_field(
+            int,
+            default=1,
+            more={
+                "three": pydantic.computed_field(property(lambda self: 3)),
+            },
+        ),
+        Money,
+        Customer,
+        Point,
+        int,
+    ],
+    ids=[
+        "decimal",
+        "date",
+        "list",
+        "union",
+        "any",
+        "enum",
+        "literal",
+        "nested",
+        "constraint",
+        "validator",
+        "serializer",
+        "default with a constraint",
+        "alias",
+        "excluded",
+        "not init",
+        "init only",
+        "post init",
+        "config",
+        "computed",
+        "converter",
+        "model",
+        "named tuple",
+        "int",
+    ],
+)
+def test_nothing_is_certain_of_a_class_with_rules_of_its_own(cls):
+    """Whatever pydantic's schema says beyond plain types makes it look."""
+    value = {
+        Money: lambda: Money(1, "EUR"),
+        Customer: lambda: Customer(name="c"),
+        Point: lambda: Point(1),
+    }.get(cls, cls)()
+
+    assert adapter_of(cls).to_plain_json(value) is None
 
 
 def test_the_text_of_what_would_not_come_back():

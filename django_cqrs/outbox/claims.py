@@ -7,11 +7,13 @@ sees what was committed before it began.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
+from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
@@ -25,6 +27,16 @@ RELAX: Final = "SET LOCAL synchronous_commit = off"
 PATIENCE: Final = 0.1
 LOCK_TIMEOUT: Final = Transient(
     sqlstates=frozenset({"55P03"}),  # lock_not_available
+    mysql_codes=frozenset(),
+)
+# Plans that hold also where a table has grown since: by the index of what is asked.
+BY_INDEX: Final = (
+    f"{RELAX}; SET LOCAL plan_cache_mode = force_generic_plan; "
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"
+)
+_NO_PLAN: Final = Transient(
+    # Of no such name, of a name that is taken, and of columns that a migration changed.
+    sqlstates=frozenset({"26000", "42P05", "0A000"}),
     mysql_codes=frozenset(),
 )
 ADVISORY_LOCK: Final = int.from_bytes(b"cqrs-key", "big") >> 1
@@ -86,6 +98,10 @@ class ClaimsAtOnce:
         self._connection = connection
         self._is_mixed = is_mixed
         self._statements: dict[tuple[str, ...], str] = {}
+        self._was_idle = False
+        self._keeps_plans = True
+        self._session: Any = None
+        self._prepared_names: dict[str, str] = {}
 
     def can_be_made(self) -> bool:
         """Tell whether the database can, and no transaction is open."""
@@ -113,13 +129,21 @@ class ClaimsAtOnce:
         key = ("plain", *taking.columns)
         if key not in self._statements:
             seen = f"{self._next(taking.columns)} FOR UPDATE SKIP LOCKED"
-            unless = "SELECT 1 FROM seen WHERE ordering_key IS NOT NULL"
+            # Their state is not asked once more: they are locked, and a plan could
+            # look for it in an index where their ids say all.
+            no_key = "NOT EXISTS (SELECT 1 FROM seen WHERE ordering_key IS NOT NULL)"
             own = ", ".join(f"seen.{column}" for column in taking.columns)
             self._statements[key] = (
-                f"{RELAX}; WITH seen AS MATERIALIZED ({seen}), "
-                f"{self._taken(unless)} SELECT {own}, taken.id IS NOT NULL {_RESULT}"
+                f"WITH seen AS MATERIALIZED ({seen}), "
+                f"{self._taken(no_key)} SELECT {own}, taken.id IS NOT NULL {_RESULT}"
             )
-        return self._rows(self._statements[key], channel, limit, taking)
+        values = self._values(channel, limit, taking)
+        # With much to take a plan is worth making; what wakes an idle worker is little.
+        rows = self._rows_by_plan(self._statements[key], values)
+        if rows is None:
+            rows = self._rows(f"{RELAX}; {self._statements[key]}", values)
+        self._was_idle = not rows
+        return rows
 
     def in_order(
         self, channel: str, limit: int, taking: Taking
@@ -146,6 +170,10 @@ class ClaimsAtOnce:
         key = ("in order", *taking.columns)
         if key not in self._statements:
             own = ", ".join(f"seen.{column}" for column in taking.columns)
+            unmixed = (
+                f"own.state = {State.READY.value} "  # noqa: S608 - no value in it
+                "AND NOT EXISTS (SELECT 1 FROM mixed)"
+            )
             self._statements[key] = (
                 f"{RELAX}; SET LOCAL lock_timeout = {round(PATIENCE * 1000)}; "  # noqa: S608 - no value in it
                 f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK}); "
@@ -155,11 +183,12 @@ class ClaimsAtOnce:
                 f"GROUP BY ordering_key, endpoint), "
                 f"mixed AS MATERIALIZED "
                 f"(SELECT 1 FROM keys p WHERE {self._is_mixed} LIMIT 1), "
-                f"{self._taken('SELECT 1 FROM mixed')} "
+                f"{self._taken(unmixed)} "
                 f"SELECT {own}, taken.id IS NOT NULL, EXISTS (SELECT 1 FROM mixed) "
                 f"{_RESULT}"
             )
-        return self._rows(self._statements[key], channel, limit, taking)
+        values = self._values(channel, limit, taking)
+        return self._rows(self._statements[key], values)
 
     @cached_property
     def _table(self) -> str:
@@ -174,24 +203,65 @@ class ClaimsAtOnce:
             f"ORDER BY priority DESC, sequence LIMIT %s"
         )
 
-    def _taken(self, unless: str) -> str:
+    def _taken(self, condition: str) -> str:
         return (
             f"taken AS (UPDATE {self._table} AS own SET state = %s, owner = %s, "  # noqa: S608
-            f"lease_expires_at = %s, token = own.token + 1 FROM seen "
-            f"WHERE own.id = seen.id AND own.state = {State.READY.value} "
-            f"AND NOT EXISTS ({unless}) RETURNING own.id)"
+            f"lease_expires_at = %s, token = own.token + 1 "
+            f"WHERE own.id = ANY(ARRAY(SELECT id FROM seen)) "
+            f"AND {condition} RETURNING own.id)"
         )
 
-    def _rows(
-        self, statement: str, channel: str, limit: int, taking: Taking
-    ) -> list[tuple[Any, ...]]:
+    @staticmethod
+    def _values(channel: str, limit: int, taking: Taking) -> list[Any]:
         until = timezone.now() + taking.lease
-        values: list[Any] = [channel, limit, taking.becomes.value, taking.owner, until]
+        return [channel, limit, taking.becomes.value, taking.owner, until]
+
+    def _rows(self, statement: str, values: list[Any]) -> list[tuple[Any, ...]]:
         with self._connection.cursor() as cursor:
             cursor.execute(statement, values)
             to_last_result(cursor)
             rows: list[tuple[Any, ...]] = cursor.fetchall()
         return rows
+
+    def _rows_by_plan(
+        self, statement: str, values: list[Any]
+    ) -> list[tuple[Any, ...]] | None:
+        """
+        Do what a statement says by the plan that the session keeps of it.
+
+        Returns:
+            None where there is to be a new plan, or the session keeps none: a pooler
+            may hand each transaction to another.
+
+        """
+        if not (self._was_idle and self._keeps_plans):
+            return None
+        try:
+            name = self._prepared(statement)
+            places = ", ".join(["%s"] * len(values))
+            return self._rows(f"{BY_INDEX}; EXECUTE {name} ({places})", values)
+        except DatabaseError as error:
+            if not _NO_PLAN.includes(error):
+                raise
+            self._keeps_plans = False
+            return None
+
+    def _prepared(self, statement: str) -> str:
+        """Return the name of a statement in the session, which is prepared at first."""
+        driver: Any = self._connection.connection
+        if self._session is not driver:
+            self._session, self._prepared_names = driver, {}
+        name = self._prepared_names.get(statement)
+        if name is None:
+            # Its own, also where a pooler shares sessions: the text is in the name.
+            digest = hashlib.sha256(statement.encode()).hexdigest()
+            name = self._prepared_names[statement] = f"django_cqrs_{digest[:16]}"
+            numbered = statement
+            for number in range(1, statement.count("%s") + 1):
+                numbered = numbered.replace("%s", f"${number}", 1)
+            with self._connection.cursor() as cursor:
+                cursor.execute(f"PREPARE {name} AS {numbered}")
+        return name
 
 
 _TURN = "priority", "sequence", "endpoint", "ordering_key"

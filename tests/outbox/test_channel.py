@@ -4,6 +4,7 @@ import contextlib
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from uuid import UUID
 
 import pytest
 from django.db import connection, connections, transaction
@@ -13,8 +14,15 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import path
 from django.utils import timezone
 
-from django_cqrs import CommandBus, EventBus, Registry, command_handler, event_handler
-from django_cqrs.channels import channels
+from django_cqrs import (
+    CommandBus,
+    EventBus,
+    Registry,
+    command_handler,
+    event_handler,
+    message,
+)
+from django_cqrs.channels import Envelope, channels
 from django_cqrs.exceptions import MessageConversionError, UnknownMessage
 from django_cqrs.outbox import insertion
 from django_cqrs.outbox.models import OutboxMessage, State
@@ -108,6 +116,67 @@ def test_c01_1_with_the_command_that_sends_it():
     assert (row.owner, row.available_at, row.expires_at) == (None, None, None)
     assert bytes(row.payload) == b'{"number":1,"how":"write"}'
     assert bytes(row.headers) == b"{}"
+
+
+@message("o'clock % \\ {x}")
+@dataclass(frozen=True)
+class Odd:
+    """A message whose name needs every kind of care in a statement."""
+
+    number: int
+
+
+def test_c01_1_under_names_that_a_statement_must_quote():
+    """Whatever a name is made of, it is stored as it is, and found again."""
+    name = "it's \\' 100 %s; -- \"\"{} é"
+    handled = []
+    registry = Registry()
+
+    @registry.add
+    @command_handler(name=name, channel="outbox")
+    def keep(command: Odd):
+        handled.append(command)
+
+    registry.command_bus.dispatch(Odd(1))
+    (row,) = rows()
+    work(registry)
+
+    assert (row.endpoint, row.name) == (name, "o'clock % \\ {x}")
+    assert handled == [Odd(1)]
+
+
+@pytest.mark.parametrize("use_tz", [True, False])
+@pytest.mark.parametrize("cause", [None, UUID(int=7)], ids=["no cause", "a cause"])
+def test_a_message_is_the_same_row_however_it_is_written(
+    monkeypatch, settings, use_tz, cause
+):
+    """One message, of which the text of its statement is made, and one of several."""
+    settings.USE_TZ = use_tz
+    envelope = Envelope(
+        endpoint="do",
+        name="",
+        version=0,
+        payload=bytes(range(256)),
+        headers=b'{"it\'s": "\\\\ %s"}',
+        message_id=UUID(int=2**128 - 1),
+        correlation_id=UUID(int=1),
+        causation_id=cause,
+        timestamp=datetime(2026, 5, 1, 12, 0, 0, 7, tzinfo=UTC),
+        sequence=2**62,
+        priority=-3,
+    )
+
+    insertion.insert(connection, "outbox", [envelope])
+    monkeypatch.setattr(insertion, "_is_plain", lambda envelope: False)
+    insertion.insert(connection, "outbox", [envelope])
+    insertion.insert(connection, "outbox", [envelope, envelope])
+
+    stored = OutboxMessage.objects.values_list(*insertion.COLUMNS)
+    first, *others = (
+        [bytes(v) if isinstance(v, memoryview) else v for v in row] for row in stored
+    )
+    assert others == [first] * 3
+    assert first[4:6] == [envelope.payload, envelope.headers]
 
 
 def test_c01_1_not_with_a_command_that_fails():

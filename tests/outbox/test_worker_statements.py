@@ -12,6 +12,8 @@ from django.test.utils import CaptureQueriesContext
 from django_cqrs import Registry, command_handler
 from django_cqrs.channels import channels
 from django_cqrs.outbox.channel import OutboxChannel
+from django_cqrs.outbox.claims import BY_INDEX
+from django_cqrs.outbox.dialects import to_last_result
 from django_cqrs.outbox.worker import Bounds, Worker
 from django_cqrs.retries import Retry
 from tests.outbox.support import (
@@ -112,6 +114,81 @@ def test_a_driver_learns_no_text_for_each_batch(caplog):
 
     half = texts.index(None)
     assert texts[:half] == texts[half + 1 : -1]
+
+
+def claims_of(worker):
+    """Return what a round of a worker sends to claim messages."""
+    said = []
+    with connection.execute_wrapper(
+        lambda execute, sql, *rest: (said.append(sql), execute(sql, *rest))[1]
+    ):
+        worker.run_once()
+    return [each for each in said if "synchronous_commit" in each]
+
+
+def test_what_wakes_an_idle_worker_needs_no_new_plan():
+    """PostgreSQL keeps that of a claim; one that follows another is planned for it."""
+    on_postgresql()
+    registry = registry_of(note)
+    worker = worker_of(registry)
+    worker.run_once()
+    worker.run_once()
+
+    send(registry, 1)
+    (by_plan,) = claims_of(worker)
+    send(registry, 2)
+    (planned,) = claims_of(worker)
+
+    assert "EXECUTE" in by_plan
+    assert "SKIP LOCKED" in planned
+    assert numbers() == [1, 2]
+
+
+def test_the_plan_that_is_kept_is_good_for_a_table_of_any_size():
+    """Made where the table was empty, it asks the indexes, and looks at no more."""
+    on_postgresql()
+    worker = worker_of(registry_of(note))
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE django_cqrs_outbox_outboxmessage")
+        worker.run_once()
+        worker.run_once()
+        (name,) = worker.store._claims._prepared_names.values()
+        cursor.execute(
+            f"{BY_INDEX}; EXPLAIN EXECUTE {name}('outbox', 100, 2, 'me', now())"
+        )
+        to_last_result(cursor)
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+
+    assert "Seq Scan" not in plan
+    assert re.findall(r"(?:Index|Bitmap|Only) Scan using (\w+)", plan) == [
+        "cqrs_outbox_turn",
+        "django_cqrs_outbox_outboxmessage_pkey",
+    ]
+    assert "Index Cond: (id = ANY (" in plan
+    assert "Index Cond: (((channel)::text = $1) AND (state = 0))" in plan
+
+
+@pytest.mark.parametrize("lost", ["by the session", "by the client"])
+def test_a_session_that_loses_its_plans_loses_no_message(lost):
+    """As behind a pooler, which hands each transaction to another session."""
+    on_postgresql()
+    registry = registry_of(note)
+    worker = worker_of(registry)
+    worker.run_once()
+    worker.run_once()
+    if lost == "by the session":
+        with connection.cursor() as cursor:
+            cursor.execute("DEALLOCATE ALL")
+    else:
+        worker.store._claims._prepared_names.clear()
+
+    for number in (1, 2):
+        send(registry, number)
+        worker.run_once()
+        worker.run_once()
+
+    assert numbers() == [1, 2]
+    assert not rows()
 
 
 def test_a_failure_between_others_undoes_its_own_savepoint(caplog):
