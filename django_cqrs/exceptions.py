@@ -126,7 +126,7 @@ class FieldError(NamedTuple):
 
 class MessageConversionError(CQRSError, ValueError):
     """
-    A payload or an answer could not be turned into its type, or into JSON and back.
+    A payload, header or answer could not be made its type, or JSON and back.
 
     Attributes:
         target: the name of the type that was wanted.
@@ -134,7 +134,7 @@ class MessageConversionError(CQRSError, ValueError):
         at_entrance: whether it was the first message of its chain that was refused,
             before any handler was called: then the fault is in what came from
             outside. A handler's own sending, and an answer, are the code's fault.
-        what: what was to be converted, ``payload`` or ``answer``.
+        what: what was to be converted, ``payload``, ``header`` or ``answer``.
 
     """
 

@@ -722,10 +722,7 @@ class _Planner:
         if (
             self.payload is None
             or (self.given is not None and self.given(parameter) is not None)
-            or any(
-                isinstance(mark, _MARKS) or mark in _MARKS
-                for mark in marks_of(annotation)
-            )
+            or any(map(_is_mark, marks_of(annotation)))
             or bare in (Headers, Message)
             or is_service(bare)
             or self._is_filled(annotation)
@@ -765,7 +762,12 @@ class _Planner:
             return given
         annotation = parameter.annotation
         bare = bare_type(annotation)
-        for mark in marks_of(annotation):
+        marks = list(filter(_is_mark, marks_of(annotation)))
+        if any(mark != marks[0] for mark in marks):
+            named = " and ".join(map(_shown, marks))
+            msg = f"each of {named} would fill it; leave one"
+            raise Unfillable(msg)
+        for mark in marks:
             if isinstance(mark, Header):
                 self._refuse_once(bare)
                 return self._header(mark.name, bare, parameter)
@@ -870,6 +872,19 @@ class _Planner:
 _MARKS = (Header, Depends, Service)
 
 
+def _is_mark(mark: Any) -> bool:
+    return isinstance(mark, _MARKS) or mark in _MARKS
+
+
+def _shown(mark: Any) -> str:
+    """Return a mark as it is written."""
+    if isinstance(mark, Header):
+        return f"Header({mark.name!r})"
+    if isinstance(mark, Depends):
+        return f"Depends({place_of(mark.factory)})"
+    return "Service()" if isinstance(mark, Service) else mark.__name__
+
+
 def _may_be_a_service(annotation: Any) -> bool:
     return (
         (is_plain_class(annotation) or is_protocol(annotation))
@@ -944,7 +959,9 @@ def header_converter(name: str, wanted: Any) -> Callable[[Any], Any]:
                 FieldError(f"{path}.{e.path}" if e.path else path, e.message, e.code)
                 for e in error.errors
             ]
-            raise MessageConversionError(error.target, errors) from error
+            fault = MessageConversionError(error.target, errors)
+            fault.what = "header"
+            raise fault from error
 
     return convert
 

@@ -301,8 +301,10 @@ def decode_headers(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         headers = None
     if not isinstance(headers, dict):
-        fault = FieldError("headers", "what is stored is no JSON object", "headers")
-        raise MessageConversionError("Headers", [fault])
+        fault = FieldError("", "what is stored is no JSON object", "headers")
+        error = MessageConversionError("a dict", [fault])
+        error.what = "headers"
+        raise error
     return headers
 
 

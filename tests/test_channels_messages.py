@@ -794,8 +794,7 @@ def test_broken_header_bytes_raise_the_same_error(registry, seen, headers):
         registry.deliver(envelope)
 
     assert str(refused.value) == (
-        "Cannot convert the payload to Headers: headers: what is stored is no JSON "
-        "object."
+        "Cannot convert the headers to a dict: what is stored is no JSON object."
     )
     assert seen == []
 

@@ -25,8 +25,11 @@ from typing import (
 from uuid import UUID
 
 import pytest
+from django.apps import apps
 from django.core.checks import Error, run_checks
 from django.core.management import call_command
+from django.db import models
+from django.db.migrations.loader import MigrationLoader
 
 from django_cqrs import (
     Command,
@@ -1542,3 +1545,29 @@ def test_a_check_can_be_silenced(settings):
     settings.SILENCED_SYSTEM_CHECKS = ["django_cqrs.E003", "django_cqrs.W002"]
 
     call_command("check")
+
+
+@pytest.mark.django_db(databases="__all__")
+@pytest.mark.parametrize("named", [None, ["default"], ["default", "other"]], ids=str)
+def test_a_check_says_the_same_whatever_databases_it_is_given(settings, named):
+    """From 6.1 on every check is given some; before, only those of databases are."""
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "tests.apps.strays"]
+    ours = [each for each in run_checks() if each.id.startswith("django_cqrs.")]
+
+    found = run_checks(databases=named, app_configs=None)
+
+    assert ours
+    assert [each for each in found if each.id.startswith("django_cqrs.")] == ours
+
+
+@pytest.mark.parametrize("label", ["django_cqrs_outbox", "django_cqrs_documents"])
+def test_keys_are_of_the_same_type_whatever_the_project_says(label):
+    """Django's own default differs between its releases; our tables do not."""
+    config = apps.get_app_config(label)
+    migrated = MigrationLoader(None).project_state().apps.get_models()
+
+    assert config.default_auto_field == "django.db.models.BigAutoField"
+    for each in (*config.get_models(), *migrated):
+        if each._meta.app_label == label and each._meta.pk.name == "id":
+            assert type(each._meta.pk) is models.BigAutoField
+    assert any(each._meta.app_label == label for each in migrated)

@@ -161,7 +161,7 @@ def test_b08_1_a_header_that_does_not_fit_is_one_error(wanted, sent, sentence):
         ("headers.value", sentence)
     ]
     assert str(caught.value) == (
-        f"Cannot convert the payload to {wanted.__name__}: headers.value: {sentence}."
+        f"Cannot convert the header to {wanted.__name__}: headers.value: {sentence}."
     )
     assert called == []
 

@@ -469,7 +469,7 @@ def test_b11_1_a_header_of_a_wrong_type_is_an_error_before_the_handler():
         )
 
     assert str(caught.value) == (
-        "Cannot convert the payload to int: headers.executor_id: Input should be a "
+        "Cannot convert the header to int: headers.executor_id: Input should be a "
         "valid integer, unable to parse string as an integer."
     )
     assert Note.objects.count() == 0
@@ -856,6 +856,14 @@ def async_generator():
         (Annotated[int, Depends(17)], "Depends(17) is given no callable"),
         (Annotated[int, Header], "Header needs an argument: Header(...)"),
         (Annotated[int, Depends], "Depends needs an argument: Depends(...)"),
+        (
+            Annotated[int, Header("one"), Header("two")],
+            "each of Header('one') and Header('two') would fill it; leave one",
+        ),
+        (
+            Annotated[Clock, Depends(Clock), Service()] | None,
+            "each of Depends(tests.test_parameters.Clock) and Service() would fill it",
+        ),
     ],
     ids=str,
 )
