@@ -83,17 +83,7 @@ _SAME: Final = {
     "token": "0",
     "subject": "''",
 }
-_DIFFERENT: Final = (
-    "version",
-    "payload",
-    "headers",
-    "message_id",
-    "correlation_id",
-    "causation_id",
-    "sent_at",
-    "sequence",
-    "priority",
-)
+_DIFFERENT: Final = COLUMNS[COLUMNS.index("version") : COLUMNS.index("expires_at")]
 
 
 def _is_plain(envelope: Envelope) -> bool:
