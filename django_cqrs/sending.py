@@ -44,7 +44,7 @@ from django_cqrs.messages import (
     scope_of,
 )
 from django_cqrs.routing import Endpoint
-from django_cqrs.scopes import send, send_all
+from django_cqrs.scopes import BusScope, send, send_all
 
 Seconds = timedelta | float
 
@@ -130,18 +130,22 @@ class Outlet:
 
         """
         delivery = Delivery(self._envelope_of(message), self._deliver)
-        alias = self.alias_for(message)
+        scope = scope_of(message)
+        alias = self._alias_in(scope, message)
         held = getattr(message, "_held", None)
         if held is not None:
             held.append((alias, self.channel, delivery))
         else:
-            send(scope_of(message), connections[alias], self.channel, delivery)
+            send(scope, connections[alias], self.channel, delivery)
 
     def alias_for(self, message: Message) -> str:
         """Return the database that the message is stored in: that of its data."""
-        if message.using is not None:
-            return message.using
-        scope = scope_of(message)
+        return self._alias_in(scope_of(message), message)
+
+    def _alias_in(self, scope: BusScope | None, message: Message) -> str:
+        using = message.using
+        if using is not None:
+            return using
         if scope is not None:
             alias: str = scope.connection.alias
             return alias

@@ -98,17 +98,23 @@ class OutboxChannel(Channel):
         self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery], *, end: str
     ) -> None:
         insert(connection, self.alias, [entry.envelope for entry in entries], end)
-        if self.notifies and connection.vendor == "postgresql":
-            # Last: without a transaction it is done here and now.
-            connection.on_commit(partial(self._notify, connection), robust=True)
+        if not self.notifies or connection.vendor != "postgresql":
+            return
+        if end and self._is_quiet(connection):  # it is committed
+            return
+        # Last: without a transaction it is done here and now.
+        connection.on_commit(partial(self._notify, connection), robust=True)
+
+    def _is_quiet(self, connection: BaseDatabaseWrapper) -> bool:
+        """Tell whether a worker that was woken is still looking again and again."""
+        last = self._last_notifications.get(connection.alias)
+        return last is not None and time.monotonic() - last < self.quiet_time
 
     def _notify(self, connection: BaseDatabaseWrapper) -> None:
         """Wake a worker: after the commit, since inside it would serialise commits."""
-        now = time.monotonic()
-        last = self._last_notifications.get(connection.alias)
-        if last is not None and now - last < self.quiet_time:
+        if self._is_quiet(connection):
             return
-        self._last_notifications[connection.alias] = now
+        self._last_notifications[connection.alias] = time.monotonic()
         with connection.cursor() as cursor:
             if speaks_psycopg(connection):
                 cursor.execute(f"NOTIFY {NOTIFICATION}, {literal(self.alias)}")
