@@ -82,6 +82,16 @@ class Taking(NamedTuple):
         return self.allowed is None or row[_ATTEMPTS] < self.allowed(row[_ENDPOINT])
 
 
+class InOrder(NamedTuple):
+    """What a claim in order has taken."""
+
+    rows: list[tuple[Any, ...]]
+    has_keys: bool
+    """Whether any of what is next has a key."""
+    is_mixed: bool
+    """Whether nothing was taken, since there is something else of such a key."""
+
+
 class ClaimsAtOnce:
     """The claims of one connection."""
 
@@ -145,9 +155,7 @@ class ClaimsAtOnce:
         self._was_idle = not rows
         return rows
 
-    def in_order(
-        self, channel: str, limit: int, taking: Taking
-    ) -> list[tuple[Any, ...]]:
+    def in_order(self, channel: str, limit: int, taking: Taking) -> InOrder:
         """
         Take what is next, unless there is anything else of one of its keys.
 
@@ -159,8 +167,7 @@ class ClaimsAtOnce:
             taking: what is to become of it.
 
         Returns:
-            The rows that are next, in their turn. The last column but one says which
-            were taken, the last whether none was, because a key is mixed.
+            The rows that were taken, in their turn, and why there may be none.
 
         Raises:
             OperationalError: :data:`LOCK_TIMEOUT` includes it where others were at it
@@ -169,7 +176,7 @@ class ClaimsAtOnce:
         """
         key = ("in order", *taking.columns)
         if key not in self._statements:
-            own = ", ".join(f"seen.{column}" for column in taking.columns)
+            own = ", ".join(f"own.{column}" for column in taking.columns)
             unmixed = (
                 f"own.state = {State.READY.value} "  # noqa: S608 - no value in it
                 "AND NOT EXISTS (SELECT 1 FROM mixed)"
@@ -177,18 +184,22 @@ class ClaimsAtOnce:
             self._statements[key] = (
                 f"{RELAX}; SET LOCAL lock_timeout = {round(PATIENCE * 1000)}; "  # noqa: S608 - no value in it
                 f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK}); "
-                f"WITH seen AS MATERIALIZED ({self._next(taking.columns)}), "
-                f"keys AS (SELECT ordering_key AS k, endpoint AS e, COUNT(*) AS c, "
-                f"MAX(sequence) AS s FROM seen WHERE ordering_key IS NOT NULL "
-                f"GROUP BY ordering_key, endpoint), "
+                f"WITH seen AS MATERIALIZED ({self._next(('id',))}), "
+                f"keys AS MATERIALIZED (SELECT ordering_key AS k, endpoint AS e, "
+                f"COUNT(*) AS c, MAX(sequence) AS s FROM seen "
+                f"WHERE ordering_key IS NOT NULL GROUP BY ordering_key, endpoint), "
                 f"mixed AS MATERIALIZED "
                 f"(SELECT 1 FROM keys p WHERE {self._is_mixed} LIMIT 1), "
-                f"{self._taken(unmixed)} "
-                f"SELECT {own}, taken.id IS NOT NULL, EXISTS (SELECT 1 FROM mixed) "
-                f"{_RESULT}"
+                f"{self._taken(unmixed, own)} SELECT taken.*, said.* FROM "
+                f"(SELECT EXISTS (SELECT 1 FROM keys), EXISTS (SELECT 1 FROM mixed)) "
+                f"said LEFT JOIN taken ON TRUE "
+                f"ORDER BY taken.priority DESC, taken.sequence"
             )
         values = self._values(channel, limit, taking)
-        return self._rows(self._statements[key], values)
+        rows = self._rows(self._statements[key], values)
+        has_keys, is_mixed = rows[0][-2:]
+        taken = [row[:-2] for row in rows if row[0] is not None]
+        return InOrder(taken, has_keys=has_keys, is_mixed=is_mixed)
 
     @cached_property
     def _table(self) -> str:
@@ -203,12 +214,12 @@ class ClaimsAtOnce:
             f"ORDER BY priority DESC, sequence LIMIT %s"
         )
 
-    def _taken(self, condition: str) -> str:
+    def _taken(self, condition: str, columns: str = "own.id") -> str:
         return (
             f"taken AS (UPDATE {self._table} AS own SET state = %s, owner = %s, "  # noqa: S608
             f"lease_expires_at = %s, token = own.token + 1 "
             f"WHERE own.id = ANY(ARRAY(SELECT id FROM seen)) "
-            f"AND {condition} RETURNING own.id)"
+            f"AND {condition} RETURNING {columns})"
         )
 
     @staticmethod

@@ -203,20 +203,19 @@ class Store:
 
         """
         try:
-            rows = self._claims.in_order(channel, limit, taking)
+            claim = self._claims.in_order(channel, limit, taking)
         except OperationalError as error:
             if not LOCK_TIMEOUT.includes(error):
                 raise
             self.was_contended = True
             return []
-        if rows and rows[0][-1]:
+        if claim.is_mixed:
             return None
-        self._saw_keys = any(row[-3] is not None for row in rows)
+        self._saw_keys = claim.has_keys
         runs: dict[Any, list[tuple[Any, ...]]] = {}
-        for *row, is_taken, _ in rows:
-            if is_taken:
-                group = self._group_of(row[_ENDPOINT], row[-1])
-                runs.setdefault(group or row[0], []).append(tuple(row))
+        for row in claim.rows:
+            group = self._group_of(row[_ENDPOINT], row[-1])
+            runs.setdefault(group or row[0], []).append(row)
         for run in runs.values():
             run.sort(key=itemgetter(_SEQUENCE))
         return [row for run in runs.values() for row in run]
