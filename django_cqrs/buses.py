@@ -46,6 +46,7 @@ from django_cqrs.messages import (
     Query,
     current,
     message_name_of,
+    scope_of,
 )
 from django_cqrs.parameters import (
     Constant,
@@ -1088,12 +1089,25 @@ class EventBus(_Bus):
             point = JoinPoint(endpoints[0], self, cls)
             return self._registry.pipelines.handling(point)
         if len(endpoints) == 1 and endpoints[0].channel is not None:
-            # As a command is sent: there is nothing to hold it back for.
-            _, [(_, run)], _ = self._parts_of(endpoints, [cls])
-            return run
+            return self._compile_alone(endpoints, cls)
         if all(_is_taken_at_once(each, payload) for each in endpoints):
             return self._compile_in_turn(endpoints, cls)
         return self._compile(endpoints, [cls] * len(endpoints), None)
+
+    def _compile_alone(self, endpoints: tuple[Endpoint, ...], cls: type) -> Run:
+        """Return what sends to the one handler there is, which is on a channel."""
+        _, [(_, send_at_once)], _ = self._parts_of(endpoints, [cls])
+        send_by_itself = self._compile(endpoints, [cls], None)
+
+        def run_alone(message: Message) -> None:
+            scope = scope_of(message)
+            if scope is not None and scope.is_open and message.using is None:
+                # In the command's transaction, and with nothing to hold it back for.
+                send_at_once(message)
+            else:
+                send_by_itself(message)
+
+        return run_alone
 
     def _compile_in_turn(self, endpoints: tuple[Endpoint, ...], cls: type) -> Run:
         """Return what calls handlers in turn, which all take the event as it is."""

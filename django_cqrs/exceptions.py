@@ -134,7 +134,8 @@ class MessageConversionError(CQRSError, ValueError):
         at_entrance: whether it was the first message of its chain that was refused,
             before any handler was called: then the fault is in what came from
             outside. A handler's own sending, and an answer, are the code's fault.
-        what: what was to be converted, ``payload``, ``header`` or ``answer``.
+        what: what was to be converted: ``payload``, ``header`` (or all ``headers``),
+            or ``answer``.
 
     """
 

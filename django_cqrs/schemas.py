@@ -23,6 +23,7 @@ LOAD = "django_cqrs_load"
 
 
 Plain = tuple[type, list[tuple[str, frozenset[type]]]]
+"""A dataclass, and by field the types of values that JSON keeps as they are."""
 
 
 class Compiled(NamedTuple):
@@ -33,7 +34,7 @@ class Compiled(NamedTuple):
     writer: Any
     is_strict: bool | None
     plain: Plain | None
-    """The class and, by field, the types of what comes back from JSON as it went."""
+    """None where there is anything that JSON may not keep."""
 
     def read_json(self, text: bytes | bytearray) -> Any:
         """Read JSON text strictly."""

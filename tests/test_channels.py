@@ -976,7 +976,7 @@ def test_the_calls_using_stands_before_the_commands_database(registry, writes):
     with pytest.raises(Refused):
         registry.command_bus.dispatch(Act(lambda: [steps(), fail()]))
 
-    assert writes == [("other", False, ["write"]), ("other", False, ["on_placed"])]
+    assert writes == [("other", False, ["write"]), ("other", True, ["on_placed"])]
     assert len(waiting()) == 2
 
 
