@@ -97,10 +97,11 @@ class OutboxChannel(Channel):
     def _store(
         self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery], *, end: str
     ) -> None:
-        insert(connection, self.alias, [entry.envelope for entry in entries], end)
+        envelopes = [entry.envelope for entry in entries]
+        is_ended = insert(connection, self.alias, envelopes, end) and bool(end)
         if not self.notifies or connection.vendor != "postgresql":
             return
-        if end and self._is_quiet(connection):  # it is committed
+        if is_ended and self._is_quiet(connection):  # it is committed
             return
         # Last: without a transaction it is done here and now.
         connection.on_commit(partial(self._notify, connection), robust=True)

@@ -44,7 +44,7 @@ def insert(
     channel: str,
     envelopes: Sequence[Envelope],
     end: str = "",
-) -> None:
+) -> bool:
     """
     Store messages, all of them or none.
 
@@ -54,20 +54,24 @@ def insert(
         envelopes: at least one.
         end: what is sent behind the statement, where one is enough.
 
+    Returns:
+        Whether one was, so that `end` was sent.
+
     """
     if len(envelopes) == 1 and _is_plain(envelopes[0]) and speaks_psycopg(connection):
         with connection.cursor() as cursor:
             cursor.execute(f"{_in_text(channel, envelopes[0])}{end}")
-        return
+        return True
     adapters = _adapters(connection)
     rows = [_row(channel, envelope, *adapters) for envelope in envelopes]
     size = _rows_per_statement(connection)
     if len(rows) <= size:
         _insert(connection, rows, end)
-    else:
-        with transaction.atomic(using=connection.alias):
-            for start in range(0, len(rows), size):
-                _insert(connection, rows[start : start + size])
+        return True
+    with transaction.atomic(using=connection.alias):
+        for start in range(0, len(rows), size):
+            _insert(connection, rows[start : start + size])
+    return False
 
 
 # In the text of the statement ---------------------------------------------------------

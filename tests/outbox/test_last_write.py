@@ -311,3 +311,34 @@ def test_c01_1_what_follows_in_a_wrapper_is_in_the_transaction():
 
     assert "INSERT COMMIT" not in said
     assert (numbers(), len(rows())) == ([1], 1)
+
+
+@pytest.mark.parametrize(("size", "asks_inside"), [(7, False), (1000, True)])
+def test_what_takes_several_statements_is_not_taken_for_committed(
+    monkeypatch, size, asks_inside
+):
+    """Whether a worker is still awake is asked when the messages are there for it."""
+    on_postgresql()
+    monkeypatch.setattr(insertion, "_rows_per_statement", lambda connection: size)
+    asked = []
+    monkeypatch.setattr(
+        OutboxChannel,
+        "_is_quiet",
+        lambda self, each: asked.append(each.in_atomic_block) or True,
+    )
+    registry = Registry()
+
+    @registry.add
+    @command_handler(name="do")
+    def do(command: Work, events: EventBus):
+        for number in range(20):
+            events.publish(Said(number))
+
+    @registry.add
+    @event_handler(channel="outbox", name="hear")
+    def hear(event: Said): ...
+
+    registry.command_bus.dispatch(Work(1, "done"))
+
+    assert len(rows()) == 20
+    assert asked == [asks_inside]
