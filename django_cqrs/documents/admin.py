@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
 from django.contrib import admin
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs.admin_lookups import OfferedLookupsMixin
 from django_cqrs.buses import registry
 from django_cqrs.documents.models import Document
-from django_cqrs.documents.showing import text_of
+from django_cqrs.documents.showing import key_of, may_hide, text_of
 from django_cqrs.documents.storage import subject_of
 
 if TYPE_CHECKING:
@@ -30,20 +32,24 @@ _VIEWS = tuple(
 )
 
 
+SEARCHED: Final = 200
+"""Among how many of the found a key that may be masked is shown, per collection."""
+
+
 @admin.register(Document)
-class DocumentAdmin(DocumentAdminBase):
+class DocumentAdmin(OfferedLookupsMixin, DocumentAdminBase):
     """Shows what is kept; it is changed by handlers alone, which know its rules."""
 
-    list_display = ("key", "collection", "version", "updated_at")
+    list_display = ("key_text", "collection", "version", "updated_at")
     list_filter = (("collection", admin.AllValuesFieldListFilter),)
     search_fields = ("key",)
     search_help_text = _("A key, or part of one.")
     ordering = ("-pk",)
     fields = (
-        *("collection", "key", "version", "shape"),
+        *("collection", "key_text", "version", "shape"),
         *("pretty", "created_at", "updated_at"),
     )
-    readonly_fields = ("pretty",)
+    readonly_fields = ("key_text", "pretty")
     show_full_result_count = False
     change_form_template = "admin/django_cqrs_documents/document/change_form.html"
 
@@ -65,8 +71,38 @@ class DocumentAdmin(DocumentAdminBase):
             address = reverse(_TIMELINE, current_app=self.admin_site.name)
         except NoReverseMatch:  # the outbox is not there, or not in this site
             return ""
+        if key_of(document) != document.key:  # the address would tell it
+            return ""
         subject = subject_of(document, registry)
         return f"{address}?{urlencode({'subject': subject})}" if subject else ""
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Document], search_term: str
+    ) -> tuple[QuerySet[Document], bool]:
+        """Search for keys, of which those that are masked are not found."""
+        found, has_duplicates = super().get_search_results(
+            request, queryset, search_term
+        )
+        if not search_term.strip():
+            return found, has_duplicates
+        hidden = Q(pk__in=())
+        shapes = queryset.order_by().values_list("collection", "shape").distinct()
+        for collection, shape in shapes:
+            if not may_hide(collection, shape):
+                continue
+            those = found.filter(collection=collection, shape=shape)
+            seen = [
+                each.pk
+                for each in those.order_by("-pk")[:SEARCHED]
+                if key_of(each) == each.key
+            ]
+            hidden |= Q(collection=collection, shape=shape) & ~Q(pk__in=seen)
+        return found.exclude(hidden), has_duplicates
+
+    @admin.display(description=_("key"))
+    def key_text(self, document: Document) -> str:
+        """Return the key, without what is sensitive."""
+        return key_of(document)
 
     @admin.display(description=_("content"))
     def pretty(self, document: Document) -> str:

@@ -38,5 +38,7 @@ class Document(models.Model):
         ]
 
     def __str__(self) -> str:
-        """Return its key and where it is."""
-        return f"{self.key} in {self.collection}"
+        """Return its key, without what is sensitive, and where it is."""
+        from django_cqrs.documents.showing import key_of
+
+        return f"{key_of(self)} in {self.collection}"

@@ -24,6 +24,7 @@ from django.utils.text import format_lazy
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs.admin_lookups import OfferedLookupsMixin
 from django_cqrs.exceptions import FieldError, MessageConversionError
 from django_cqrs.masking import MASK
 from django_cqrs.outbox.batches import giving_way
@@ -35,6 +36,7 @@ from django_cqrs.outbox.models import (
     JournalEntry,
     OutboxMessage,
     Outcome,
+    Reason,
     State,
 )
 from django_cqrs.outbox.pages import (
@@ -158,6 +160,26 @@ class NewestEndpointFilter(EndpointFilter):
         return None if found is None else found.filter(_is_newest(found))
 
 
+class ReasonFilter(admin.SimpleListFilter):
+    """Dead letters that were given up for one reason."""
+
+    title = _("reason")
+    parameter_name = "reason__exact"
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, Any]]:
+        """Return the choices."""
+        return list(Reason.choices)
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Leave the letters of the chosen reason."""
+        value = self.value()
+        return None if value is None else queryset.filter(reason=value)
+
+
 def _is_newest(rows: QuerySet[Any]) -> Q:
     """Return the condition of the newest rows of a table."""
     keys = rows.model._default_manager.using(rows.db).values_list("pk", flat=True)
@@ -250,7 +272,7 @@ class StandingFilter(_ChannelsFilter):
         return conditions.get(self.value() or "")
 
 
-class KeptMessageAdmin(CorrelationMixin, _ModelAdmin):
+class KeptMessageAdmin(OfferedLookupsMixin, CorrelationMixin, _ModelAdmin):
     """What the tables of messages have in common: they are looked at, not edited."""
 
     paginator = BoundedPaginator
@@ -303,10 +325,26 @@ class KeptMessageAdmin(CorrelationMixin, _ModelAdmin):
             value = UUID(term)
         except ValueError:
             named = Q(name=term) | Q(endpoint=term)
-            wanted = Q(ordering_key=term) | self._are_searched(queryset) & named
+            keyed = Q(ordering_key=term) & ~self._hide_key(queryset, term)
+            wanted = keyed | self._are_searched(queryset) & named
         else:
             wanted = Q(message_id=value) | Q(correlation_id=value)
         return queryset.filter(wanted), False
+
+    def _hide_key(self, rows: QuerySet[Any], key: str) -> Q:
+        """
+        Return the condition of rows of a key that must not find them.
+
+        A key that the page masks would be confirmed by a search that finds it.
+        """
+        hidden = Q(pk__in=())
+        named = ("endpoint", "name", "version")
+        having = rows.filter(ordering_key=key)
+        for values in having.order_by().values(*named).distinct():
+            newest = having.filter(**values).order_by("-pk").defer(None)[:SHOWN]
+            if any(shown(row).key_of(row) != key for row in newest):
+                hidden |= Q(**values)
+        return hidden
 
     def _are_searched(self, rows: QuerySet[Any]) -> Q:
         """Return the condition of the rows that are searched by name."""
@@ -613,7 +651,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
         "attempts",
         "key_text",
     )
-    list_filter = (ChannelFilter, "reason", EndpointFilter)
+    list_filter = (ChannelFilter, ReasonFilter, EndpointFilter)
     actions = ("replay_selected", "delete_selected")
     change_form_template = "admin/django_cqrs_outbox/deadletter/change_form.html"
     readonly_fields = (
@@ -837,7 +875,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
 
 
 @admin.register(JournalEntry)
-class JournalEntryAdmin(CorrelationMixin, _ModelAdmin):
+class JournalEntryAdmin(OfferedLookupsMixin, CorrelationMixin, _ModelAdmin):
     """What came of messages: the way to the timeline of one that has no row."""
 
     paginator = BoundedPaginator

@@ -136,7 +136,7 @@ def urls_of(model_admin: admin.ModelAdmin[Any]) -> list[URLPattern]:
     def by_subject(request: HttpRequest) -> HttpResponse:
         using, sources = _asked(site, request)
         subject = request.GET.get("subject", "")
-        if not subject:
+        if not subject or "\0" in subject:
             raise Http404
         ids = correlations_of(subject, using=using, sources=sources)
         found = timeline_of(ids, using=using, sources=sources)

@@ -111,3 +111,75 @@ def test_c05_2_documents_that_nothing_knows_are_not_shown():
 
     assert "secret" not in text
     assert text.startswith("(not shown)")
+
+
+@document("desk.holder")
+@dataclass
+class Holder:
+    card: Secret
+    name: str
+
+
+CARD = "4111-1111-1111-1111"
+DOCUMENTS = "/admin/django_cqrs_documents/document/"
+
+
+@modify_settings(INSTALLED_APPS={"append": "django.contrib.admin"})
+@pytest.mark.urls("tests.outbox.desk_urls")
+def test_a_sensitive_identifier_is_masked_wherever_the_admin_names_a_document(
+    admin_client,
+):
+    """In the list, the title and the fields of its page, and the page that deletes it."""
+    DocumentStore(Holder).add(CARD, Holder(CARD, "Greta"))
+    row = Document.objects.get()
+
+    pages = [
+        admin_client.get(f"{DOCUMENTS}{part}").content.decode()
+        for part in ("", f"{row.pk}/change/", f"{row.pk}/delete/")
+    ]
+
+    assert [page.count(CARD) for page in pages] == [0, 0, 0]
+    assert all(MASK in page for page in pages)
+    assert str(row) == f"{MASK} in desk.holder"
+
+
+@modify_settings(INSTALLED_APPS={"append": "django.contrib.admin"})
+@pytest.mark.urls("tests.outbox.desk_urls")
+@pytest.mark.parametrize(
+    ("term", "found"),
+    [(CARD, []), ("4111", []), ("plain", ["plain-1"]), ("", ["plain-1", CARD])],
+)
+def test_a_search_does_not_confirm_a_masked_key_of_a_document(
+    admin_client, term, found
+):
+    """What the list masks is not found by it, in whole or in part."""
+    DocumentStore(Holder).add(CARD, Holder(CARD, "Greta"))
+    DocumentStore(Holder).add("plain-1", Holder("4222", "Greta"))
+
+    shown = admin_client.get(DOCUMENTS, {"q": term}).context["cl"].result_list
+
+    assert [row.key for row in shown] == found
+
+
+@modify_settings(INSTALLED_APPS={"append": "django.contrib.admin"})
+@pytest.mark.urls("tests.outbox.desk_urls")
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("collection=desk.holder", 200),
+        ("content__card=4111", 400),
+        ("content__icontains=4111", 400),
+        ("key__startswith=4", 400),
+        ("key=4", 400),
+        ("shape=1", 400),
+        ("collection__startswith=d", 400),
+        ("collection=%00", 200),
+    ],
+)
+def test_the_list_of_documents_takes_the_parameters_of_its_filters_alone(
+    admin_client, query, status
+):
+    """Any other lookup is refused, so that no value is found out by asking for it."""
+    DocumentStore(Holder).add(CARD, Holder(CARD, "Greta"))
+
+    assert admin_client.get(f"{DOCUMENTS}?{query}").status_code == status

@@ -1252,3 +1252,78 @@ def test_c05_2_an_edited_message_is_handled(client, editor, registry):
         flow.run("outbox")
 
     assert seen == [2]
+
+
+JOURNAL = "/admin/django_cqrs_outbox/journalentry/"
+
+
+@pytest.mark.parametrize(
+    ("address", "query", "status"),
+    [
+        *((LETTERS, f"{name}=x", 200) for name in ("channel", "endpoint")),
+        (LETTERS, "reason__exact=failed", 200),
+        (LETTERS, "reason__exact=no-such-reason", 200),
+        *(
+            (LETTERS, f"{field}{lookup}=4", 400)
+            for field in (
+                *("error", "traceback", "exception", "ordering_key", "subject"),
+                *("payload", "headers", "reason", "name", "attempts", "message_id"),
+            )
+            for lookup in ("", "__startswith", "__regex", "__isnull", "__gt")
+        ),
+        (LETTERS, "channel__startswith=o", 400),
+        (LETTERS, "channel=%00", 200),
+        (LETTERS, "endpoint=%00", 200),
+        (LETTERS, "q=%00", 200),
+        (MESSAGES, "state__exact=zero", 200),
+        (MESSAGES, "standing=%00", 200),
+        (MESSAGES, "channel=%00", 200),
+        *((MESSAGES, f"{field}__contains=4", 400) for field in ("owner", "payload")),
+        (MESSAGES, "ordering_key=4", 400),
+        (MESSAGES, "state=4", 400),
+        (JOURNAL, "outcome__exact=nothing", 200),
+        (JOURNAL, "endpoint=%00", 200),
+        (JOURNAL, "error__contains=4", 400),
+        (JOURNAL, "subject=4", 400),
+    ],
+)
+def test_a_list_takes_the_parameters_of_its_filters_alone(
+    admin_client, address, query, status
+):
+    """Any other lookup is refused; a value that no row can have finds none."""
+    payments()
+
+    assert admin_client.get(f"{address}?{query}").status_code == status
+
+
+@pytest.mark.parametrize("key", ["abc", "", "1.5", "9" * 30, "\u0663", "1\0"])
+def test_an_action_on_an_id_that_no_row_can_have_does_nothing(admin_client, key):
+    """It is said, and is no error of the server."""
+    (letter,) = kept(DeadLetter)
+    data = {"action": "replay_selected", "_selected_action": [key], "post": "yes"}
+
+    answer = admin_client.post(LETTERS, data, follow=True)
+
+    assert answer.status_code == 200
+    assert "What was selected has no such id. Nothing was done." in (
+        answer.content.decode()
+    )
+    assert DeadLetter.objects.get() == letter
+
+
+@pytest.mark.parametrize("model", [DeadLetter, OutboxMessage])
+def test_a_search_does_not_confirm_a_masked_key(admin_client, model):
+    """A key that the list masks is not found by it; one that it shows is."""
+    address = LETTERS if model is DeadLetter else MESSAGES
+    payload = f'{{"customer":"Greta","card":"{CARD}"}}'.encode()
+    pay = {"endpoint": "desk.pay", "name": "desk.Pay", "version": 3, "payload": payload}
+    kept(model, ordering_key=CARD, **pay)
+    kept(model, ordering_key="Greta", **pay)
+    (plain,) = kept(model, ordering_key=CARD)
+
+    def found(term):
+        rows = admin_client.get(address, {"q": term}).context["cl"].result_list
+        return [(row.endpoint, row.ordering_key) for row in rows]
+
+    assert found(CARD) == [(plain.endpoint, CARD)]
+    assert found("Greta") == [("desk.pay", "Greta")]
