@@ -51,7 +51,9 @@ from django_cqrs.messages import (
 from django_cqrs.parameters import (
     Constant,
     Header,
+    Resolver,
     Services,
+    Unfillable,
     register_filler,
     sole_type,
     with_dependencies,
@@ -251,9 +253,14 @@ class Registry:
         self.routes  # noqa: B018 - compiles both
         return self._pipelines
 
-    def deliver(self, envelope: Envelope) -> None:
+    def deliver(self, envelope: Envelope, *, using: str | None = None) -> None:
         """
         Handle a message that comes out of a channel.
+
+        Args:
+            envelope: as it was stored.
+            using: the database that the message was sent in, which is that of a
+                handler that names none.
 
         Raises:
             UnknownEndpoint: no handler has the name that it is addressed to.
@@ -265,7 +272,7 @@ class Registry:
 
         """
         refuse_running_loop("deliver", "await sync_to_async(deliver)(envelope)")
-        _, handle = self.unpack(envelope)
+        _, handle = self.unpack(envelope, using=using)
         handle()
 
     def unpack(
@@ -327,12 +334,12 @@ class Registry:
 
         """
         self._taps.append(tap)
-        self.reset()
+        self._forget_runs()  # not the services: a fake keeps what it has recorded
         try:
             yield
         finally:
             self._taps.remove(tap)
-            self.reset()
+            self._forget_runs()
 
     def _with_taps(self, kind: Kind, run: Run) -> Run:
         taps = tuple(self._taps)
@@ -1287,7 +1294,7 @@ def refuse_running_loop(entrance: str, instead: str) -> None:
         raise SynchronousDispatch(msg)
 
 
-def _bus_filler(annotation: Any, services: Services) -> Constant | None:
+def _bus_filler(annotation: Any, services: Services) -> Constant | Resolver | None:
     owner = services.owner
     if owner is None:
         return None
@@ -1298,7 +1305,43 @@ def _bus_filler(annotation: Any, services: Services) -> Constant | None:
         return Constant(owner.query_bus)
     if bare is EventBus:
         return Constant(owner.event_bus)
+    if isinstance(bare, type) and issubclass(bare, _Bus):
+        return _own_bus(bare, services)
     return None
+
+
+def _own_bus(cls: type[_Bus], services: Services) -> Resolver | None:
+    """
+    Return what gives the one bus of a class of one's own that a registry has.
+
+    Raises:
+        Unfillable: it has none, and nothing else gives one, or it has several.
+
+    """
+    found = [bus for bus in list(services.owner._buses) if type(bus) is cls]
+    name = cls.__qualname__
+    if len(found) > 1:
+        msg = (
+            f"{len(found)} buses of the class {name} use this registry, and which is "
+            f"meant is not said; give each a class, or use Depends(...)"
+        )
+        raise Unfillable(msg)
+    if not found and conf.resolve("SERVICE_RESOLVER") is not None:
+        return None
+    if not found and cls not in services.overrides:
+        msg = (
+            f"no {name} has been made for this registry; write one, as in "
+            f"`{name.lower()} = {name}()`, in a module that is imported before the "
+            f"handlers"
+        )
+        raise Unfillable(msg)
+
+    def get(_message: Message) -> Any:
+        if cls in services.overrides:
+            return services.overrides[cls]()
+        return found[0]
+
+    return get
 
 
 register_filler(_bus_filler)

@@ -10,6 +10,7 @@ Every error this package raises, under one base.
   + UnknownMessage · also LookupError
   + InvalidOption · also ValueError
   + InvalidHeader · also ValueError
+  + InvalidKey · also ValueError
   + MessageConversionError · also ValueError
   + ParameterError · also TypeError
     - MissingHeader · also LookupError

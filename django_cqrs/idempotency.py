@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Union
 
 from django.db import connections
@@ -277,13 +278,13 @@ class Output:
 class Outputs:
     """The messages that handling one has sent: kept as JSON, and sent again."""
 
-    def __init__(self, on: bool | Header, deliver: Callable[[Envelope], None]) -> None:
+    def __init__(self, on: bool | Header, deliver: Callable[..., None]) -> None:
         """
         Take what handles them where a channel does so in this process.
 
         Args:
             on: True, or a header without which a duplicate sends nothing.
-            deliver: handles a message.
+            deliver: handles a message, ``using=`` the database it was sent in.
 
         """
         self._header = on.name if isinstance(on, Header) else None
@@ -318,7 +319,7 @@ class Outputs:
         outputs: list[Output] = self._type.from_json(text)
         for output in outputs:
             envelope = dataclasses.replace(output.envelope, sequence=next_sequence())
-            delivery = Delivery(envelope, self._deliver)
+            delivery = Delivery(envelope, partial(self._deliver, using=output.using))
             send(scope, connections[output.using], channels[output.channel], delivery)
         logger.info("%d messages of the first of its key are sent again", len(outputs))
 

@@ -774,7 +774,8 @@ class _Planner:
             if isinstance(mark, Depends):
                 return self._dependency(mark.factory)
             if isinstance(mark, Service) or mark is Service:
-                return self._service(sole_type(bare))
+                filled = self._filled(bare)
+                return self._service(sole_type(bare)) if filled is None else filled
             if mark in (Header, Depends):
                 msg = f"{mark.__name__} needs an argument: {mark.__name__}(...)"
                 raise Unfillable(msg)
@@ -784,10 +785,9 @@ class _Planner:
             if bare is Message:
                 return lambda message: message
             return lambda message: message.headers
-        for filler in _fillers:
-            source = filler(annotation, self.services)
-            if source is not None:
-                return source
+        source = self._filled(annotation)
+        if source is not None:
+            return source
         if is_service(bare):
             return self._service(bare)
         if parameter.default is not _EMPTY:
@@ -804,6 +804,14 @@ class _Planner:
         else:
             reason = f"{name_of_type(bare)} is neither a mark nor a class to build"
         raise Unfillable(reason)
+
+    def _filled(self, annotation: Any) -> Constant | Resolver | None:
+        """Return what a higher floor fills an annotation with, None if it does not."""
+        for filler in _fillers:
+            source = filler(annotation, self.services)
+            if source is not None:
+                return source
+        return None
 
     def _header(self, name: str, wanted: Any, parameter: inspect.Parameter) -> Resolver:
         fallback = parameter.default

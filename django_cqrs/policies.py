@@ -143,11 +143,11 @@ def _channel(endpoint: Endpoint) -> Iterator[Problem]:
         )
         return
     faults = list(_option_faults(channel, policies))
-    for name, fault in faults:
+    for name, fault, hint in faults:
         yield Problem(
             Rule.CHANNEL_POLICY,
             f"{where} has {name}={getattr(policies, name)!r}. {fault}",
-            f"Take {name}= away, or choose another channel.",
+            hint,
             endpoint.function,
         )
     if faults or not policies.delay or policies.expires is None:
@@ -162,15 +162,39 @@ def _channel(endpoint: Endpoint) -> Iterator[Problem]:
         )
 
 
-def _option_faults(channel: Channel, policies: Policies) -> Iterator[tuple[str, str]]:
-    """Yield the policies that a channel cannot keep, each with what is wrong."""
+def _option_faults(
+    channel: Channel, policies: Policies
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the policies that a channel cannot keep: what is wrong, what to do."""
     for name in ("delay", "expires", "priority", "ordering_key"):
         value = getattr(policies, name)
-        if value is not None:
-            try:
-                channel.check_option(name, value)
-            except InvalidOption as error:
-                yield name, str(error)
+        if value is None:
+            continue
+        try:
+            channel.check_option(name, value)
+        except InvalidOption as error:
+            hint = f"Take {name}= away, or choose another channel."
+            if name in _SPANS and not _is_span(value):
+                hint = f"Give {name}= seconds, or a timedelta, of 0 or more."
+            yield name, str(error), hint
+    if policies.retry is not None and not channel.supports_redelivery:
+        kind = type(channel).__name__
+        yield (
+            "retry",
+            f"The channel {channel.alias!r} ({kind}) never tries a message again.",
+            "Take retry= away, or choose another channel.",
+        )
+
+
+_SPANS = ("delay", "expires")
+
+
+def _is_span(value: object) -> bool:
+    try:
+        as_timedelta(value, "")
+    except InvalidOption:
+        return False
+    return True
 
 
 def _object(endpoint: Endpoint) -> Iterator[Problem]:

@@ -811,6 +811,14 @@ class RouteTable:
             if has and other is not kind:
                 article = "an" if other is Kind.EVENT else "a"
                 return f"{text} It is {article} {other}: use {ENTRANCES[other]}()."
+        if cls is None:
+            for other in Kind:
+                if any(name_of_type(each) == key for each in self._by_class[other]):
+                    return (
+                        f"{text} {key} is the name of a class, not a routing key: an "
+                        f"object of it leads to its handler by itself. Send one with "
+                        f"{ENTRANCES[other]}({key}(...)), without route=."
+                    )
         keys = [
             key
             for key, endpoints in self._by_key[kind].items()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -96,10 +97,15 @@ class Outlet:
         self,
         endpoint: Endpoint,
         types: MessageTypes,
-        deliver: Callable[[Envelope], None],
+        deliver: Callable[..., None],
     ) -> None:
         """
         Open the outlet of an endpoint.
+
+        Args:
+            endpoint: a handler on a channel.
+            types: the message classes, by their names on the wire.
+            deliver: handles an envelope, ``using=`` the database it was sent in.
 
         Raises:
             InvalidChannel: the endpoint's channel cannot be made.
@@ -110,6 +116,7 @@ class Outlet:
         self.channel: Channel = channels[endpoint.channel]
         self._types = types
         self._deliver = deliver
+        self._delivers: dict[str, Callable[[Envelope], None]] = {}
         self._addresses: dict[type, Callable[[Message], str]] = {}
         source = endpoint.policies.ordering_key
         self._ordering_key: KeyReader | None = None
@@ -129,9 +136,13 @@ class Outlet:
             MissingHeader: the header that is to be its ordering key is not there.
 
         """
-        delivery = Delivery(self._envelope_of(message), self._deliver)
+        envelope = self._envelope_of(message)
         scope = scope_of(message)
         alias = self._alias_in(scope, message)
+        deliver = self._delivers.get(alias)
+        if deliver is None:  # a handler that names no database runs on this one
+            deliver = self._delivers[alias] = partial(self._deliver, using=alias)
+        delivery = Delivery(envelope, deliver)
         held = getattr(message, "_held", None)
         if held is not None:
             held.append((alias, self.channel, delivery))

@@ -1190,12 +1190,25 @@ def test_E018_is_silent_without_a_channel():
         (
             {"channel": "memory", "delay": -1},
             "has delay=-1. delay=-1 is negative.",
-            "Take delay= away, or choose another channel.",
+            "Give delay= seconds, or a timedelta, of 0 or more.",
         ),
         (
             {"channel": "memory", "expires": True},
             "has expires=True. expires= takes seconds or a timedelta, not True.",
-            "Take expires= away, or choose another channel.",
+            "Give expires= seconds, or a timedelta, of 0 or more.",
+        ),
+        (
+            {"channel": "memory", "delay": "1h"},
+            "has delay='1h'. delay= takes seconds or a timedelta, not '1h'.",
+            "Give delay= seconds, or a timedelta, of 0 or more.",
+        ),
+        (
+            {"channel": "commit", "retry": Retry(attempts=9)},
+            (
+                f"has retry={Retry(attempts=9)!r}. The channel 'commit' "
+                f"(OnCommitChannel) never tries a message again."
+            ),
+            "Take retry= away, or choose another channel.",
         ),
         (
             {"channel": "commit", "delay": 5},

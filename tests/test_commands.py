@@ -2097,3 +2097,30 @@ def test_a_bus_of_ones_own_uses_its_registry():
     assert bus.dispatch(Open("x"), headers={"number": 5}) == 5
     with pytest.raises(NoHandlerFound):
         asking.ask(Open("x"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(command_handler, "command_bus.dispatch"), (query_handler, "query_bus.ask")],
+)
+def test_a_class_whose_name_is_given_as_a_route_is_said_to_be_one(kind, said):
+    """A class leads to its handler by itself; its name is no routing key."""
+
+    @dataclass(frozen=True)
+    class Allocate:
+        ref: str
+
+    registry = Registry()
+
+    @registry.add
+    @kind
+    def allocate(message: Allocate) -> None: ...
+
+    with pytest.raises(NoHandlerFound) as caught:
+        registry.command_bus.dispatch({"ref": "x"}, route="Allocate")
+
+    assert str(caught.value) == (
+        "No command handler takes 'Allocate'. Allocate is the name of a class, not a "
+        "routing key: an object of it leads to its handler by itself. Send one with "
+        f"{said}(Allocate(...)), without route=."
+    )

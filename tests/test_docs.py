@@ -179,3 +179,20 @@ def test_every_link_of_the_front_pages_leads_somewhere():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).is_file(), target
+
+
+@pytest.mark.parametrize("page", pages(), ids=name_of)
+def test_no_table_is_cut(page):
+    """Every run of rows begins with its heading and the line below that."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
+    for table in re.findall(r"(?m)(?:^\|.*\n)+", text):
+        lines = table.splitlines()
+        assert len(lines) > 1, table
+        assert re.fullmatch(r"\|( ?:?-+:? ?\|)+", lines[1]), table
+
+
+def test_the_tree_in_the_module_of_exceptions_has_every_one():
+    """Its docstring names what the module offers."""
+    named = set(re.findall(r"[A-Z]\w+", str(exceptions.__doc__)))
+
+    assert set(exceptions.__all__) - {"FieldError"} - named == set()

@@ -34,7 +34,7 @@ from django_cqrs.modelling.identifiers import (
     version_field,
 )
 from django_cqrs.modelling.storages import NoStorage, Options, Storage, storage_of
-from django_cqrs.parameters import Services
+from django_cqrs.parameters import Header, Services
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.roles import Role, Run, Subject, role_of, take_role
 from django_cqrs.routing import Endpoint
@@ -289,10 +289,13 @@ class AggregateSubject(Subject):
         )
         is_said = cls is not None and not is_value_type(cls)
         said = name_of_type(cls) if is_said else "The message"
+        declared = endpoint.policies.identifier
         text = (
-            f"{place} was not called: which {owner} is not said. {said} has no value "
+            f"{place} was not called: which {owner} is not said. "
+            f"{_vain(declared)}{said} has no value "
             f"for {' and '.join(names)}. Give aggregate_id=, let the message have "
-            f"{each} with {marks}, or give the handler identifier=."
+            f"{each} with {marks}, or "
+            f"{'give the handler' if declared is None else 'correct'} identifier=."
         )
 
         def identify(message: Message) -> Values:
@@ -514,6 +517,19 @@ class AggregateSubject(Subject):
     ) -> Callable[[Message, Values], Any]:
         """Return what answers a message for an object that takes no more."""
         return missing
+
+
+def _vain(declared: Any) -> str:
+    """Say what an ``identifier=`` has found, where that is nothing."""
+    if declared is None:
+        return ""
+    if isinstance(declared, str):
+        return f"Its identifier={declared!r} finds no value there. "
+    if isinstance(declared, Header):
+        return f"The message has no header {declared.name!r}, which identifier= names. "
+    if callable(declared):
+        return "The callable that identifier= gives returned None. "
+    return f"Not all of identifier={declared!r} has a value there. "
 
 
 def _called(endpoint: Endpoint) -> str:

@@ -16,7 +16,6 @@ import dataclasses
 import enum
 import logging
 import os
-import resource
 import socket
 import sys
 import threading
@@ -44,6 +43,7 @@ from django_cqrs.channels import channels as all_channels
 from django_cqrs.exceptions import (
     CQRSError,
     InvalidChannel,
+    InvalidOption,
     MessageConversionError,
     UnknownEndpoint,
     UnknownMessage,
@@ -59,6 +59,11 @@ from django_cqrs.outbox.texts import described, path_of, storable
 from django_cqrs.retries import DEADLOCKS, Retry
 from django_cqrs.routing import Endpoint
 from django_cqrs.scopes import BusScope
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]
 
 logger: Final = logging.getLogger("django_cqrs.worker")
 
@@ -84,6 +89,22 @@ class Bounds:
     megabytes: int | None = None
     until_empty: bool = False
     on_failure: bool = False
+
+    def __post_init__(self) -> None:
+        """
+        Refuse a bound that would never be reached.
+
+        Raises:
+            InvalidOption: the memory that is used is not known on this platform.
+
+        """
+        if self.megabytes is not None and resource is None:
+            msg = (
+                "A worker cannot be bounded by memory here: this platform "
+                f"({sys.platform}) does not say how much a process has used. Bound it "
+                "by messages or by seconds."
+            )
+            raise InvalidOption(msg)
 
 
 @dataclasses.dataclass(slots=True)

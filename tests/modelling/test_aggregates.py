@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
@@ -23,10 +24,12 @@ from django_cqrs import (
     Message,
     Registry,
     command_bus,
+    command_handler,
     event_bus,
     event_handler,
     query_bus,
 )
+from django_cqrs.documents import document
 from django_cqrs.exceptions import (
     AggregateAlreadyExists,
     AggregateNotFound,
@@ -35,6 +38,7 @@ from django_cqrs.exceptions import (
     InvalidOption,
 )
 from django_cqrs.interception import Proceed, after, around, before, pointcut
+from django_cqrs.modelling import aggregate
 from django_cqrs.testing.flow import Flow
 from tests.modelling.messages import (
     AccountChanged,
@@ -794,3 +798,46 @@ class TestOrder:
         registry.event_bus.publish(PageSeen("home"))
 
         assert order == [("urgent", 0), ("plain", 1)]
+
+
+@dataclass(frozen=True)
+class NameThing:
+    ref: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("identifier", "reason"),
+    [
+        (lambda _message: None, "The callable that identifier= gives returned None."),
+        ("ref", "Its identifier='ref' finds no value there."),
+        (Header("ref"), "The message has no header 'ref', which identifier= names."),
+        (
+            {"thing_id": "ref"},
+            "Not all of identifier={'thing_id': 'ref'} has a value there.",
+        ),
+    ],
+    ids=["callable", "attribute", "header", "dict"],
+)
+def test_an_identifier_that_finds_nothing_is_named_in_the_error(identifier, reason):
+    """It says what identifier= has found, and not to give one."""
+
+    @aggregate(identifier="thing_id")
+    @document("errors.thing")
+    @dataclass
+    class Thing:
+        thing_id: int
+
+        @command_handler(identifier=identifier)
+        def name_it(self, command: NameThing) -> None: ...
+
+    registry = Registry()
+    registry.add(Thing)
+    with pytest.raises(AggregateNotFound) as raised:
+        registry.command_bus.dispatch(NameThing())
+
+    assert str(raised.value) == (
+        f"Thing.name_it was not called: which Thing is not said. {reason} NameThing "
+        "has no value for thing_id. Give aggregate_id=, let the message have an "
+        "attribute of that name, mark one with Annotated[..., Identifier('thing_id')], "
+        "or correct identifier=."
+    )

@@ -16,6 +16,7 @@ from django_cqrs import (
     event_handler,
     message,
     query_handler,
+    service,
 )
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage
 from django_cqrs.testing.flow import Flow
@@ -181,3 +182,29 @@ class FlowInATestCase(TestCase):
 
         assert flow.run("outbox") == 1
         assert texts() == ["placed"]
+
+
+@pytest.mark.django_db
+def test_a_flow_leaves_the_services_as_they_are():
+    """Entering and leaving one forgets runs; a fake keeps what it has recorded."""
+
+    @service
+    class Desk:
+        def __init__(self) -> None:
+            self.items: list[str] = []
+
+        @command_handler("desk.add")
+        def add(self, item: str) -> int:
+            self.items.append(item)
+            return len(self.items)
+
+    registry = Registry()
+    registry.add(Desk)
+    dispatch = registry.command_bus.dispatch
+    before = [dispatch(item, route="desk.add") for item in "ab"]
+    with Flow(registry=registry) as flow:
+        inside = dispatch("c", route="desk.add")
+    after = dispatch("d", route="desk.add")
+
+    assert [*before, inside, after] == [1, 2, 3, 4]
+    assert flow.sent == ["c"]
