@@ -60,10 +60,11 @@ from django_cqrs.retries import DEADLOCKS, Retry
 from django_cqrs.routing import Endpoint
 from django_cqrs.scopes import BusScope
 
+resource: Any
 try:
     import resource
 except ImportError:  # Windows has no such module
-    resource = None  # type: ignore[assignment]
+    resource = None
 
 logger: Final = logging.getLogger("django_cqrs.worker")
 
@@ -973,8 +974,10 @@ def _can_listen(connection: BaseDatabaseWrapper) -> bool:
 
 
 def megabytes_used() -> int:
-    """Return the most memory this process has used, in MiB."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Return the most memory this process has used, in MiB; 0 where nobody can say."""
+    if resource is None:
+        return 0
+    used: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
