@@ -12,7 +12,14 @@ import difflib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final, NamedTuple
 from uuid import UUID
@@ -227,15 +234,26 @@ class Channel:
             msg = f"priority= takes a whole number, not {value!r}."
             raise InvalidOption(msg)
 
-    def cancel(self, connection: BaseDatabaseWrapper, subject: str) -> None:
+    def cancel(
+        self,
+        connection: BaseDatabaseWrapper,
+        subject: str,
+        *,
+        endpoints: Collection[str],
+    ) -> None:
         """
-        Take back the delayed messages for an object, whose life is over.
+        Take back the timers of an object whose life is over.
 
-        A channel that cannot need not: they find that it is over when they are due.
+        Those are the delayed messages for it, and for some endpoints, that were never
+        tried: one that waits for its next attempt is none. They are taken back only if
+        the open transaction commits. A channel that cannot need not: they find that it
+        is over when they are due.
 
         Args:
             connection: that of the object's data; with the transaction open there.
             subject: as the envelopes have it.
+            endpoints: the names of those whose messages are timers, former names
+                included.
 
         """
 
@@ -340,13 +358,24 @@ class InMemoryChannel(Channel):
             )
             store[store.index(delivery)] = delivery._replace(envelope=moved)
 
-    def cancel(self, connection: BaseDatabaseWrapper, subject: str) -> None:
-        """Forget the delayed messages for an object."""
+    def cancel(
+        self,
+        connection: BaseDatabaseWrapper,
+        subject: str,
+        *,
+        endpoints: Collection[str],
+    ) -> None:
+        """Forget the timers of an object with the transaction that is open."""
         now = timezone.now()
-        for delivery, store in list(self._held()):
-            envelope = delivery.envelope
-            if envelope.subject == subject and not envelope.is_due(now):
-                store.remove(delivery)
+        cancelled = [
+            delivery.envelope.sequence
+            for delivery, _ in self._held()
+            if delivery.envelope.subject == subject
+            and delivery.envelope.endpoint in endpoints
+            and not delivery.envelope.is_due(now)
+        ]
+        if cancelled:
+            connection.on_commit(_Cancelled(self, connection, cancelled))
 
     def clear(self) -> None:
         """Forget everything that waits."""
@@ -356,18 +385,44 @@ class InMemoryChannel(Channel):
     def _held(self) -> Iterator[tuple[Delivery, list[Delivery]]]:
         """Yield what is held, and the list that holds it."""
         stores = [self._committed]
+        cancelled: set[int] = set()
         for connection in connections.all(initialized_only=True):
-            stores += [
-                callback.entries
-                for _, callback, *_ in connection.run_on_commit
-                if isinstance(callback, _Uncommitted) and callback.channel is self
-            ]
+            for _, callback, *_ in connection.run_on_commit:
+                if isinstance(callback, _Pending) and callback.channel is self:
+                    stores.append(callback.entries)
+                    cancelled.update(callback.cancelled)
         for store in stores:
-            yield from ((delivery, store) for delivery in list(store))
+            yield from (
+                (delivery, store)
+                for delivery in list(store)
+                if delivery.envelope.sequence not in cancelled
+            )
 
 
-class _Uncommitted:
-    """Messages of an open transaction: an ``on_commit`` callback."""
+class _Pending:
+    """What an open transaction does to a channel: an ``on_commit`` callback."""
+
+    def __init__(
+        self, channel: InMemoryChannel, connection: BaseDatabaseWrapper
+    ) -> None:
+        self.channel = channel
+        self.entries: list[Delivery] = []
+        self.cancelled: Collection[int] = ()
+        self._connection = connection
+
+    def __call__(self) -> None:
+        # captureOnCommitCallbacks() calls what it leaves registered: they are seen
+        # there, and go with the test's transaction.
+        if not self._connection.in_atomic_block:
+            self.commit()
+
+    def commit(self) -> None:
+        """Do it, now that the transaction has committed."""
+        raise NotImplementedError
+
+
+class _Uncommitted(_Pending):
+    """Messages of an open transaction."""
 
     def __init__(
         self,
@@ -375,15 +430,32 @@ class _Uncommitted:
         connection: BaseDatabaseWrapper,
         entries: list[Delivery],
     ) -> None:
-        self.channel = channel
+        super().__init__(channel, connection)
         self.entries = entries
-        self._connection = connection
 
-    def __call__(self) -> None:
-        # captureOnCommitCallbacks() calls what it leaves registered: they are seen
-        # there, and go with the test's transaction.
-        if not self._connection.in_atomic_block:
-            self.channel._committed += self.entries
+    def commit(self) -> None:
+        self.channel._committed += self.entries
+
+
+class _Cancelled(_Pending):
+    """Messages that an open transaction takes back, by their numbers."""
+
+    def __init__(
+        self,
+        channel: InMemoryChannel,
+        connection: BaseDatabaseWrapper,
+        sequences: Collection[int],
+    ) -> None:
+        super().__init__(channel, connection)
+        self.cancelled = frozenset(sequences)
+
+    def commit(self) -> None:
+        kept = [
+            delivery
+            for delivery in self.channel._committed
+            if delivery.envelope.sequence not in self.cancelled
+        ]
+        self.channel._committed[:] = kept
 
 
 def _turn(envelope: Envelope) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 from decimal import Decimal
 from enum import Enum
@@ -75,21 +75,66 @@ def as_key(value: object) -> str:
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, tuple):
-        # Of strings that hold commas, too, no two tuples make one key.
-        text = ",".join(repr(as_key(each)) for each in value)
-    elif isinstance(value, _SIMPLE):
+        return storable_key(joined(as_key(each) for each in value))
+    if isinstance(value, _SIMPLE):
         text = str(value)
+        if text.startswith(_QUOTES):  # a tuple's key does
+            return _hash_of(text)
     else:
         msg = (
             f"{type(value).__qualname__} is none of str, int, UUID, Decimal, date, "
             f"datetime, an Enum of these, or a tuple of them."
         )
         raise InvalidKey(msg)
+    return storable_key(text)
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Return several texts as one; no two sequences of texts give the same."""
+    return ",".join(map(repr, texts))
+
+
+def storable_key(text: str, *, room: int = MAX_LENGTH) -> str:
+    """
+    Return a text that every database takes and tells from others.
+
+    Args:
+        text: what is to be stored.
+        room: for how many characters there is room.
+
+    Returns:
+        The text itself; its hash where it is longer, ends in a space, holds NUL or a
+        lone surrogate, or looks like a hash.
+
+    """
     # A database may not tell text from the same text with a space at its end.
-    if len(text) > MAX_LENGTH or text != text.rstrip() or "\x00" in text:
-        digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-        return f"sha256:{digest}"
+    if (
+        len(text) > room
+        or text != text.rstrip()
+        or text.startswith(_HASH)
+        or "\x00" in text
+        or not (text.isascii() or _is_unicode(text))
+    ):
+        return _hash_of(text)
     return text
+
+
+_HASH: Final = "sha256:"
+_QUOTES: Final = ("'", '"')
+
+
+def _hash_of(text: str) -> str:
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return f"{_HASH}{digest}"
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether a text is whole: it holds no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _header_getter(name: str, what: str, whose: str) -> Callable[[Message], object]:
@@ -174,5 +219,7 @@ __all__ = [
     "as_key",
     "faults_of",
     "is_key_source",
+    "joined",
     "key_reader",
+    "storable_key",
 ]

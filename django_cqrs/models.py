@@ -65,3 +65,43 @@ class NameField(models.CharField):  # type: ignore[type-arg]
         if connection.vendor == "mysql":
             parameters["collation"] = "utf8mb4_bin"
         return parameters
+
+
+class PartialIndex(models.Index):
+    """
+    An index of the rows that fulfil a condition; of all rows where none can be given.
+
+    Django's own ``condition=`` does the same, and warns (models.W037) of each model on
+    MySQL and MariaDB, whose indexes have no conditions.
+    """
+
+    def __init__(self, *expressions: Any, where: models.Q, **options: Any) -> None:
+        """
+        Take what an index takes.
+
+        Args:
+            *expressions: as for ``Index``.
+            where: which rows are in it, wherever the database can leave out others.
+            **options: as for ``Index``, ``condition=`` excepted.
+
+        """
+        super().__init__(*expressions, **options)
+        self.where = where
+
+    def create_sql(
+        self, model: Any, schema_editor: Any, using: str = "", **options: Any
+    ) -> Any:
+        """Return the statement that makes it."""
+        _, expressions, own = self.deconstruct()
+        condition = own.pop("where")
+        plain = models.Index(*expressions, condition=condition, **own)
+        return plain.create_sql(model, schema_editor, using, **options)
+
+    def deconstruct(self) -> Any:
+        """Return what makes an equal one."""
+        path, expressions, options = super().deconstruct()
+        return path, expressions, {**options, "where": self.where}
+
+    def __repr__(self) -> str:
+        """Return what it is of."""
+        return f"<{type(self).__name__}: {self.name!r} where {self.where}>"

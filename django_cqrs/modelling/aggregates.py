@@ -27,6 +27,7 @@ from django_cqrs.exceptions import (
     InvalidIdentifier,
 )
 from django_cqrs.interception import JoinPoint
+from django_cqrs.keys import MAX_LENGTH, joined, storable_key
 from django_cqrs.messages import Message, Origin
 from django_cqrs.modelling.identifiers import (
     Values,
@@ -40,8 +41,6 @@ from django_cqrs.roles import Role, Run, Subject, role_of, take_role
 from django_cqrs.routing import Endpoint
 
 C = TypeVar("C", bound=type)
-
-_LONGEST_KEY = 255
 
 PULL = "pull_recorded_events"
 """The method by which ``RecordsEvents`` gives what was recorded, and forgets it."""
@@ -247,9 +246,20 @@ class AggregateSubject(Subject):
         return issubclass(annotation, self.owner) or _is_model(annotation)
 
     def key_of(self, values: Values) -> str:
-        """Return what envelopes call an object, empty where that is too long."""
-        key = f"{self.type_name}:{','.join(map(str, values))}"
-        return key if len(key) <= _LONGEST_KEY else ""
+        """
+        Return what envelopes call an object: ``shop.Order:7``.
+
+        No two objects have the same. Of several values it is ``shop.Seat:'3','12'``; a
+        hash stands for what is too long or what a database cannot tell from others.
+        """
+        text = str(values[0]) if len(values) == 1 else joined(map(str, values))
+        begin = self._key_prefix
+        return f"{begin}{storable_key(text, room=MAX_LENGTH - len(begin))}"
+
+    @cached_property
+    def _key_prefix(self) -> str:
+        """What the keys of all objects begin with; it leaves room for a hash."""
+        return f"{storable_key(self.type_name, room=MAX_LENGTH - 80)}:"
 
     def address(self, endpoint: Endpoint, cls: type) -> Callable[[Message], str]:
         """Return what says which object a message is for."""

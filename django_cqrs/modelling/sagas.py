@@ -23,6 +23,7 @@ from django_cqrs.modelling.aggregates import AggregateSubject, ModelRole, option
 from django_cqrs.modelling.identifiers import Values
 from django_cqrs.parameters import Services
 from django_cqrs.roles import take_role
+from django_cqrs.routing import Endpoint
 
 C = TypeVar("C", bound=type)
 
@@ -115,7 +116,7 @@ class SagaSubject(AggregateSubject):
         """
         endpoint = point.endpoint
         policies = (endpoint.action or endpoint).policies
-        ignores = policies.delay is not None or policies.on_missing == "ignore"
+        ignores = _is_timer(endpoint) or policies.on_missing == "ignore"
         text = f"the {name_of_type(self.owner)} with {{}} is completed"
 
         def answer(message: Message, values: Values) -> Any:
@@ -130,17 +131,21 @@ class SagaSubject(AggregateSubject):
         if not self.is_over(instance) and not self.storage.is_deleted(instance):
             return
         key = self.key_of(values)
-        for name in self.timer_channels if key else ():
-            channels[name].cancel(connections[alias], key)
+        for name, endpoints in self.timers.items():
+            channels[name].cancel(connections[alias], key, endpoints=endpoints)
 
     @property
-    def timer_channels(self) -> set[str]:
-        """The channels in which its delayed messages wait."""
-        table = self._services.owner.routes
-        return {
-            endpoint.channel
-            for endpoint in table.endpoints
-            if endpoint.subject is self
-            and endpoint.channel is not None
-            and endpoint.policies.delay is not None
-        }
+    def timers(self) -> dict[str, set[str]]:
+        """The endpoints that its timers are for, by the channels that those wait in."""
+        found: dict[str, set[str]] = {}
+        for endpoint in self._services.owner.routes.endpoints:
+            if endpoint.subject is self and endpoint.channel and _is_timer(endpoint):
+                names = (endpoint.name, *endpoint.policies.aliases)
+                found.setdefault(endpoint.channel, set()).update(names)
+        return found
+
+
+def _is_timer(endpoint: Endpoint) -> bool:
+    """Tell whether the messages of an endpoint are delayed by what its handler says."""
+    both = (endpoint, endpoint.action)
+    return any(each is not None and each.policies.delay is not None for each in both)

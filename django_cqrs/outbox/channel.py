@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -175,13 +175,34 @@ class OutboxChannel(Channel):
                 moment = getattr(row, field) - span
                 waiting.filter(pk=row.pk).update(**{field: moment})
 
-    def cancel(self, connection: BaseDatabaseWrapper, subject: str) -> None:
-        """Delete the delayed messages for an object, in the open transaction."""
-        waiting = OutboxMessage.objects.using(connection.alias).filter(
-            channel=self.alias, subject=subject, state=State.DELAYED
+    def cancel(
+        self,
+        connection: BaseDatabaseWrapper,
+        subject: str,
+        *,
+        endpoints: Collection[str],
+    ) -> None:
+        """Delete the timers of an object in the open transaction, and note that."""
+        from django_cqrs.outbox import journal
+
+        using = connection.alias
+        waiting = OutboxMessage.objects.using(using).filter(
+            channel=self.alias,
+            subject=subject,
+            endpoint__in=endpoints,
+            state=State.DELAYED,
+            attempts=0,
         )
         # An exclude() of the empty text lets the partial index be used.
-        waiting.exclude(subject="")._raw_delete(connection.alias)
+        waiting = waiting.exclude(subject="")
+        if journal.is_kept():
+            rows = waiting.defer("payload", "headers")
+            if connection.in_atomic_block:
+                rows = rows.select_for_update()
+            found = list(rows)
+            journal.write(using, [journal.cancelled(row) for row in found])
+            waiting = waiting.filter(pk__in=[row.pk for row in found])
+        waiting._raw_delete(using)
 
     def check(self) -> Iterable[CheckMessage]:
         """Report that the app with the tables is not installed."""

@@ -37,7 +37,12 @@ from django_cqrs.observation import (
 )
 from django_cqrs.outbox.batches import SIZE, delete_in_batches
 from django_cqrs.outbox.desk import UNSEEN, redactor_for, shown
-from django_cqrs.outbox.models import DeadLetter, JournalEntry, Outcome
+from django_cqrs.outbox.models import (
+    DeadLetter,
+    JournalEntry,
+    OutboxMessage,
+    Outcome,
+)
 from django_cqrs.outbox.texts import described, path_of
 from django_cqrs.scopes import send
 from django_cqrs.stages import Run, is_broken, is_inside_transaction
@@ -153,6 +158,22 @@ class Note:
             duration=self.duration,
             **failure,
         )
+
+
+def cancelled(row: OutboxMessage) -> JournalEntry:
+    """Return the entry of a timer that is taken back, since what it is for is over."""
+    return JournalEntry(
+        at=timezone.now(),
+        message_id=row.message_id,
+        correlation_id=row.correlation_id,
+        causation_id=row.causation_id,
+        name=row.name,
+        endpoint=row.endpoint,
+        channel=row.channel,
+        subject=row.subject,
+        outcome=Outcome.CANCELLED,
+        attempts=row.attempts,
+    )
 
 
 _MASKED: Final = "_cqrs_masked"

@@ -7,7 +7,7 @@ from typing import ClassVar
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from django_cqrs.models import NameField
+from django_cqrs.models import NameField, PartialIndex
 
 
 class State(models.IntegerChoices):
@@ -24,9 +24,9 @@ class State(models.IntegerChoices):
 class StoredMessage(models.Model):
     """What a message is on its way: names, bytes, ids and times."""
 
-    channel = models.CharField(_("channel"), max_length=100)
+    channel = NameField(_("channel"), max_length=100)
     endpoint = NameField(_("endpoint"), max_length=255)
-    name = models.CharField(_("message"), max_length=255, blank=True)
+    name = NameField(_("message"), max_length=255, blank=True)
     version = models.PositiveSmallIntegerField(_("version"), default=1)
     payload = models.BinaryField(_("payload"))
     headers = models.BinaryField(_("headers"))
@@ -41,7 +41,7 @@ class StoredMessage(models.Model):
     # Most have none, and those are not indexed.
     ordering_key = NameField(_("ordering key"), max_length=255, null=True)
     # The aggregate or saga that it is for, where that is known.
-    subject = models.CharField(_("subject"), max_length=255, blank=True, default="")
+    subject = NameField(_("subject"), max_length=255, blank=True, default="")
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
 
     class Meta:
@@ -81,21 +81,21 @@ class OutboxMessage(StoredMessage):
                 name="cqrs_outbox_turn",
             ),
             # What falls due, and leases that have run out.
-            models.Index(
+            PartialIndex(
                 fields=["channel", "available_at"],
-                condition=models.Q(state=State.DELAYED),
+                where=models.Q(state=State.DELAYED),
                 name="cqrs_outbox_due",
             ),
             # The messages of one key: what holds it, and the rest in their order.
-            models.Index(
+            PartialIndex(
                 fields=["ordering_key", "endpoint", "state", "sequence"],
-                condition=models.Q(ordering_key__isnull=False),
+                where=models.Q(ordering_key__isnull=False),
                 name="cqrs_outbox_key",
             ),
             # The timers of a saga, which end with it, and what else is for an object.
-            models.Index(
+            PartialIndex(
                 fields=["subject"],
-                condition=~models.Q(subject=""),
+                where=~models.Q(subject=""),
                 name="cqrs_outbox_subject",
             ),
         ]
@@ -138,14 +138,14 @@ class DeadLetter(StoredMessage):
             models.Index(fields=["endpoint", "id"], name="cqrs_dead_endpoint"),
             models.Index(fields=["name", "id"], name="cqrs_dead_name"),
             models.Index(fields=["reason", "id"], name="cqrs_dead_reason"),
-            models.Index(
+            PartialIndex(
                 fields=["subject"],
-                condition=~models.Q(subject=""),
+                where=~models.Q(subject=""),
                 name="cqrs_dead_subject",
             ),
-            models.Index(
+            PartialIndex(
                 fields=["ordering_key", "endpoint", "sequence"],
-                condition=models.Q(ordering_key__isnull=False),
+                where=models.Q(ordering_key__isnull=False),
                 name="cqrs_dead_key",
             ),
         ]
@@ -212,6 +212,7 @@ class Outcome(models.TextChoices):
     FAILED = "failed", _("failed")
     DROPPED = "dropped", _("failed and dropped")
     EXPIRED = "expired", _("expired")
+    CANCELLED = "cancelled", _("cancelled")
 
 
 class JournalEntry(models.Model):
@@ -223,11 +224,11 @@ class JournalEntry(models.Model):
     causation_id = models.UUIDField(_("causation id"), null=True)
     # Neither is known of what waits for a handler that is there no more.
     kind = models.CharField(_("kind"), max_length=10, blank=True)
-    name = models.CharField(_("message"), max_length=255, blank=True)
+    name = NameField(_("message"), max_length=255, blank=True)
     endpoint = NameField(_("endpoint"), max_length=255)
     # None where the handler was called at once.
-    channel = models.CharField(_("channel"), max_length=100, null=True)  # noqa: DJ001
-    subject = models.CharField(_("subject"), max_length=255, blank=True, default="")
+    channel = NameField(_("channel"), max_length=100, null=True)
+    subject = NameField(_("subject"), max_length=255, blank=True, default="")
     outcome = models.CharField(_("outcome"), max_length=10, choices=Outcome.choices)
     attempts = models.PositiveIntegerField(_("attempts"), default=1)
     # In microseconds; None where no handler was called.
