@@ -59,8 +59,9 @@ def insert(
 
     """
     if len(envelopes) == 1 and _is_plain(envelopes[0]) and speaks_psycopg(connection):
+        statement, values = _plain(channel, envelopes[0])
         with connection.cursor() as cursor:
-            cursor.execute(f"{_in_text(channel, envelopes[0])}{end}")
+            cursor.execute(f"{statement}{end}", values)
         return True
     adapters = _adapters(connection)
     rows = [_row(channel, envelope, *adapters) for envelope in envelopes]
@@ -74,24 +75,25 @@ def insert(
     return False
 
 
-# In the text of the statement ---------------------------------------------------------
+# With few parameters ------------------------------------------------------------------
 
 # For one message a driver spends more time on nineteen parameters than the server does
-# on the row. Most of a message is numbers, which need no quoting, and what needs it are
-# names that stand in the project's code: those are quoted once.
+# on the row. Most of them are the same from message to message: names and numbers that
+# stand in the project's code, which the text of the statement holds, quoted once. What
+# a message carries is always a parameter: tools that trace statements, and report them,
+# take the text for harmless.
 
-_NAMES: Final = ("channel", "endpoint", "name")
 _SAME: Final = {
     "state": str(State.READY.value),
     "attempts": "0",
     "token": "0",
     "subject": "''",
 }
-_DIFFERENT: Final = COLUMNS[COLUMNS.index("version") : COLUMNS.index("expires_at")]
+_NO_HEADERS: Final = b"{}"
 
 
 def _is_plain(envelope: Envelope) -> bool:
-    """Tell whether there is no text in it but its names, and nothing to wait for."""
+    """Return whether it holds no text but its names, and waits for nothing."""
     return (
         envelope.available_at is None
         and envelope.expires_at is None
@@ -101,29 +103,53 @@ def _is_plain(envelope: Envelope) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _beginning(*names: str) -> str:
-    """Return the statement up to what differs from message to message."""
-    columns = ", ".join((*_NAMES, *_SAME, *_DIFFERENT))
-    values = ", ".join((*map(literal, names), *_SAME.values()))
+def _statement(names: tuple[str, str, str], numbers: tuple[int, int], rest: str) -> str:
+    """
+    Return the INSERT of a plain message, for PostgreSQL.
+
+    Args:
+        names: of its channel, its endpoint and the message.
+        numbers: its version and its priority.
+        rest: the columns that are parameters, divided by spaces.
+
+    """
+    texts = (literal(name).replace("%", "%%") for name in names)
+    same = {
+        **dict(zip(("channel", "endpoint", "name"), texts, strict=True)),
+        **dict(zip(("version", "priority"), map(str, numbers), strict=True)),
+        **_SAME,
+    }
+    own = rest.split()
+    if "headers" not in own:
+        same["headers"] = f"'{_NO_HEADERS.decode()}'"
+    columns = ", ".join((*same, *own))
+    values = ", ".join((*same.values(), *["%s"] * len(own)))
     table = OutboxMessage._meta.db_table
-    return f'INSERT INTO "{table}" ({columns}) VALUES ({values}'  # noqa: S608 - quoted
+    return f'INSERT INTO "{table}" ({columns}) VALUES ({values})'  # noqa: S608 - quoted
 
 
-def _in_text(channel: str, envelope: Envelope) -> str:
-    """Return the INSERT of a plain message, for PostgreSQL."""
-    cause = envelope.causation_id
-    return (
-        f"{_beginning(channel, envelope.endpoint, envelope.name)}, "
-        f"{envelope.version:d}, "
-        f"E'\\\\x{envelope.payload.hex()}', E'\\\\x{envelope.headers.hex()}', "
-        f"'{envelope.message_id.hex}', '{envelope.correlation_id.hex}', "
-        f"{'NULL' if cause is None else repr(cause.hex)}, "
-        f"'{as_stored(envelope.timestamp)}', "
-        f"{envelope.sequence:d}, {envelope.priority:d})"
-    )
+def _plain(channel: str, envelope: Envelope) -> tuple[str, list[Any]]:
+    """Return the INSERT of a plain message and its parameters."""
+    names = (channel, envelope.endpoint, envelope.name)
+    numbers = (envelope.version, envelope.priority)
+    rest = "payload message_id correlation_id sent_at sequence"
+    values: list[Any] = [
+        envelope.payload,
+        envelope.message_id,
+        envelope.correlation_id,
+        as_stored(envelope.timestamp),
+        envelope.sequence,
+    ]
+    if envelope.causation_id is not None:
+        rest += " causation_id"
+        values.append(envelope.causation_id)
+    if envelope.headers != _NO_HEADERS:
+        rest += " headers"
+        values.append(envelope.headers)
+    return _statement(names, numbers, rest), values
 
 
-# By parameters ------------------------------------------------------------------------
+# With all parameters ------------------------------------------------------------------
 
 
 def _adapters(
