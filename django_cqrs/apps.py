@@ -23,9 +23,11 @@ class DjangoCQRSConfig(AppConfig):
         is not an error here: a check reports it, and its route raises when used.
         """
         from django_cqrs.buses import registry
+        from django_cqrs.callbacks import bind_callbacks
         from django_cqrs.checks import CHECKS
 
         registry.reset()
         registry.routes  # noqa: B018 - compiled now, so that no request waits for it
+        bind_callbacks()
         for check in CHECKS:
             register(check, "django_cqrs")

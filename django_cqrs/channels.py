@@ -33,6 +33,7 @@ from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from django_cqrs import conf
+from django_cqrs.callbacks import OwnCallback
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
 
 logger: Final = logging.getLogger("django_cqrs.channels")
@@ -399,7 +400,7 @@ class InMemoryChannel(Channel):
             )
 
 
-class _Pending:
+class _Pending(OwnCallback):
     """What an open transaction does to a channel: an ``on_commit`` callback."""
 
     def __init__(
@@ -492,7 +493,7 @@ class OnCommitChannel(Channel):
             callbacks[place] = callback
 
 
-class _AfterCommit:
+class _AfterCommit(OwnCallback):
     """A message to be handled after the commit: an ``on_commit`` callback."""
 
     def __init__(self, channel: OnCommitChannel, delivery: Delivery) -> None:

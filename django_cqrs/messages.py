@@ -128,6 +128,9 @@ class Origin:
 
 _ORIGIN = Origin()
 
+NOBODY = _ORIGIN
+"""What is current where no message is handled, and no headers are inherited."""
+
 current: ContextVar[Message | Origin] = ContextVar("django_cqrs", default=_ORIGIN)
 """The message being handled, or the origin that the next one begins at."""
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_cqrs.callbacks import OwnCallback
 from django_cqrs.messages import Message, Origin, scope_of
 
 Stack = tuple[Any, ...]
@@ -212,7 +213,7 @@ class Recording:
         return [*sent, *(Sent(alias, *each) for each in self._scope.buffer)]
 
 
-class _Account:
+class _Account(OwnCallback):
     """What was sent past the scopes that record: an ``on_commit`` callback."""
 
     def __init__(
