@@ -202,6 +202,10 @@ class DocumentAlreadyExists(CQRSError):
     """A collection has something under this key already."""
 
 
+class StatementTooLarge(CQRSError, ValueError):
+    """A message or a document is larger than the database's server takes at once."""
+
+
 class InvalidIdentifier(CQRSError, ValueError):
     """What is given as an identifier cannot be one: a list, or text for a number."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import cached_property
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from django_cqrs.exceptions import ConcurrencyError, InvalidIdentifier
 from django_cqrs.messages import MessageName
 from django_cqrs.modelling.identifiers import plain
 from django_cqrs.modelling.storages import is_violation_of
+from django_cqrs.statements import fitting, written
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -177,6 +179,7 @@ class Rows:
         Raises:
             Taken: the key is another's.
             MessageConversionError: the value has no JSON form.
+            StatementTooLarge: it is more than the server takes at once.
 
         """
         content = self.shape.dump(value)
@@ -193,7 +196,8 @@ class Rows:
             updated_at=now,
         )
         try:
-            row.save(using=using, force_insert=True)
+            with self._fitting(content, using, key):
+                row.save(using=using, force_insert=True)
         except IntegrityError as error:
             columns = [{"collection", "key"}]
             names = {"cqrs_document_once"}
@@ -205,15 +209,32 @@ class Rows:
     def replace(
         self, row: QuerySet[Document], value: Any, version: Any, using: str
     ) -> bool:
-        """Write a value over a row, and tell whether there was one."""
-        return bool(
-            row.using(using).update(
-                collection=self.name.name,
-                content=self.shape.dump(value),
-                shape=self.name.version,
-                version=version,
-                updated_at=timezone.now(),
+        """
+        Write a value over a row, and tell whether there was one.
+
+        Raises:
+            StatementTooLarge: it is more than the server takes at once.
+
+        """
+        content = self.shape.dump(value)
+        with self._fitting(content, using):
+            return bool(
+                row.using(using).update(
+                    collection=self.name.name,
+                    content=content,
+                    shape=self.name.version,
+                    version=version,
+                    updated_at=timezone.now(),
+                )
             )
+
+    def _fitting(
+        self, content: Any, using: str, key: str = ""
+    ) -> AbstractContextManager[None]:
+        return fitting(
+            connections[using],
+            lambda: written(json.dumps(content)),
+            lambda: self.said(key) if key else f"A {name_of_type(self.target)}",
         )
 
     def update(self, mark: Mark, value: Any, using: str) -> None:

@@ -19,6 +19,7 @@ from django_cqrs.exceptions import BrokenTransaction
 from django_cqrs.inboxes import Seen
 from django_cqrs.outbox.batches import SIZE, delete_in_batches
 from django_cqrs.outbox.models import InboxEntry
+from django_cqrs.statements import fitting, written
 
 COLUMNS = "endpoint", "key", "message_id", "created_at"
 
@@ -83,8 +84,19 @@ class DatabaseInbox:
         result: bytes | None,
         outputs: bytes | None,
     ) -> None:
-        """Keep what came of the message whose key was entered."""
-        _entries(using, owner, key).update(result=result, outputs=outputs)
+        """
+        Keep what came of the message whose key was entered.
+
+        Raises:
+            StatementTooLarge: that is more than the server takes at once.
+
+        """
+        with fitting(
+            connections[using],
+            lambda: written(result or b"", outputs or b""),
+            lambda: f"What is kept for the duplicates of a message for {owner}",
+        ):
+            _entries(using, owner, key).update(result=result, outputs=outputs)
 
     def purge(
         self, using: str, *, before: datetime | None = None, size: int = SIZE

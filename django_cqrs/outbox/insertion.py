@@ -15,6 +15,7 @@ from django_cqrs.channels import Envelope
 from django_cqrs.outbox.dialects import literal, speaks_psycopg
 from django_cqrs.outbox.models import OutboxMessage, State
 from django_cqrs.outbox.times import as_stored
+from django_cqrs.statements import fitting, portions
 
 COLUMNS: Final = (
     "channel",
@@ -57,22 +58,53 @@ def insert(
     Returns:
         Whether one was, so that `end` was sent.
 
+    Raises:
+        StatementTooLarge: one of them is more than the server takes at once.
+
     """
     if len(envelopes) == 1 and _is_plain(envelopes[0]) and speaks_psycopg(connection):
         statement, values = _plain(channel, envelopes[0])
         with connection.cursor() as cursor:
             cursor.execute(f"{statement}{end}", values)
         return True
-    adapters = _adapters(connection)
-    rows = [_row(channel, envelope, *adapters) for envelope in envelopes]
-    size = _rows_per_statement(connection)
-    if len(rows) <= size:
-        _insert(connection, rows, end)
+    most = _rows_per_statement(connection)
+    parts = portions(connection, envelopes, _size_of, rows=most)
+    if len(parts) == 1:
+        _store(connection, channel, envelopes, end)
         return True
     with transaction.atomic(using=connection.alias):
-        for start in range(0, len(rows), size):
-            _insert(connection, rows[start : start + size])
+        for part in parts:
+            _store(connection, channel, part)
     return False
+
+
+def _store(
+    connection: BaseDatabaseWrapper,
+    channel: str,
+    envelopes: Sequence[Envelope],
+    end: str = "",
+) -> None:
+    adapters = _adapters(connection)
+    rows = [_row(channel, envelope, *adapters) for envelope in envelopes]
+    if len(rows) > 1:
+        _insert(connection, rows, end)
+        return
+    envelope = envelopes[0]
+    with fitting(connection, lambda: _size_of(envelope), lambda: _said(envelope)):
+        _insert(connection, rows, end)
+
+
+def _said(envelope: Envelope) -> str:
+    return f"A message for {envelope.endpoint}"
+
+
+# Of what is not counted: the names, the ids, the numbers.
+_REST: Final = 4096
+
+
+def _size_of(envelope: Envelope) -> int:
+    """Return how many bytes of a statement a message takes at the most."""
+    return 2 * (len(envelope.payload) + len(envelope.headers)) + _REST
 
 
 # With few parameters ------------------------------------------------------------------

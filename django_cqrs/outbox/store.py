@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cached_property
-from itertools import islice
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -39,6 +38,7 @@ from django_cqrs.outbox.models import (
     StoredMessage,
 )
 from django_cqrs.outbox.times import as_sent, as_stored
+from django_cqrs.statements import MOST_BYTES, portions, written
 
 Group = tuple[str, str]
 """An endpoint and an ordering key: their messages are handled one at a time."""
@@ -1104,24 +1104,36 @@ def replay(
     Args:
         letters: of the database `using`.
         using: its alias.
-        size: how many are put back in one transaction.
+        size: how many are put back in one transaction at the most; of large ones it
+            is fewer.
 
     Returns:
-        How many were put back. Their attempts are counted from zero again.
+        How many were put back. Their attempts are counted from zero again, and they
+        no longer expire.
 
     """
-    count, rest = 0, iter(letters)
-    while batch := list(islice(rest, size)):
-        count += len(put_back(batch, using=using))
-    return count
+    count, length = 0, 0
+    batch: list[DeadLetter] = []
+    for letter in letters:
+        more = _size_of(letter)
+        if batch and (len(batch) == size or length + more > MOST_BYTES):
+            count += len(put_back(batch, using=using))
+            batch, length = [], 0
+        batch.append(letter)
+        length += more
+    return count + len(put_back(batch, using=using))
 
 
 def put_back(letters: Iterable[DeadLetter], *, using: str) -> list[DeadLetter]:
     """
     Put dead letters back, all of them in one transaction and by three statements.
 
+    A message whose time is over is dropped by the worker. Whoever puts one back wants
+    it handled: it no longer expires.
+
     Args:
-        letters: of the database `using`; not many.
+        letters: of the database `using`; not many. Of large ones it takes a statement
+            more for each so many bytes.
         using: its alias.
 
     Returns:
@@ -1140,14 +1152,16 @@ def put_back(letters: Iterable[DeadLetter], *, using: str) -> list[DeadLetter]:
             return []
         found = [letter for pk, letter in wanted.items() if pk in keys]
         now = timezone.now()  # they begin to wait anew
-        OutboxMessage.objects.using(using).bulk_create(
-            OutboxMessage(
-                **{name: getattr(letter, name) for name in _SHARED},
-                state=State.READY,
-                available_at=now,
+        rows = OutboxMessage.objects.using(using)
+        for part in portions(connections[using], found, _size_of, rows=len(found)):
+            rows.bulk_create(
+                OutboxMessage(
+                    **{name: getattr(letter, name) for name in _SHARED},
+                    state=State.READY,
+                    available_at=now,
+                )
+                for letter in part
             )
-            for letter in found
-        )
         kept.filter(pk__in=keys)._raw_delete(using)
         return found
 
@@ -1157,8 +1171,13 @@ def put_back(letters: Iterable[DeadLetter], *, using: str) -> list[DeadLetter]:
 _SHARED = tuple(
     field.attname
     for field in StoredMessage._meta.fields
-    if field.attname not in ("id", "attempts")
+    if field.attname not in ("id", "attempts", "expires_at")
 )
+
+
+def _size_of(letter: DeadLetter) -> int:
+    """Return how many bytes of a statement a dead letter takes at the most."""
+    return written(letter.payload, letter.headers) + 4096
 
 
 def discard(

@@ -1,0 +1,125 @@
+"""How much goes into one statement: a server takes only so many bytes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+from django.db import DatabaseError
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_cqrs.exceptions import StatementTooLarge
+
+Item = TypeVar("Item")
+
+MOST_BYTES: Final = 4 * 2**20
+"""How long a statement of several rows may get, in bytes."""
+
+# Every server takes as much: it is not asked about less.
+_ALWAYS: Final = 2**20
+
+# A packet bigger than max_allowed_packet; the same where the server just hangs up.
+_TOO_LARGE: Final = frozenset({1153, 2006, 2013, 2055})
+
+
+def written(*values: bytes | memoryview | str) -> int:
+    """Return how many bytes a statement has at the most that holds some values."""
+    # Bytes as hexadecimal, of text each sign escaped.
+    return 2 * sum(
+        len(value.encode(errors="surrogatepass"))
+        if isinstance(value, str)
+        else memoryview(value).nbytes
+        for value in values
+    )
+
+
+def portions(
+    connection: BaseDatabaseWrapper,
+    items: Sequence[Item],
+    size_of: Callable[[Item], int],
+    *,
+    rows: int,
+) -> list[Sequence[Item]]:
+    """
+    Divide what goes into a table by statements that the server takes.
+
+    Args:
+        connection: of the database.
+        items: what becomes a row each, in order.
+        size_of: returns how many bytes one of them takes in a statement.
+        rows: how many rows a statement may have.
+
+    Returns:
+        The items by statement, in order. One that is too large stands alone.
+
+    """
+    sizes = [size_of(item) for item in items]
+    if len(items) <= rows and sum(sizes) <= _ALWAYS:  # mostly so
+        return [items]
+    limit = _limit_of(connection)
+    room = MOST_BYTES if limit is None else min(MOST_BYTES, limit - 2**10)
+    found: list[Sequence[Item]] = []
+    start = length = 0
+    for place, size in enumerate(sizes):
+        if place > start and (length + size > room or place - start >= rows):
+            found.append(items[start:place])
+            start, length = place, 0
+        length += size
+    found.append(items[start:])
+    return found
+
+
+@contextmanager
+def fitting(
+    connection: BaseDatabaseWrapper, size_of: Callable[[], int], what: Callable[[], str]
+) -> Iterator[None]:
+    """
+    Have a statement that the server cannot take explained by its error.
+
+    Args:
+        connection: of the database.
+        size_of: returns how many bytes the statement has at the most.
+        what: returns what errors call that which is written.
+
+    Raises:
+        StatementTooLarge: MySQL or MariaDB takes no statement as long as this one.
+
+    """
+    try:
+        yield
+    except DatabaseError as error:
+        code = error.args[0] if error.args else None
+        if connection.vendor != "mysql" or code not in _TOO_LARGE:
+            raise
+        size, limit = size_of(), _limit_of_server(connection)
+        if limit is None or size <= limit:
+            raise
+        msg = (
+            f"{what()} cannot be stored in the database {connection.alias!r}: the "
+            f"statement has up to {size:,} bytes, and the server takes {limit:,} "
+            f"(max_allowed_packet). Keep the data elsewhere and store where it is, or "
+            f"raise max_allowed_packet."
+        )
+        raise StatementTooLarge(msg) from error
+
+
+def _limit_of(connection: BaseDatabaseWrapper) -> int | None:
+    """Return how many bytes a statement may have; None where that is no matter."""
+    if connection.vendor != "mysql":
+        return None
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@max_allowed_packet")
+        (limit,) = cursor.fetchone()
+    return int(limit)
+
+
+def _limit_of_server(connection: BaseDatabaseWrapper) -> int | None:
+    """Return the same by a new connection; None where the server is out of reach."""
+    other = connection.copy()  # it has closed the old one
+    try:
+        return _limit_of(other)
+    except DatabaseError:
+        return None
+    finally:
+        other.close()
