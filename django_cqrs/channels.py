@@ -45,6 +45,9 @@ DEFAULT_CHANNEL_ALIAS = "default"
 class Envelope:
     """One message on its way to one endpoint, as it is stored."""
 
+    # Its bytes are text: kept with an answer, they can be read there.
+    __pydantic_config__ = {"ser_json_bytes": "utf8", "val_json_bytes": "utf8"}  # noqa: RUF012
+
     endpoint: str
     """The name of the endpoint that it is for."""
     name: str

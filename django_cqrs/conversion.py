@@ -7,6 +7,7 @@ pydantic is imported when the first adapter is built, never before.
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import enum
 import functools
 import inspect
@@ -15,11 +16,13 @@ import math
 import re
 import types
 import typing
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from django.apps import apps
 
@@ -212,10 +215,11 @@ class Adapter:
         except UnicodeEncodeError as error:
             fault = "JSON text cannot hold half of a surrogate pair"
             raise self._error(fault, "json_invalid") from error
-        value = self._read(Compiled.read_json, octets)
-        if _UNREAL.search(octets):
-            self._read(_refuse_unreal, octets)
-        return value
+        return self._read_text(Compiled.read_json, octets)
+
+    def from_stored_json(self, text: bytes | bytearray) -> Any:
+        """Read strictly what a channel has carried, as it went."""
+        return self._read_text(Compiled.read_stored, text)
 
     def from_python(self, value: Any) -> Any:
         """Read a Python value laxly: a string may stand for a number."""
@@ -225,6 +229,20 @@ class Adapter:
         """Write an object as JSON text in UTF-8."""
         return bytes(self._write(Compiled.write_json, value))
 
+    def to_exact_json(self, value: Any) -> bytes | None:
+        """Write JSON text that says more of times and numbers; None if none can."""
+        if self.reason or not self._compiled.has_marks:
+            return None
+        try:
+            return bytes(self._compiled.write_exact(value))
+        except (*REFUSALS, RecursionError):
+            return None
+
+    @property
+    def has_models(self) -> bool:
+        """Whether a part of it may know which of its fields were given."""
+        return not self.reason and self._compiled.has_models
+
     def to_plain_json(self, value: Any) -> bytes | None:
         """Write JSON text that is certain to come back as it is; None if it is not."""
         return None if self.reason else self._compiled.write_plain(value)
@@ -232,6 +250,14 @@ class Adapter:
     def to_jsonable(self, value: Any) -> Any:
         """Write an object as the dicts, lists and scalars of its JSON form."""
         return self._write(Compiled.write_jsonable, value)
+
+    def _read_text(
+        self, read: Callable[[Compiled, Any], Any], text: bytes | bytearray
+    ) -> Any:
+        value = self._read(read, text)
+        if _UNREAL.search(text):
+            self._read(_refuse_unreal, text)
+        return value
 
     def _read(self, read: Callable[[Compiled, Any], Any], value: Any) -> Any:
         from pydantic_core import ValidationError
@@ -535,6 +561,20 @@ class PayloadType:
         """
         return self._adapter.from_json(text)
 
+    def from_stored_json(self, text: bytes) -> Any:
+        """
+        Read what :meth:`to_json` has written, as it went.
+
+        Raises:
+            MessageConversionError: it is broken, or not what the handler takes.
+
+        """
+        return self._adapter.from_stored_json(text)
+
+    def unset_in(self, value: Any) -> Unset:
+        """Return which fields of the models in a value were not given."""
+        return unset_in(self._adapter, value)
+
     def to_json(self, value: Any) -> bytes:
         """
         Write a value as JSON text in UTF-8, certain that it comes back as it is.
@@ -805,7 +845,7 @@ def from_stored_json(
 
     """
     if version is None or version == own.version:
-        return adapter.from_json(text)
+        return adapter.from_stored_json(text)
     if version > own.version:
         msg = (
             f"{name!r} was stored in version {version}, and {holder} is of "
@@ -816,7 +856,7 @@ def from_stored_json(
     if has_upcasters(names, version, own.version):
         stored = adapter_of(Any).from_json(text)
         text = to_json(upcast(stored, names, version, own.version)).encode()
-    return adapter.from_json(text)
+    return adapter.from_stored_json(text)
 
 
 def to_stored_json(adapter: Adapter, payload: Any) -> bytes:
@@ -836,64 +876,248 @@ def to_stored_json(adapter: Adapter, payload: Any) -> bytes:
         path = _dotted(_unwritable(payload))
         errors = [fault._replace(path=path) for fault in error.errors]
         raise MessageConversionError(adapter.name, errors) from error
-    lost = "it would not come back from JSON as it is"
+    difference = _loss(adapter, payload, text)
+    if difference is None:
+        return text
+    exact = adapter.to_exact_json(payload)
+    if exact is not None and exact != text:
+        left = _loss(adapter, payload, exact)
+        if left is None:
+            return exact
+        if left.is_read:
+            difference = left
+    raise MessageConversionError(adapter.name, difference.errors)
+
+
+class _Loss(NamedTuple):
+    """What is wrong with what came back."""
+
+    errors: list[FieldError]
+    is_read: bool = True
+
+
+_LOST = "it would not come back from JSON as it is"
+
+
+def _loss(adapter: Adapter, payload: Any, text: bytes) -> _Loss | None:
+    """Return what text would lose of a payload, None if nothing."""
     try:
-        back = adapter.from_json(text)
+        back = adapter.from_stored_json(text)
     except MessageConversionError as error:
         errors = [
-            FieldError(fault.path, f"{lost} ({fault.message})", "not_json")
+            FieldError(fault.path, f"{_LOST} ({fault.message})", "not_json")
             for fault in error.errors
         ]
-        raise MessageConversionError(adapter.name, errors) from error
+        return _Loss(errors, is_read=False)
     difference = _difference(payload, back)
-    if difference is not None:
-        errors = [FieldError(_dotted(difference), lost, "not_json")]
-        raise MessageConversionError(adapter.name, errors)
-    return text
+    if difference is None:
+        return None
+    why = f"{_LOST} ({difference.why})" if difference.why else _LOST
+    return _Loss([FieldError(_dotted(difference.path), why, "not_json")])
 
 
-def _difference(sent: Any, back: Any) -> tuple[Any, ...] | None:
+class _Difference(NamedTuple):
+    """A part that did not come back: where it is, and what is known of the reason."""
+
+    path: tuple[Any, ...] = ()
+    why: str = ""
+
+
+def _difference(sent: Any, back: Any) -> _Difference | None:
     """
-    Return the path of the first part that did not come back, None if all did.
+    Return the first part that did not come back, None if all did.
 
     A class's own ``==`` is not asked: it may overlook what is lost.
     """
     cls = type(sent)
     if cls in _SIMPLE and cls is type(back):
-        return None if sent == back else ()
+        return None if sent == back else _Difference()
+    if cls in _DOTTED and cls is type(back):  # -0.0 and 0.0, 1.0 and 1.00 are equal
+        return None if repr(sent) == repr(back) else _Difference()
+    if isinstance(sent, (datetime, time)) and isinstance(back, (datetime, time)):
+        return _difference_of_times(sent, back)
+    if cls is not type(back):
+        return _Difference(why=_why_of_types(cls, type(back)))
+    if isinstance(sent, (set, frozenset)):
+        return _difference_of_sets(sent, back)
     parts = _parts(sent)
     if parts is None:
-        return None if _came_back(sent, back) else ()
-    # A dict or a list may be of a subclass: all that its annotation says is there.
-    is_exact = field_names(cls) is not None
-    is_kind = cls is type(back) if is_exact else isinstance(sent, type(back))
-    others = _parts(back) if is_kind else None
-    if others is None or parts.keys() != others.keys():
-        return ()
+        return None if _came_back(sent, back) else _Difference()
+    others = _parts(back)
+    if others is None or not _are_same_keys(parts, others):
+        return _Difference()
     for key, part in parts.items():
         rest = _difference(part, others[key])
         if rest is not None:
-            return (key, *rest)
+            why = rest.why or _why_of_field(cls, key)
+            return _Difference((key, *rest.path), why)
+    given, others_given = fields_given(sent), fields_given(back)
+    if given is not None and not given <= (others_given or set()):
+        return _Difference(why="which of its fields were given is not in its JSON")
+    lost = _more_attributes(sent) - _more_attributes(back)
+    if lost:
+        return _Difference((min(lost),), "it is no field of its class")
     return None
 
 
-_SIMPLE = frozenset({bool, bytes, date, Decimal, float, int, str, type(None), UUID})
+_SIMPLE = frozenset({bool, bytes, date, int, str, type(None), UUID})
+_DOTTED = frozenset({Decimal, float})
+
+
+def _why_of_types(sent: type, back: type) -> str:
+    is_number = issubclass(sent, int) and back is float
+    if not (is_number or issubclass(sent, back)):
+        return ""
+    return (
+        f"{sent.__qualname__} comes back as {back.__qualname__}: annotate the field as "
+        f"{sent.__qualname__}, or send a plain {back.__qualname__}"
+    )
+
+
+def _why_of_field(cls: type, name: Any) -> str:
+    fields = getattr(cls, "__dataclass_fields__", _NOTHING)
+    field: dataclasses.Field[Any] | None = fields.get(name)
+    if field is None or field.init:
+        return ""
+    if (
+        field.default is not dataclasses.MISSING
+        or field.default_factory is not dataclasses.MISSING
+    ):
+        return ""
+    return "it is made anew: JSON keeps what __init__ does not take if it has a default"
+
+
+def _are_same_keys(sent: Mapping[Any, Any], back: Mapping[Any, Any]) -> bool:
+    if sent.keys() != back.keys():
+        return False
+    theirs = {key: key for key in back}
+    return all(
+        type(key) is type(theirs[key]) and _difference(key, theirs[key]) is None
+        for key in sent
+    )
+
+
+def _difference_of_sets(sent: Any, back: Any) -> _Difference | None:
+    if sent != back:
+        return _Difference()
+    others = {each: each for each in back}
+    for each in sent:
+        other = others[each]
+        rest = _difference(each, other)
+        if rest is not None:
+            return rest._replace(path=())
+        if _unset_in(each) != _unset_in(other):  # a set has no path to restore it by
+            return _Difference(why="which of its fields were given is not in its JSON")
+    return None
+
+
+def _difference_of_times(sent: Any, back: Any) -> _Difference | None:
+    """Compare what the clock shows, the fold and the zone."""
+    cls = type(sent)
+    # Who sets the clock in a test puts a class of their own in the place of Python's.
+    if cls is not type(back) and cls is not getattr(dt, type(back).__name__):
+        return _Difference(why=_why_of_types(cls, type(back)))
+    walls = sent.replace(tzinfo=None), back.replace(tzinfo=None)
+    if walls[0] != walls[1] or sent.fold != back.fold:
+        return _Difference()
+    if _is_same_zone(sent.tzinfo, back.tzinfo) and sent.utcoffset() == back.utcoffset():
+        return None
+    return _Difference(
+        why="JSON keeps no zone but a zoneinfo.ZoneInfo that has a key, and a "
+        "datetime.timezone that has no name of its own"
+    )
+
+
+def _is_same_zone(sent: Any, back: Any) -> bool:
+    if sent is back:
+        return True
+    if sent is None or back is None:
+        return False
+    if isinstance(sent, ZoneInfo) or isinstance(back, ZoneInfo):
+        return type(sent) is type(back) and sent.key == back.key
+    offset = sent.utcoffset(None)  # None where it depends on the day
+    if offset is None or offset != back.utcoffset(None):
+        return False
+    # pydantic has a class of its own for what it has read.
+    is_read = type(sent).__module__.startswith("pydantic_core")
+    return is_read or bool(sent.tzname(None) == back.tzname(None))
+
+
+def _more_attributes(value: Any) -> set[str]:
+    """Return the names of an object's attributes that are neither fields nor cached."""
+    names = field_names(type(value))
+    if names is None:
+        return set()
+    return {
+        name
+        for name in getattr(value, "__dict__", _NOTHING).keys() - set(names)
+        if not hasattr(type(value), name)  # a cached property
+    }
+
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 def _came_back(sent: Any, back: Any) -> bool:
-    """Compare what has no parts: by its value, and by what an annotation can say."""
-    if isinstance(sent, int) and type(back) is float:
-        return bool(sent == back)  # 1 in a float field is 1.0
-    if not isinstance(sent, type(back)):
-        return False
-    if isinstance(sent, datetime) and sent.tzinfo and back.tzinfo:
-        # An hour that the clocks pass twice is equal to none of another zone.
-        walls = sent.replace(tzinfo=None), back.replace(tzinfo=None)
-        return bool(walls[0] == walls[1] and sent.utcoffset() == back.utcoffset())
+    """Compare what has no parts."""
     cls: Any = type(sent)
     if cls.__eq__ is object.__eq__:  # a value object that does not say
         return bool(to_jsonable(sent) == to_jsonable(back))
     return bool(sent == back)
+
+
+def fields_given(value: Any) -> set[str] | None:
+    """Return the names of the fields that a model was given; None for others."""
+    given = getattr(value, "__pydantic_fields_set__", None)
+    return given if isinstance(given, set) else None
+
+
+Unset = list[tuple[list[str], list[str]]]
+"""By the path of each model in a payload, the fields that it was not given."""
+
+
+def unset_in(adapter: Adapter, payload: Any) -> Unset:
+    """
+    Return which fields of the models in a payload hold their defaults, not given.
+
+    JSON does not say so, and ``model_dump(exclude_unset=True)`` wants to know it.
+
+    Args:
+        adapter: of the payload's type.
+        payload: an object, or a container of such.
+
+    """
+    return _unset_in(payload) if adapter.has_models else []
+
+
+def _unset_in(value: Any, path: tuple[str, ...] = ()) -> Unset:
+    if type(value) in _SIMPLE or type(value) in _DOTTED:
+        return []
+    found: Unset = []
+    given = fields_given(value)
+    if given is not None:
+        unset = sorted(type(value).model_fields.keys() - given)
+        if unset:
+            found.append((list(path), unset))
+    for key, part in (_parts(value) or _NOTHING).items():
+        found += _unset_in(part, (*path, str(key)))
+    return found
+
+
+def restore_unset(payload: Any, unset: Unset) -> None:
+    """
+    Have the models in a payload know again which fields they were not given.
+
+    What is not there any more, since an upcaster has changed it, is passed over.
+    """
+    for path, names in unset:
+        value = payload
+        for step in path:
+            parts = _parts(value) or _NOTHING
+            value = next((parts[key] for key in parts if str(key) == step), None)
+        given = fields_given(value)
+        if given is not None:
+            object.__setattr__(value, "__pydantic_fields_set__", given - set(names))
 
 
 def _unwritable(value: Any) -> tuple[Any, ...]:
@@ -925,7 +1149,7 @@ def _parts(value: Any) -> Mapping[Any, Any] | None:
         return parts
     if isinstance(value, (dict, Mapping)):
         return value
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, deque)):
         return dict(enumerate(value))
     return None
 

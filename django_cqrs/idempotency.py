@@ -243,7 +243,7 @@ class Answer:
 
     def read(self, text: bytes | None) -> Any:
         """Return the result that was kept."""
-        return None if text is None else self._type.from_json(text)
+        return None if text is None else self._type.from_stored_json(text)
 
 
 def _result_type_at(point: JoinPoint) -> Any:
@@ -316,7 +316,7 @@ class Outputs:
         if text is None or not self._is_wanted(message):
             return
         scope = scope_of(message)
-        outputs: list[Output] = self._type.from_json(text)
+        outputs: list[Output] = self._type.from_stored_json(text)
         for output in outputs:
             envelope = dataclasses.replace(output.envelope, sequence=next_sequence())
             delivery = Delivery(envelope, partial(self._deliver, using=output.using))

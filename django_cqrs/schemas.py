@@ -7,10 +7,17 @@ from JSON, write a NamedTuple as a list, and refuse to read one with an unknown 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import base64
+import binascii
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, time, timedelta, timezone, tzinfo
+from functools import cached_property
 from math import isfinite
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, cast
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 Schema = Any
 """A core schema: a dict with a ``type``."""
@@ -26,15 +33,69 @@ Plain = tuple[type, list[tuple[str, frozenset[type]]]]
 """A dataclass, and by field the types of values that JSON keeps as they are."""
 
 
-class Compiled(NamedTuple):
+class Compiled:
     """What converts one type, each direction by the rules that belong to it."""
 
-    json_reader: Any
-    python_reader: Any
-    writer: Any
-    is_strict: bool | None
-    plain: Plain | None
-    """None where there is anything that JSON may not keep."""
+    def __init__(self, schema: Schema, validator: Any, serializer: Any) -> None:
+        """
+        Build what reads and writes a type.
+
+        Args:
+            schema: that pydantic made of it.
+            validator: that pydantic built of the schema.
+            serializer: likewise.
+
+        """
+        from pydantic_core import SchemaSerializer, SchemaValidator
+
+        ours = _with(_Bytes(schema).json_rule, schema)
+        json_schema, self.is_strict = _strictly(_with(_json_rule, ours))
+        python_schema = _with(_Bytes(schema).python_rule, schema)
+        python_schema = _with(_python_rule, python_schema)
+        written = _with(_writing_rule, _with(_Bytes(schema).writing_rule, schema))
+        self.json_reader: Any = _built(SchemaValidator, json_schema, schema, validator)
+        self.python_reader: Any = _built(
+            SchemaValidator, python_schema, schema, validator
+        )
+        self.writer: Any = _built(SchemaSerializer, written, schema, serializer)
+        self.plain: Plain | None = _plain_fields(schema)
+        """None where there is anything that JSON may not keep."""
+        self._read, self._written = ours, written
+        parts = schemas_in(schema)
+        self.has_models: bool = any(each["type"] == "model" for each in parts)
+        """Whether a part of it may know which of its fields were given."""
+        self.has_marks: bool = any(each["type"] in _MARKED for each in parts)
+        """Whether a part of it may say more in the exact form than in the usual one."""
+
+    @cached_property
+    def stored_reader(self) -> tuple[Any, bool | None]:
+        """What reads what a channel carries, and whether it does so strictly."""
+        schema, is_strict = _strictly(_with(_stored_rule, self._read))
+        return _validator(_with(_zone_rule, schema)), is_strict
+
+    @cached_property
+    def marked_reader(self) -> tuple[Any, bool | None]:
+        """The same for text with marks of :func:`_marked` in it."""
+        schema, is_strict = _strictly(_with(_stored_rule, self._read))
+        return _validator(_with(_mark_rule, schema)), is_strict
+
+    @cached_property
+    def exact_writer(self) -> Any:
+        """What writes such marks where they are needed."""
+        from pydantic_core import SchemaSerializer
+
+        schema = _with(_exact_rule, self._written)
+        return _built(SchemaSerializer, schema, None, None)
+
+    def read_stored(self, text: bytes | bytearray) -> Any:
+        """Read strictly what :meth:`write_json` or :meth:`write_exact` has written."""
+        has_marks = _MARK_END in text
+        reader, is_strict = self.marked_reader if has_marks else self.stored_reader
+        return reader.validate_json(text, strict=is_strict)
+
+    def write_exact(self, value: Any) -> Any:
+        """Write JSON text that says of times and numbers what JSON alone does not."""
+        return self.exact_writer.to_json(value, **_WRITING)
 
     def read_json(self, text: bytes | bytearray) -> Any:
         """Read JSON text strictly."""
@@ -61,7 +122,7 @@ class Compiled(NamedTuple):
         if self.plain is None:
             return None
         cls, fields = self.plain
-        if type(value) is not cls:
+        if type(value) is not cls or len(getattr(value, "__dict__", ())) > len(fields):
             return None
         for name, types in fields:
             part: Any = getattr(value, name, _MISSING)
@@ -89,21 +150,11 @@ _WRITING: dict[str, Any] = {"by_alias": True, "round_trip": True, "warnings": "n
 def compiled(target: Any) -> Compiled:
     """Return what converts a type; raise what pydantic raises where it cannot."""
     from pydantic import TypeAdapter
-    from pydantic_core import SchemaSerializer, SchemaValidator
 
     adapter = TypeAdapter(target)
     schema = adapter.core_schema
     schema["type"]  # raises where a name in an annotation stands for nothing yet
-    json_schema, is_strict = _strictly(_with(_json_rule, schema))
-    python_schema = _with(_python_rule, schema)
-    written = _with(_writing_rule, schema)
-    return Compiled(
-        _built(SchemaValidator, json_schema, schema, adapter.validator),
-        _built(SchemaValidator, python_schema, schema, adapter.validator),
-        _built(SchemaSerializer, written, schema, adapter.serializer),
-        is_strict,
-        _plain_fields(schema),
-    )
+    return Compiled(schema, adapter.validator, adapter.serializer)
 
 
 def _plain_fields(schema: Schema) -> Plain | None:
@@ -258,6 +309,12 @@ def _with(rule: Callable[[Schema], Schema], schema: Schema) -> Schema:
     return rule(ours) if is_schema else ours  # else: the fields of a model, by name
 
 
+def _validator(schema: Schema) -> Any:
+    from pydantic_core import SchemaValidator
+
+    return _built(SchemaValidator, schema, None, None)
+
+
 def _built(build: Any, ours: Schema, theirs: Schema, built: Any) -> Any:
     """Return what is built of a schema, or what pydantic built where it is its own."""
     if ours is theirs:
@@ -337,6 +394,333 @@ def _writing_rule(schema: Schema) -> Schema:
         "return_schema": _fields_of(schema),
     }
     return _instead_of(schema, {"type": "any", "serialization": function})
+
+
+# ------------------------------------------------------------------------- bytes
+
+
+class _Bytes:
+    """
+    Rules by which bytes are base64 in JSON.
+
+    Not those of a class that says by its configuration, or by a serializer, how it
+    writes them.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._theirs = set(_bytes_of_users(schema, is_users=False))
+
+    def json_rule(self, schema: Schema) -> Schema:
+        """Read base64, and nothing else."""
+        if schema["type"] == "union":
+            return _text_first(schema)
+        if not self._is_ours(schema):
+            return schema
+        read = _after(_named(bytes, _from_base64), {"type": "str"})
+        whole = schema.keys() <= {"type", "metadata"}
+        # The bounds of the bytes hold as well.
+        ours = read if whole else {"type": "chain", "steps": [read, schema]}
+        return {**ours, "metadata": {_BYTES: True}}
+
+    def python_rule(self, schema: Schema) -> Schema:
+        """Read base64 where there is text."""
+        if schema["type"] == "union":
+            return _text_first(schema)
+        if not self._is_ours(schema):
+            return schema
+
+        def read(value: Any) -> Any:
+            return _from_base64(value) if isinstance(value, str) else value
+
+        ours = _function("before", _named(bytes, read), schema)
+        return {**ours, "metadata": {_BYTES: True}}
+
+    def writing_rule(self, schema: Schema) -> Schema:
+        """Write base64."""
+        if not self._is_ours(schema):
+            return schema
+        return {**schema, "serialization": _written_by(_to_base64)}
+
+    def _is_ours(self, schema: Schema) -> bool:
+        return schema["type"] == "bytes" and id(schema) not in self._theirs
+
+
+def _bytes_of_users(schema: Schema, *, is_users: bool) -> Iterator[int]:
+    """Yield the identities of the schemas of bytes that have rules of their own."""
+    if isinstance(schema, (list, tuple)):
+        for each in schema:
+            yield from _bytes_of_users(each, is_users=is_users)
+        return
+    if not isinstance(schema, dict):
+        return
+    is_schema = isinstance(schema.get("type"), str)
+    if is_schema:
+        if "config" in schema:
+            is_users = not _BYTES_SETTINGS.isdisjoint(schema["config"] or ())
+        is_users = is_users or "serialization" in schema
+        if is_users and schema["type"] == "bytes":
+            yield id(schema)
+    for key, inner in schema.items():
+        if key in _INNER or not is_schema:
+            yield from _bytes_of_users(inner, is_users=is_users)
+
+
+_BYTES_SETTINGS: Final = frozenset({"ser_json_bytes", "val_json_bytes"})
+
+
+def _text_first(schema: Schema) -> Schema:
+    """
+    Return a union whose text is no bytes, whatever it is.
+
+    Else the content of a text would decide.
+    """
+    choices = schema["choices"]
+    if not any(_BYTES in _choice_of(each).get("metadata", {}) for each in choices):
+        return schema
+    texts = [each for each in choices if _choice_of(each)["type"] == "str"]
+    rest = [each for each in choices if each not in texts]
+    return {**schema, "choices": [*texts, *rest]}
+
+
+_BYTES: Final = "django_cqrs_bytes"
+"""The key of a schema's metadata that says that it is ours, of bytes."""
+
+
+def _choice_of(choice: Any) -> Schema:
+    return choice[0] if isinstance(choice, tuple) else choice  # with a label
+
+
+def _from_base64(text: str) -> bytes:
+    from pydantic_core import PydanticCustomError
+
+    try:
+        return base64.b64decode(text.encode(), validate=True)
+    except (binascii.Error, ValueError):
+        code, fault = "bytes_base64", "Input should be bytes as base64 text"
+        raise PydanticCustomError(code, fault) from None
+
+
+def _to_base64(value: Any) -> str:
+    from pydantic_core import PydanticSerializationUnexpectedValue
+
+    if not isinstance(value, (bytes, bytearray)):  # another member of a union
+        raise PydanticSerializationUnexpectedValue(bytes.__name__)
+    return base64.b64encode(value).decode()
+
+
+def _written_by(function: Callable[[Any], Any], kind: str = "str") -> Schema:
+    return {
+        "type": "function-plain",
+        "function": function,
+        "return_schema": {"type": kind},
+        "when_used": "json",
+    }
+
+
+# ------------------------------------------------------------------- the exact form
+
+
+def _stored_rule(schema: Schema) -> Schema:
+    """
+    Add our rules of reading what a channel carries: all comes back as it went.
+
+    Nobody outside has written it. So fields that ``__init__`` does not take are read
+    as well, and a whole number where a float is expected stays a whole number.
+    """
+    kind = schema["type"]
+    if kind == "float":
+        return _float_or_int({**schema, "allow_inf_nan": False})
+    if kind == "dataclass" and (late := _late_fields(schema)):
+        return _instead_of(schema, _with_late_fields(schema, late))
+    return _json_rule(schema)
+
+
+def _float_or_int(schema: Schema) -> Schema:
+    whole = {key: value for key, value in schema.items() if key in _BOUNDS}
+    error: dict[str, Any] = {"custom_error_type": "float_type"}
+    if whole:
+        error = {
+            "custom_error_type": "number_in_bounds",
+            "custom_error_message": "Input should be a valid number within its bounds",
+        }
+    choices = [schema, {"type": "int", **whole}]
+    return {"type": "union", "choices": choices, **error}
+
+
+_BOUNDS: Final = frozenset({"ge", "gt", "le", "lt", "multiple_of"})
+
+
+def _late_fields(schema: Schema) -> frozenset[str]:
+    """Return the names of the fields of a dataclass that ``__init__`` does not take."""
+    arguments = schema["schema"]
+    if arguments["type"] != "dataclass-args":
+        return frozenset()
+    return frozenset(
+        field["name"] for field in arguments["fields"] if not field.get("init", True)
+    )
+
+
+def _with_late_fields(schema: Schema, late: frozenset[str]) -> Schema:
+    """Read a dataclass with all of its fields: the late ones are not made anew."""
+    cls, arguments = schema["cls"], schema["schema"]
+    fields = []
+    for each in arguments["fields"]:
+        if each["name"] in late:
+            inner = each["schema"]
+            inner = inner["schema"] if inner["type"] == "default" else inner
+            read = {"type": "default", "schema": inner, "default": _MISSING}
+            fields.append({**each, "init": True, "kw_only": True, "schema": read})
+        else:
+            fields.append(each)
+    makes = {
+        field.name: _default_of(field)
+        for field in dataclasses.fields(cls)
+        if field.name in late
+    }
+
+    def make(values: tuple[dict[str, Any], tuple[Any, ...] | None]) -> Any:
+        given, init_only = values
+        made = cls.__new__(cls)
+        for name, value in given.items():
+            kept = makes[name]() if value is _MISSING else value
+            if kept is not _MISSING:
+                object.__setattr__(made, name, kept)  # it may be frozen
+        if hasattr(cls, "__post_init__"):
+            made.__post_init__(*(init_only or ()))
+            for name in late:
+                if (value := given[name]) is not _MISSING:
+                    object.__setattr__(made, name, value)
+        return made
+
+    return _after(_named(cls, refusable(make)), {**arguments, "fields": fields})
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Callable[[], Any]:
+    factory: Any = field.default_factory
+    if factory is not dataclasses.MISSING:
+        return cast("Callable[[], Any]", factory)
+    default = field.default
+    return lambda: _MISSING if default is dataclasses.MISSING else default
+
+
+_MARKED: Final = frozenset({"datetime", "float", "time"})
+"""The schemas whose exact form differs from the usual one."""
+
+_MARK_END: Final = b']"'
+_MINUTE: Final = timedelta(minutes=1)
+_OFFSET: Final = "offset"
+_MARK: Final = re.compile(
+    r"(?P<time>[^\[\]]+)(?:\[(?P<zone>[\w+/.-]+)\])?(?P<fold>\[fold=1\])?"
+)
+
+
+def _exact_rule(schema: Schema) -> Schema:
+    """Write the zone and the fold of a time, and a whole number as what it is."""
+    if "serialization" in schema:
+        return schema
+    if schema["type"] in ("datetime", "time"):
+        cls = _CLOCKS[schema["type"]]
+
+        def write(value: Any) -> str:
+            from pydantic_core import PydanticSerializationUnexpectedValue
+
+            if not isinstance(value, cls):  # another member of a union
+                raise PydanticSerializationUnexpectedValue(cls.__name__)
+            return _marked(value)
+
+        return {**schema, "serialization": _written_by(write)}
+    if schema["type"] == "float":
+        return {**schema, "serialization": _written_by(_number, "any")}
+    return schema
+
+
+_CLOCKS: Final[dict[str, type[datetime | time]]] = {
+    "datetime": datetime,
+    "time": time,
+}
+
+
+def _number(value: Any) -> Any:
+    from pydantic_core import PydanticSerializationUnexpectedValue
+
+    if type(value) not in (int, float):
+        raise PydanticSerializationUnexpectedValue(float.__name__)
+    return value
+
+
+def _marked(value: datetime | time) -> str:
+    """
+    Return a time with its zone and its fold, in the manner of RFC 9557.
+
+    ``2026-10-25T02:30:00+01:00[Europe/Berlin][fold=1]``
+    """
+    zone, offset = value.tzinfo, value.utcoffset()
+    named = ""
+    if isinstance(zone, ZoneInfo) and zone.key:
+        named = f"[{zone.key}]"
+    elif (
+        offset is not None and offset % _MINUTE
+    ):  # which pydantic reads without seconds
+        named = f"[{_OFFSET}]"
+    return f"{value.isoformat()}{named}{'[fold=1]' if value.fold else ''}"
+
+
+def _unmarked(cls: Any, text: str) -> Any:
+    """Return the time that :func:`_marked` has written."""
+    from pydantic_core import PydanticCustomError
+
+    found = _MARK.fullmatch(text)
+    if found is None:
+        return text
+    value = cls.fromisoformat(found["time"])
+    fold = 1 if found["fold"] else 0
+    if found["zone"] in (None, _OFFSET):
+        return value.replace(fold=fold)
+    try:
+        zone = ZoneInfo(found["zone"])
+    except (LookupError, ValueError, OSError):
+        code, fault = "time_zone", "Input's time zone is not known here"
+        raise PydanticCustomError(code, fault) from None
+    here = value.replace(tzinfo=zone, fold=fold)
+    if cls is datetime and here.utcoffset() != value.utcoffset():
+        return value.astimezone(zone)  # the zone's rules have changed since
+    return here
+
+
+def _zone_rule(schema: Schema) -> Schema:
+    """Read a time with the offset that Python's own class has, not pydantic's."""
+    if schema["type"] not in _CLOCKS:
+        return schema
+    return _after(_named(_CLOCKS[schema["type"]], _with_own_zone), schema)
+
+
+def _with_own_zone(value: Any) -> Any:
+    zone: tzinfo | None = value.tzinfo
+    if zone is None or type(zone) is timezone or isinstance(zone, ZoneInfo):
+        return value
+    offset = zone.utcoffset(None)
+    return value if offset is None else value.replace(tzinfo=timezone(offset))
+
+
+def _mark_rule(schema: Schema) -> Schema:
+    """Read a time with its marks."""
+    kind = schema["type"]
+    if kind not in _CLOCKS:
+        return schema
+    cls = _CLOCKS[kind]
+
+    def read(value: Any, inner: Callable[[Any], Any]) -> Any:
+        from pydantic_core import PydanticKnownError
+
+        if not isinstance(value, str):
+            fault: Any = f"{kind}_type"
+            raise PydanticKnownError(fault)
+        if value.endswith("]"):
+            value = refusable(_unmarked)(cls, value)
+        return _with_own_zone(inner(value))
+
+    lax = {**schema, "strict": False}  # it is handed text, which is no time, strictly
+    return _function("wrap", _named(cls, read), lax)
 
 
 def _strictly(schema: Schema) -> tuple[Schema, bool | None]:

@@ -25,8 +25,12 @@ from django_cqrs.channels import (
 from django_cqrs.conversion import (
     MessageTypes,
     PayloadType,
+    Unset,
+    adapter_of,
     is_value_type,
+    restore_unset,
     to_jsonable,
+    unset_in,
 )
 from django_cqrs.exceptions import (
     FieldError,
@@ -185,7 +189,7 @@ class Outlet:
             name=name,
             version=version,
             payload=text,
-            headers=encode_headers(_headers_of(message)),
+            headers=encode_headers(self._headers_of(message)),
             message_id=message.message_id,
             correlation_id=message.correlation_id,
             causation_id=message.causation_id,
@@ -197,6 +201,13 @@ class Outlet:
             subject=self._subject_of(message),
             ordering_key=self._ordering_key and self._ordering_key(message),
         )
+
+    def _headers_of(self, message: Message) -> dict[str, Any]:
+        headers = _headers_of(message)
+        unset = _unset_in(self.endpoint, message._payload)
+        if unset:
+            headers[UNSET] = unset
+        return headers
 
     def _subject_of(self, message: Message) -> str:
         subject, cls = self.endpoint.subject, type(message._payload)
@@ -213,6 +224,9 @@ TRACE = "django_cqrs.trace"
 
 AGGREGATE_ID = "django_cqrs.aggregate_id"
 """Where they hold the identifier that the sender gave."""
+
+UNSET = "django_cqrs.unset"
+"""Where they hold which fields of pydantic models were not given, by their paths."""
 
 
 def _headers_of(message: Message) -> dict[str, Any]:
@@ -265,6 +279,13 @@ def encode(
     return name.name, name.version, text
 
 
+def _unset_in(endpoint: Endpoint, payload: Any) -> Unset:
+    if is_value_type(type(payload)):
+        wanted = endpoint.plan.payload or PayloadType(Any)
+        return wanted.unset_in(payload)
+    return unset_in(adapter_of(type(payload)), payload)
+
+
 def decode(endpoint: Endpoint, types: MessageTypes, envelope: Envelope) -> Any:
     """
     Return the payload of an envelope, as the endpoint's handler takes it.
@@ -276,9 +297,20 @@ def decode(endpoint: Endpoint, types: MessageTypes, envelope: Envelope) -> Any:
     """
     wanted = endpoint.plan.payload or PayloadType(Any)
     if not envelope.name:
-        return wanted.from_json(envelope.payload)
+        payload = wanted.from_stored_json(envelope.payload)
+        _restore_unset(payload, envelope)
+        return payload
     payload = types.decode(envelope.name, envelope.payload, envelope.version)
+    _restore_unset(payload, envelope)
     return wanted.from_python(payload)
+
+
+def _restore_unset(payload: Any, envelope: Envelope) -> None:
+    if _UNSET in envelope.headers:
+        restore_unset(payload, decode_headers(envelope.headers).get(UNSET, []))
+
+
+_UNSET = UNSET.encode()
 
 
 _NO_HEADERS = b"{}"
@@ -339,6 +371,7 @@ def message_of(envelope: Envelope, payload: Any, scope: Any = None) -> Message:
     headers = decode_headers(envelope.headers)
     trace = headers.pop(TRACE) if isinstance(headers.get(TRACE), dict) else None
     aggregate_id = headers.pop(AGGREGATE_ID, None)
+    headers.pop(UNSET, None)
     own = {
         name: headers.pop(name)
         for name in list(headers)

@@ -215,7 +215,8 @@ def refusal_of(call, *args):
         (str, '"\\u00e9\\ud83d\\ude00"', "é😀"),
         (str, '"NaN"', "NaN"),
         (type(None), "null", None),
-        (bytes, '"abc"', b"abc"),
+        (bytes, '"YWJj"', b"abc"),
+        (bytes, '"/w=="', b"\xff"),
         (UUID, f'"{KEY}"', KEY),
         (UUID, f'"{KEY.hex}"', KEY),
         (Decimal, '"1.10"', Decimal("1.10")),
@@ -660,7 +661,7 @@ def test_b02_4_a_class_with_post_init_is_read_from_json_as_any_other():
         "at": "2026-05-01T12:00:00Z",
         "day": "2026-05-01",
         "span": "PT1M",
-        "raw": "x",
+        "raw": "eA==",
         "color": "red",
         "pair": [1, "a"],
         "numbers": [1, 2],
@@ -1189,6 +1190,7 @@ class Holder:
         ("number", 2**80),
         ("ratio", 0.1),
         ("ratio", 1),
+        ("ratio", 2**60 + 1),
         ("ratio", -0.0),
         ("amount", Decimal("1.10")),
         ("amount", Decimal("-1E+30")),
@@ -1199,6 +1201,7 @@ class Holder:
         ("at", datetime(2026, 5, 1, 12, tzinfo=BERLIN)),
         ("at", datetime(2026, 10, 25, 2, 30, tzinfo=BERLIN, fold=1)),
         ("at", datetime(2026, 10, 25, 2, 30, tzinfo=BERLIN, fold=0)),
+        ("at", datetime(1800, 1, 1, tzinfo=BERLIN)),
         ("at", LAST),
         ("at", FIRST),
         ("at", FIRST.replace(tzinfo=EAST)),
@@ -1210,14 +1213,11 @@ class Holder:
         ("clock", time(12, 0, 0, 123456)),
         ("clock", time(12, tzinfo=UTC)),
         ("raw", b"abc"),
+        ("raw", b"\xff\x00"),
         ("text", "é😀\x00 <b>\u2028"),
-        ("text", Status.OPEN),
-        ("text", Shade.DARK),
-        ("text", mark_safe("<b>")),
         ("key", KEY),
         ("color", Color.BLUE),
         ("size", Size.LARGE),
-        ("number", Size.LARGE),
         ("pair", (1, "a")),
         ("numbers", [1, 2]),
         ("many", (1, 2)),
@@ -1230,7 +1230,6 @@ class Holder:
         ("circle", Circle(2)),
         ("customer", Customer(name="c", address={"street": "s"}, since=date(2026, 5, 1))),
         ("address", {"street": "s", "number": 1}),
-        ("address", OrderedDict(street="s")),
         ("point", Point(1, 2.5, KEY)),
         ("price", Money(Decimal("1.10"), "EUR")),
         ("period", Period(date(2026, 5, 1), date(2026, 5, 2))),
@@ -1253,6 +1252,18 @@ def test_what_is_sent_comes_back(name, value):
 
 
 LOST = "it would not come back from JSON as it is"
+NO_ZONE = (
+    "JSON keeps no zone but a zoneinfo.ZoneInfo that has a key, and a "
+    "datetime.timezone that has no name of its own"
+)
+
+
+def wider(given, annotated):
+    """Return what is said of a subclass's object in a field of its base class."""
+    return (
+        f"{LOST} ({given} comes back as {annotated}: annotate the field as {given}, or "
+        f"send a plain {annotated})"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -1301,7 +1312,6 @@ class NamedMore(Named):
         ({"ratio": "1.5"}, "ratio", f"{LOST} (Input should be a valid number)"),
         ({"ratio": math.nan}, "ratio", f"{LOST} (Input should be a valid number)"),
         ({"ratio": math.inf}, "ratio", f"{LOST} (Input should be a valid number)"),
-        ({"ratio": 2**60 + 1}, "ratio", LOST),
         ({"amount": 1}, "amount", LOST),
         ({"amount": 1.5}, "amount", LOST),
         ({"amount": "1.5"}, "amount", LOST),
@@ -1313,9 +1323,9 @@ class NamedMore(Named):
         ({"day": NAIVE}, "day", None),
         ({"at": date(2026, 5, 1)}, "at", None),
         ({"at": "2026-05-01T12:00:00"}, "at", LOST),
-        ({"at": datetime(1800, 1, 1, tzinfo=BERLIN)}, "at", LOST),
         ({"span": 60}, "span", f"{LOST} (Input should be a valid duration)"),
-        ({"raw": "x"}, "raw", LOST),
+        ({"raw": "x"}, "raw", f"{LOST} (Input should be bytes as base64 text)"),
+        ({"raw": "YWJj"}, "raw", LOST),
         ({"pair": [1, "a"]}, "pair", LOST),
         ({"pair": (1,)}, "pair.1", f"{LOST} (Field required)"),
         ({"numbers": (1,)}, "numbers", LOST),
@@ -1327,13 +1337,26 @@ class NamedMore(Named):
         ({"by_key": {str(KEY): 1}}, "by_key", LOST),
         ({"either": KEY}, "either", LOST),
         ({"line": {"sku": "a", "quantity": 1}}, "line", LOST),
-        ({"line": SameLine("a")}, "line", LOST),
-        ({"line": LongLine("a")}, "line", LOST),
-        ({"line": LongLine("a", note="lost")}, "line", LOST),
-        ({"lines": [Line("a"), LongLine("b")]}, "lines.1", LOST),
+        ({"line": SameLine("a")}, "line", wider("SameLine", "Line")),
+        ({"line": LongLine("a")}, "line", wider("LongLine", "Line")),
+        ({"line": LongLine("a", note="lost")}, "line", wider("LongLine", "Line")),
+        ({"lines": [Line("a"), LongLine("b")]}, "lines.1", wider("LongLine", "Line")),
+        ({"text": Status.OPEN}, "text", wider("Status", "str")),
+        ({"text": Shade.DARK}, "text", wider("Shade", "str")),
+        ({"text": mark_safe("<b>")}, "text", wider("SafeString", "str")),
+        ({"number": Size.LARGE}, "number", wider("Size", "int")),
+        ({"number": True}, "number", wider("bool", "int")),
+        ({"ratio": True}, "ratio", wider("bool", "float")),
+        ({"ratio": Size.LARGE}, "ratio", wider("Size", "int")),
+        ({"some": {True}}, "some", wider("bool", "int")),
+        ({"address": OrderedDict(street="s")}, "address", wider("OrderedDict", "dict")),
+        ({"value": {Shade.DARK: 1}}, "value", LOST),
+        ({"at": datetime(2026, 5, 1, tzinfo=timezone(timedelta(0), "Mine"))}, "at",
+         f"{LOST} ({NO_ZONE})"),
         ({"lines": [Line("a"), Line(5)]}, "lines.1.sku",
          f"{LOST} (Input should be a valid string)"),
-        ({"customer": OldCustomer(name="c")}, "customer", LOST),
+        ({"customer": OldCustomer(name="c")}, "customer",
+         wider("OldCustomer", "Customer")),
         ({"customer": Customer.model_construct(name="c", since="2026-05-01")},
          "customer.since", LOST),
         ({"address": {"street": "s", "unknown": 1}}, "address", LOST),
@@ -1548,7 +1571,8 @@ def test_the_text_of_what_would_not_come_back():
 
     assert str(caught.value) == (
         "Cannot convert the payload to Holder: lines.0: it would not come back from "
-        "JSON as it is."
+        "JSON as it is (LongLine comes back as Line: annotate the field as LongLine, "
+        "or send a plain Line)."
     )
 
 
@@ -1563,7 +1587,6 @@ def test_the_text_of_what_would_not_come_back():
         ),
         ({"text": "\ud800"}, "text", "surrogates not allowed"),
         ({"value": ["\ud800"]}, "value.0", "surrogates not allowed"),
-        ({"raw": b"\xff"}, "raw", "invalid utf-8 sequence"),
         ({"value": Money(1, "EUR")}, "", "Unable to serialize unknown type"),
         ({"price": Money}, "price", "Unable to serialize unknown type"),
     ],
@@ -1685,11 +1708,6 @@ def test_what_a_model_keeps_beside_its_fields_counts_too():
             sent(payload)
         assert path.startswith(caught.value.errors[0].path)
         assert caught.value.errors[0].path != ""
-
-
-def test_a_bool_in_an_int_field_is_sent_as_the_number_it_is():
-    """True is an int to Python and to type checkers, and equal to what comes back."""
-    assert sent(Holder(number=True)).number == 1
 
 
 # Names on the wire ----------------------------------------------------------------------
@@ -1931,7 +1949,8 @@ def test_b02_3_a_payload_type_that_takes_anything_reads_json_as_it_is():
         (Color.RED, "red"),
         (Size.LARGE, 2),
         (Status.OPEN, "open"),
-        (b"abc", "abc"),
+        (b"abc", "YWJj"),
+        (b"\xff\x00", "/wA="),
         ((1, KEY), [1, str(KEY)]),
         ({1}, [1]),
         (frozenset({Color.RED}), ["red"]),
@@ -1958,7 +1977,7 @@ def test_any_value_has_a_json_form(value, form):
 
 @pytest.mark.parametrize(
     "value",
-    [object(), Note(), [object()], {"a": Cash(1, "EUR")}, b"\xff", Path],
+    [object(), Note(), [object()], {"a": Cash(1, "EUR")}, Path],
     ids=shown,
 )
 def test_a_value_without_a_json_form_raises(value):
