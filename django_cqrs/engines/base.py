@@ -21,6 +21,7 @@ from django.db import DEFAULT_DB_ALIAS
 from django_cqrs.buses import Registry
 from django_cqrs.buses import registry as projects
 from django_cqrs.outbox.channel import OutboxChannel
+from django_cqrs.outbox.outages import Outages
 from django_cqrs.outbox.store import Group, Store
 from django_cqrs.outbox.worker import Bounds, Tally, Worker
 
@@ -191,6 +192,8 @@ class EngineRelay:
 
 # A task handles messages for so long, and one handler more; others may have the rest.
 TASK_SECONDS = 5.0
+# What the tasks of this process know of outages, by the alias of the database.
+_outages: dict[str, Outages] = {}
 
 
 def handle(
@@ -218,5 +221,6 @@ def handle(
         (),
         using=using,
         bounds=Bounds(seconds=TASK_SECONDS),
+        outages=_outages.setdefault(using, Outages()),
     )
     return worker.handle_forwarded(keys)

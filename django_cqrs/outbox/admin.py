@@ -550,6 +550,7 @@ class OutboxMessageAdmin(KeptMessageAdmin):
         "attempts",
         "sent_at",
         "available_at",
+        "error_text",
         "key_text",
     )
     list_filter = (ChannelFilter, StandingFilter, StateFilter, NewestEndpointFilter)
@@ -576,6 +577,7 @@ class OutboxMessageAdmin(KeptMessageAdmin):
                     "expires_at",
                     "owner",
                     "lease_expires_at",
+                    "last_error",
                 )
             },
         ),
@@ -594,6 +596,12 @@ class OutboxMessageAdmin(KeptMessageAdmin):
             },
         ),
     )
+
+    @admin.display(description=_("last error"))
+    def error_text(self, obj: OutboxMessage) -> str:
+        """Return how the last attempt failed, where the message is tried again."""
+        text = obj.last_error or "-"
+        return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
     def _are_searched(self, rows: QuerySet[Any]) -> Q:
         """Return the condition of the rows that are searched by name."""

@@ -223,23 +223,43 @@ def failure_of_stored(
     """
 
     def redactor() -> Callable[[str], str]:
-        letter = DeadLetter(
-            endpoint=envelope.endpoint,
-            name=envelope.name,
-            version=envelope.version,
-            payload=envelope.payload,
-            headers=envelope.headers,
-            reason=reason,
-        )
-        seen = shown(letter, registry)
-
-        def redact(text: str) -> str:
-            letter.error = text
-            return seen.error_of(letter)
-
-        return redact
+        return redactor_of_stored(envelope, reason, registry) or str
 
     return failure_of(error, redactor)
+
+
+def redactor_of_stored(
+    envelope: Envelope, reason: str, registry: Registry
+) -> Callable[[str], str] | None:
+    """
+    Return what masks, in the text of an error, what is sensitive in a stored message.
+
+    Args:
+        envelope: of the message.
+        reason: why it would be a dead letter.
+        registry: whose handlers it is for.
+
+    Returns:
+        None where nothing in it is sensitive.
+
+    """
+    letter = DeadLetter(
+        endpoint=envelope.endpoint,
+        name=envelope.name,
+        version=envelope.version,
+        payload=envelope.payload,
+        headers=envelope.headers,
+        reason=reason,
+    )
+    seen = shown(letter, registry)
+    if not seen.reason and seen.redact is str:
+        return None
+
+    def redact(text: str) -> str:
+        letter.error = text
+        return seen.error_of(letter)
+
+    return redact
 
 
 # -------------------------------------------------------------- around the handlers

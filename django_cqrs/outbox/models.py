@@ -65,6 +65,8 @@ class OutboxMessage(StoredMessage):
     lease_expires_at = models.DateTimeField(_("lease expires at"), null=True)
     # How often it was claimed; an owner names one claim, and is what fences.
     token = models.BigIntegerField(_("token"), default=0)
+    # Of one that is tried again: a line, without what is sensitive in the message.
+    last_error = models.TextField(_("last error"), null=True)  # noqa: DJ001 - most have had none
 
     objects: ClassVar[models.Manager[OutboxMessage]] = models.Manager()
 

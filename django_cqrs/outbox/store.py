@@ -812,7 +812,13 @@ class Store:
         self._ensure_all(deleted, keys)
 
     def delay(
-        self, owner: str, claimed: Claimed, *, until: datetime, attempts: int
+        self,
+        owner: str,
+        claimed: Claimed,
+        *,
+        until: datetime,
+        attempts: int,
+        error: str = "",
     ) -> None:
         """
         Have a failed message tried again later.
@@ -825,6 +831,7 @@ class Store:
             state=State.DELAYED,
             available_at=until,
             attempts=attempts,
+            last_error=error,
             owner=None,
             lease_expires_at=None,
         )
@@ -980,7 +987,11 @@ class Groups:
         table = quote(OutboxMessage._meta.db_table)
         of_key = "o.ordering_key = p.k AND o.endpoint = p.e"
         dead = f"FROM {quote(DeadLetter._meta.db_table)} o WHERE {of_key}"
-        failed = f"o.state = {State.DELAYED.value} AND o.attempts > 0"
+        # One that an outage has hit has failed as well, with no attempt that counts.
+        failed = (
+            f"o.state = {State.DELAYED.value} "
+            f"AND (o.attempts > 0 OR o.last_error IS NOT NULL)"
+        )
 
         def first(column: str, condition: str) -> str:
             return (

@@ -272,6 +272,7 @@ def _waiting(message: OutboxMessage) -> Happening:
         attempts=message.attempts,
         channel=message.channel,
         due=message.available_at,
+        error=message.last_error or "",
         subject=message.subject,
         row=message,
     )

@@ -53,9 +53,10 @@ from django_cqrs.outbox import journal
 from django_cqrs.outbox.channel import NOTIFICATION, Relay
 from django_cqrs.outbox.meter import Meter
 from django_cqrs.outbox.models import JournalEntry, Outcome, Reason, State
+from django_cqrs.outbox.outages import Outages, is_of_database
 from django_cqrs.outbox.savepoints import LazySavepoints, TransactionLost
 from django_cqrs.outbox.store import Claimed, Group, LeaseLost, Store
-from django_cqrs.outbox.texts import described, path_of, storable
+from django_cqrs.outbox.texts import described, masked, path_of, storable
 from django_cqrs.retries import DEADLOCKS, Retry
 from django_cqrs.routing import Endpoint
 from django_cqrs.scopes import BusScope
@@ -131,7 +132,8 @@ class StopWorker(Exception):
 class _Outcome(enum.Enum):
     """What becomes of a message that failed; the value is what the log says."""
 
-    RETRY = "it is tried again later"
+    RETRY = "it is tried again %s"
+    PAUSE = "it waits until the outage is over"
     DEAD = "it is a dead letter"
     DROP = "it is dropped, as its policy says"
     STOP = "it waits, and the worker stops, as its policy says"
@@ -148,6 +150,10 @@ class _Failure:
     attempts: int
     """How often it has been tried, this time included."""
     outcome: _Outcome
+    until: timedelta = timedelta()
+    """How long it waits for the next attempt, where there is one."""
+    is_tried: bool = True
+    """Whether a handler was called, which one is not that an outage has hit."""
 
     @property
     def holds_key(self) -> bool:
@@ -210,6 +216,7 @@ class Worker:
         lease: timedelta = timedelta(seconds=30),
         bounds: Bounds | None = None,
         relays: Mapping[str, Relay] | None = None,
+        outages: Outages | None = None,
     ) -> None:
         """
         Prepare a worker.
@@ -223,6 +230,7 @@ class Worker:
             bounds: when to stop.
             relays: what forwards the messages of some of the channels, by alias,
                 where they are not to be handled here.
+            outages: what is known of them already, of workers before this one.
 
         """
         self.registry = registry
@@ -251,6 +259,7 @@ class Worker:
         self._ended: set[Group] = set()
         self._heartbeat = _Heartbeat(using, lease)
         self._meter = Meter(using)
+        self.outages = outages if outages is not None else Outages()
         # What is noted of each message of the claim that is being handled, by its id.
         self._notes: dict[int, journal.Note] | None = {} if journal.is_kept() else None
         self._listens = all(map(_notifies, self.channels))
@@ -260,6 +269,10 @@ class Worker:
     def stop(self) -> None:
         """Ask to stop after what is being handled. Safe in a signal handler."""
         self._is_stopping = True
+
+    def paused_channels(self) -> list[str]:
+        """Return the aliases of the channels in which an outage has begun, sorted."""
+        return sorted(self.outages.now)
 
     def run(self) -> Tally:
         """
@@ -273,6 +286,7 @@ class Worker:
 
         """
         idle_rounds = outages = 0
+        away_since = 0.0
         is_nested = self.store.connection.in_atomic_block  # in a test's transaction
         if not is_nested:
             self._heartbeat.start()
@@ -288,9 +302,16 @@ class Worker:
                         idle_rounds += 1
                         if self._wait(idle_rounds):
                             idle_rounds = 0
+                    if away_since:
+                        logger.warning(
+                            "The database %r is back after %d s",
+                            self.store.using,
+                            time.monotonic() - away_since,
+                        )
+                        away_since = 0.0
                     outages = 0
-                except _OUTAGES as error:
-                    if is_nested:
+                except Error as error:
+                    if is_nested or not is_of_database(error):
                         raise
                     if DEADLOCKS.includes(error) and outages < _CALM_DEADLOCKS:
                         # Of two that met at the same rows one had to give way.
@@ -298,7 +319,15 @@ class Worker:
                         outages += 1
                         self._sleep(0.001 * 2**outages)
                         continue
-                    logger.exception("The database is out of reach; trying again")
+                    if not away_since:
+                        away_since = time.monotonic()
+                        logger.error(  # noqa: TRY400 - one line, not one per try
+                            "The database %r is out of reach (%s: %s); the worker "
+                            "tries again until it is back",
+                            self.store.using,
+                            type(error).__name__,
+                            _line(described(error)),
+                        )
                     self.store.connection.close()
                     self._sleep(min(5.0, 0.1 * 2 ** min(outages, 6)))
                     outages += 1
@@ -355,12 +384,18 @@ class Worker:
     def _run_ready(self, channel: str) -> int:
         left = self._messages_left()
         limit = self._limit if left is None else min(self._limit, left)
+        if self.outages.now:
+            limit = self.outages.limit(channel, limit)
+            if not limit:
+                return 0
         owner = self._next_owner()
         claimed = self.store.claim(channel, limit=limit, owner=owner, lease=self.lease)
         self._handle_claim(owner, claimed)
         return len(claimed) or self.store.was_contended
 
     def _run_abandoned(self, channel: str) -> int:
+        if self.outages.rests(channel):
+            return 0
         owner = self._next_owner()
         claimed = self.store.claim_abandoned(
             channel, owner=owner, lease=self.lease, allowed=self._attempts_of
@@ -440,15 +475,17 @@ class Worker:
         left = claimed
         try:
             while left and not self._is_ending() and self._seconds_left() > 0:
+                if self._rests(left):
+                    break
                 left = self._handle_some(owner, left)
                 if left and not self._heartbeat.is_kept():
                     logger.warning(
                         "A lease has run out; %d messages are left to others", len(left)
                     )
                     left = ()
-        except _OUTAGES:
-            raise  # what is not settled is given back when the database is there
-        except BaseException:
+        except BaseException as error:
+            if is_of_database(error):
+                raise  # what is not settled is given back when the database is there
             # It may be what ends the worker, so that each is next tried alone.
             self._give_back(owner, State.ABANDONED)
             raise
@@ -459,6 +496,15 @@ class Worker:
         else:
             del self._unsettled[owner]
         self._adapt(len(claimed), time.monotonic() - started)
+
+    def _rests(self, claimed: Sequence[Claimed]) -> bool:
+        """Tell whether messages are left for the end of an outage."""
+        # An engine would only forward them anew: there each is set aside by itself.
+        return (
+            bool(self.outages.now)
+            and self._can_stop
+            and self.outages.rests(claimed[0].channel)
+        )
 
     def _give_back(self, owner: str, state: State) -> None:
         self.store.give_back(owner, self._unsettled[owner], state)
@@ -479,11 +525,11 @@ class Worker:
         except _FAILURES as error:
             rest = claimed[batch.taken :]
             begun = self._rolled_back(owner, claimed[: batch.taken], error)
-            while begun and not self._is_ending():
+            while begun and not self._is_ending() and not self._rests(begun):
                 self._handle_alone(owner, begun.pop(0))
             return [*begun, *rest]
         outside = batch.outside
-        while outside and not self._is_ending():
+        while outside and not self._is_ending() and not self._rests(claimed):
             self._handle_outside(owner, *outside.pop(0))
         return [*(each for each, _ in outside), *claimed[batch.taken :]]
 
@@ -532,6 +578,8 @@ class Worker:
                 outcome = self._attempt(each, scope, savepoints)
                 if outcome is None:
                     batch.done.append(each)
+                    if self.outages.row:
+                        self.outages.row.pop(each.channel, None)
                 elif not isinstance(outcome, _Failure):
                     batch.outside.append((each, outcome))
                     if each.group is not None:
@@ -540,7 +588,9 @@ class Worker:
                     batch.failures.append(outcome)
                     if outcome.holds_key and each.group is not None:
                         batch.ended.add(each.group)
-                    if self._ends_worker(outcome):
+                    if self._ends_worker(outcome) or (
+                        outcome.outcome is _Outcome.PAUSE and outcome.is_tried
+                    ):
                         break
                 if (
                     time.monotonic() - started > self.transaction_time
@@ -571,6 +621,10 @@ class Worker:
         """
         if claimed.is_given_up:
             return self._failure(claimed, _Poison(), Reason.POISON)
+        if self.outages.now and self.outages.sets_aside(
+            claimed.channel, claimed.envelope.endpoint, claimed.pk
+        ):
+            return self._set_aside(claimed)
         is_read = False
         note = self._note_of(claimed)
         try:
@@ -674,6 +728,8 @@ class Worker:
             *((each, Outcome.EXPIRED, None) for each in batch.expired),
         ]
         for each in batch.failures:
+            if not each.is_tried:
+                continue
             is_dropped = each.outcome is _Outcome.DROP
             outcome = Outcome.DROPPED if is_dropped else Outcome.FAILED
             ended.append((each.claimed, outcome, each))
@@ -716,6 +772,15 @@ class Worker:
         attempts = claimed.attempts + (not claimed.is_counted)
         if reason is Reason.POISON:
             attempts = claimed.attempts  # this time it is not even tried
+        hit = None
+        if reason is Reason.FAILED:
+            hit = self.outages.hits(
+                claimed.channel, claimed.envelope.endpoint, claimed.pk, error
+            )
+        if hit is not None:
+            failure = self._paused(claimed, error, retry)
+            hit.said = hit.said or self._said_of(failure)
+            return failure
         is_worth = retry.is_worth(error) or isinstance(error, asyncio.CancelledError)
         if reason is not Reason.FAILED:
             outcome = _Outcome.DEAD
@@ -725,14 +790,37 @@ class Worker:
             outcome = _FINAL[retry.final_failure]
             if outcome is _Outcome.STOP and not self._can_stop:
                 outcome = _Outcome.RETRY
-        return _Failure(claimed, error, reason, retry, attempts, outcome)
+        until = retry.delay_after(attempts)
+        return _Failure(claimed, error, reason, retry, attempts, outcome, until)
+
+    def _paused(
+        self, claimed: Claimed, error: BaseException, retry: Retry, **more: bool
+    ) -> _Failure:
+        """Return what is said of a message that an outage has hit."""
+        # The attempt is not counted, not even where the claim has counted it.
+        attempts = claimed.attempts - claimed.is_counted
+        until = timedelta(seconds=max(0.0, self.outages.seconds_left(claimed.channel)))
+        pause = _Outcome.PAUSE
+        return _Failure(
+            claimed, error, Reason.FAILED, retry, attempts, pause, until, **more
+        )
+
+    def _set_aside(self, claimed: Claimed) -> _Failure:
+        """Return what is said of a message that is not tried during an outage."""
+        retry = self._retry_of(claimed.envelope.endpoint)
+        return self._paused(claimed, Exception(), retry, is_tried=False)
 
     def _settle_failure(self, owner: str, failure: _Failure) -> None:
         claimed, attempts = failure.claimed, failure.attempts
         match failure.outcome:
-            case _Outcome.RETRY:
-                until = timezone.now() + failure.retry.delay_after(attempts)
-                self.store.delay(owner, claimed, until=until, attempts=attempts)
+            case _Outcome.RETRY | _Outcome.PAUSE:
+                self.store.delay(
+                    owner,
+                    claimed,
+                    until=timezone.now() + failure.until,
+                    attempts=attempts,
+                    error=self._said_of(failure),
+                )
             case _Outcome.DROP:
                 self.store.settle(owner, [claimed.pk])
             case _Outcome.STOP:
@@ -751,8 +839,21 @@ class Worker:
         if failure.holds_key and claimed.group is not None:
             self.store.park_rest(owner, claimed.group)
 
+    def _said_of(self, failure: _Failure) -> str:
+        """Return one line of an exception, without what is sensitive in its message."""
+        if not failure.is_tried:
+            outage = self.outages.now.get(failure.claimed.channel)
+            return "" if outage is None else outage.said
+        envelope = failure.claimed.envelope
+        said = journal.failure_of_stored(
+            failure.error, envelope, failure.reason, self.registry
+        )
+        name = said["exception"].rpartition(".")[2]
+        return f"{name}: {said['error']}" if said["error"] else name
+
     def _ends_worker(self, failure: _Failure) -> bool:
-        return self.bounds.on_failure or failure.outcome is _Outcome.STOP
+        is_tried = failure.is_tried
+        return (self.bounds.on_failure and is_tried) or failure.outcome is _Outcome.STOP
 
     def _report(self, batch: _Batch) -> None:
         """Count and log what has been committed."""
@@ -762,10 +863,11 @@ class Worker:
         for failure in batch.failures:
             if failure.holds_key and failure.claimed.group is not None:
                 self._ended.add(failure.claimed.group)
+        tried = [each for each in batch.failures if each.is_tried]
         self.tally.handled += len(batch.done)
         self.tally.expired += len(batch.expired)
-        self.tally.failed += len(batch.failures)
-        self._meter.count(batch.done, [each.claimed for each in batch.failures])
+        self.tally.failed += len(tried)
+        self._meter.count(batch.done, [each.claimed for each in tried])
         for claimed in batch.expired:
             logger.info(
                 "Message %s for %s is dropped: it expired at %s",
@@ -774,25 +876,79 @@ class Worker:
                 claimed.envelope.expires_at,
                 extra=_extra(claimed),
             )
-        for failure in batch.failures:
-            claimed, error = failure.claimed, failure.error
-            is_dead = failure.outcome is _Outcome.DEAD
-            self.tally.dead += is_dead
+        if batch.done and (self.outages.now or self.outages.row):
+            self._report_recovery(batch.done)
+        for failure in tried:
+            self._report_failure(failure)
+
+    def _report_failure(self, failure: _Failure) -> None:
+        claimed, error = failure.claimed, failure.error
+        is_dead = failure.outcome is _Outcome.DEAD
+        self.tally.dead += is_dead
+        if failure.outcome is _Outcome.PAUSE:
+            self._report_outage(failure)
+        else:
+            said = self._said_of(failure)
+            name, _, text = said.partition(": ")
+            what = failure.outcome.value + f" ({failure.reason.value})" * is_dead
+            if failure.outcome is _Outcome.RETRY:
+                what = what % _span(failure.until)
+            # The handler and the exception are of the template, by which a tracker of
+            # errors tells one issue from another.
+            endpoint = claimed.envelope.endpoint.replace("%", "%%")
+            is_given_up = failure.outcome is not _Outcome.RETRY
             logger.log(
-                logging.WARNING if failure.outcome is _Outcome.RETRY else logging.ERROR,
-                "Message %s for %s failed at attempt %d with %s; %s",
+                logging.ERROR if is_given_up else logging.WARNING,
+                f"Message %s for {endpoint} failed at attempt %d with {name}%s; %s",  # noqa: G004
                 claimed.envelope.message_id,
-                claimed.envelope.endpoint,
                 failure.attempts,
-                type(error).__name__,
-                failure.outcome.value + f" ({failure.reason.value})" * is_dead,
+                f": {text}" if text else "",
+                what,
                 extra=_extra(claimed),
+                exc_info=self._trace_of(failure) if is_given_up else None,
             )
-            if self._stop is None and self._ends_worker(failure):
-                self._stop = StopWorker(
-                    f"{claimed.envelope.endpoint} failed with {type(error).__name__}."
-                )
-                self._stop.__cause__ = error
+        if self._stop is None and self._ends_worker(failure):
+            self._stop = StopWorker(
+                f"{claimed.envelope.endpoint} failed with {type(error).__name__}."
+            )
+            self._stop.__cause__ = error
+
+    def _trace_of(self, failure: _Failure) -> BaseException:
+        """Return the exception for the log, without what is sensitive."""
+        redact = journal.redactor_of_stored(
+            failure.claimed.envelope, failure.reason, self.registry
+        )
+        return failure.error if redact is None else masked(failure.error, redact)
+
+    def _report_outage(self, failure: _Failure) -> None:
+        """Say once that an outage has begun."""
+        outage = self.outages.now.get(failure.claimed.channel)
+        if outage is None or outage.is_reported:
+            return
+        outage.is_reported = True
+        logger.error(
+            "Channel %r pauses: %s failed with %s. Other messages would fail alike, so "
+            "their attempts are not counted; one is tried again %s, then more and "
+            "more seldom",
+            outage.channel,
+            failure.claimed.envelope.endpoint,
+            outage.said,
+            _span(timedelta(seconds=outage.pause)),
+            extra=_extra(failure.claimed),
+        )
+
+    def _report_recovery(self, done: Sequence[Claimed]) -> None:
+        """Say once that an outage is over."""
+        channel = done[0].channel  # a claim is of one
+        endpoints = {each.envelope.endpoint for each in done}
+        outage = self.outages.works(channel, endpoints)
+        if outage is not None and outage.is_reported:
+            logger.warning(
+                "Channel %r goes on: %s works again after %d s",
+                channel,
+                min(endpoints & outage.endpoints),
+                self.outages.clock() - outage.since,
+            )
 
     # Surroundings -------------------------------------------------------------------
 
@@ -818,7 +974,8 @@ class Worker:
         reset_queries()
         for connection in all_connections.all(initialized_only=True):
             if connection.errors_occurred and not connection.in_atomic_block:
-                if not connection.is_usable():
+                # MySQL's cannot tell it of one that has never come about.
+                if connection.connection is None or not connection.is_usable():
                     connection.close()
                 connection.errors_occurred = False
 
@@ -909,6 +1066,22 @@ _FINAL = {
 class _Poison(Exception):
     def __str__(self) -> str:
         return "Every worker that tried to handle this message died of it."
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _span(span: timedelta) -> str:
+    """Return when something is, as people say it."""
+    seconds = span.total_seconds()
+    if seconds <= 0:
+        return "at once"
+    if seconds < 10:  # noqa: PLR2004 - seconds
+        return f"in {seconds:.1f} s"
+    if seconds < 120:  # noqa: PLR2004 - two minutes
+        return f"in {seconds:.0f} s"
+    return f"in {seconds / 60:.0f} min"
 
 
 def _blamed(error: BaseException) -> BaseException:
@@ -1044,7 +1217,9 @@ class _Heartbeat:
                 continue
             try:
                 self._renew()
-            except Error:
-                logger.warning("A lease could not be renewed", exc_info=True)
+            except Error as error:
+                logger.warning(
+                    "A lease could not be renewed (%s)", type(error).__name__
+                )
             finally:
                 all_connections[self._using].close()

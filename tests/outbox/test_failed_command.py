@@ -11,6 +11,8 @@ from django.core.management import CommandError, call_command
 from django_cqrs import Registry, Retry, buses, command_handler
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage
 from django_cqrs.testing.flow import Flow
+from tests.outbox.support import rows, work
+from tests.outbox.work import Work
 
 pytestmark = [pytest.mark.django_db, pytest.mark.database]
 
@@ -152,3 +154,32 @@ def test_c05_2_delete_asks(letters, monkeypatch):
 
     assert output_of("delete", "--all") == "Nothing was deleted.\n"
     assert DeadLetter.objects.count() == 3
+
+
+def test_what_is_tried_again_is_listed_with_its_last_error():
+    """The next first; what waits for its time without having failed is not."""
+    registry = Registry()
+
+    @registry.add
+    @command_handler(name="do", channel="outbox", retry=Retry(attempts=3, delay=600))
+    def do(command: Work):
+        msg = f"no paper for {command.number}\nat all"
+        raise ValueError(msg)
+
+    registry.command_bus.dispatch(Work(1))
+    registry.command_bus.dispatch(Work(2), delay=3600)
+    work(registry)
+    (row, _) = rows()
+
+    lines = output_of("waiting").splitlines()
+
+    assert lines[0].split("  ")[0] == "Id"
+    assert lines[2:] == [
+        (
+            f"{row.pk:<4}  {row.available_at:%Y-%m-%d %H:%M:%S}  outbox     do          "
+            f"1        ValueError: no paper for 1"
+        )
+    ]
+    assert output_of("waiting", "--channel", "mail") == (
+        "No message waits for another attempt.\n"
+    )

@@ -1,5 +1,6 @@
 """``manage.py cqrs_worker``: what it prints, refuses, and where it stops."""
 
+import errno
 import io
 
 import pytest
@@ -133,3 +134,24 @@ def test_arguments_that_mean_nothing(arguments, text):
     _, error = run(*arguments)
 
     assert text in error
+
+
+def test_a_worker_that_leaves_messages_to_an_outage_ends_with_an_error(registry):
+    """With `--until-empty`, so that who waits for it knows; nothing is used up."""
+
+    @registry.add
+    @command_handler("fill", name="fill", channel="outbox")
+    def fill(number: int):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    registry.command_bus.dispatch(1, route="fill")
+    registry.command_bus.dispatch(2, route="fill")
+
+    assert run("outbox", "--until-empty") == (
+        "Handling outbox of 'default'.\n0 handled, 1 failed, 0 dead, 0 expired.\n",
+        (
+            "outbox: messages are left, since the channel pauses: OSError: [Errno 28] No "
+            "space left on device."
+        ),
+    )
+    assert [row.attempts for row in rows()] == [0, 0]

@@ -12,7 +12,7 @@ from django.db.models import QuerySet
 from tabulate import tabulate
 
 from django_cqrs.outbox.desk import UNSEEN, Shown, shown, shown_in_list
-from django_cqrs.outbox.models import DeadLetter, Reason
+from django_cqrs.outbox.models import DeadLetter, OutboxMessage, Reason, State
 from django_cqrs.outbox.store import discard, replay
 
 NARROW = 60
@@ -38,6 +38,14 @@ class Command(BaseCommand):
             choices=["table", "json"],
             default="table",
             help="The form of the output (default: %(default)s).",
+        )
+        waiting = actions.add_parser(
+            "waiting", help="List what has failed and is tried again, the next first."
+        )
+        waiting.add_argument("--channel", help="Only of this channel.")
+        waiting.add_argument("--endpoint", help="Only for this endpoint.")
+        waiting.add_argument(
+            "--limit", type=int, default=20, help="How many (default: %(default)s)."
         )
         show = actions.add_parser("show", help="Show one with its error and payload.")
         show.add_argument("id", type=int, help="Its id, as the list shows it.")
@@ -80,6 +88,9 @@ class Command(BaseCommand):
 
     def handle(self, *, action: str, database: str, **options: Any) -> None:
         """Do what is asked."""
+        if action == "waiting":
+            self._list_waiting(database, options)
+            return
         letters = DeadLetter.objects.using(database)
         if action == "show":
             self._show(letters.filter(pk=options["id"]).first(), options["id"])
@@ -153,6 +164,37 @@ class Command(BaseCommand):
         if total > len(rows):
             self.stdout.write(f"... and {total - len(rows)} more.")
 
+    def _list_waiting(self, database: str, options: dict[str, Any]) -> None:
+        rows = OutboxMessage.objects.using(database).filter(
+            state=State.DELAYED, last_error__isnull=False
+        )
+        for field in ("channel", "endpoint"):
+            if options[field] is not None:
+                rows = rows.filter(**{field: options[field]})
+        limit = options["limit"]
+        found = list(
+            rows.order_by("available_at", "pk").defer("payload", "headers")[: limit + 1]
+        )
+        if not found:
+            self.stdout.write("No message waits for another attempt.")
+            return
+        width = shutil.get_terminal_size().columns if self.stdout.isatty() else 0
+        cells = [
+            [
+                row.pk,
+                f"{row.available_at:%Y-%m-%d %H:%M:%S}",
+                row.channel,
+                row.endpoint,
+                row.attempts,
+                _first_line(row.last_error or "", width),
+            ]
+            for row in found[:limit]
+        ]
+        headers = ["Id", "Next try", "Channel", "Endpoint", "Tries", "Last error"]
+        self.stdout.write(tabulate(cells, headers=headers, disable_numparse=True))
+        if len(found) > limit:
+            self.stdout.write("... and more.")
+
     def _show(self, letter: DeadLetter | None, key: int) -> None:
         if letter is None:
             msg = f"There is no dead letter {key}."
@@ -199,6 +241,10 @@ def _as_dict(letter: DeadLetter, seen: Shown) -> dict[str, Any]:
 
 
 def _shortened(letter: DeadLetter, seen: Shown, width: int) -> str:
-    text = (seen.error_of(letter) or letter.exception).splitlines() or [""]
+    return _first_line(seen.error_of(letter) or letter.exception, width)
+
+
+def _first_line(error: str, width: int) -> str:
+    text = error.splitlines() or [""]
     room = max(20, width - 100) if width else NARROW
     return text[0] if len(text[0]) <= room else f"{text[0][: room - 3]}..."

@@ -30,6 +30,15 @@ from django_cqrs.outbox.supervisor import (
 )
 from django_cqrs.outbox.worker import Bounds, StopWorker, Worker, megabytes_used
 
+
+class _OneLine(logging.Formatter):
+    """Leaves out tracebacks: that of a dead letter is shown by ``cqrs_failed show``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return what is said."""
+        return record.getMessage()
+
+
 LEVELS = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO, 3: logging.DEBUG}
 
 
@@ -243,6 +252,13 @@ class Command(BaseCommand):
                         f"{tally.expired} expired",
                     ]
                 self.stdout.write(f"{', '.join(counts)}.")
+        paused = worker.paused_channels()
+        if options["until_empty"] and paused:
+            msg = (
+                f"{', '.join(paused)}: messages are left, since the channel pauses: "
+                f"{worker.outages.now[paused[0]].said}."
+            )
+            raise CommandError(msg)
         limit = options["max_megabytes"]
         if pipe is not None and limit is not None and megabytes_used() >= limit:
             sys.exit(REPLACE)
@@ -273,6 +289,7 @@ class Command(BaseCommand):
         logger.setLevel(LEVELS.get(verbosity, logging.DEBUG))
         if not logger.hasHandlers():
             handler = logging.StreamHandler(self.stderr)
+            handler.setFormatter(_OneLine())
             logger.addHandler(handler)
         try:
             yield
