@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import functools
+import html
 import json
 import re
+import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
 from django.utils.dateparse import parse_duration
@@ -355,8 +360,10 @@ def redactor_of(values: Iterable[Any]) -> Callable[[str], str]:
     """
     Return a function that masks, in a text, what quotes any of some values.
 
-    Found is a value as JSON has it and as Python writes it, in whatever case. Part of
-    one, or what a handler has made of it, is not.
+    Found is a value as JSON has it and as Python writes it, in whatever case; also if
+    it is percent-encoded, escaped for HTML or JSON, or the repr of bytes, and these one
+    in the other; in hex and base64 from four characters on. Part of one, or what else a
+    handler has made of it, is not.
 
     Args:
         values: JSON; of a container its parts.
@@ -367,7 +374,17 @@ def redactor_of(values: Iterable[Any]) -> Callable[[str], str]:
         return lambda text: text
     parts = (_pattern_of(form) for form in sorted(forms, key=len, reverse=True))
     pattern = re.compile("|".join(parts), re.IGNORECASE)
-    return lambda text: pattern.sub(MASK, text)
+    codes = {code for form in forms if len(form) >= _TELLING for code in _codes(form)}
+
+    def redact(text: str) -> str:
+        spans = set()
+        for layer in _layers(text):
+            quoted = (match.span() for match in pattern.finditer(layer.text))
+            for start, end in (*quoted, *_coded(codes, layer.text)):
+                spans.add(layer.origin_of(start, end))
+        return _without(spans, text)
+
+    return redact
 
 
 def without_input(text: str) -> str:
@@ -376,6 +393,159 @@ def without_input(text: str) -> str:
 
 
 _INPUT = re.compile(r"(input_value=)[^\n]*?(?=, input_type=|\]$|$)", re.MULTILINE)
+
+
+def _without(spans: Iterable[tuple[int, int]], text: str) -> str:
+    """Return a text with masks in place of parts of it."""
+    parts, end = [], 0
+    for start, stop in sorted(spans):
+        if start >= end:
+            parts += [text[end:start], MASK]
+        end = max(end, stop)
+    return "".join((*parts, text[end:]))
+
+
+class _Layer:
+    """A text, or what is below the escapes of another one."""
+
+    def __init__(self, text: str, above: _Layer | None = None) -> None:
+        self.text = text
+        self._above = above
+        # Of each run of escapes: where what it says begins, how long that is, and
+        # where the run begins and ends in the text above.
+        self._places: list[int] = []
+        self._runs: list[tuple[int, int, int]] = []
+
+    def below(self, escapes: re.Pattern[str], read: Callable[[str], str]) -> _Layer:
+        """Return the text with escapes read, each run of them as one."""
+        layer = _Layer("", self)
+        parts: list[str] = []
+        here = length = 0
+        for match in escapes.finditer(self.text):
+            first, behind = match.span()
+            own = read(match[0])
+            parts += [self.text[here:first], own]
+            length += first - here
+            layer._places.append(length)
+            layer._runs.append((len(own), first, behind))
+            length += len(own)
+            here = behind
+        layer.text = "".join((*parts, self.text[here:]))
+        return layer
+
+    def origin_of(self, start: int, end: int) -> tuple[int, int]:
+        """Return where a part of the text comes from, in the topmost one."""
+        if self._above is None:
+            return start, end
+        first, _ = self._origin_of_one(start)
+        _, last = self._origin_of_one(end - 1)
+        return self._above.origin_of(first, last)
+
+    def _origin_of_one(self, place: int) -> tuple[int, int]:
+        number = bisect_right(self._places, place) - 1
+        if number < 0:
+            return place, place + 1
+        length, first, behind = self._runs[number]
+        further = place - self._places[number] - length
+        if further < 0:
+            return first, behind
+        return behind + further, behind + further + 1
+
+
+# An escape may stand in another: a URL in JSON in HTML.
+_DEPTH = 3
+
+
+def _layers(text: str) -> Iterator[_Layer]:
+    """Yield a text and all that is below its escapes, no text twice."""
+    layers = [_Layer(text)]
+    seen = {text}
+    yield layers[0]
+    for _ in range(_DEPTH):
+        found = [
+            layer.below(escapes, read) for layer in layers for escapes, read in _ESCAPES
+        ]
+        layers = []
+        for layer in found:
+            if layer.text not in seen:
+                seen.add(layer.text)
+                layers.append(layer)
+                yield layer
+
+
+def _of_bytes(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+def _of_percents(run: str) -> str:
+    return _of_bytes(unquote_to_bytes(run))
+
+
+def _of_a_form(run: str) -> str:
+    return _of_bytes(unquote_to_bytes(run.replace("+", " ")))
+
+
+def _of_pairs(run: str) -> str:
+    return _of_bytes(bytes.fromhex(re.sub("[ :-]", "", run)))
+
+
+def _of_backslashes(run: str) -> str:
+    kind = run[1]
+    if kind == "x":
+        return _of_bytes(bytes.fromhex(run.replace(r"\x", "")))
+    if kind == "u" and len(run) > len(r"\u"):
+        content = bytes.fromhex(run.replace(r"\u", ""))
+        return content.decode("utf-16-be", "replace")
+    if kind == "U" and len(run) > len(r"\U"):
+        return chr(min(int(f"0x{run[2:]}", 0), sys.maxunicode))
+    return _ESCAPED.get(kind, kind)
+
+
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
+_ESCAPES: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
+    (re.compile(r"(?:%[0-9a-f]{2})+", re.IGNORECASE), _of_percents),
+    (re.compile(r"(?:%[0-9a-f]{2}|\+)+", re.IGNORECASE), _of_a_form),
+    (re.compile(r"(?:[0-9a-f]{2}[ :-]){3,}[0-9a-f]{2}", re.IGNORECASE), _of_pairs),
+    (re.compile(r"&(?:#\d+|#x[0-9a-f]+|\w+);", re.IGNORECASE), html.unescape),
+    (
+        re.compile(
+            r"(?:\\x[0-9a-fA-F]{2})+|(?:\\u[0-9a-fA-F]{4})+|\\U[0-9a-fA-F]{8}|\\[^\n]"
+        ),
+        _of_backslashes,
+    ),
+)
+
+# What is encoded with a value is masked with it: so its beginning is enough.
+_BEGINNING = 64
+_CODE = re.compile(r"[0-9A-Za-z+/_-]*={0,2}")
+_FROM_URLS = str.maketrans("-_", "+/")
+# Of base64 the first characters are made of what stands before a value as well.
+_SHARED = (0, 2, 3)
+
+
+def _codes(form: str) -> Iterator[str]:
+    """Yield a form in hex, and in base64 wherever it is in what is encoded."""
+    content = form.encode(errors="replace")[:_BEGINNING]
+    yield content.hex()
+    for before, shared in enumerate(_SHARED):
+        text = base64.b64encode(bytes(before) + content).decode()
+        yield text[shared : (before + len(content)) * 8 // 6]
+
+
+def _coded(codes: Iterable[str], text: str) -> Iterator[tuple[int, int]]:
+    """Yield where a text has any of some codes, each with what goes on behind it."""
+    for place in {text.translate(_FROM_URLS), text.lower()}:
+        if len(place) != len(text):  # a letter that is two in lower case
+            continue
+        for code in codes:
+            end = 0
+            while (start := place.find(code, end)) >= 0:
+                match = _CODE.match(text, start + len(code))
+                end = start + len(code) if match is None else match.end()
+                yield start - (start > 0 and text[start - 1].isalnum()), end
 
 
 def _leaves(values: Iterable[Any]) -> Iterator[Any]:
@@ -404,6 +574,9 @@ def _forms_of(value: Any) -> Iterator[str]:
     yield repr(value)[1:-1]
     yield json.dumps(value)[1:-1]
     yield json.dumps(value, ensure_ascii=False)[1:-1]
+    if len(value) <= _BYTES_READ:
+        with contextlib.suppress(ValueError):  # bytes, as JSON has them
+            yield repr(base64.b64decode(value, validate=True))[2:-1]
     for read in _READERS:
         with contextlib.suppress(ValueError, OverflowError):
             found = read(value)
@@ -421,6 +594,8 @@ _READERS: tuple[Callable[[str], Any], ...] = (
     datetime.fromisoformat,
     parse_duration,
 )
+
+_BYTES_READ = 1024
 
 # What is shorter is masked only where it stands alone.
 _TELLING = 4

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+from urllib.parse import quote, quote_plus
 
 import pydantic
 import pytest
@@ -249,6 +253,111 @@ REDACTED: list[tuple[Any, str, str]] = [
 def test_texts_lose_what_they_quote(value, text, expected):
     """As JSON has it, as Python writes it, in any case; a short one as a word."""
     assert redactor_of([value])(text) == expected
+
+
+SECRETS = (
+    "ann.b+x@example.com",
+    "4111 1111",
+    'O\'Neil & "Söhne" <é€😀>',
+    "a\\nb/c\nd?",
+)
+"""Characters that the ways below write differently."""
+
+
+def _json(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+def _bytes(text: str) -> str:
+    return repr(text.encode())[2:-1]
+
+
+def _hex(text: str) -> str:
+    return text.encode().hex()
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+WRITINGS: dict[str, Callable[[str], str]] = {
+    "percent-encoded": quote,
+    "percent-encoded throughout": lambda text: "".join(
+        f"%{each:02x}" for each in text.encode()
+    ),
+    "as a form has it": quote_plus,
+    "percent-encoded twice": lambda text: quote(quote(text)),
+    "escaped for HTML": html.escape,
+    "escaped for HTML by numbers": lambda text: "".join(
+        f"&#{ord(each)};" for each in text
+    ),
+    "escaped for HTML twice": lambda text: html.escape(html.escape(text)),
+    "the repr of bytes": _bytes,
+    "ASCII alone": lambda text: ascii(text)[1:-1],
+    "JSON in JSON": lambda text: _json(_json(text)),
+    "JSON in JSON in JSON": lambda text: _json(_json(_json(text))),
+    "JSON in a URL": lambda text: quote(_json(text)),
+    "the repr of JSON as bytes": lambda text: _bytes(_json(text)),
+    "a URL in HTML": lambda text: html.escape(quote_plus(text)),
+    "HTML in JSON": lambda text: _json(html.escape(text)),
+    "JSON for scripts": lambda text: (
+        _json(text)
+        .replace("<", "\\u003C")
+        .replace(">", "\\u003E")
+        .replace("&", "\\u0026")
+    ),
+    "hex": _hex,
+    "hex in capitals": lambda text: _hex(text).upper(),
+    "hex with colons": lambda text: text.encode().hex(":"),
+    "hex of JSON": lambda text: _hex(json.dumps({"number": text})),
+    "base64": _base64,
+    "base64 for URLs": lambda text: base64.urlsafe_b64encode(text.encode()).decode(),
+    "base64 of what it ends": lambda text: _base64(f"user:{text}"),
+    "base64 of what it is in": lambda text: _base64(f"x{text}y"),
+    "base64 of JSON": lambda text: _base64(json.dumps({"number": text})),
+    "base64 in a URL": lambda text: quote(_base64(text)),
+}
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("writing", WRITINGS)
+def test_texts_lose_what_can_be_read_back(writing, secret):
+    """Libraries quote a value as they send it: in a URL, a page, a header, a log."""
+    written = WRITINGS[writing](secret)
+
+    shown = redactor_of([secret])(f"refused: <{written}>, ask them")
+
+    assert shown.startswith("refused: <")
+    assert shown.endswith(">, ask them")
+    assert MASK in shown
+    for part in re.findall(r"[0-9A-Za-z]{4,}", written):
+        assert part not in shown or part in _hex(json.dumps({"number": ""}))
+    assert secret not in shown
+
+
+def test_what_stands_around_an_escape_is_shown():
+    """Only the value goes, not the text it stands in."""
+    text = "GET https://mail.test/x?to=ann%40example.com&cc=bob%40example.com failed"
+
+    assert redactor_of(["ann@example.com"])(text) == (
+        f"GET https://mail.test/x?to={MASK}&cc=bob%40example.com failed"
+    )
+
+
+def test_a_text_without_the_value_is_as_it_was():
+    """Escapes of other things stay as they are."""
+    text = "50% of &lt;b&gt;, C:\\new, %41, \\u00e9, aGVsbG8gd29ybGQ=, 68656c6c6f"
+
+    assert redactor_of(["secret", 7, "2026-01-02"])(text) == text
+
+
+def test_bytes_are_found_as_python_writes_them():
+    """JSON has bytes in base64; an error quotes their repr."""
+    content = b"\x89PNG\r\n"
+
+    assert redactor_of([base64.b64encode(content).decode()])(f"no {content!r}") == (
+        f"no b'{MASK}'"
+    )
 
 
 def test_several_values_are_masked_the_longest_first():
