@@ -17,13 +17,14 @@ install = $(bin)/python -m pip install -qq --editable .
 stamp = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test soak check coverage bench docs clean
+.PHONY: help demo serve test soak tried check coverage bench docs clean
 
 help:
 	@echo "make demo     show the example shop at work in the terminal"
 	@echo "make serve    open the example shop in a browser"
 	@echo "make test     run the tests, on SQLite"
 	@echo "make soak     kill workers at random and look for leaks, on DATABASE_URL"
+	@echo "make tried    try other packages beside this one, on PostgreSQL"
 	@echo "make check    run the linters and the type checkers"
 	@echo "make coverage run the tests and report the lines they miss"
 	@echo "make bench    compare the speed with that of others"
@@ -49,6 +50,15 @@ soak: $(stamp)-test
 	@CQRS_SOAK=1 $(bin)/python -m pytest tests/outbox/test_chaos.py \
 	  tests/outbox/test_machine.py tests/outbox/test_worker.py $(ARGS)
 
+# In an environment of its own: the packages are in the versions that the page names.
+tried: VENV := $(VENV)-tried
+tried:
+	@$(MAKE) --no-print-directory VENV=$(VENV) $(VENV)/.installed-tried
+	@CQRS_TRIED=1 $(VENV)/bin/python -m pytest --ds tests.tried.settings \
+	  --ignore tests/tried/tenants tests/tried $(ARGS)
+	@CQRS_TRIED=1 $(VENV)/bin/python -m pytest --ds tests.tried.tenants_settings \
+	  tests/tried/tenants $(ARGS)
+
 check: $(stamp)-check
 	$(bin)/python -m ruff check
 	$(bin)/python -m ruff format --check
@@ -71,7 +81,7 @@ docs: $(stamp)-docs
 	@echo "Open docs/_build/html/index.html"
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers docs/_build dist build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-tried docs/_build dist build .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -93,4 +103,5 @@ $(stamp)-check: groups = --group lint --group test --group types
 $(stamp)-bench: groups = --group bench --group services
 $(stamp)-peers: groups = --group peers
 $(stamp)-services: groups = --group services --group test
+$(stamp)-tried: groups = --group tried
 $(stamp)-docs: groups = --group docs
