@@ -44,6 +44,7 @@ from django_cqrs.messages import (
     HeaderValue,
     Message,
     Query,
+    Ran,
     current,
     message_name_of,
     scope_of,
@@ -283,6 +284,7 @@ class Registry:
         opens_transaction: bool = True,
         using: str | None = None,
         note: Any = None,
+        ran: Ran | None = None,
     ) -> tuple[Endpoint, Callable[[], Any]]:
         """
         Read a message that comes out of a channel; return what is to handle it.
@@ -295,6 +297,7 @@ class Registry:
             using: the database that the message was stored in, which is that of a
                 handler that names none.
             note: what its handling is to be noted in, where the caller keeps that.
+            ran: what is to say which of a factory and an action has run.
 
         Returns:
             The endpoint, and a function that handles the message.
@@ -310,7 +313,12 @@ class Registry:
         table = self.routes
         endpoint = table.endpoint_named(envelope.endpoint)
         payload = decode(endpoint, table.types, envelope)
-        endpoint = table.with_action(endpoint, payload)
+        pair = table.with_action(endpoint, payload)
+        if pair is not endpoint:
+            if not envelope.name and pair.name != endpoint.name:
+                # A plain value is what the factory takes, as it was at the sending.
+                payload = decode(pair, table.types, envelope)
+            endpoint = pair
         key = endpoint, type(payload), opens_transaction, using
         run = consumptions.get(key)
         if run is None:
@@ -322,6 +330,8 @@ class Registry:
         message = message_of(envelope, payload, scope)
         if note is not None:
             message._note = note
+        if ran is not None:
+            message._ran = ran
         return endpoint, partial(run, message)
 
     @contextmanager

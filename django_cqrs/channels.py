@@ -35,6 +35,7 @@ from django.utils.module_loading import import_string
 from django_cqrs import conf
 from django_cqrs.callbacks import OwnCallback
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
+from django_cqrs.retries import Retry
 
 logger: Final = logging.getLogger("django_cqrs.channels")
 
@@ -288,6 +289,7 @@ class InMemoryChannel(Channel):
         """Start empty."""
         super().__init__(alias, options)
         self._committed: list[Delivery] = []
+        self._attempts: dict[int, int] = {}
 
     def write(
         self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
@@ -310,7 +312,8 @@ class InMemoryChannel(Channel):
         """
         Handle what is due, and what that sends here, until nothing is.
 
-        Expired messages are dropped. A message whose handler raises stays.
+        Expired messages are dropped. A message whose handler raises stays; with
+        ``retry=`` it waits for its next attempt, and is gone after the last.
 
         Args:
             limit: stop after so many messages.
@@ -325,11 +328,7 @@ class InMemoryChannel(Channel):
         handled = 0
         while limit is None or handled < limit:
             now = timezone.now()
-            due = [
-                (delivery, store)
-                for delivery, store in self._held()
-                if delivery.envelope.is_due(now)
-            ]
+            due = self._due(now)
             if not due:
                 break
             delivery, store = min(due, key=lambda pair: _turn(pair[0].envelope))
@@ -345,11 +344,44 @@ class InMemoryChannel(Channel):
                 continue
             try:
                 delivery.deliver(delivery.envelope)
-            except BaseException:
-                store.append(delivery)
+            except BaseException as error:
+                kept = self._after(delivery, error)
+                if kept is not None:
+                    store.append(kept)
                 raise
+            self._attempts.pop(delivery.envelope.sequence, None)
             handled += 1
         return handled
+
+    def _due(self, now: datetime) -> list[tuple[Delivery, list[Delivery]]]:
+        """Return what is due; what comes after a failure of its key is not."""
+        held = list(self._held())
+        blocked = {
+            delivery.envelope.group
+            for delivery, _ in held
+            if delivery.envelope.sequence in self._attempts
+            and not delivery.envelope.is_due(now)
+        } - {None}
+        return [
+            (delivery, store)
+            for delivery, store in held
+            if delivery.envelope.is_due(now) and delivery.envelope.group not in blocked
+        ]
+
+    def _after(self, delivery: Delivery, error: BaseException) -> Delivery | None:
+        """Return what is kept of a message that failed, None where it is given up."""
+        retry: Retry | None = getattr(delivery.deliver, "retry", None)
+        if retry is None:
+            return delivery
+        envelope = delivery.envelope
+        attempts = self._attempts.get(envelope.sequence, 0) + 1
+        if retry.is_worth(error) and attempts < retry.attempts:
+            self._attempts[envelope.sequence] = attempts
+            until = timezone.now() + retry.delay_after(attempts)
+            envelope = dataclasses.replace(envelope, available_at=until)
+            return delivery._replace(envelope=envelope)
+        self._attempts.pop(envelope.sequence, None)
+        return delivery if retry.final_failure == "stop" else None
 
     def advance(self, span: timedelta) -> None:
         """Let time pass for what waits: what is delayed falls due, or expires."""
@@ -377,6 +409,7 @@ class InMemoryChannel(Channel):
             if delivery.envelope.subject == subject
             and delivery.envelope.endpoint in endpoints
             and not delivery.envelope.is_due(now)
+            and delivery.envelope.sequence not in self._attempts
         ]
         if cancelled:
             connection.on_commit(_Cancelled(self, connection, cancelled))

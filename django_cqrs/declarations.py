@@ -54,9 +54,15 @@ class Policies:
     retry: Retry | None = None
     identifier: Any = None
     on_missing: str | None = None
-    output: str | None = None
+    output: str | tuple[str, ...] | None = None
     ordering_key: Any = None
     idempotency_key: Any = None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The routing keys that ``output=`` names."""
+        output = self.output
+        return (output,) if isinstance(output, str) else tuple(output or ())
 
     def said(self) -> list[str]:
         """Return the names of the policies that were given."""
@@ -171,6 +177,8 @@ def _decorator(kind: Kind, route: Any, **policies: Any) -> Any:
     aliases = policies["aliases"]
     is_one = isinstance(aliases, str) or not isinstance(aliases, Iterable)
     policies["aliases"] = (aliases,) if is_one else tuple(aliases)
+    if isinstance(policies.get("output"), list):
+        policies["output"] = tuple(policies["output"])
     declaration = Declaration(kind, route, Policies(**policies))
 
     def decorate(handler: H) -> H:
@@ -197,7 +205,7 @@ def command_handler(
     retry: Retry | None = None,
     identifier: Any = None,
     on_missing: OnMissing | None = None,
-    output: str | None = None,
+    output: str | tuple[str, ...] | list[str] | None = None,
     ordering_key: KeySource | None = None,
     idempotency_key: KeySource | None = None,
 ) -> Callable[[H], H]: ...
@@ -216,7 +224,7 @@ def command_handler(
     retry: Retry | None = None,
     identifier: Any = None,
     on_missing: OnMissing | None = None,
-    output: str | None = None,
+    output: str | tuple[str, ...] | list[str] | None = None,
     ordering_key: KeySource | None = None,
     idempotency_key: KeySource | None = None,
 ) -> Any:
@@ -241,8 +249,8 @@ def command_handler(
             a dict of these where it takes several to say so.
         on_missing: ``"ignore"`` drops a message whose aggregate or saga is not
             there; ``"raise"``, the default, raises.
-        output: the routing key of a command that what the handler returns is sent
-            to, unless it is None.
+        output: the routing key of a command, or several, that what the handler
+            returns is sent to, unless it is None.
         ordering_key: where the key is whose messages are handled one at a time, in
             the order of sending, on a channel that keeps it. A string is an
             attribute of the payload, ``Header("x")`` a header, a callable gets the
@@ -338,7 +346,7 @@ def event_handler(
     retry: Retry | None = None,
     identifier: Any = None,
     on_missing: OnMissing | None = None,
-    output: str | None = None,
+    output: str | tuple[str, ...] | list[str] | None = None,
     ordering_key: KeySource | None = None,
     idempotency_key: KeySource | None = None,
 ) -> Callable[[H], H]: ...
@@ -357,7 +365,7 @@ def event_handler(
     retry: Retry | None = None,
     identifier: Any = None,
     on_missing: OnMissing | None = None,
-    output: str | None = None,
+    output: str | tuple[str, ...] | list[str] | None = None,
     ordering_key: KeySource | None = None,
     idempotency_key: KeySource | None = None,
 ) -> Any:
@@ -385,8 +393,8 @@ def event_handler(
             a dict of these where it takes several to say so.
         on_missing: ``"ignore"`` drops a message whose aggregate or saga is not
             there; ``"raise"``, the default, raises.
-        output: the routing key of a command that what the handler returns is sent
-            to, unless it is None.
+        output: the routing key of a command, or several, that what the handler
+            returns is sent to, unless it is None.
         ordering_key: where the key is whose events are handled one at a time, in
             the order of sending, on a channel that keeps it. A string is an
             attribute of the event, ``Header("x")`` a header, a callable gets the

@@ -32,10 +32,8 @@ logger: Final = logging.getLogger("django_cqrs.pipeline")
 
 
 def idempotency_key_of(endpoint: Endpoint) -> KeySource | None:
-    """Return where an endpoint's key is: its own, or that of the action beside it."""
+    """Return where an endpoint's key is, or that of the action beside it."""
     source: KeySource | None = endpoint.policies.idempotency_key
-    if source is None and endpoint.action is not None:
-        source = endpoint.action.policies.idempotency_key
     return source
 
 
@@ -195,8 +193,7 @@ def inbox_for(whose: str) -> Inbox:
 
 def _owners(endpoint: Endpoint, space: str = "") -> tuple[str, tuple[str, ...]]:
     """Return the names that an endpoint's keys are kept under, now and before."""
-    names = (endpoint.name, *endpoint.policies.aliases)
-    owner, *former = (as_key(f"{space}{name}") for name in names)
+    owner, *former = (as_key(f"{space}{name}") for name in endpoint.names)
     return owner, tuple(former)
 
 

@@ -62,7 +62,7 @@ class Row:
     is_factory: bool
     """Whether it makes such an object, and is not called on one."""
     output: str | None
-    """The routing key of the command that its result is sent to."""
+    """The routing key of the command that its result is sent to; several by commas."""
     problem: str | None
     """The id of the check that fails, None where the route works."""
 
@@ -183,7 +183,7 @@ def _rows(registry: Registry, endpoint: Endpoint) -> Iterator[Row]:
             priority=endpoint.priority,
             object=_dotted(endpoint.subject.owner) if endpoint.subject else None,
             is_factory=endpoint.subject is not None and endpoint.is_factory,
-            output=endpoint.policies.output,
+            output=", ".join(endpoint.policies.outputs) or None,
             problem=problem.rule.id if problem else None,
         )
 

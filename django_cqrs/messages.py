@@ -45,7 +45,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What a copy of a message takes along, where it is there.
 _PASSED_ON = (
     *("_aggregate", "_aggregate_id", "_dependencies", "_held", "_is_retried"),
-    *("_note", "_options", "_scope", "_using"),
+    *("_note", "_options", "_output", "_ran", "_scope", "_using"),
 )
 
 _NO_HEADERS: Mapping[str, HeaderValue] = {}
@@ -156,8 +156,10 @@ class Message:
         "_nanoseconds",
         "_note",
         "_options",
+        "_output",
         "_parent",
         "_payload",
+        "_ran",
         "_scope",
         "_subject",
         "_trace",
@@ -175,6 +177,8 @@ class Message:
     _nanoseconds: int
     _note: Any
     _options: Any
+    _output: list[Any]
+    _ran: Ran
     _scope: Any
     _subject: Any
     _trace: dict[str, str]
@@ -285,6 +289,30 @@ class Message:
     def __repr__(self) -> str:
         """Return the payload's type and the id: a payload may be secret."""
         return f"<Message {type(self._payload).__name__} {self.message_id}>"
+
+
+class Ran:
+    """Which of two handlers has run, where a message has a factory and an action."""
+
+    __slots__ = ("name",)
+
+    def __init__(self) -> None:
+        """Begin before either does."""
+        self.name: str = ""
+
+
+def name_run(message: Message, name: str) -> str:
+    """
+    Return the name of the endpoint that has run, for logs and errors.
+
+    Args:
+        message: that is being handled.
+        name: of the endpoint that it was sent to, which is the answer where that is
+            no pair, or where neither of the two has run.
+
+    """
+    ran: Ran | None = getattr(message, "_ran", None)
+    return (ran is not None and ran.name) or name
 
 
 def scope_of(message: Message | Origin) -> Any:

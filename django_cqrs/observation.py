@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from django_cqrs.conversion import is_value_type, name_of_type
 from django_cqrs.interception import JoinPoint
-from django_cqrs.messages import Message, message_name_of
+from django_cqrs.messages import Message, Ran, message_name_of, name_run
 from django_cqrs.signals import message_failed, message_handled, tell_change
 from django_cqrs.stages import Run
 
@@ -67,7 +67,26 @@ def observed(run: Run, point: JoinPoint, step: Step) -> Run:
     """Return `run` with all who watch it around it, those added last outermost."""
     for observer in (_signalled, _logged, *_observers):
         run = observer(run, point, step)
+    if point.endpoint.action is not None and step is not Step.SEND:
+        return _named(run)
     return run
+
+
+def _named(run: Run) -> Run:
+    """Have it known which of a factory and an action has run."""
+
+    def run_named(message: Message) -> Any:
+        # A worker that wants to know it gives a message of its own.
+        before: Ran | None = getattr(message, "_ran", None)
+        if before is None:
+            message._ran = Ran()
+        try:
+            return run(message)
+        finally:
+            if before is None:
+                del message._ran  # another handler of the event has another one
+
+    return run_named
 
 
 def witnessed(run: Run, point: JoinPoint, alias: str) -> Run:
@@ -110,13 +129,16 @@ def _signalled(run: Run, point: JoinPoint, step: Step) -> Run:
             message_failed.send_robust(
                 sender,
                 message=message,
-                endpoint=endpoint,
+                endpoint=name_run(message, endpoint),
                 duration=perf_counter() - start,
                 exception=error,
             )
             raise
         message_handled.send_robust(
-            sender, message=message, endpoint=endpoint, duration=perf_counter() - start
+            sender,
+            message=message,
+            endpoint=name_run(message, endpoint),
+            duration=perf_counter() - start,
         )
         return result
 
@@ -133,7 +155,7 @@ def _logged(run: Run, point: JoinPoint, step: Step) -> Run:
         return {
             "cqrs_message_id": str(message.message_id),
             "cqrs_correlation_id": str(message.correlation_id),
-            "cqrs_endpoint": endpoint,
+            "cqrs_endpoint": name_run(message, endpoint),
         }
 
     def run_logged(message: Message) -> Any:
@@ -144,13 +166,13 @@ def _logged(run: Run, point: JoinPoint, step: Step) -> Run:
             milliseconds = (perf_counter() - start) * 1000
             text = "%s failed in %s after %.3f ms with %s"
             name = name_of_error(error)
-            logger.debug(
-                text, label, endpoint, milliseconds, name, extra=extra(message)
-            )
+            ran = name_run(message, endpoint)
+            logger.debug(text, label, ran, milliseconds, name, extra=extra(message))
             raise
         milliseconds = (perf_counter() - start) * 1000
         text = "%s was handled by %s in %.3f ms"
-        logger.debug(text, label, endpoint, milliseconds, extra=extra(message))
+        ran = name_run(message, endpoint)
+        logger.debug(text, label, ran, milliseconds, extra=extra(message))
         return result
 
     def run_sending_logged(message: Message) -> Any:

@@ -371,18 +371,26 @@ def _unremembered(endpoint: Endpoint) -> str:
 
 
 def _sent_on(run: Run, point: JoinPoint) -> Run:
-    """Return `run` with its result sent to the command that ``output=`` names."""
+    """
+    Return `run` with its result sent to the commands that ``output=`` names.
+
+    That is what a dispatch gives back: of an object that was made, its identifier. A
+    factory may say what else is to be sent.
+    """
     endpoint, registry = point.endpoint, point.bus._registry
-    acting = endpoint.action or endpoint
-    output = acting.policies.output or endpoint.policies.output
-    is_made = endpoint.is_factory and endpoint.subject is not None
-    if output is None or (is_made and endpoint.action is None):
+    outputs = endpoint.policies.outputs
+    if not outputs:
         return run
+    may_say = endpoint.is_factory and endpoint.subject is not None
 
     def run_then_send(message: Message) -> Any:
+        if may_say:
+            message._output = []
         result = run(message)
-        if result is not None and not (is_made and message._subject is None):
-            registry.command_bus.dispatch(result, route=output)
+        sent = message._output[0] if may_say and message._output else result
+        if sent is not None:
+            for output in outputs:
+                registry.command_bus.dispatch(sent, route=output)
         return result
 
     return run_then_send
@@ -400,11 +408,20 @@ def _alias_of(endpoint: Endpoint, subject: Subject, message: Message) -> str:
 def _call_of(point: JoinPoint) -> Run:
     """Return the handler as a function of the message alone."""
     endpoint = point.endpoint
-    call = _call_of_one(endpoint)
+    make = _call_of_one(endpoint)
     if endpoint.action is None:
-        return call
+        return make
     act = _call_of_one(endpoint.action)
-    return lambda message: (call if message._subject is None else act)(message)
+    making, acting = endpoint.name, endpoint.action.name
+
+    def call(message: Message) -> Any:
+        if message._subject is None:
+            message._ran.name = making
+            return make(message)
+        message._ran.name = acting
+        return act(message)
+
+    return call
 
 
 def _call_of_one(endpoint: Endpoint) -> Run:

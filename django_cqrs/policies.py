@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
-from django_cqrs.channels import Channel, as_timedelta, channels
+from django_cqrs.channels import (
+    DEFAULT_CHANNEL_ALIAS,
+    Channel,
+    as_timedelta,
+    channels,
+)
 from django_cqrs.conversion import (
     bare_type,
     is_plain_class,
@@ -21,6 +26,7 @@ from django_cqrs.declarations import Kind, Policies
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.inboxes import find_inbox
 from django_cqrs.keys import faults_of
+from django_cqrs.keywords import KEYWORDS, Role
 from django_cqrs.messages import result_type_of
 from django_cqrs.parameters import place_of
 from django_cqrs.problems import Problem, Rule
@@ -38,6 +44,11 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _are_keys(value: object) -> bool:
+    several = value if isinstance(value, tuple) else (value,)
+    return bool(several) and all(map(_is_text, several))
+
+
 # The others are compared with what there is: databases, channels, attributes.
 _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("a name", _is_text),
@@ -46,7 +57,7 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "atomic": ("True or False", lambda value: isinstance(value, bool)),
     "priority": ("a whole number", _is_whole),
     "retry": ("a Retry", lambda value: isinstance(value, Retry)),
-    "output": ("a routing key", _is_text),
+    "output": ("a routing key, or a tuple of them", _are_keys),
 }
 
 
@@ -73,9 +84,25 @@ def with_sound_values(
     return dataclasses.replace(policies, **unsaid), problems
 
 
+def are_equal(name: str, one: Any, other: Any) -> bool:
+    """Tell whether two values of a keyword say the same."""
+    if name == "channel":
+        one, other = (
+            DEFAULT_CHANNEL_ALIAS if each is True else each for each in (one, other)
+        )
+    elif name in _SPANS and _is_span(one) and _is_span(other):
+        one, other = as_timedelta(one, name), as_timedelta(other, name)
+    return bool(one == other)
+
+
 def problems_of(endpoint: Endpoint) -> Iterator[Problem]:
-    """Yield what is wrong with an endpoint's policies and results."""
+    """
+    Yield what is wrong with an endpoint's policies and results.
+
+    What a factory and an action share is reported where it is written.
+    """
     yield from _database(endpoint)
+    yield from _places(endpoint)
     yield from _channel(endpoint)
     yield from _object(endpoint)
     yield from _keys(endpoint)
@@ -83,7 +110,7 @@ def problems_of(endpoint: Endpoint) -> Iterator[Problem]:
 
 
 def _database(endpoint: Endpoint) -> Iterator[Problem]:
-    using = endpoint.policies.using
+    using = endpoint.own.using
     if using is not None and using not in settings.DATABASES:
         yield Problem(
             Rule.UNKNOWN_DATABASE,
@@ -94,27 +121,39 @@ def _database(endpoint: Endpoint) -> Iterator[Problem]:
         )
 
 
+def _places(endpoint: Endpoint) -> Iterator[Problem]:
+    """Yield the keywords that mean nothing where they stand."""
+    where, is_waiting = place_of(endpoint.function), endpoint.channel is not None
+    roles = [endpoint.role]
+    if endpoint.role is Role.PAIR and endpoint.is_alone_somewhere:
+        roles.append(Role.ACTION)
+    for name in endpoint.own.said():
+        if name == "channel":  # it has checks of its own
+            continue
+        may_stand = KEYWORDS[name].where(endpoint.kind)
+        if any(may_stand.fits(role, is_waiting=is_waiting) for role in roles):
+            continue
+        if any(may_stand.fits(role, is_waiting=True) for role in roles):
+            yield Problem(
+                Rule.CHANNEL_POLICY,
+                f"{where} has {name}=, but is called at once.",
+                f"Give it a channel=, or take {name}= away.",
+                endpoint.function,
+            )
+        elif not (is_waiting and endpoint.kind is Kind.QUERY):
+            yield Problem(
+                Rule.MISPLACED_POLICY,
+                f"{where} has {name}=, but {endpoint.role}.",
+                f"Take {name}= away.",
+                endpoint.function,
+            )
+
+
 def _channel(endpoint: Endpoint) -> Iterator[Problem]:
     where = place_of(endpoint.function)
-    policies = endpoint.policies
+    policies, own = endpoint.policies, endpoint.own
     alias = endpoint.channel
     if alias is None:
-        only = ["delay", "expires", "retry", "ordering_key"]
-        if endpoint.kind is Kind.COMMAND:
-            only.append("priority")
-        else:
-            # An event's handlers share a transaction that others have opened.
-            only.append("idempotency_key")
-            if endpoint.subject is None:
-                only += ["using", "atomic"]
-        for name in only:
-            if getattr(policies, name) is not None:
-                yield Problem(
-                    Rule.CHANNEL_POLICY,
-                    f"{where} has {name}=, but is called at once.",
-                    f"Give it a channel=, or take {name}= away.",
-                    endpoint.function,
-                )
         return
     if endpoint.kind is Kind.QUERY:
         yield Problem(
@@ -124,33 +163,37 @@ def _channel(endpoint: Endpoint) -> Iterator[Problem]:
             endpoint.function,
         )
         return
-    if not isinstance(alias, str):
-        yield Problem(
-            Rule.UNKNOWN_CHANNEL,
-            f"{where} has channel={alias!r}.",
-            "Give the alias of one channel, or True for 'default'.",
-            endpoint.function,
-        )
-        return
     try:
-        channel = channels[alias]
+        channel = channels[alias] if isinstance(alias, str) else None
     except InvalidChannel as error:
-        yield Problem(
-            Rule.UNKNOWN_CHANNEL,
-            f"{where} has channel={alias!r}. {error}",
-            "Name a channel that DJANGO_CQRS['CHANNELS'] describes.",
-            endpoint.function,
-        )
+        if own.channel is not None:
+            yield Problem(
+                Rule.UNKNOWN_CHANNEL,
+                f"{where} has channel={alias!r}. {error}",
+                "Name a channel that DJANGO_CQRS['CHANNELS'] describes.",
+                endpoint.function,
+            )
         return
-    faults = list(_option_faults(channel, policies))
+    if channel is None:
+        if own.channel is not None:
+            yield Problem(
+                Rule.UNKNOWN_CHANNEL,
+                f"{where} has channel={alias!r}.",
+                "Give the alias of one channel, or True for 'default'.",
+                endpoint.function,
+            )
+        return
+    faults = list(_option_faults(channel, own))
     for name, fault, hint in faults:
         yield Problem(
             Rule.CHANNEL_POLICY,
-            f"{where} has {name}={getattr(policies, name)!r}. {fault}",
+            f"{where} has {name}={getattr(own, name)!r}. {fault}",
             hint,
             endpoint.function,
         )
-    if faults or not policies.delay or policies.expires is None:
+    if faults or (own.delay is None and own.expires is None):
+        return
+    if not (policies.delay and _is_span(policies.delay) and _is_span(policies.expires)):
         return
     if as_timedelta(policies.expires, "") <= as_timedelta(policies.delay, ""):
         yield Problem(
@@ -198,7 +241,7 @@ def _is_span(value: object) -> bool:
 
 
 def _object(endpoint: Endpoint) -> Iterator[Problem]:
-    where, policies = place_of(endpoint.function), endpoint.policies
+    where, policies = place_of(endpoint.function), endpoint.own
     if endpoint.owner is not None and endpoint.function.__name__ == "__init__":
         yield Problem(
             Rule.CONSTRUCTOR_HANDLER,
@@ -206,16 +249,7 @@ def _object(endpoint: Endpoint) -> Iterator[Problem]:
             "Decorate a class-method that makes an object and returns it.",
             endpoint.function,
         )
-    if endpoint.subject is None:
-        for name in ("identifier", "on_missing"):
-            if getattr(policies, name) is not None:
-                yield Problem(
-                    Rule.MISPLACED_POLICY,
-                    f"{where} has {name}=, but is called on no aggregate or saga.",
-                    f"Take {name}= away.",
-                    endpoint.function,
-                )
-    elif policies.on_missing not in (None, "raise", "ignore"):
+    if policies.on_missing not in (None, "raise", "ignore"):
         yield Problem(
             Rule.MISPLACED_POLICY,
             f"{where} has on_missing={policies.on_missing!r}.",
@@ -228,7 +262,7 @@ def _keys(endpoint: Endpoint) -> Iterator[Problem]:
     where, wanted = place_of(endpoint.function), endpoint.plan.payload
     members = None if wanted is None else wanted.members
     for name in ("ordering_key", "idempotency_key"):
-        source = getattr(endpoint.policies, name)
+        source = getattr(endpoint.own, name)
         for fault in () if source is None else faults_of(source, members):
             yield Problem(
                 Rule.BROKEN_KEY,
@@ -237,7 +271,7 @@ def _keys(endpoint: Endpoint) -> Iterator[Problem]:
                 "or a callable that gets the message.",
                 endpoint.function,
             )
-    if endpoint.policies.idempotency_key is None:
+    if endpoint.own.idempotency_key is None:
         return
     if find_inbox() is None:
         yield no_inbox(where, endpoint.function)

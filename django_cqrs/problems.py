@@ -35,6 +35,7 @@ class Rule(enum.Enum):
     UNKEPT_JOURNAL = "E023", "A journal that nothing keeps"
     BAD_POLICY = "E024", "A policy with a value that it cannot have"
     GENERATOR_HANDLER = "E025", "A handler that is a generator"
+    UNEQUAL_PAIR = "E026", "A factory and an action whose keywords are not equal"
     NO_IDENTIFIER = "E030", "An aggregate whose identifier names no object"
     CROWDED_FACTORY = "E031", "A factory with more than one action for its message"
     NO_STORAGE = "E032", "An aggregate that nothing can find or keep"

@@ -41,6 +41,8 @@ class Subject(ABC):
     """Finds the object that a method is called on, and keeps it afterwards."""
 
     owner: type
+    has_an_end: bool = False
+    """Whether an object can be over, is kept then, and takes no more messages."""
 
     @abstractmethod
     def write_alias(self) -> str:

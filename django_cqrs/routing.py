@@ -9,7 +9,7 @@ import re
 import sys
 import typing
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +41,7 @@ from django_cqrs.exceptions import (
     NoHandlerFound,
     UnknownEndpoint,
 )
+from django_cqrs.keywords import OWN, Role
 from django_cqrs.messages import message_name_of
 from django_cqrs.parameters import (
     TAKES_PAYLOAD,
@@ -51,7 +52,7 @@ from django_cqrs.parameters import (
     place_of,
     plan_of,
 )
-from django_cqrs.policies import problems_of, with_sound_values
+from django_cqrs.policies import are_equal, problems_of, with_sound_values
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.roles import Subject, role_of, subject_of
 
@@ -62,6 +63,9 @@ ENTRANCES = {
     Kind.QUERY: "query_bus.ask",
     Kind.EVENT: "event_bus.publish",
 }
+
+
+_NOTHING_SAID: Final = Policies()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -91,6 +95,22 @@ class Endpoint:
     """Whether it makes such an object, and is not called on one."""
     action: Endpoint | None = None
     """What is called instead of this factory where the object is there already."""
+    own: Policies = _NOTHING_SAID
+    """What its own decorators say; `policies` has what its partner says as well."""
+    partners: tuple[str, ...] = ()
+    """The names of the factories and actions that share its messages."""
+    is_alone_somewhere: bool = True
+    """Whether a message leads here that leads to no factory."""
+
+    @property
+    def role(self) -> Role:
+        """What it is to the objects of its class."""
+        if self.subject is None:
+            return Role.PLAIN
+        if self.partners:
+            is_saga = self.subject.has_an_end
+            return Role.SAGA_PAIR if is_saga else Role.PAIR
+        return Role.FACTORY if self.is_factory else Role.ACTION
 
     @property
     def priority(self) -> int:
@@ -122,6 +142,12 @@ class Endpoint:
     def plans(self) -> tuple[ArgumentPlan, ...]:
         """Its own plan, and that of the action that may be called instead."""
         return (self.plan,) if self.action is None else (self.plan, self.action.plan)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name, those that it had, and those of the action beside it."""
+        beside = () if self.action is None else self.action.names
+        return (self.name, *self.policies.aliases, *beside)
 
     @property
     def place(self) -> str:
@@ -206,17 +232,24 @@ def _endpoints(
             keys=keys,
             classes=classes,
             policies=policies,
+            own=policies,
             order=0,
             problems=tuple(problems),
             # A query of the class itself is about no object of it.
             subject=None if is_static and kind is Kind.QUERY else subject,
             is_factory=is_static,
         )
-        if not plan.problems:
-            problems += problems_of(endpoint)
-            if endpoint.subject is not None:
-                problems += endpoint.subject.problems_of(endpoint)
-        yield dataclasses.replace(endpoint, problems=tuple(problems))
+        yield endpoint
+
+
+def _checked(endpoint: Endpoint) -> Endpoint:
+    """Return an endpoint with what is wrong with its policies and its class."""
+    if endpoint.plan.problems:
+        return endpoint
+    problems = [*endpoint.problems, *problems_of(endpoint)]
+    if endpoint.subject is not None:
+        problems += endpoint.subject.problems_of(endpoint)
+    return dataclasses.replace(endpoint, problems=tuple(problems))
 
 
 def _callable_and_plan(
@@ -387,7 +420,145 @@ def _annotations_of(function: Any) -> dict[str, Any]:
     return inspect.get_annotations(function)
 
 
+# --------------------------------------------------------------------------- pairs
+
+
+def sharing(endpoints: Sequence[Endpoint], messages: Sequence[type]) -> list[Endpoint]:
+    """
+    Return endpoints, factories and actions with the keywords that they share.
+
+    A factory and an action of one class that a message leads to are one handler for
+    it: whichever of them has a keyword, it counts for both.
+
+    Args:
+        endpoints: of one registry.
+        messages: the message classes that are known beside those of handlers.
+
+    """
+    groups: defaultdict[Any, list[Endpoint]] = defaultdict(list)
+    for each in endpoints:
+        if each.subject is not None and each.kind is not Kind.QUERY:
+            groups[each.owner, each.kind].append(each)
+    replaced: dict[Endpoint, Endpoint] = {}
+    for rivals in groups.values():
+        factories = [each for each in rivals if each.is_factory]
+        if factories and len(factories) < len(rivals):
+            replaced |= _sharing_of_class(rivals, messages)
+    return [replaced.get(each, each) for each in endpoints]
+
+
+def _sharing_of_class(
+    rivals: Sequence[Endpoint], messages: Sequence[type]
+) -> dict[Endpoint, Endpoint]:
+    known = list(dict.fromkeys([*messages, *(c for e in rivals for c in e.classes)]))
+    known += [each for cls in list(known) if cls is not object for each in _heirs(cls)]
+    keys = {key for each in rivals for key in each.keys}
+    keys |= {name.name for cls in known if (name := message_name_of(cls)) is not None}
+    reach = {each: _reach(each, known, keys) for each in rivals}
+    found: dict[Endpoint, Endpoint] = {}
+    for each in rivals:
+        if each in found:
+            continue
+        group, ahead = [each], [each]
+        while ahead:
+            one = ahead.pop()
+            for other in rivals:
+                meets = other.is_factory is not one.is_factory
+                if meets and other not in group and reach[one] & reach[other]:
+                    group.append(other)
+                    ahead.append(other)
+        if len(group) > 1:
+            made = {route for e in group if e.is_factory for route in reach[e]}
+            acted = {route for e in group if not e.is_factory for route in reach[e]}
+            found |= _sharing_of_group(group, is_alone=bool(acted - made))
+    return found
+
+
+def _sharing_of_group(
+    group: Sequence[Endpoint], *, is_alone: bool
+) -> dict[Endpoint, Endpoint]:
+    shared: dict[str, Any] = {}
+    said_by: dict[str, Endpoint] = {}
+    problems: list[Problem] = []
+    for endpoint in group:
+        for name in endpoint.own.said():
+            value = getattr(endpoint.own, name)
+            first = said_by.setdefault(name, endpoint)
+            if name in OWN or first is endpoint:
+                shared.setdefault(name, value)
+            elif not are_equal(name, value, shared[name]):
+                problems.append(_unequal(name, first, endpoint))
+    for name in OWN:
+        shared.pop(name, None)
+    return {
+        each: dataclasses.replace(
+            each,
+            policies=dataclasses.replace(each.own, **shared),
+            partners=tuple(other.name for other in group if other is not each),
+            is_alone_somewhere=is_alone,
+            problems=(*each.problems, *problems),
+        )
+        for each in group
+    }
+
+
+def _reach(
+    endpoint: Endpoint, known: Iterable[type], keys: Iterable[str]
+) -> frozenset[Any]:
+    """Return what leads to an endpoint, of the classes and the keys that are known."""
+    return frozenset(
+        [
+            *(cls for cls in known if _is_reached_by(endpoint, cls)),
+            *(key for key in keys if _listens_to(endpoint, key)),
+        ]
+    )
+
+
+def _is_reached_by(endpoint: Endpoint, cls: type) -> bool:
+    """Tell whether objects of a class lead to an endpoint, others aside."""
+    name = message_name_of(cls)
+    if name is not None and _listens_to(endpoint, name.name):
+        return True
+    if endpoint.kind is not Kind.EVENT:
+        return cls in endpoint.classes
+    return any(
+        routed is object or _is_subclass(cls, routed) for routed in endpoint.classes
+    )
+
+
+def _listens_to(endpoint: Endpoint, key: str) -> bool:
+    if endpoint.kind is Kind.EVENT:
+        return any(fnmatchcase(key, own) for own in endpoint.keys)
+    return key in endpoint.keys
+
+
+def _is_subclass(cls: type, base: type) -> bool:
+    try:
+        return issubclass(cls, base)
+    except TypeError:  # a Protocol with data: only an object can tell
+        return False
+
+
+def _unequal(name: str, one: Endpoint, other: Endpoint) -> Problem:
+    return Problem(
+        Rule.UNEQUAL_PAIR,
+        f"{one.place} has {name}={getattr(one.own, name)!r} and {other.place} has "
+        f"{name}={getattr(other.own, name)!r}: they are the factory and the action for "
+        f"one message, and share their keywords.",
+        f"Give {name}= on one of them, or the same on both.",
+        other.function,
+    )
+
+
 # --------------------------------------------------------------------------- table
+
+
+def _named_classes(discovery: Discovery) -> Iterator[type]:
+    """Yield the message classes that modules or a registry name by themselves."""
+    yield from discovery.messages
+    for found in discovery.handlers:
+        if isinstance(found.target, type) and message_name_of(found.target):
+            yield found.target
 
 
 class RouteTable:
@@ -398,9 +569,10 @@ class RouteTable:
         endpoints: list[Endpoint] = []
         for found in discovery.handlers:
             endpoints.extend(endpoints_of(found, services))
+        shared = sharing(endpoints, list(_named_classes(discovery)))
         self.endpoints: Final = tuple(
-            dataclasses.replace(endpoint, order=order)
-            for order, endpoint in enumerate(endpoints)
+            _checked(dataclasses.replace(endpoint, order=order))
+            for order, endpoint in enumerate(shared)
         )
         self._strays: Final = [
             problem
@@ -446,11 +618,6 @@ class RouteTable:
         )
 
     def _message_classes(self, discovery: Discovery) -> list[type]:
-        named = [
-            found.target
-            for found in discovery.handlers
-            if isinstance(found.target, type) and message_name_of(found.target)
-        ]
         members = [
             member
             for endpoint in self.endpoints
@@ -460,7 +627,7 @@ class RouteTable:
             and member.__module__ != "builtins"
             and not is_protocol(member)
         ]
-        said = [*discovery.messages, *named, *members]
+        said = [*_named_classes(discovery), *members]
         # What @dataclass(slots=True) copied, and earlier loads of a module, live on
         # as subclasses: the last one is meant.
         derived: dict[Any, type] = {
@@ -565,20 +732,21 @@ class RouteTable:
     def _find_dead_ends(self) -> Iterator[Problem]:
         """Yield the handlers whose results are to go where nobody takes them."""
         for endpoint in self.endpoints:
-            output = endpoint.policies.output
-            if output is None or self._by_key[Kind.COMMAND].get(output):
-                continue
-            if self.types.named(output) is not None:
-                continue
-            near = difflib.get_close_matches(output, self._by_key[Kind.COMMAND], n=1)
-            meant = f"Did you mean {near[0]!r}?" if near else "Write one, or mend it."
-            yield Problem(
-                Rule.UNKNOWN_OUTPUT,
-                f"{endpoint.place} has output={output!r}, and no command handler has "
-                f"this routing key.",
-                meant,
-                endpoint.function,
-            )
+            for output in endpoint.own.outputs:
+                keys = self._by_key[Kind.COMMAND]
+                if keys.get(output) or self.types.named(output) is not None:
+                    continue
+                near = difflib.get_close_matches(output, keys, n=1)
+                meant = (
+                    f"Did you mean {near[0]!r}?" if near else "Write one, or mend it."
+                )
+                yield Problem(
+                    Rule.UNKNOWN_OUTPUT,
+                    f"{endpoint.place} has output={output!r}, and no command handler "
+                    f"has this routing key.",
+                    meant,
+                    endpoint.function,
+                )
 
     # Look-ups ----------------------------------------------------------------------
 
@@ -752,22 +920,51 @@ class RouteTable:
     def _pair(self, factory: Endpoint, action: Endpoint) -> Endpoint:
         pair = self._pairs.get((factory, action))
         if pair is None:
-            pair = dataclasses.replace(factory, action=action)
+            one, other = factory, action
+            if action.name not in factory.partners:
+                one, other = self._meeting(factory, action)
+            pair = dataclasses.replace(one, action=other)
             self._pairs[factory, action] = pair
             self._parts[pair] = factory, action
         return pair
 
+    def _meeting(
+        self, factory: Endpoint, action: Endpoint
+    ) -> tuple[Endpoint, Endpoint]:
+        """
+        Return two that share a message of which nobody could know before.
+
+        Raises:
+            InvalidHandler: their keywords are not equal.
+
+        """
+        both = [
+            dataclasses.replace(each, own=each.policies, problems=())
+            for each in (factory, action)
+        ]
+        one, other = _sharing_of_group(both, is_alone=True).values()
+        for problem in one.problems:
+            raise InvalidHandler(str(problem))
+        return one, other
+
     def with_action(self, endpoint: Endpoint, payload: Any) -> Endpoint:
-        """Return a factory that was stored with, paired as it was when sent."""
-        if endpoint.subject is None or not endpoint.is_factory:
+        """
+        Return what a message was stored for: the pair, where it was for one of a pair.
+
+        Args:
+            endpoint: whose name the message has, the factory or the action.
+            payload: of the message.
+
+        """
+        if endpoint.subject is None or endpoint.kind is Kind.QUERY:
             return endpoint
         also = [
             each
             for each in self.endpoints
             if each.owner is endpoint.owner
             and each.kind is endpoint.kind
-            and not each.is_factory
-            and (set(each.keys) & set(endpoint.keys) or _leads(payload, each))
+            and each.is_factory is not endpoint.is_factory
+            and (set(each.keys) & set(endpoint.keys) or _meet(payload, each, endpoint))
         ]
         return self.paired([endpoint, *also])[0]
 
@@ -863,8 +1060,19 @@ def turn_of(endpoint: Endpoint) -> tuple[int, bool, int]:
     return -endpoint.priority, endpoint.subject is None, endpoint.order
 
 
-def _leads(payload: Any, endpoint: Endpoint) -> bool:
-    return any(cls is object or isinstance(payload, cls) for cls in endpoint.classes)
+def _meet(payload: Any, one: Endpoint, other: Endpoint) -> bool:
+    """Tell whether an object that leads to the one endpoint leads to the other."""
+    cls = type(payload)
+    if _is_reached_by(one, cls) and _is_reached_by(other, cls):
+        return True
+    routed, also = set(one.classes), set(other.classes)
+    if one.kind is not Kind.EVENT:
+        # The nearest class decides, or else what the object is by nature.
+        natures = {each for each in routed | also if is_protocol(each)}
+        routed, also = routed & (also | natures), also & (routed | natures)
+    return all(
+        any(isinstance(payload, each) for each in some) for some in (routed, also)
+    )
 
 
 # ------------------------------------------------------------------ nearest of classes
@@ -911,6 +1119,11 @@ def _steps(cls: type, base: type) -> int:
 def _load_of(cls: type) -> tuple[Any, ...]:
     """Return what two classes have in common that are one class of the source."""
     return cls.__module__, cls.__qualname__, message_name_of(cls)
+
+
+def _heirs(cls: type) -> Iterator[type]:
+    """Yield the subclasses of a message class; of a Protocol, nobody knows them."""
+    return iter(()) if is_protocol(cls) else _subclasses(cls)
 
 
 def _subclasses(cls: type) -> Iterator[type]:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -48,6 +47,7 @@ from django_cqrs.messages import (
     aggregate_headers_of,
     scope_of,
 )
+from django_cqrs.retries import Retry
 from django_cqrs.routing import Endpoint
 from django_cqrs.scopes import BusScope, send, send_all
 
@@ -94,6 +94,32 @@ def send_options(
     return SendOptions(delay, expires, priority)
 
 
+class _Deliverer:
+    """Handles messages of one endpoint that were sent in one database."""
+
+    __slots__ = ("_deliver", "_using", "retry")
+
+    def __init__(
+        self, deliver: Callable[..., None], using: str, retry: Retry | None
+    ) -> None:
+        """
+        Take what handles an envelope, and what is to be known of the endpoint.
+
+        Args:
+            deliver: called with the envelope and ``using=``.
+            using: the database, on which a handler that names none runs.
+            retry: the endpoint's policy, for a channel in this process that keeps it.
+
+        """
+        self._deliver = deliver
+        self._using = using
+        self.retry = retry
+
+    def __call__(self, envelope: Envelope) -> None:
+        """Handle a message."""
+        self._deliver(envelope, using=self._using)
+
+
 class Outlet:
     """Where the messages of one endpoint on a channel leave."""
 
@@ -120,7 +146,7 @@ class Outlet:
         self.channel: Channel = channels[endpoint.channel]
         self._types = types
         self._deliver = deliver
-        self._delivers: dict[str, Callable[[Envelope], None]] = {}
+        self._deliverers: dict[str, _Deliverer] = {}
         self._addresses: dict[type, Callable[[Message], str]] = {}
         source = endpoint.policies.ordering_key
         self._ordering_key: KeyReader | None = None
@@ -143,9 +169,11 @@ class Outlet:
         envelope = self._envelope_of(message)
         scope = scope_of(message)
         alias = self._alias_in(scope, message)
-        deliver = self._delivers.get(alias)
-        if deliver is None:  # a handler that names no database runs on this one
-            deliver = self._delivers[alias] = partial(self._deliver, using=alias)
+        deliver = self._deliverers.get(alias)
+        if deliver is None:
+            retry = self.endpoint.policies.retry
+            deliver = _Deliverer(self._deliver, alias, retry)
+            self._deliverers[alias] = deliver
         delivery = Delivery(envelope, deliver)
         held = getattr(message, "_held", None)
         if held is not None:

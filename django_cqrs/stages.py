@@ -13,7 +13,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic
 
 from django_cqrs.exceptions import BrokenTransaction
-from django_cqrs.messages import Message, Origin, current
+from django_cqrs.messages import Message, Origin, current, name_run
 from django_cqrs.retries import InstantRetry
 from django_cqrs.scopes import BusScope
 
@@ -85,13 +85,13 @@ def in_transaction(run: Run, alias: str, name: str, *, opens: bool = True) -> Ru
     def run_in_transaction(message: Message) -> Any:
         connection = connections[alias]
         if connection.in_atomic_block and is_broken(connection):
-            raise _broken_before(name, connection)
+            raise _broken_before(name_run(message, name), connection)
         with block:
             scope = message._scope = BusScope(connection, message._parent)
             try:
                 result = run(message)
                 if is_broken(connection):
-                    raise _broken_inside(name, connection)
+                    raise _broken_inside(name_run(message, name), connection)
                 scope.is_open = False
                 if scope.buffer:
                     scope.write_or_keep(is_last=opens)
@@ -189,14 +189,14 @@ def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
                     raise
                 logger.warning(
                     "%s failed with %s and is tried again (%d of %d)",
-                    name,
+                    name_run(message, name),
                     type(error).__name__,
                     retries + 1,
                     retry.retries,
                     extra={
                         "cqrs_message_id": str(message.message_id),
                         "cqrs_correlation_id": str(message.correlation_id),
-                        "cqrs_endpoint": name,
+                        "cqrs_endpoint": name_run(message, name),
                     },
                 )
         return run(message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import subprocess
 import sys
 
@@ -14,10 +16,14 @@ from django_cqrs import (
     QueryBus,
     Registry,
     command_handler,
+    event_handler,
     query_handler,
 )
 from django_cqrs.channels import channels
 from django_cqrs.checks import check_registry
+from django_cqrs.declarations import Policies
+from django_cqrs.keywords import KEYWORDS, NOWHERE
+from tests.docs_support.pages import DOCS
 
 ALIASES = {
     "outbox": {"BACKEND": "django_cqrs.outbox.channel.OutboxChannel"},
@@ -37,6 +43,39 @@ def registry_of(*targets: object) -> Registry:
     for target in targets:
         registry.add(target)
     return registry
+
+
+# ------------------------------------------------------------------ the reference
+
+
+def _rows_of_reference() -> dict[str, tuple[str, ...]]:
+    """Return the cells of the reference's table, by the keyword."""
+    page = (DOCS / "reference" / "decorators.md").read_text()
+    heading = "| keyword | commands | events | queries | meaning |"
+    lines = page.split(heading)[1].split("\n\n")[0].strip().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0].strip("`"): tuple(row[1:4]) for row in rows[1:]}
+
+
+def test_the_reference_says_what_the_checks_read():
+    """Its table has a row for each keyword, in the words of the code's own."""
+    assert _rows_of_reference() == {
+        each.name: (each.command.text, each.event.text, each.query.text)
+        for each in KEYWORDS.values()
+    }
+
+
+def test_no_keyword_is_without_a_rule():
+    """What the decorators take, what an endpoint keeps and what the table has agree."""
+    kept = {field.name for field in dataclasses.fields(Policies)}
+    assert kept == set(KEYWORDS)
+    for decorator in (command_handler, event_handler):
+        taken = set(inspect.signature(decorator).parameters) - {"route"}
+        assert taken == set(KEYWORDS)
+    taken = set(inspect.signature(query_handler).parameters) - {"route"}
+    assert taken == {"channel"} | {
+        each.name for each in KEYWORDS.values() if each.query is not NOWHERE
+    }
 
 
 # ------------------------------------------------------------------- databases

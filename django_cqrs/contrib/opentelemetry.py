@@ -34,7 +34,7 @@ from opentelemetry.trace import (
 )
 
 from django_cqrs.interception import JoinPoint
-from django_cqrs.messages import Message
+from django_cqrs.messages import Message, name_run
 from django_cqrs.observation import (
     Step,
     add_observer,
@@ -118,6 +118,8 @@ class _Tracing:
     def __call__(self, run: Run, point: JoinPoint, step: Step) -> Run:
         label = label_of(point)
         attributes = _attributes_at(point, label, step)
+        if point.endpoint.action is not None and step is not Step.SEND:
+            run = _named(run, point.endpoint.name)
         if step is Step.HANDLE:
             return self._handling(run, label, attributes)
         if step is Step.SEND:
@@ -295,6 +297,19 @@ def _attributes_at(point: JoinPoint, label: str, step: Step) -> dict[str, str]:
     if step is Step.CONSUME:
         attributes["messaging.consumer.group.name"] = endpoint.name
     return attributes
+
+
+def _named(run: Run, name: str) -> Run:
+    """Have the span say which of a factory and an action has run."""
+
+    def run_named(message: Message) -> Any:
+        try:
+            return run(message)
+        finally:
+            span = trace.get_current_span()
+            span.set_attribute("cqrs.handler", name_run(message, name))
+
+    return run_named
 
 
 def _identify(span: Span, message: Message, *, is_messaging: bool = False) -> None:

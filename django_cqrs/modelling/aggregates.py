@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import typing
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar, overload
@@ -41,6 +42,9 @@ from django_cqrs.roles import Role, Run, Subject, role_of, take_role
 from django_cqrs.routing import Endpoint
 
 C = TypeVar("C", bound=type)
+
+_MADE_AND_SENT = 2
+"""What a factory with ``output=`` may return: the object, and what is sent on."""
 
 PULL = "pull_recorded_events"
 """The method by which ``RecordsEvents`` gives what was recorded, and forgets it."""
@@ -207,7 +211,7 @@ class AggregateSubject(Subject):
     def _endpoint_problems(self, endpoint: Endpoint) -> Iterator[Problem]:
         payload = endpoint.plan.payload
         classes = [c for c in (payload.members if payload else ()) if _has_fields(c)]
-        declared = endpoint.policies.identifier
+        declared = endpoint.own.identifier
         for name in _attributes_named(declared):
             if classes and not any(_may_have(cls, name) for cls in classes):
                 said = " | ".join(name_of_type(cls) for cls in classes)
@@ -233,6 +237,10 @@ class AggregateSubject(Subject):
         """Return the identifier's type where a factory makes an object of the class."""
         returns = endpoint.plan.returns
         if endpoint.is_factory:
+            args = typing.get_args(returns)
+            is_tuple = typing.get_origin(returns) is tuple
+            if endpoint.policies.outputs and is_tuple and len(args) == _MADE_AND_SENT:
+                returns = args[0]
             makes = [m for m in union_members(returns) if m is not type(None)]
             if all(self._is_kept(each) for each in makes):
                 return self.storage.identifier_type
@@ -280,7 +288,7 @@ class AggregateSubject(Subject):
         """Return `run` with finding before it, keeping and publishing after it."""
         endpoint = point.endpoint
         if endpoint.is_factory and endpoint.action is None:
-            return self._making(run, alias)
+            return self._making(run, point, alias)
         identify = self._identify_or_raise(point)
         if endpoint.kind is Kind.QUERY:
             return self._asking(run, point, alias, identify)
@@ -335,12 +343,16 @@ class AggregateSubject(Subject):
 
         return ask
 
-    def _making(self, run: Run, alias: str) -> Run:
+    def _making(self, run: Run, point: JoinPoint, alias: str) -> Run:
         """Return what calls a factory and keeps what it returns."""
+        has_output = bool(point.endpoint.policies.outputs)
 
         def make(message: Message) -> Any:
             message._subject = None
             result = run(message)
+            sent: list[Any] = []
+            if has_output and type(result) is tuple and len(result) == _MADE_AND_SENT:
+                result, *sent = result
             made = self._subject_of(result)
             if made is None:
                 return result
@@ -349,6 +361,8 @@ class AggregateSubject(Subject):
             if note is not None:  # who made it may not have known its identifier
                 note.subject = made.key_of(made.storage.values_of(result))
             made.publish(result, events)
+            if has_output:
+                message._output[:] = sent
             return made.storage.identifier_of(result)
 
         return make
@@ -366,7 +380,7 @@ class AggregateSubject(Subject):
         missing = self._missing(point)
         ignores = endpoint.policies.on_missing == "ignore"
         is_pair = endpoint.is_factory
-        make = self._making(run, alias)
+        make = self._making(run, point, alias)
         expects = self._expectation(point)
         late = self.late(point, missing)
 

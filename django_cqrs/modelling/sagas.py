@@ -99,6 +99,8 @@ class SagaRole(ModelRole):
 class SagaSubject(AggregateSubject):
     """Finds and keeps sagas, and knows when one is over."""
 
+    has_an_end = True
+
     def is_over(self, instance: Any) -> bool:
         """Tell whether a saga is completed."""
         return getattr(instance, COMPLETED_AT, None) is not None

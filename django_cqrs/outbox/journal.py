@@ -28,7 +28,7 @@ from django_cqrs.buses import Registry
 from django_cqrs.channels import Envelope, as_timedelta
 from django_cqrs.declarations import Kind
 from django_cqrs.interception import JoinPoint
-from django_cqrs.messages import Message, current, scope_of
+from django_cqrs.messages import Message, current, name_run, scope_of
 from django_cqrs.observation import (
     Step,
     add_observer,
@@ -85,6 +85,7 @@ class Note:
         "is_workers",
         "kind",
         "name",
+        "ran",
         "start",
         "subject",
     )
@@ -103,7 +104,7 @@ class Note:
         self.channel: str | None = None
         self.connection: BaseDatabaseWrapper | None = None
         self.duration: int | None = None
-        self.endpoint = self.kind = self.name = self.subject = ""
+        self.endpoint = self.kind = self.name = self.ran = self.subject = ""
 
     def begin(self, kind: str, name: str, endpoint: str, channel: str | None) -> None:
         """Say what is handled, from now on."""
@@ -127,7 +128,7 @@ class Note:
             causation_id=message.causation_id,
             kind=self.kind,
             name=self.name[:255],
-            endpoint=self.endpoint[:255],
+            endpoint=(self.ran or self.endpoint)[:255],
             channel=self.channel,
             subject=self.subject,
             outcome=outcome,
@@ -153,7 +154,7 @@ class Note:
             causation_id=envelope.causation_id,
             kind=self.kind,
             name=(self.name or envelope.name)[:255],
-            endpoint=envelope.endpoint,
+            endpoint=(self.ran or envelope.endpoint)[:255],
             channel=channel,
             subject=envelope.subject or self.subject,
             outcome=outcome,
@@ -284,6 +285,7 @@ def _observe(run: Run, point: JoinPoint, step: Step) -> Run:
             result = run(message)
         except _FAILURES as error:
             note.end()
+            note.ran = name_run(message, "")
             if not note.is_workers:
                 connection = note.connection or _connection_of(message, point)
                 redactor = partial(redactor_for, endpoint, message.payload)
@@ -292,6 +294,7 @@ def _observe(run: Run, point: JoinPoint, step: Step) -> Run:
                 let_out(connection)
             raise
         note.end()
+        note.ran = name_run(message, "")
         if not note.is_workers and note.connection is not None:
             let_out(note.connection)
         return result
@@ -324,6 +327,7 @@ def _attend(run: Run, point: JoinPoint, alias: str) -> Run:
         if note.is_workers or (connection.in_atomic_block and is_broken(connection)):
             return result
         note.end()
+        note.ran = name_run(message, "")
         entry = note.entry_of(message, Outcome.HANDLED)
         if connection.in_atomic_block:
             send(scope, connection, _table, entry)

@@ -849,12 +849,24 @@ class Store:
         *,
         reason: Reason,
         attempts: int,
+        endpoint: str = "",
         exception: str = "",
         error: str = "",
         traceback: str = "",
     ) -> DeadLetter:
         """
         Move a message to the dead letters, its bytes untouched.
+
+        Args:
+            owner: whose it is.
+            claimed: the message.
+            reason: why it is given up.
+            attempts: how often it was tried.
+            endpoint: the name of the handler that has run, where that is another than
+                the one it was stored by.
+            exception: the dotted path of its class.
+            error: its text.
+            traceback: where it was raised.
 
         Raises:
             LeaseLost: somebody else has it now; roll back.
@@ -864,7 +876,7 @@ class Store:
         envelope = claimed.envelope
         return DeadLetter.objects.using(self.using).create(
             channel=claimed.channel,
-            endpoint=envelope.endpoint,
+            endpoint=endpoint or envelope.endpoint,
             name=envelope.name,
             version=envelope.version,
             payload=envelope.payload,

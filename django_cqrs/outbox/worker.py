@@ -48,7 +48,7 @@ from django_cqrs.exceptions import (
     UnknownEndpoint,
     UnknownMessage,
 )
-from django_cqrs.messages import Origin
+from django_cqrs.messages import Origin, Ran
 from django_cqrs.outbox import journal
 from django_cqrs.outbox.channel import NOTIFICATION, Relay
 from django_cqrs.outbox.meter import Meter
@@ -154,6 +154,8 @@ class _Failure:
     """How long it waits for the next attempt, where there is one."""
     is_tried: bool = True
     """Whether a handler was called, which one is not that an outage has hit."""
+    endpoint: str = ""
+    """The name of the handler that has run, or that it was sent to."""
 
     @property
     def holds_key(self) -> bool:
@@ -236,6 +238,7 @@ class Worker:
         self.registry = registry
         self.channels = tuple(channels)
         self.store = Store(using, names=names_of(registry))
+        self._ran = Ran()
         self.batch = batch
         self.lease = lease
         self.bounds = bounds or Bounds()
@@ -620,13 +623,14 @@ class Worker:
 
         """
         if claimed.is_given_up:
+            self._ran.name = ""
             return self._failure(claimed, _Poison(), Reason.POISON)
         if self.outages.now and self.outages.sets_aside(
             claimed.channel, claimed.envelope.endpoint, claimed.pk
         ):
             return self._set_aside(claimed)
         is_read = False
-        note = self._note_of(claimed)
+        note, self._ran.name = self._note_of(claimed), ""
         try:
             with savepoints:
                 endpoint, handle = self.registry.unpack(
@@ -635,6 +639,7 @@ class Worker:
                     opens_transaction=False,
                     using=self.store.using,
                     note=note,
+                    ran=self._ran,
                 )
                 is_read = True
                 if _is_of_this_transaction(endpoint, self.store.using):
@@ -642,7 +647,7 @@ class Worker:
                     contextvars.copy_context().run(handle)
                     return None
             _, handle = self.registry.unpack(
-                claimed.envelope, using=self.store.using, note=note
+                claimed.envelope, using=self.store.using, note=note, ran=self._ran
             )
         except TransactionLost:
             raise
@@ -678,6 +683,7 @@ class Worker:
             self._handle_alone(owner, claimed)
             return
         failure = None
+        self._ran.name = ""
         try:
             contextvars.copy_context().run(handle)
         except _FAILURES as error:
@@ -791,7 +797,10 @@ class Worker:
             if outcome is _Outcome.STOP and not self._can_stop:
                 outcome = _Outcome.RETRY
         until = retry.delay_after(attempts)
-        return _Failure(claimed, error, reason, retry, attempts, outcome, until)
+        ran = self._ran.name or claimed.envelope.endpoint
+        return _Failure(
+            claimed, error, reason, retry, attempts, outcome, until, endpoint=ran
+        )
 
     def _paused(
         self, claimed: Claimed, error: BaseException, retry: Retry, **more: bool
@@ -802,7 +811,15 @@ class Worker:
         until = timedelta(seconds=max(0.0, self.outages.seconds_left(claimed.channel)))
         pause = _Outcome.PAUSE
         return _Failure(
-            claimed, error, Reason.FAILED, retry, attempts, pause, until, **more
+            claimed,
+            error,
+            Reason.FAILED,
+            retry,
+            attempts,
+            pause,
+            until,
+            endpoint=claimed.envelope.endpoint,
+            **more,
         )
 
     def _set_aside(self, claimed: Claimed) -> _Failure:
@@ -830,6 +847,7 @@ class Worker:
                 self.store.bury(
                     owner,
                     claimed,
+                    endpoint=failure.endpoint,
                     reason=failure.reason,
                     attempts=attempts,
                     exception=path_of(error),
@@ -895,7 +913,7 @@ class Worker:
                 what = what % _span(failure.until)
             # The handler and the exception are of the template, by which a tracker of
             # errors tells one issue from another.
-            endpoint = claimed.envelope.endpoint.replace("%", "%%")
+            endpoint = failure.endpoint.replace("%", "%%")
             is_given_up = failure.outcome is not _Outcome.RETRY
             logger.log(
                 logging.ERROR if is_given_up else logging.WARNING,
@@ -909,7 +927,7 @@ class Worker:
             )
         if self._stop is None and self._ends_worker(failure):
             self._stop = StopWorker(
-                f"{claimed.envelope.endpoint} failed with {type(error).__name__}."
+                f"{failure.endpoint} failed with {type(error).__name__}."
             )
             self._stop.__cause__ = error
 
@@ -931,7 +949,7 @@ class Worker:
             "their attempts are not counted; one is tried again %s, then more and "
             "more seldom",
             outage.channel,
-            failure.claimed.envelope.endpoint,
+            failure.endpoint,
             outage.said,
             _span(timedelta(seconds=outage.pause)),
             extra=_extra(failure.claimed),
@@ -1092,11 +1110,22 @@ def _blamed(error: BaseException) -> BaseException:
 
 
 def names_of(registry: Registry) -> dict[str, tuple[str, ...]]:
-    """Return all names of the endpoints that have had others, by each of them."""
+    """
+    Return all names of the endpoints that have had others, by each of them.
+
+    A factory and an action that keep an order keep it together: a message for the two
+    is stored by the factory's name, and a dead letter has that of the one which ran.
+    """
     found: dict[str, tuple[str, ...]] = {}
+    by_name = {endpoint.name: endpoint for endpoint in registry.routes.endpoints}
     for endpoint in registry.routes.endpoints:
-        if endpoint.policies.aliases:
-            names = endpoint.name, *endpoint.policies.aliases
+        names = endpoint.names
+        if endpoint.policies.ordering_key is not None:
+            for partner in endpoint.partners:
+                names += by_name[partner].names
+            if endpoint.partners:
+                names = tuple(sorted(names))  # the same from whichever of them
+        if len(names) > 1:
             found.update(dict.fromkeys(names, names))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from django_cqrs import (
     Version,
     command_handler,
     event_handler,
+    message,
     query_handler,
 )
 from django_cqrs.checks import check_registry
@@ -578,3 +580,169 @@ class TestFetch:
         with CaptureQueriesContext(connection) as captured:
             registry.query_bus.ask(Compare(UUID(int=1)))
         assert " FOR " not in captured[0]["sql"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"channel": "outbox"}, {"channel": "memory"}),
+        ({"channel": False}, {"channel": "memory"}),
+        ({"priority": 1}, {"priority": 2}),
+        ({"atomic": True}, {"atomic": False}),
+        ({"identifier": "thing_id"}, {"identifier": lambda message: message.payload}),
+        ({"channel": "memory", "delay": 1}, {"delay": 2}),
+        ({"output": "thing.one"}, {"output": "thing.two"}),
+    ],
+    ids=str,
+)
+def test_E026_unequal_pair(one, other):
+    """A factory and an action for one message say nothing that is not equal."""
+
+    @command_handler("thing.one")
+    @command_handler("thing.two")
+    def take(thing: object) -> None: ...
+
+    @aggregate(repository=Things)
+    class Nine:
+        @event_handler(**one)
+        @classmethod
+        def begin(cls, event: Done) -> Nine: ...
+
+        @event_handler(**other)
+        def act(self, event: Done) -> None: ...
+
+    registry, found = problems_of(Nine, take)
+    name = next(each for each in one if each in other)
+    place = f"{__name__}.test_E026_unequal_pair.<locals>.Nine"
+
+    assert found == [
+        (
+            "E026",
+            (
+                f"{place}.begin has {name}={one[name]!r} and {place}.act has "
+                f"{name}={other[name]!r}: they are the factory and the action for one "
+                f"message, and share their keywords."
+            ),
+            f"Give {name}= on one of them, or the same on both.",
+        )
+    ]
+    with pytest.raises(InvalidHandler, match=r"share their keywords"):
+        registry.event_bus.publish(Done(1))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"channel": True}, {"channel": "default"}),
+        ({"channel": "memory", "delay": 60}, {"delay": timedelta(minutes=1)}),
+        ({"name": "begin", "aliases": ["start"]}, {"name": "act"}),
+        ({"identifier": Header("thing")}, {"identifier": Header("thing")}),
+    ],
+    ids=str,
+)
+def test_E026_is_silent_where_a_pair_says_the_same(settings, one, other):
+    """However it is written; names are of one alone."""
+    memory = {"BACKEND": "django_cqrs.channels.InMemoryChannel"}
+    settings.DJANGO_CQRS = {"CHANNELS": {"default": memory, "memory": memory}}
+
+    @aggregate(repository=Things)
+    class Ten:
+        @event_handler(**one)
+        @classmethod
+        def begin(cls, event: Done) -> Ten: ...
+
+        @event_handler(**other)
+        def act(self, event: Done) -> None: ...
+
+    assert problems_of(Ten)[1] == []
+
+
+def test_a_pair_is_one_by_every_way_that_leads_to_both():
+    """By the class, a subclass, its name, a pattern and a key; others are no pair."""
+
+    @message("thing.base")
+    @dataclass(frozen=True)
+    class Base:
+        thing_id: int
+
+    @message("thing.derived")
+    @dataclass(frozen=True)
+    class Derived(Base): ...
+
+    def partners(route, other, kind=event_handler):
+        @aggregate(repository=Things)
+        class Eleven:
+            def begin(cls, event): ...
+
+            def act(self, event): ...
+
+        def declare(function, by):
+            is_key = isinstance(by, str)
+            function.__annotations__["event"] = object if is_key else by
+            return kind(by)(function) if is_key else kind(function)
+
+        Eleven.begin = classmethod(declare(vars(Eleven)["begin"], route))
+        declare(vars(Eleven)["act"], other)
+        registry = Registry()
+        for each in (Base, Derived, Eleven):
+            registry.add(each)
+        return all(each.partners for each in registry.routes.endpoints)
+
+    assert partners(Base, Base)
+    assert partners(Base, Derived)
+    assert partners(Base, "thing.base")
+    assert partners(Derived, "thing.*")
+    assert partners("*.derived", "thing.*")
+    assert partners("a.key", "a.key")
+    assert partners(Base, Base, command_handler)
+    assert partners(Base, "thing.base", command_handler)
+    assert not partners(Base, Derived, command_handler)
+    assert not partners("a.key", "another.key", command_handler)
+    assert not partners(Derived, "thing.base")
+
+
+def test_E034_a_keyword_that_a_factory_or_a_pair_has_no_use_for():
+    """A factory finds no object, and in a pair none is missing."""
+
+    @aggregate(repository=Things)
+    class Twelve:
+        @event_handler(identifier="thing_id", on_missing="ignore")
+        @classmethod
+        def begin(cls, event: Done) -> Twelve: ...
+
+    @aggregate(repository=Things)
+    class Thirteen:
+        @event_handler
+        @classmethod
+        def begin(cls, event: Done) -> Thirteen: ...
+
+        @event_handler(on_missing="ignore")
+        def act(self, event: Done) -> None: ...
+
+    place = f"{__name__}.test_E034_a_keyword_that_a_factory_or_a_pair_has_no_use_for"
+    assert problems_of(Twelve, Thirteen)[1] == [
+        (
+            "E034",
+            (
+                f"{place}.<locals>.Twelve.begin has identifier=, but makes a new object, "
+                f"which no message names."
+            ),
+            "Take identifier= away.",
+        ),
+        (
+            "E034",
+            (
+                f"{place}.<locals>.Twelve.begin has on_missing=, but makes a new object, "
+                f"which no message names."
+            ),
+            "Take on_missing= away.",
+        ),
+        (
+            "E034",
+            (
+                f"{place}.<locals>.Thirteen.act has on_missing=, but has a factory beside "
+                f"it, which makes the object that is missing."
+            ),
+            "Take on_missing= away.",
+        ),
+    ]

@@ -282,9 +282,12 @@ def _mermaid(rows: list[Row]) -> list[str]:
         if row.channel:
             arrow = f"{arrow}|{_escaped(row.channel)}|"
         lines.append(f"  {messages[identity]} {arrow} {handlers[row.endpoint]}")
-    for endpoint, output in dict.fromkeys((r.endpoint, r.output) for r in rows):
-        if output is None:
-            continue
+    for endpoint, output in dict.fromkeys(
+        (row.endpoint, output)
+        for row in rows
+        for output in (row.output or "").split(", ")
+        if output
+    ):
         identity = str(Kind.COMMAND), output
         if identity not in messages:
             messages[identity] = f"m{len(messages)}"
