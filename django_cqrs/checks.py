@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -16,10 +16,18 @@ from django.urls import get_resolver
 from django_cqrs import conf
 from django_cqrs.buses import Registry, registry
 from django_cqrs.channels import as_timedelta, channels
-from django_cqrs.conversion import adapter_of, converter_problems, name_of_type
+from django_cqrs.conversion import (
+    PayloadType,
+    adapter_of,
+    converter_problems,
+    is_plain_class,
+    name_of_type,
+)
+from django_cqrs.declarations import Kind
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.modelling import interfaces
 from django_cqrs.problems import Problem, Rule
+from django_cqrs.routing import Endpoint
 
 TAG = "django_cqrs"
 OUTBOX = "django_cqrs.outbox"
@@ -38,16 +46,37 @@ def check_settings(**_kwargs: Any) -> list[CheckMessage]:
 
 def check_routes(**_kwargs: Any) -> list[CheckMessage]:
     """Check every handler, route, parameter, message name and business interface."""
-    _import_views()
-    return check_registry(registry)
+    views = _views()
+    return [*check_registry(registry), *map(as_check_message, _view_problems(views))]
 
 
-def _import_views() -> None:
-    """Import what may hold business interfaces that no handler needs."""
-    if getattr(settings, "ROOT_URLCONF", None):
-        # What is wrong there, Django's own check of it reports.
-        with suppress(Exception):
-            get_resolver().url_patterns  # noqa: B018 - imports them all
+def _views() -> list[Any]:
+    """Import and return all views: they may hold interfaces that no handler needs."""
+    if not getattr(settings, "ROOT_URLCONF", None):
+        return []
+    # What is wrong there, Django's own check of it reports.
+    with suppress(Exception):
+        return list(_views_in(get_resolver().url_patterns))
+    return []
+
+
+def _views_in(patterns: Iterable[Any]) -> Iterator[Any]:
+    for each in patterns:
+        if hasattr(each, "url_patterns"):
+            yield from _views_in(each.url_patterns)
+        else:
+            yield each.callback
+
+
+def _view_problems(views: Iterable[Any]) -> Iterator[Problem]:
+    """Ask the views of messages what is wrong with them."""
+    found: dict[str, Problem] = {}
+    for view in views:
+        cls: Any = getattr(view, "view_class", None)
+        if hasattr(cls, "cqrs_problems"):
+            for each in cls.cqrs_problems(view.view_initkwargs):
+                found.setdefault(each.message, each)
+    yield from found.values()
 
 
 def check_registry(subject: Registry) -> list[CheckMessage]:
@@ -142,19 +171,47 @@ def _is_span(value: object) -> bool:
 
 
 def _payload_problems(subject: Registry) -> Iterator[Problem]:
-    """Build the adapter of every payload that may arrive as JSON."""
+    """Build the adapter of every payload that is stored, or may arrive as JSON."""
     table = subject.routes
     for endpoint in table.endpoints:
         wanted = endpoint.plan.payload
-        if wanted is None or wanted.takes_anything or not endpoint.keys:
+        if wanted is None or wanted.takes_anything:
             continue
-        reason = adapter_of(wanted.annotation).reason
-        if reason is not None:
+        formless = list(_formless(endpoint, wanted, table.types))
+        yield from formless
+        if formless or not endpoint.keys:
+            continue
+        fault = wanted.fault
+        if fault is not None:
             yield Problem(
                 Rule.INCONVERTIBLE_PAYLOAD,
                 f"{endpoint.place} takes {name_of_type(wanted.annotation)}, which "
-                f"neither JSON nor a dict can be made into: {reason}.",
+                f"neither JSON nor a dict can be made into: {fault}.",
                 "Make it a dataclass or a pydantic model, or write a @converter; "
                 "as it is, only an object can be sent by its key.",
+                endpoint.function,
+            )
+
+
+def _formless(
+    endpoint: Endpoint, wanted: PayloadType, types: Iterable[type]
+) -> Iterator[Problem]:
+    """Yield what a channel's handler takes and no channel can store."""
+    if endpoint.channel is None or endpoint.kind is Kind.QUERY:
+        return
+    classes = tuple(each for each in wanted.members if is_plain_class(each))
+    stored: list[Any] = [each for each in types if issubclass(each, classes)]
+    if not stored and endpoint.keys:
+        stored = [wanted.annotation]
+    for each in stored:
+        fault = adapter_of(each).fault
+        if fault is not None:
+            yield Problem(
+                Rule.FORMLESS_MESSAGE,
+                f"{endpoint.place} has channel={endpoint.channel!r}, but no channel "
+                f"can store {name_of_type(each)}: {fault}.",
+                "Put what stands for it into the message, such as an id or a path, "
+                "or write a @converter for its class. What an annotation names is "
+                "imported at the top of the module.",
                 endpoint.function,
             )

@@ -14,6 +14,7 @@ import inspect
 import json
 import math
 import re
+import sys
 import types
 import typing
 from collections import deque
@@ -33,6 +34,7 @@ from django_cqrs.schemas import (
     LOAD,
     REFUSALS,
     Compiled,
+    Fault,
     compiled,
     mistakes,
     refusable,
@@ -43,6 +45,9 @@ from django_cqrs.upcasting import upcaster as upcaster  # noqa: PLC0414 - its pl
 F = TypeVar("F", bound=Callable[[Any], Any])
 
 JSON = "application/json"
+
+CODES_FAULT = "no_converter"
+"""The code of what no payload could have helped: a class is at fault."""
 
 # A converter has one of these on its JSON side, plain or parametrised.
 JSON_TYPES = (str, int, float, bool, list, dict, type(None))
@@ -151,7 +156,8 @@ def _core_schema(_cls: type, source: Any, handler: Any) -> Any:
 
     def load(value: Any) -> Any:
         if pair.load is None:
-            code, text = "no_converter", "no converter reads a {name}"
+            code: Any = CODES_FAULT
+            text: Any = "no converter reads a {name}"
             raise PydanticCustomError(code, text, {"name": name})
         return refusable(pair.load[1])(value)
 
@@ -194,15 +200,25 @@ class Adapter:
         Compile the conversion of `target`.
 
         A type that cannot be converted makes an adapter all the same, whose every
-        use raises: `reason` says why.
+        use raises: `reason` says why, and `path` where in it.
         """
         self.name: str = name_of_type(target)
         self.reason: str | None = None
+        self.path = ""
         try:
             self._compiled = compiled(target)
         except mistakes() as error:
             lines = str(error).splitlines() or [type(error).__name__]
-            self.reason = lines[0].rstrip(".")
+            fault = _formless_part(target) or ((), lines[0].rstrip("."))
+            self.path, self.reason = _dotted(fault[0]), fault[1]
+
+    @property
+    def fault(self) -> str | None:
+        """What of the type no JSON can be made into, and where; None if nothing."""
+        path, reason = self.path, self.reason
+        if reason is None and self._compiled.fault is not None:
+            path, reason = _dotted(self._compiled.fault[0]), self._compiled.fault[1]
+        return f"{path}: {reason}" if path and reason else reason
 
     def from_json(self, text: str | bytes | bytearray) -> Any:
         """Read JSON text strictly: no string stands for a number."""
@@ -263,7 +279,7 @@ class Adapter:
         from pydantic_core import ValidationError
 
         if self.reason:
-            raise self._error(self.reason, "no_converter")
+            raise self._error(self.reason, CODES_FAULT, self.path)
         try:
             return read(self._compiled, value)
         except ValidationError as error:
@@ -273,15 +289,14 @@ class Adapter:
 
     def _write(self, write: Callable[[Compiled, Any], Any], value: Any) -> Any:
         if self.reason:
-            raise self._error(self.reason, "no_converter")
+            raise self._error(self.reason, CODES_FAULT, self.path)
         try:
             return write(self._compiled, value)
         except (*REFUSALS, RecursionError) as error:
-            fault = f"it cannot be written as JSON ({error})"
-            raise self._error(fault, "not_json") from error
+            raise self._error(_unwritten(error), "not_json") from error
 
-    def _error(self, message: str, code: str) -> MessageConversionError:
-        return MessageConversionError(self.name, [FieldError("", message, code)])
+    def _error(self, message: str, code: str, path: str = "") -> MessageConversionError:
+        return MessageConversionError(self.name, [FieldError(path, message, code)])
 
 
 @functools.cache
@@ -295,6 +310,70 @@ def adapter_of(target: Any) -> Adapter:
         return _cached_adapter(target)
     except TypeError:  # an annotation that cannot be hashed
         return Adapter(target)
+
+
+def _formless_part(annotation: Any, around: tuple[Any, ...] = ()) -> Fault | None:
+    """
+    Return the path of the part of a type that has no JSON form, and what it is.
+
+    None where no single part is to blame.
+    """
+    members = union_members(annotation)
+    if annotation in around or len(around) > _DEEP:
+        return None
+    around = (*around, annotation)
+    if len(members) > 1 or members[0] is not annotation:
+        return _first_fault((("", each) for each in members), around)
+    arguments = typing.get_args(annotation)
+    if arguments and typing.get_origin(annotation) is not typing.Literal:
+        within = [("", each) for each in arguments if each is not ...]
+        return _first_fault(within, around)
+    if not isinstance(annotation, type):
+        return None
+    names = _annotated_names(annotation)
+    if not names:
+        fault = adapter_of(annotation).reason if len(around) > 1 else ""
+        text = f"{name_of_type(annotation)} has no JSON form"
+        return None if fault is None else ((), text)
+    fields = []
+    for name, (hint, holder) in names.items():
+        try:
+            fields.append((name, _evaluated(hint, holder)))
+        except Exception as error:  # noqa: BLE001 - an annotation may run any code
+            shown = hint.strip("\"'") if isinstance(hint, str) else name_of_type(hint)
+            return (name,), f"its annotation {shown!r} cannot be evaluated ({error})"
+    return _first_fault(fields, around)
+
+
+def _annotated_names(cls: type) -> dict[str, tuple[Any, type]]:
+    """Return the annotation of each field of a class, and the class that has it."""
+    names = field_names(cls)
+    if names is None and is_typed_dict(cls):
+        names = tuple(cls.__annotations__)
+    found: dict[str, tuple[Any, type]] = {}
+    for base in reversed(cls.__mro__):
+        for name, hint in inspect.get_annotations(base).items():
+            found[name] = hint, base
+    return {name: found[name] for name in names or () if name in found}
+
+
+def _evaluated(hint: Any, holder: type) -> Any:
+    names = vars(sys.modules.get(holder.__module__, holder))
+    one = types.SimpleNamespace(__annotations__={"hint": hint})
+    return typing.get_type_hints(one, dict(names), {holder.__name__: holder})["hint"]
+
+
+def _first_fault(
+    parts: Iterable[tuple[str, Any]], around: tuple[Any, ...]
+) -> Fault | None:
+    for name, annotation in parts:
+        if adapter_of(annotation).reason is None:
+            continue
+        fault = _formless_part(annotation, around)
+        if fault is None:
+            fault = (), f"{name_of_type(annotation)} has no JSON form"
+        return ((name, *fault[0]) if name else fault[0]), fault[1]
+    return None
 
 
 # What may become NaN or infinity where nothing says that it is a number: a literal of
@@ -419,9 +498,19 @@ def _key(key: Any) -> str:
     return form if isinstance(form, str) else json.dumps(form)
 
 
+def _unwritten(error: Exception) -> str:
+    unknown = _UNKNOWN.fullmatch(str(error))
+    why = f"{unknown['name'].rpartition('.')[2]} has no JSON form" if unknown else error
+    return f"it cannot be written as JSON ({why})"
+
+
+_UNKNOWN = re.compile(
+    r"(?:Error [\w ]+: \w+: )?Unable to serialize unknown type: <class '(?P<name>.+)'>"
+)
+
+
 def _not_json(value: Any, error: Exception) -> MessageConversionError:
-    fault = f"it cannot be written as JSON ({error})"
-    errors = [FieldError("", fault, "not_json")]
+    errors = [FieldError("", _unwritten(error), "not_json")]
     return MessageConversionError(name_of_type(type(value)), errors)
 
 
@@ -520,6 +609,11 @@ class PayloadType:
             or is_typed_dict(member)
             for member in self.members
         )
+
+    @property
+    def fault(self) -> str | None:
+        """What of it no JSON can be made into, and where; None if nothing."""
+        return None if self.takes_anything else self._adapter.fault
 
     def takes(self, value: Any) -> bool:
         """Tell whether a value is taken as it is."""
@@ -873,6 +967,8 @@ def to_stored_json(adapter: Adapter, payload: Any) -> bytes:
     try:
         text = adapter.to_json(payload)
     except MessageConversionError as error:
+        if adapter.reason is not None:  # and where
+            raise
         path = _dotted(_unwritable(payload))
         errors = [fault._replace(path=path) for fault in error.errors]
         raise MessageConversionError(adapter.name, errors) from error

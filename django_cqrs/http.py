@@ -16,6 +16,7 @@ from django.db import connections
 from django.http import HttpResponse, QueryDict
 
 from django_cqrs.conversion import (
+    CODES_FAULT,
     PayloadType,
     is_typed_dict,
     name_of_type,
@@ -67,6 +68,8 @@ def problem_of(error: Exception) -> dict[str, Any] | None:
 
 def _is_of_request(error: MessageConversionError) -> bool:
     # Headers are the request's as well, and converted for each handler that asks.
+    if any(each.code == CODES_FAULT for each in error.errors):
+        return False  # no other payload would have done
     of_headers = all(each.path.startswith("headers.") for each in error.errors)
     return error.at_entrance or of_headers
 

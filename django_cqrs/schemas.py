@@ -11,7 +11,7 @@ import base64
 import binascii
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, time, timedelta, timezone, tzinfo
 from functools import cached_property
 from math import isfinite
@@ -61,6 +61,8 @@ class Compiled:
         self.plain: Plain | None = _plain_fields(schema)
         """None where there is anything that JSON may not keep."""
         self._read, self._written = ours, written
+        self.fault: Fault | None = unreadable_part(schema)
+        """What of it no JSON can be made into, if anything."""
         parts = schemas_in(schema)
         self.has_models: bool = any(each["type"] == "model" for each in parts)
         """Whether a part of it may know which of its fields were given."""
@@ -246,6 +248,68 @@ def schemas_in(schema: Schema) -> list[Schema]:
 
     _with(look, schema)
     return found
+
+
+Fault = tuple[tuple[str, ...], str]
+"""The path of what has no JSON form, and what is to say of it."""
+
+
+def unreadable_part(schema: Schema) -> Fault | None:
+    """Return the first part of a schema that no JSON can be made into, if any."""
+    kind = schema["type"]
+    if kind in _UNREADABLE:
+        cls = schema.get("cls")
+        name = cls.__qualname__ if isinstance(cls, type) else _UNREADABLE[kind]
+        return (), f"{name} has no JSON form"
+    if kind == "init-only":
+        return (), "an InitVar is not kept by the object; give it a default"
+    if kind == "definitions":
+        return _first_of(("", each) for each in (schema["schema"], *schema[kind]))
+    if kind == "json-or-python":
+        return unreadable_part(schema["json_schema"])
+    if kind in _FIELDS:
+        return _first_of(_named_fields(schema["fields"]))
+    for key in _HOLDERS.get(kind, ()):
+        inner = schema.get(key)
+        for each in inner if isinstance(inner, list) else [inner]:
+            fault = unreadable_part(each) if isinstance(each, dict) else None
+            if fault is not None:
+                return fault
+    return None
+
+
+_UNREADABLE: Final = {
+    "callable": "a callable",
+    "is-instance": "its class",
+    "is-subclass": "a class",
+}
+_FIELDS: Final = frozenset({"dataclass-args", "model-fields", "typed-dict"})
+_HOLDERS: Final = {
+    "dataclass": ("schema",),
+    "default": ("schema",),
+    "dict": ("keys_schema", "values_schema"),
+    "frozenset": ("items_schema",),
+    "list": ("items_schema",),
+    "model": ("schema",),
+    "set": ("items_schema",),
+    "tuple": ("items_schema",),
+}
+
+
+def _named_fields(fields: Any) -> Iterator[tuple[str, Schema]]:
+    pairs = fields.items() if isinstance(fields, dict) else enumerate(fields)
+    for key, field in pairs:
+        name = field.get("name", key)
+        is_lost = field.get("init_only") and field["schema"]["type"] != "default"
+        yield name, {"type": "init-only"} if is_lost else field["schema"]
+
+
+def _first_of(named: Iterable[tuple[str, Schema]]) -> Fault | None:
+    for name, schema in named:
+        fault = unreadable_part(schema)
+        if fault is not None:
+            return ((name, *fault[0]) if name else fault[0]), fault[1]
+    return None
 
 
 def refusable(function: Callable[..., Any]) -> Callable[..., Any]:

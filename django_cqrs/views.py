@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.views import View
@@ -18,8 +19,16 @@ from django_cqrs.buses import (
     hopping,
     query_bus,
 )
-from django_cqrs.conversion import JSON, PayloadType, convert_result, to_jsonable
+from django_cqrs.conversion import (
+    JSON,
+    PayloadType,
+    convert_result,
+    name_of_type,
+    to_jsonable,
+)
 from django_cqrs.exceptions import (
+    CQRSError,
+    InvalidHandler,
     MessageConversionError,
     MissingHeader,
     NoHandlerFound,
@@ -32,6 +41,7 @@ from django_cqrs.http import (
     read_query,
     response_to,
 )
+from django_cqrs.problems import Problem, Rule
 from django_cqrs.routing import Endpoint, RouteTable
 
 __all__ = ["AsyncCommandView", "AsyncQueryView", "CommandView", "QueryView"]
@@ -73,6 +83,46 @@ class _MessageView(View):
 
     # From the request to the payload -------------------------------------------------
 
+    def _sound(self) -> Wanted:
+        """Return what is wanted, if requests can say it."""
+        wanted = self._wanted()
+        fault = None if wanted.type is None else wanted.type.fault
+        if fault is not None:
+            raise InvalidHandler(str(self._inconvertible(wanted, fault)))
+        return wanted
+
+    def _inconvertible(self, wanted: Wanted, fault: str) -> Problem:
+        assert wanted.type is not None  # noqa: S101 - it has a fault
+        given = f"route={self.route!r}" if self.route is not None else "message="
+        return Problem(
+            Rule.INCONVERTIBLE_VIEW,
+            f"{type(self).__name__} with {given} takes "
+            f"{name_of_type(wanted.type.annotation)}, which no request can be made "
+            f"into: {fault}.",
+            "Make every field of the class something that JSON can say, or write a "
+            "@converter. What an annotation names is imported at the top of the "
+            "module.",
+            self.message or type(self),
+        )
+
+    @classmethod
+    def cqrs_problems(cls, initkwargs: Mapping[str, Any]) -> Iterator[Problem]:
+        """
+        Yield what is wrong with a view, for the system check.
+
+        Args:
+            initkwargs: what ``as_view()`` was given.
+
+        """
+        view = cls(**initkwargs)
+        try:
+            wanted = view._wanted()
+        except (CQRSError, ImproperlyConfigured):
+            return  # its handler has a check of its own
+        fault = None if wanted.type is None else wanted.type.fault
+        if fault is not None:
+            yield view._inconvertible(wanted, fault)
+
     def _wanted(self) -> Wanted:
         if self.message is not None:
             return Wanted(PayloadType(self.message))
@@ -101,7 +151,7 @@ class _MessageView(View):
 
     def _answer(self, request: HttpRequest, headers: GivenHeaders) -> HttpResponse:
         try:
-            payload = self._read(request, self._wanted())
+            payload = self._read(request, self._sound())
             endpoint = self._endpoint(payload)
         except _Unsupported:
             response = self.refusal(problem(415, f"Send {JSON}."))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import (
@@ -24,12 +25,15 @@ from typing import (
 )
 from uuid import UUID
 
+import pydantic
 import pytest
 from django.apps import apps
 from django.core.checks import Error, run_checks
 from django.core.management import call_command
 from django.db import models
 from django.db.migrations.loader import MigrationLoader
+from django.urls import include, path
+from django.views.decorators.csrf import csrf_exempt
 
 from django_cqrs import (
     Command,
@@ -45,7 +49,7 @@ from django_cqrs import (
     service,
 )
 from django_cqrs.channels import Channel
-from django_cqrs.checks import check_registry, check_settings
+from django_cqrs.checks import check_registry, check_routes, check_settings
 from django_cqrs.conversion import converter, converter_problems
 from django_cqrs.declarations import Kind
 from django_cqrs.exceptions import InvalidHandler
@@ -66,6 +70,7 @@ from django_cqrs.modelling import (
     sql_query,
 )
 from django_cqrs.problems import Rule
+from django_cqrs.views import AsyncCommandView, CommandView, QueryView
 from tests.apps.strays import handlers as strays
 from tests.documents import test_shapes
 from tests.modelling import test_checks as of_the_model
@@ -1448,6 +1453,171 @@ def test_W002_unrouted_handler(settings):
     )
 
 
+class Formless:
+    """Has no JSON form."""
+
+
+@dataclass
+class Keeper:
+    text: str
+    inner: Formless | None = None
+
+
+@dataclass
+class Outer:
+    keepers: list[Keeper] = field(default_factory=list)
+
+
+@dataclass
+class Misspelt:
+    other: NoSuchClass | None = None  # noqa: F821
+
+
+class Arbitrary(pydantic.BaseModel):
+    model_config = {"arbitrary_types_allowed": True}
+    inner: Formless
+
+
+class Calling(pydantic.BaseModel):
+    call: Callable[[], int]
+
+
+class Making(pydantic.BaseModel):
+    kind: type[Formless]
+
+
+@dataclass
+class Scaled:
+    number: int
+    scale: InitVar[int]
+
+    def __post_init__(self, scale): ...
+
+
+@dataclass
+class ScaledByDefault:
+    number: int
+    scale: InitVar[int] = 1
+
+    def __post_init__(self, scale): ...
+
+
+class Perhaps(pydantic.BaseModel):
+    model_config = {"arbitrary_types_allowed": True}
+    inner: Formless | None = None
+
+
+FORMLESS = [
+    (Formless, "Formless has no JSON form"),
+    (Keeper, "inner: Formless has no JSON form"),
+    (Outer, "keepers.inner: Formless has no JSON form"),
+    (
+        Misspelt,
+        (
+            "other: its annotation 'NoSuchClass | None' cannot be evaluated (name "
+            "'NoSuchClass' is not defined)"
+        ),
+    ),
+    (Arbitrary, "inner: Formless has no JSON form"),
+    (Calling, "call: a callable has no JSON form"),
+    (Making, "kind: Formless has no JSON form"),
+    (Scaled, "scale: an InitVar is not kept by the object; give it a default"),
+]
+
+
+def handling(cls, decorator):
+    def handle(command): ...
+
+    handle.__annotations__ = {"command": cls, "return": None}
+    return decorator(handle)
+
+
+@pytest.mark.parametrize("channel", ["memory", "outbox"])
+@pytest.mark.parametrize(
+    ("cls", "reason"), FORMLESS, ids=[cls.__name__ for cls, _ in FORMLESS]
+)
+def test_E045_formless_message(cls, reason, channel):
+    """A message that no channel can ever store is known at the start, with its path."""
+    message(f"formless.{cls.__name__}")(cls)
+
+    for decorator in (command_handler, event_handler):
+        found = only(checks_of(handling(cls, decorator(channel=channel))))
+
+        assert found.id == "django_cqrs.E045"
+        assert found.msg == (
+            f"tests.test_checks.handling.<locals>.handle has channel={channel!r}, but "
+            f"no channel can store {cls.__name__}: {reason}."
+        )
+
+
+@pytest.mark.parametrize("cls", [ScaledByDefault, Perhaps])
+def test_E045_is_not_said_of_what_may_have_a_json_form(cls):
+    """Some objects of such a class can be stored: the send decides."""
+    message(f"formless.{cls.__name__}")(cls)
+
+    assert checks_of(handling(cls, command_handler(channel="memory"))) == []
+
+
+def test_E045_speaks_of_a_subclass_that_is_a_message_too():
+    """A handler of a base class is sent objects of the subclasses as well."""
+
+    class Base: ...
+
+    @message("formless.longer")
+    @dataclass
+    class Longer(Base):
+        inner: Formless
+
+    registry = Registry()
+    registry.add(handling(Base, event_handler(channel="memory")))
+    registry.add(handling(Longer, event_handler))
+
+    found = [each.msg for each in check_registry(registry) if each.id.endswith("E045")]
+
+    assert len(found) == 1
+    assert "can store test_E045_speaks" not in found[0]
+    assert found[0].endswith("Longer: inner: Formless has no JSON form.")
+
+
+@pytest.mark.parametrize("view", [CommandView, AsyncCommandView])
+@pytest.mark.parametrize(
+    ("cls", "reason"), FORMLESS, ids=[cls.__name__ for cls, _ in FORMLESS]
+)
+def test_E046_inconvertible_view(settings, view, cls, reason):
+    """A view whose message no request can say is known at the start."""
+    routes = types.ModuleType("routes")
+    inner = view.as_view(message=cls)
+    routes.urlpatterns = [
+        path("api/", include([path("one/", inner), path("two/", csrf_exempt(inner))]))
+    ]
+    settings.ROOT_URLCONF = routes
+
+    found = only(check_routes())
+
+    assert found.id == "django_cqrs.E046"
+    assert found.msg == (
+        f"{view.__name__} with message= takes {cls.__name__}, which no request can be "
+        f"made into: {reason}."
+    )
+
+
+def test_E046_speaks_of_the_class_that_a_route_leads_to(settings):
+    """The same for ``route=``, of queries as of commands."""
+    registry = Registry()
+    registry.add(handling(Keeper, query_handler("keeper.ask")))
+    routes = types.ModuleType("routes")
+    view = QueryView.as_view(route="keeper.ask", bus=registry.query_bus)
+    routes.urlpatterns = [path("ask/", view)]
+    settings.ROOT_URLCONF = routes
+
+    found = only(check_routes())
+
+    assert found.msg == (
+        "QueryView with route='keeper.ask' takes Keeper, which no request can be made "
+        "into: inner: Formless has no JSON form."
+    )
+
+
 def test_W003_inconvertible_payload():
     """A payload type that JSON cannot be made into is reported for a keyed handler."""
 
@@ -1461,7 +1631,10 @@ def test_W003_inconvertible_payload():
 
     assert found.id == "django_cqrs.W003"
     assert "takes test_W003_inconvertible_payload.<locals>.Legacy" not in found.msg
-    assert "takes Legacy, which neither JSON nor a dict can be made into: " in found.msg
+    assert found.msg.endswith(
+        "takes Legacy, which neither JSON nor a dict can be made into: Legacy has no "
+        "JSON form."
+    )
 
 
 def test_a_service_is_checked_through_its_init():

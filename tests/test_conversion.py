@@ -784,11 +784,7 @@ def test_b02_4_a_pair_does_not_speak_of_subclasses():
     """A subclass of a class with converters needs its own, and says so."""
     ((path, sentence),) = refusal_of(adapter_of(Cash).from_json, '"1 EUR"')
 
-    assert path == ""
-    assert sentence.startswith(
-        "Unable to generate pydantic-core schema for <class "
-        "'tests.test_conversion.Cash'>"
-    )
+    assert (path, sentence) == ("", "Cash has no JSON form")
 
 
 def test_b02_4_half_a_pair_says_which_half_is_missing():
@@ -1579,16 +1575,16 @@ def test_the_text_of_what_would_not_come_back():
 @pytest.mark.parametrize(
     ("given", "path", "reason"),
     [
-        ({"value": object()}, "value", "Unable to serialize unknown type"),
+        ({"value": object()}, "value", "(object has no JSON form)"),
         (
             {"value": [1, {"a": Note()}]},
             "value.1.a",
-            "Unable to serialize unknown type",
+            "(Note has no JSON form)",
         ),
         ({"text": "\ud800"}, "text", "surrogates not allowed"),
         ({"value": ["\ud800"]}, "value.0", "surrogates not allowed"),
-        ({"value": Money(1, "EUR")}, "", "Unable to serialize unknown type"),
-        ({"price": Money}, "price", "Unable to serialize unknown type"),
+        ({"value": Money(1, "EUR")}, "", "(Money has no JSON form)"),
+        ({"price": Money}, "price", "(type has no JSON form)"),
     ],
     ids=lambda value: ascii(value)[:20],
 )

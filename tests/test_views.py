@@ -37,6 +37,7 @@ from django_cqrs import (
 )
 from django_cqrs.conversion import converter
 from django_cqrs.exceptions import InvalidHandler, MessageConversionError
+from django_cqrs.http import problem_of
 from django_cqrs.views import (
     AsyncCommandView,
     AsyncQueryView,
@@ -1300,3 +1301,59 @@ def test_b17_2_three_lines_are_enough(settings):
     request.user = AnonymousUser()
 
     assert view(request).content == b'"pong"'
+
+
+class Upload:
+    """Has no JSON form."""
+
+
+@dataclass
+class ImportFile:
+    title: str
+    upload: Upload | None = None
+
+
+@dataclass
+class Misspelt:
+    title: str
+    other: "NoSuchClass | None" = None  # noqa: F821
+
+
+@pytest.mark.parametrize("cls", [ImportFile, Misspelt])
+@pytest.mark.parametrize("view", [CommandView, QueryView])
+def test_a_class_that_no_request_can_say_is_the_servers_fault(settings, cls, view):
+    """500 whatever is sent, and the answer names nothing of the code."""
+    routes = types.ModuleType("routes")
+    routes.urlpatterns = [path("it/", view.as_view(message=cls))]
+    settings.ROOT_URLCONF = routes
+    client = Client(raise_request_exception=False)
+
+    for sent in ({"title": "x"}, {}):
+        if view is CommandView:
+            response = client.post("/it/", sent, JSON)
+        else:
+            response = client.get("/it/", sent)
+
+        assert response.status_code == 500
+        assert cls.__name__ not in response.text
+        assert "Upload" not in response.text
+        assert "NoSuchClass" not in response.text
+
+
+def test_a_class_that_no_json_can_say_is_no_problem_of_the_request():
+    """Who reads JSON in a view of their own has no problem details to answer with."""
+    registry = Registry()
+
+    @command_handler("file.import")
+    def import_file(command: ImportFile) -> None: ...
+
+    registry.add(import_file)
+    with pytest.raises(MessageConversionError) as caught:
+        registry.command_bus.dispatch(
+            "{}", route="file.import", content_type="application/json"
+        )
+
+    assert problem_of(caught.value) is None
+    assert str(caught.value) == (
+        "Cannot convert the payload to ImportFile: upload: Upload has no JSON form."
+    )
