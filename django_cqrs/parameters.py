@@ -331,6 +331,36 @@ def sync_callable(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def method_callable(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """
+    Return what calls a method as Python does: the object's own, overridden or not.
+
+    Args:
+        function: the method as its class has it.
+        name: of the attribute.
+
+    """
+    run = sync_callable(function)
+
+    def call_method(receiver: Any, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(receiver, name)
+        if getattr(method, "__func__", None) is function:
+            return run(receiver, *args, **kwargs)
+        return sync_callable(method)(*args, **kwargs)
+
+    return call_method
+
+
+_METHOD_CALL = method_callable(print, "").__code__
+
+
+def method_called_in(frame: types.FrameType) -> tuple[type, str] | None:
+    """Return which method of which class a frame calls, None for other frames."""
+    if frame.f_code is not _METHOD_CALL:
+        return None
+    return type(frame.f_locals["receiver"]), frame.f_locals["name"]
+
+
 def _wait_for(
     function: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any
 ) -> Any:

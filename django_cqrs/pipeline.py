@@ -17,6 +17,7 @@ from django_cqrs.messages import Message, scope_of
 from django_cqrs.observation import Step, observed, witnessed
 from django_cqrs.parameters import (
     ArgumentPlan,
+    method_callable,
     sync_callable,
     with_dependencies,
 )
@@ -425,7 +426,10 @@ def _call_of(point: JoinPoint) -> Run:
 
 
 def _call_of_one(endpoint: Endpoint) -> Run:
-    function = sync_callable(endpoint.function)
+    if endpoint.method is not None:
+        function = method_callable(endpoint.function, endpoint.method)
+    else:
+        function = sync_callable(endpoint.function)
     if endpoint.plan.is_payload_only:
         return lambda message: function(message._payload)
     plan = endpoint.plan

@@ -80,6 +80,8 @@ class Endpoint:
     """What is called: plain, or bound to its class."""
     owner: type | None
     """The class whose method it is."""
+    attribute: str | None
+    """The name of that method in the class."""
     plan: ArgumentPlan
     keys: tuple[str, ...]
     """The routing keys, and for events the patterns, that lead here."""
@@ -111,6 +113,11 @@ class Endpoint:
             is_saga = self.subject.has_an_end
             return Role.SAGA_PAIR if is_saga else Role.PAIR
         return Role.FACTORY if self.is_factory else Role.ACTION
+
+    @property
+    def method(self) -> str | None:
+        """The name of a method that is called on an object; None for another one."""
+        return None if self.is_factory or self.owner is None else self.attribute
 
     @property
     def priority(self) -> int:
@@ -228,6 +235,7 @@ def _endpoints(
             app=_label_of(found, owner or handler),
             function=function,
             owner=owner,
+            attribute=attribute,
             plan=plan,
             keys=keys,
             classes=classes,

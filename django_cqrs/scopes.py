@@ -107,6 +107,12 @@ class BusScope:
         """End the scope of a command that failed: nothing of it is sent."""
         self.is_open = False
         self.buffer = []
+        self._stack = ()
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether its command failed, and with it all that was written in it."""
+        return not self._stack
 
     def parent_on(self, connection: BaseDatabaseWrapper) -> BusScope | None:
         """Return the nearest enclosing scope of a connection."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.apps import apps
-from django.db import models
+from django.db import connections, models
 
 from django_cqrs.buses import Registry
 from django_cqrs.conversion import adapter_of, bare_type, name_of_type
@@ -28,6 +28,7 @@ from django_cqrs.exceptions import (
 from django_cqrs.modelling.aggregates import AggregateSubject
 from django_cqrs.modelling.identifiers import Part, Values, plain, usual_name
 from django_cqrs.modelling.storages import NoStorage, Options, Storage
+from django_cqrs.modelling.watches import DocumentWatch, Watch
 from django_cqrs.problems import Problem, Rule
 
 if TYPE_CHECKING:
@@ -119,6 +120,33 @@ class DocumentStorage(Storage[Any]):
         found = self.rows.value(row)
         self._tell(found)
         return found
+
+    def watch(
+        self,
+        instance: Any,
+        registry: Registry,
+        holder: str | None = None,
+        *,
+        using: str,
+    ) -> Watch | None:
+        """Return what looks at the statements that may write the object's row."""
+        mark = self._mark_of(instance)
+        documents = self.rows.table
+
+        def image() -> dict[str, Any] | None:
+            rows = documents._default_manager.using(using).filter(pk=mark.pk)
+            version = rows.values_list("version", flat=True).first()
+            return None if version is None else {"version": version}
+
+        return DocumentWatch(
+            self.said,
+            registry,
+            holder,
+            instance=instance,
+            connection=connections[using],
+            tables=[documents._meta.db_table.lower()],
+            image=image,
+        )
 
     def is_new(self, instance: Any) -> bool:
         """Tell whether it was never read nor written."""

@@ -12,13 +12,14 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar, overload
 
 from django.apps import apps
 from django.db import connections
 from django.db.transaction import atomic
 
+from django_cqrs.buses import Registry
 from django_cqrs.conversion import is_value_type, name_of_type, union_members
 from django_cqrs.declarations import Kind
 from django_cqrs.exceptions import (
@@ -36,6 +37,7 @@ from django_cqrs.modelling.identifiers import (
     version_field,
 )
 from django_cqrs.modelling.storages import NoStorage, Options, Storage, storage_of
+from django_cqrs.modelling.watches import Watch, called_by, name_of_method
 from django_cqrs.parameters import Header, Services
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.roles import Role, Run, Subject, role_of, take_role
@@ -297,7 +299,7 @@ class AggregateSubject(Subject):
     def _identify_or_raise(self, point: JoinPoint) -> Callable[[Message], Values]:
         endpoint, cls = point.endpoint, point.payload_type
         find = identification(self.storage.parts, endpoint.policies.identifier, cls)
-        owner, place = name_of_type(self.owner), _called(endpoint)
+        owner, place = name_of_type(self.owner), called_by(endpoint)
         names = [part.aliases[0] for part in self.storage.parts]
         marks = " and ".join(f"Annotated[..., Identifier({name!r})]" for name in names)
         each = (
@@ -356,7 +358,7 @@ class AggregateSubject(Subject):
             made = self._subject_of(result)
             if made is None:
                 return result
-            events = made.keep(result, alias)
+            events = made.keep(result, alias, is_result=True)
             note = getattr(message, "_note", None)
             if note is not None:  # who made it may not have known its identifier
                 note.subject = made.key_of(made.storage.values_of(result))
@@ -381,6 +383,7 @@ class AggregateSubject(Subject):
         ignores = endpoint.policies.on_missing == "ignore"
         is_pair = endpoint.is_factory
         make = self._making(run, point, alias)
+        holder, method = called_by(endpoint), (endpoint.action or endpoint).method or ""
         expects = self._expectation(point)
         late = self.late(point, missing)
 
@@ -407,31 +410,69 @@ class AggregateSubject(Subject):
             if expects is not None:
                 expects(message, found)
             message._subject = found
-            return self._finish(found, values, run(message), alias)
+            cls = type(found)
+            name = holder if cls is self.owner else name_of_method(cls, method)
+            watch = self.storage.watch(found, self.registry, name, using=alias)
+            try:
+                result = run(message)
+                events = self.take_events(found)
+                self._update(found, watch, alias)
+            finally:
+                if watch is not None:
+                    watch.close()
+            return self._finish(found, events, values, result, alias)
 
         return act
 
-    def _finish(self, found: Any, values: Values, result: Any, alias: str) -> Any:
-        """Keep an object, and another one that it made; publish what they recorded."""
+    @property
+    def registry(self) -> Registry:
+        """The registry that its handlers are of."""
+        registry: Registry = self._services.owner
+        return registry
+
+    def _update(self, instance: Any, watch: Watch | None, alias: str) -> None:
+        """
+        Keep a changed object.
+
+        Raises:
+            ConcurrencyError: it would be written over what was written since it was
+                loaded, by somebody else or by its own unit of work.
+
+        """
+        if watch is None:
+            self.storage.update(instance, using=alias)
+        else:
+            watch.update(partial(self.storage.update, instance, using=alias))
+
+    def _finish(
+        self, found: Any, events: list[Any], values: Values, result: Any, alias: str
+    ) -> Any:
+        """Keep what a kept object has made; publish what both have recorded."""
         made = None
         if result is not None and result is not found:
             made = self._subject_of(result)
-        events = self.take_events(found)
-        self.storage.update(found, using=alias)
         if not self.storage.is_deleted(found):
             values = self.storage.values_of(found)
         self.ended(found, values, alias)
         if made is None:
             self.publish(found, events, values)
             return self.storage.identifier_of(found) if result is found else result
-        others = made.keep(result, alias if made.owner is self.owner else None)
+        to = alias if made.owner is self.owner else None
+        others = made.keep(result, to, is_result=True)
         self.publish(found, events, values)
         made.publish(result, others)
         return made.storage.identifier_of(result)
 
-    def keep(self, instance: Any, alias: str | None) -> list[Any]:
+    def keep(
+        self, instance: Any, alias: str | None, *, is_result: bool = False
+    ) -> list[Any]:
         """
         Insert or update an object; return what it has recorded, not yet published.
+
+        Args:
+            instance: the object.
+            alias: of the database; None for that of its storage.
+            is_result: whether a method has returned it, and may have made it.
 
         Raises:
             AggregateAlreadyExists: another object has its identifier.
@@ -440,10 +481,12 @@ class AggregateSubject(Subject):
         """
         using = alias or self.write_alias()
         events = self.take_events(instance)
-        if self.storage.is_new(instance):
+        storage = self.storage
+        if storage.is_made(instance) if is_result else storage.is_new(instance):
             self.storage.insert(instance, using=using)
         else:
-            self.storage.update(instance, using=using)
+            watch = self.storage.watch_of(instance, using=using)
+            self._update(instance, watch, using)
         self.ended(instance, self.storage.values_of(instance), using)
         return events
 
@@ -496,7 +539,7 @@ class AggregateSubject(Subject):
         return role.subject_of(type(result), self._services)
 
     def _missing(self, point: JoinPoint) -> Callable[..., AggregateNotFound]:
-        owner, place = name_of_type(self.owner), _called(point.endpoint)
+        owner, place = name_of_type(self.owner), called_by(point.endpoint)
         names = [part.name for part in self.storage.parts]
 
         def missing(
@@ -516,7 +559,7 @@ class AggregateSubject(Subject):
         field = version_field(point.payload_type)
         if field is None or self.options.version is None:
             return None
-        owner, place = name_of_type(self.owner), _called(point.endpoint)
+        owner, place = name_of_type(self.owner), called_by(point.endpoint)
 
         def expect(message: Message, found: Any) -> None:
             seen = getattr(message._payload, field, None)
@@ -554,11 +597,6 @@ def _vain(declared: Any) -> str:
     if callable(declared):
         return "The callable that identifier= gives returned None. "
     return f"Not all of identifier={declared!r} has a value there. "
-
-
-def _called(endpoint: Endpoint) -> str:
-    acting = endpoint.action or endpoint
-    return f"{name_of_type(acting.owner)}.{acting.function.__name__}"
 
 
 def _at_entrance(error: AggregateNotFound, message: Message) -> AggregateNotFound:

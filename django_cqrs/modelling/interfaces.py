@@ -654,7 +654,9 @@ class Parts:
             found = {
                 name: value
                 for name, value in (values[self.all_headers] or {}).items()
-                if name not in OWN_HEADERS and name not in RESERVED_HEADERS
+                if name not in OWN_HEADERS
+                and name not in RESERVED_HEADERS
+                and not name.startswith(RESERVED_PREFIX)
             }
         for name, index, default in self.headers:
             if values[index] is not None or default is not None:

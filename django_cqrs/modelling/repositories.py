@@ -13,12 +13,18 @@ import typing
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Generic, TypeVar
+from weakref import ref
 
 from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.utils.module_loading import import_string
 
+from django_cqrs.buses import Registry
 from django_cqrs.conversion import bare_type, name_of_type, union_members
-from django_cqrs.exceptions import AggregateNotFound, InvalidHandler
+from django_cqrs.exceptions import (
+    AggregateAlreadyExists,
+    AggregateNotFound,
+    InvalidHandler,
+)
 from django_cqrs.messages import Message, scope_of
 from django_cqrs.modelling.aggregates import AggregateSubject, ModelRole, options_of
 from django_cqrs.modelling.identifiers import (
@@ -31,6 +37,7 @@ from django_cqrs.modelling.identifiers import (
     values_given,
 )
 from django_cqrs.modelling.storages import Options, Storage, register_storage
+from django_cqrs.modelling.watches import KeyWatch, Watch, note_kept
 from django_cqrs.parameters import (
     READING,
     Constant,
@@ -108,6 +115,7 @@ class StorageRepository(Repository[T]):
         alias = storage.write_alias()
         lock = storage.locks and connections[alias].in_atomic_block
         found: T | None = storage.find(values, using=alias, lock=lock)
+        _hold(self._subject, found, alias)
         return found
 
     def save(self, instance: T, /) -> None:
@@ -219,6 +227,8 @@ def _fetcher(
         )
         is_locked = scope is not None and connections[alias].in_atomic_block
         found = storage.find(values, using=alias, lock=is_locked and storage.locks)
+        if locks:
+            _hold(subject, found, alias)
         if found is None and not optional:
             pairs = zip(storage.parts, values, strict=True)
             said = ", ".join(f"{part.name}={value}" for part, value in pairs)
@@ -230,6 +240,12 @@ def _fetcher(
         return found
 
     return fetch
+
+
+def _hold(subject: AggregateSubject, found: Any, alias: str) -> None:
+    """Have an object watched that somebody may save by hand, in this transaction."""
+    if found is not None and connections[alias].in_atomic_block:
+        subject.storage.hold(found, subject.registry, using=alias)
 
 
 def _values_from(
@@ -249,6 +265,35 @@ register_filler(_fetch_filler)
 
 
 # ------------------------------------------------------- repositories of one's own
+
+
+class Known:
+    """Objects that somebody has, by what they are and not by what they equal."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._objects: dict[int, Any] = {}
+
+    def add(self, instance: Any) -> None:
+        """
+        Take an object, for as long as somebody else has it.
+
+        One that nothing can refer to weakly is taken for known where its class is.
+        """
+        key = id(instance)
+        try:
+            self._objects[key] = ref(instance, lambda _: self._objects.pop(key, None))
+        except TypeError:
+            self._objects[id(type(instance))] = type(instance)
+
+    def has(self, instance: Any) -> bool:
+        """Tell whether an object was taken, by what is certain."""
+        held = self._objects.get(id(instance))
+        return held is not None and held() is instance
+
+    def may_have(self, instance: Any) -> bool:
+        """Tell whether an object was taken, or may have been."""
+        return self.has(instance) or id(type(instance)) in self._objects
 
 
 class RepositoryStorage(Storage[Any]):
@@ -288,19 +333,63 @@ class RepositoryStorage(Storage[Any]):
         """Return the default: the repository itself decides where it keeps."""
         return DEFAULT_DB_ALIAS
 
+    def watch(
+        self,
+        instance: Any,
+        registry: Registry,
+        holder: str | None = None,
+        *,
+        using: str,
+    ) -> Watch | None:
+        """Return what notices that another object is kept under the same key."""
+        return KeyWatch(
+            self.said,
+            registry,
+            holder,
+            instance=instance,
+            key=self._key_of(instance),
+        )
+
+    def hold(self, instance: Any, registry: Registry, *, using: str) -> None:
+        """Leave it: what is kept by hand is the repository's own affair."""
+
+    def _key_of(self, instance: Any) -> Any:
+        return self.options.repository, self.values_of(instance)
+
     def find(self, values: Values, *, using: str, lock: bool) -> Any:
         """Ask the repository."""
+        found = self._find(values)
+        if found is not None:
+            self._known.add(found)
+        return found
+
+    def _find(self, values: Values) -> Any:
         names = [part.name for part in self.parts]
         one = values[0] if len(values) == 1 else dict(zip(names, values, strict=True))
         return self.repository.find(one)
 
+    @cached_property
+    def _known(self) -> Known:
+        return Known()
+
     def is_new(self, instance: Any) -> bool:
-        """Tell nothing: the repository decides what saving means."""
-        return True
+        """Tell whether it was neither found nor kept by way of this storage."""
+        return not self._known.may_have(instance)
+
+    def is_made(self, instance: Any) -> bool:
+        """Tell the same of what a factory returns, which is seldom an old one."""
+        return not self._known.has(instance)
 
     def insert(self, instance: Any, *, using: str) -> None:
-        """Save it."""
+        """Save it, where nothing else has its identifier."""
+        values = self.values_of(instance)
+        found = None if None in values else self._find(values)
+        if found is not None and found is not instance:
+            msg = f"A {self.said(instance)} exists already."
+            raise AggregateAlreadyExists(msg)
         self.repository.save(instance)
+        self._known.add(instance)
+        note_kept(self._key_of(instance), instance)
 
     def update(self, instance: Any, *, using: str) -> None:
         """Save it."""
@@ -308,9 +397,11 @@ class RepositoryStorage(Storage[Any]):
         if version is not None:
             setattr(instance, version, getattr(instance, version) + 1)
         self.repository.save(instance)
+        note_kept(self._key_of(instance), instance)
 
     def delete(self, instance: Any, *, using: str) -> None:
         """Delete it, which the repository has to know how to."""
+        note_kept(self._key_of(instance), instance)
         self.repository.delete(instance)
 
     def identifier_of(self, instance: Any) -> Any:

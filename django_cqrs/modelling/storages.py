@@ -11,6 +11,7 @@ import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
@@ -23,6 +24,7 @@ from django.core.exceptions import (
 )
 from django.db import DatabaseError, IntegrityError, connections, models, router
 
+from django_cqrs.buses import Registry
 from django_cqrs.conversion import name_of_type
 from django_cqrs.exceptions import (
     AggregateAlreadyExists,
@@ -31,6 +33,7 @@ from django_cqrs.exceptions import (
     InvalidIdentifier,
 )
 from django_cqrs.modelling.identifiers import Part, Values, plain, usual_name
+from django_cqrs.modelling.watches import Image, RowWatch, Watch, watch_of
 from django_cqrs.problems import Problem, Rule
 
 T = TypeVar("T")
@@ -92,6 +95,10 @@ class Storage(ABC, Generic[T]):
     def is_new(self, instance: T) -> bool:
         """Tell whether an object has not been kept yet."""
 
+    def is_made(self, instance: T) -> bool:
+        """Tell whether an object that a method returns has not been kept yet."""
+        return self.is_new(instance)
+
     @abstractmethod
     def insert(self, instance: T, *, using: str) -> None:
         """
@@ -115,6 +122,35 @@ class Storage(ABC, Generic[T]):
     @abstractmethod
     def delete(self, instance: T, *, using: str) -> None:
         """Forget an object; :meth:`update` then leaves it alone."""
+
+    def watch(
+        self, instance: T, registry: Registry, holder: str | None = None, *, using: str
+    ) -> Watch | None:
+        """
+        Return what notices that others write an object while it is held, if anything.
+
+        Args:
+            instance: what :meth:`find` has returned.
+            registry: whose handlers errors name.
+            holder: the handler that is going to save it, where that is known.
+            using: the database alias.
+
+        """
+        return None
+
+    def hold(self, instance: T, registry: Registry, *, using: str) -> None:
+        """Watch an object that is held by hand, for as long as somebody has it."""
+        with suppress(TypeError):  # there can be no weak reference to it
+            self.watch(instance, registry, using=using)
+
+    def watch_of(self, instance: T, *, using: str) -> Watch | None:
+        """Return what watches an object that is held by hand, None where nothing."""
+        return watch_of(instance, connections[using])
+
+    def said(self, instance: T) -> str:
+        """Return what errors call an object: ``Ticket with ticket_id=7``."""
+        said = said_of(self.parts, self.values_of(instance))
+        return f"{name_of_type(type(instance))} with {said}"
 
     def is_deleted(self, _instance: T) -> bool:
         """Tell whether an object that was found has been deleted by its handler."""
@@ -277,6 +313,41 @@ class ModelStorage(Storage[Any]):
             self._lock_options[using, joins] = options
         return options
 
+    def watch(
+        self,
+        instance: models.Model,
+        registry: Registry,
+        holder: str | None = None,
+        *,
+        using: str,
+    ) -> RowWatch:
+        """Return what looks at the statements that may write the object's row."""
+        return RowWatch(
+            self.said,
+            registry,
+            holder,
+            instance=instance,
+            connection=connections[using],
+            tables=self._tables,
+            image=partial(self._image, instance.pk, using),
+            version=self.options.version,
+        )
+
+    @cached_property
+    def _tables(self) -> tuple[str, ...]:
+        return tuple(each._meta.db_table.lower() for each in self._lineage())
+
+    def _image(self, pk: Any, using: str) -> Image | None:
+        """Return the values of a row as they are now, read as the object was."""
+        rows = self._model._base_manager.using(using).filter(pk=pk)
+        if self.locks and connections[using].in_atomic_block:
+            rows = rows.select_for_update(**self._locking(rows, using))
+        names = [
+            f.attname for f in self._model._meta.concrete_fields if not f.generated
+        ]
+        values = rows.values_list(*names).first()
+        return None if values is None else dict(zip(names, values, strict=True))
+
     def is_new(self, instance: models.Model) -> bool:
         """Ask the model's own state."""
         return instance._state.adding
@@ -298,7 +369,7 @@ class ModelStorage(Storage[Any]):
             raise self._existing(instance) from error
 
     def _existing(self, instance: models.Model) -> AggregateAlreadyExists:
-        said = _said(self.parts, self.values_of(instance))
+        said = said_of(self.parts, self.values_of(instance))
         msg = f"A {name_of_type(self._model)} with {said} exists already."
         return AggregateAlreadyExists(msg)
 
@@ -361,7 +432,7 @@ class ModelStorage(Storage[Any]):
         return updated
 
     def _lost(self, instance: models.Model) -> ConcurrencyError:
-        said = _said(self.parts, self.values_of(instance))
+        said = said_of(self.parts, self.values_of(instance))
         msg = (
             f"{name_of_type(self._model)} with {said} was changed or deleted by "
             f"somebody else since it was loaded. Nothing of this attempt is kept; "
@@ -470,7 +541,8 @@ def _converted(field: Any, target: Any, value: Any) -> Any:
         raise InvalidIdentifier(msg) from error
 
 
-def _said(parts: Iterable[Part], values: Iterable[Any]) -> str:
+def said_of(parts: Iterable[Part], values: Iterable[Any]) -> str:
+    """Return what errors say of an identifier: ``ticket_id=7``."""
     return ", ".join(
         f"{part.name}={value}" for part, value in zip(parts, values, strict=True)
     )

@@ -396,3 +396,7 @@ class Sent(models.Model):
 
     command = models.CharField(max_length=20)
     was_saved = models.BooleanField()
+
+
+# Their tables are made with those of this module.
+from tests.modelling import boxes, payments  # noqa: E402, F401
