@@ -384,6 +384,8 @@ def split_headers(
     """
     own: dict[str, HeaderValue] = {}
     correlation_id = None
+    if isinstance(headers, Headers):  # what a handler got: its user's go on
+        return dict(headers._message._user), headers._message.correlation_id
     if not isinstance(headers, Mapping):
         given = type(headers).__qualname__
         msg = f"headers= takes a mapping of names to values, not {given}."

@@ -335,6 +335,8 @@ def method_callable(function: Callable[..., Any], name: str) -> Callable[..., An
     """
     Return what calls a method as Python does: the object's own, overridden or not.
 
+    A stand-in for a service that lacks the method is given to that of the class.
+
     Args:
         function: the method as its class has it.
         name: of the attribute.
@@ -343,8 +345,8 @@ def method_callable(function: Callable[..., Any], name: str) -> Callable[..., An
     run = sync_callable(function)
 
     def call_method(receiver: Any, *args: Any, **kwargs: Any) -> Any:
-        method = getattr(receiver, name)
-        if getattr(method, "__func__", None) is function:
+        method = getattr(receiver, name, function)
+        if getattr(method, "__func__", method) is function:
             return run(receiver, *args, **kwargs)
         return sync_callable(method)(*args, **kwargs)
 
