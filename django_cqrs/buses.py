@@ -272,6 +272,7 @@ class Registry:
             Exception: whatever the handler raises, unchanged.
 
         """
+        __traceback_hide__ = True
         refuse_running_loop("deliver", "await sync_to_async(deliver)(envelope)")
         _, handle = self.unpack(envelope, using=using)
         handle()
@@ -309,6 +310,7 @@ class Registry:
             InvalidHandler: the handler's declaration is broken.
 
         """
+        __traceback_hide__ = True
         consumptions = self._consumptions
         table = self.routes
         endpoint = table.endpoint_named(envelope.endpoint)
@@ -414,6 +416,7 @@ class _Bus:
         using: str | None,
         options: SendOptions = NO_OPTIONS,
     ) -> Message:
+        __traceback_hide__ = True
         message = Message(payload, _current_message())
         if headers:
             message._add_headers(headers)
@@ -463,6 +466,7 @@ class _Bus:
     def _check_address(
         self, payload: Any, route: str | None, content_type: str | None
     ) -> None:
+        __traceback_hide__ = True
         method = ENTRANCES[self.kind]
         if route is not None and not isinstance(route, str):
             msg = f"route= is a routing key, a string, not {route!r}."
@@ -500,6 +504,7 @@ class _SingleBus(_Bus):
         using: str | None,
     ) -> tuple[Endpoint, Any, Run]:
         """Find the endpoint; convert the payload to what it takes."""
+        __traceback_hide__ = True
         try:
             return self._found_run_for(payload, route, content_type, using)
         except (MessageConversionError, NoHandlerFound) as error:
@@ -513,6 +518,7 @@ class _SingleBus(_Bus):
         content_type: str | None,
         using: str | None,
     ) -> tuple[Endpoint, Any, Run]:
+        __traceback_hide__ = True
         self._check_address(payload, route, content_type)
         # Taken before the table: a reset in between must not find stale routes here.
         by_type, compiled = self._by_type, self._compiled
@@ -673,6 +679,7 @@ class CommandBus(_SingleBus):
             SynchronousDispatch: an event loop is running here.
 
         """
+        __traceback_hide__ = True
         if (
             route is None
             and headers is None
@@ -754,6 +761,7 @@ class CommandBus(_SingleBus):
         priority: int | None = None,
     ) -> Any:
         """Do what :meth:`dispatch` does, in one hop to the thread of the database."""
+        __traceback_hide__ = True
         return await self._hop(
             payload,
             route=route,
@@ -856,6 +864,7 @@ class QueryBus(_SingleBus):
             SynchronousDispatch: an event loop is running here.
 
         """
+        __traceback_hide__ = True
         if (
             route is None
             and headers is None
@@ -950,6 +959,7 @@ class QueryBus(_SingleBus):
         returns: Any = None,
     ) -> Any:
         """Do what :meth:`ask` does, in one hop to the thread of the database."""
+        __traceback_hide__ = True
         return await self._hop(
             payload,
             route=route,
@@ -1004,6 +1014,7 @@ class EventBus(_Bus):
             SynchronousDispatch: an event loop is running here.
 
         """
+        __traceback_hide__ = True
         if (
             route is None
             and headers is None
@@ -1063,6 +1074,7 @@ class EventBus(_Bus):
             headers: what the message says of the aggregate; they are not passed on.
 
         """
+        __traceback_hide__ = True
         run = self._by_type.get(type(payload))
         if run is None:
             by_type = self._by_type
@@ -1086,6 +1098,7 @@ class EventBus(_Bus):
         priority: int | None = None,
     ) -> None:
         """Do what :meth:`publish` does, in one hop to the thread of the database."""
+        __traceback_hide__ = True
         await self._hop(
             payload,
             route=route,
@@ -1099,6 +1112,7 @@ class EventBus(_Bus):
 
     def _compile_for(self, endpoints: tuple[Endpoint, ...], payload: Any) -> Run:
         """Return what handles the events of one class."""
+        __traceback_hide__ = True
         if not endpoints:
             return _do_nothing
         cls = type(payload)
@@ -1134,6 +1148,7 @@ class EventBus(_Bus):
         runs = [run for _index, run in at_once]
 
         def run_in_turn(message: Message) -> None:
+            __traceback_hide__ = True
             for run in runs:
                 run(message)
 
@@ -1165,6 +1180,7 @@ class EventBus(_Bus):
         at_once, sendings, uses_dependencies = parts
 
         def run_all(message: Message) -> None:
+            __traceback_hide__ = True
             given = payloads
             if given is None:
                 given = [_given(each, message._payload) for each in endpoints]
@@ -1203,6 +1219,7 @@ class EventBus(_Bus):
 
 
 def _read(wanted: PayloadType, payload: Any, content_type: str | None) -> Any:
+    __traceback_hide__ = True
     if content_type is None:
         return wanted.from_python(payload)
     check_content_type(content_type)
@@ -1211,6 +1228,7 @@ def _read(wanted: PayloadType, payload: Any, content_type: str | None) -> Any:
 
 def _converted(endpoint: Endpoint, payload: Any, content_type: str | None) -> Any:
     """Return a payload as an endpoint takes it."""
+    __traceback_hide__ = True
     wanted = endpoint.plan.payload
     if wanted is None:  # nobody looks at it, but broken text is refused all the same
         return _read(PayloadType(Any), payload, content_type)
@@ -1222,6 +1240,7 @@ def _converted(endpoint: Endpoint, payload: Any, content_type: str | None) -> An
 
 def _given(endpoint: Endpoint, payload: Any) -> Any:
     """Return what an endpoint is given of an object: a channel stores it whole."""
+    __traceback_hide__ = True
     if endpoint.channel is not None:
         return payload
     return _converted(endpoint, payload, None)
@@ -1257,6 +1276,7 @@ def hopping(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     """Return a function's async twin: it runs in the thread of the database."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
+        __traceback_hide__ = True
         try:
             return function(*args, **kwargs)
         except CancelledError as error:
@@ -1267,6 +1287,7 @@ def hopping(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     in_thread = sync_to_async(run, thread_sensitive=True)
 
     async def hop(*args: Any, **kwargs: Any) -> Any:
+        __traceback_hide__ = True
         # Each name travels through several calls, and what is None is as not given.
         kwargs = {name: each for name, each in kwargs.items() if each is not None}
         token = current.set(current.get())

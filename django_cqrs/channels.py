@@ -54,9 +54,9 @@ class Envelope:
     name: str
     """The payload's message name; empty where the endpoint's annotation says it."""
     version: int
-    payload: bytes
+    payload: bytes = dataclasses.field(repr=False)
     """JSON text in UTF-8."""
-    headers: bytes
+    headers: bytes = dataclasses.field(repr=False)
     """The user's headers, as a JSON object."""
     message_id: UUID
     correlation_id: UUID
@@ -70,9 +70,9 @@ class Envelope:
     """Not to be handled from then on; None is never."""
     priority: int = 0
     """Higher is handled first."""
-    subject: str = ""
+    subject: str = dataclasses.field(default="", repr=False)
     """The object that it is for, such as ``shop.Order:7``; empty if unknown."""
-    ordering_key: str | None = None
+    ordering_key: str | None = dataclasses.field(default=None, repr=False)
     """Those of one endpoint and key are handled one at a time, as they were sent."""
 
     @property

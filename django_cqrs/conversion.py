@@ -28,6 +28,7 @@ from zoneinfo import ZoneInfo
 from django.apps import apps
 
 from django_cqrs.exceptions import FieldError, MessageConversionError, UnknownMessage
+from django_cqrs.masking import masking_of
 from django_cqrs.messages import MessageName, message_name_of
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.schemas import (
@@ -203,6 +204,7 @@ class Adapter:
         use raises: `reason` says why, and `path` where in it.
         """
         self.name: str = name_of_type(target)
+        self._target = target
         self.reason: str | None = None
         self.path = ""
         try:
@@ -222,6 +224,7 @@ class Adapter:
 
     def from_json(self, text: str | bytes | bytearray) -> Any:
         """Read JSON text strictly: no string stands for a number."""
+        __traceback_hide__ = True
         if not isinstance(text, (str, bytes, bytearray)):
             given = type(text).__qualname__
             fault = f"JSON text is str or bytes, not {given}"
@@ -239,10 +242,12 @@ class Adapter:
 
     def from_python(self, value: Any) -> Any:
         """Read a Python value laxly: a string may stand for a number."""
+        __traceback_hide__ = True
         return self._read(Compiled.read_python, value)
 
     def to_json(self, value: Any) -> bytes:
         """Write an object as JSON text in UTF-8."""
+        __traceback_hide__ = True
         return bytes(self._write(Compiled.write_json, value))
 
     def to_exact_json(self, value: Any) -> bytes | None:
@@ -265,6 +270,7 @@ class Adapter:
 
     def to_jsonable(self, value: Any) -> Any:
         """Write an object as the dicts, lists and scalars of its JSON form."""
+        __traceback_hide__ = True
         return self._write(Compiled.write_jsonable, value)
 
     def _read_text(
@@ -276,6 +282,7 @@ class Adapter:
         return value
 
     def _read(self, read: Callable[[Compiled, Any], Any], value: Any) -> Any:
+        __traceback_hide__ = True
         from pydantic_core import ValidationError
 
         if self.reason:
@@ -283,7 +290,9 @@ class Adapter:
         try:
             return read(self._compiled, value)
         except ValidationError as error:
-            raise MessageConversionError(self.name, _field_errors(error)) from error
+            # pydantic quotes what it refuses: no report may show that.
+            cause = None if masking_of(self._target).is_marked else error
+            raise MessageConversionError(self.name, _field_errors(error)) from cause
         except (*REFUSALS, RecursionError) as error:
             raise self._error(str(error), "refused") from error
 
@@ -452,6 +461,7 @@ def to_jsonable(value: Any) -> Any:
         MessageConversionError: part of it has no JSON form.
 
     """
+    __traceback_hide__ = True
     try:
         return _jsonable(value)
     except RecursionError as error:
@@ -466,6 +476,7 @@ def to_json(value: Any) -> str:
         MessageConversionError: part of it has no JSON form.
 
     """
+    __traceback_hide__ = True
     form = to_jsonable(value)
     try:
         text = json.dumps(
@@ -527,6 +538,7 @@ def convert_result(value: Any, target: Any) -> Any:
         MessageConversionError: it does not convert.
 
     """
+    __traceback_hide__ = True
     if not isinstance(target, str) and PayloadType(target).takes(value):
         return value
     whole = _listed(value)
@@ -629,6 +641,7 @@ class PayloadType:
             MessageConversionError: it is not what the handler takes.
 
         """
+        __traceback_hide__ = True
         if self.takes(value):
             return value
         if value is None:
@@ -653,6 +666,7 @@ class PayloadType:
             MessageConversionError: it is broken, or not what the handler takes.
 
         """
+        __traceback_hide__ = True
         return self._adapter.from_json(text)
 
     def from_stored_json(self, text: bytes) -> Any:
@@ -667,6 +681,7 @@ class PayloadType:
 
     def unset_in(self, value: Any) -> Unset:
         """Return which fields of the models in a value were not given."""
+        __traceback_hide__ = True
         return unset_in(self._adapter, value)
 
     def to_json(self, value: Any) -> bytes:
@@ -677,6 +692,7 @@ class PayloadType:
             MessageConversionError: it would not.
 
         """
+        __traceback_hide__ = True
         return to_stored_json(self._adapter, value)
 
     @property
@@ -887,6 +903,7 @@ class MessageTypes:
                 NaN, or an object of a subclass whose own fields would be lost.
 
         """
+        __traceback_hide__ = True
         name = self.name_of(type(payload))
         return name, to_stored_json(adapter_of(type(payload)), payload)
 
@@ -905,6 +922,7 @@ class MessageTypes:
             MessageConversionError: the text is not one of its class.
 
         """
+        __traceback_hide__ = True
         cls = self.class_of(name)
         wanted = adapter_of(cls)
         own, holder = self._names[cls], _path_of(cls)
@@ -961,6 +979,7 @@ def to_stored_json(adapter: Adapter, payload: Any) -> bytes:
         MessageConversionError: part of it would not, with its path.
 
     """
+    __traceback_hide__ = True
     plain = adapter.to_plain_json(payload)
     if plain is not None:  # mostly so
         return plain
@@ -997,6 +1016,7 @@ _LOST = "it would not come back from JSON as it is"
 
 def _loss(adapter: Adapter, payload: Any, text: bytes) -> _Loss | None:
     """Return what text would lose of a payload, None if nothing."""
+    __traceback_hide__ = True
     try:
         back = adapter.from_stored_json(text)
     except MessageConversionError as error:
@@ -1183,6 +1203,7 @@ def unset_in(adapter: Adapter, payload: Any) -> Unset:
         payload: an object, or a container of such.
 
     """
+    __traceback_hide__ = True
     return _unset_in(payload) if adapter.has_models else []
 
 
@@ -1206,6 +1227,7 @@ def restore_unset(payload: Any, unset: Unset) -> None:
 
     What is not there any more, since an upcaster has changed it, is passed over.
     """
+    __traceback_hide__ = True
     for path, names in unset:
         value = payload
         for step in path:

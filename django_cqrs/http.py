@@ -169,6 +169,7 @@ def _takes_many(annotation: Any) -> bool:
 
 def read_json(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> Any:
     """Return the payload that a body says, the URL's fields added to an object's."""
+    __traceback_hide__ = True
     if wanted.type is None:
         PayloadType(Any).from_json(text or b"null")
         return None
@@ -185,6 +186,7 @@ def read_json(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> Any:
 
 def _with_fields(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> bytes:
     """Add fields to the text of a JSON object; leave alone what is none."""
+    __traceback_hide__ = True
     if not given:
         return text
     try:
@@ -199,6 +201,7 @@ def _with_fields(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> bytes
 
 def read_query(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any:
     """Return the payload that a query string says, the URL's fields added."""
+    __traceback_hide__ = True
     if wanted.type is None:
         return None
     fields = wanted.fields
@@ -217,6 +220,7 @@ def read_query(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any
 
 def _read_value(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any:
     """Return a payload that is no object: it goes by its parameter's name."""
+    __traceback_hide__ = True
     assert wanted.type is not None  # noqa: S101 - None is read elsewhere
     value = None
     if wanted.name is not None and wanted.name in given:
@@ -235,6 +239,7 @@ def _read_value(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> An
 
 
 def _refuse_both(wanted: Wanted, sent: Iterable[str], given: Mapping[str, Any]) -> None:
+    __traceback_hide__ = True
     both = sorted(set(sent) & set(given))
     if both:
         assert wanted.type is not None  # noqa: S101 - it has fields

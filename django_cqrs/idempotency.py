@@ -155,6 +155,7 @@ def _once(
     owner, former = owners
 
     def run_once(message: Message) -> Any:
+        __traceback_hide__ = True
         key = read(message)
         if key is None:
             return run(message)

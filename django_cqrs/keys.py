@@ -52,6 +52,7 @@ def key_reader(source: KeySource, what: str, whose: str) -> KeyReader:
         get = source
 
     def read(message: Message) -> str | None:
+        __traceback_hide__ = True
         value = get(message)
         if value is None:
             return None
@@ -139,6 +140,7 @@ def _is_unicode(text: str) -> bool:
 
 def _header_getter(name: str, what: str, whose: str) -> Callable[[Message], object]:
     def get(message: Message) -> object:
+        __traceback_hide__ = True
         try:
             return message.headers[name]
         except KeyError:
@@ -154,6 +156,7 @@ def _header_getter(name: str, what: str, whose: str) -> Callable[[Message], obje
 
 def _attribute_getter(name: str, what: str, whose: str) -> Callable[[Message], object]:
     def get(message: Message) -> object:
+        __traceback_hide__ = True
         payload = message.payload
         try:
             if isinstance(payload, Mapping):

@@ -260,6 +260,7 @@ class Message:
             InvalidHeader: a header is reserved or of a type that cannot travel.
 
         """
+        __traceback_hide__ = True
         copy = Message.__new__(Message)
         copy._payload = self._payload if payload is ... else payload
         copy._parent = self._parent
@@ -280,6 +281,7 @@ class Message:
         return getattr(self, "_aggregate_id", None)
 
     def _add_headers(self, headers: Mapping[str, HeaderValue]) -> None:
+        __traceback_hide__ = True
         own, correlation_id = split_headers(headers)
         if own:
             self._user = {**self._user, **own}
@@ -382,6 +384,7 @@ def split_headers(
             travel. Nothing was sent.
 
     """
+    __traceback_hide__ = True
     own: dict[str, HeaderValue] = {}
     correlation_id = None
     if isinstance(headers, Headers):  # what a handler got: its user's go on

@@ -808,6 +808,7 @@ class RouteTable:
             InvalidHandler: its declaration is broken.
 
         """
+        __traceback_hide__ = True
         cls = type(payload)
         routes = self._by_class[kind]
         nearest, rivals = _nearest(cls, routes)
@@ -874,6 +875,7 @@ class RouteTable:
             InvalidHandler: the declaration of one of them is broken.
 
         """
+        __traceback_hide__ = True
         cls = type(payload)
         self._refuse_lost(Kind.EVENT, cls=cls)
         found = [
@@ -964,6 +966,7 @@ class RouteTable:
             payload: of the message.
 
         """
+        __traceback_hide__ = True
         if endpoint.subject is None or endpoint.kind is Kind.QUERY:
             return endpoint
         also = [

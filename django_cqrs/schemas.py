@@ -97,6 +97,7 @@ class Compiled:
 
     def write_exact(self, value: Any) -> Any:
         """Write JSON text that says of times and numbers what JSON alone does not."""
+        __traceback_hide__ = True
         return self.exact_writer.to_json(value, **_WRITING)
 
     def read_json(self, text: bytes | bytearray) -> Any:
@@ -105,14 +106,17 @@ class Compiled:
 
     def read_python(self, value: Any) -> Any:
         """Read a Python value laxly."""
+        __traceback_hide__ = True
         return self.python_reader.validate_python(value)
 
     def write_json(self, value: Any) -> Any:
         """Write JSON text in UTF-8."""
+        __traceback_hide__ = True
         return self.writer.to_json(value, **_WRITING)
 
     def write_jsonable(self, value: Any) -> Any:
         """Write dicts, lists and scalars."""
+        __traceback_hide__ = True
         return self.writer.to_python(value, mode="json", **_WRITING)
 
     def write_plain(self, value: Any) -> bytes | None:

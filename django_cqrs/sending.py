@@ -166,6 +166,7 @@ class Outlet:
             MissingHeader: the header that is to be its ordering key is not there.
 
         """
+        __traceback_hide__ = True
         envelope = self._envelope_of(message)
         scope = scope_of(message)
         alias = self._alias_in(scope, message)
@@ -195,6 +196,7 @@ class Outlet:
         return self.endpoint.alias or DEFAULT_DB_ALIAS
 
     def _envelope_of(self, message: Message) -> Envelope:
+        __traceback_hide__ = True
         options: SendOptions = getattr(message, "_options", NO_OPTIONS)
         policies = self.endpoint.policies
         delay = policies.delay if options.delay is None else options.delay
@@ -231,6 +233,7 @@ class Outlet:
         )
 
     def _headers_of(self, message: Message) -> dict[str, Any]:
+        __traceback_hide__ = True
         headers = _headers_of(message)
         unset = _unset_in(self.endpoint, message._payload)
         if unset:
@@ -258,6 +261,7 @@ UNSET = "django_cqrs.unset"
 
 
 def _headers_of(message: Message) -> dict[str, Any]:
+    __traceback_hide__ = True
     headers = {**message._user, **aggregate_headers_of(message)}
     trace = getattr(message, "_trace", None)
     if trace:
@@ -300,6 +304,7 @@ def encode(
         MessageConversionError: it would not come back as it is.
 
     """
+    __traceback_hide__ = True
     if is_value_type(type(payload)):
         wanted = endpoint.plan.payload or PayloadType(Any)
         return "", 0, wanted.to_json(payload)
@@ -308,6 +313,7 @@ def encode(
 
 
 def _unset_in(endpoint: Endpoint, payload: Any) -> Unset:
+    __traceback_hide__ = True
     if is_value_type(type(payload)):
         wanted = endpoint.plan.payload or PayloadType(Any)
         return wanted.unset_in(payload)
@@ -323,6 +329,7 @@ def decode(endpoint: Endpoint, types: MessageTypes, envelope: Envelope) -> Any:
         MessageConversionError: the text is not one of its class.
 
     """
+    __traceback_hide__ = True
     wanted = endpoint.plan.payload or PayloadType(Any)
     if not envelope.name:
         payload = wanted.from_stored_json(envelope.payload)
@@ -334,6 +341,7 @@ def decode(endpoint: Endpoint, types: MessageTypes, envelope: Envelope) -> Any:
 
 
 def _restore_unset(payload: Any, envelope: Envelope) -> None:
+    __traceback_hide__ = True
     if _UNSET in envelope.headers:
         restore_unset(payload, decode_headers(envelope.headers).get(UNSET, []))
 
@@ -352,6 +360,7 @@ def encode_headers(headers: Mapping[str, HeaderValue]) -> bytes:
         InvalidHeader: a value has no JSON form, an Enum's for example.
 
     """
+    __traceback_hide__ = True
     if not headers:  # mostly so
         return _NO_HEADERS
     try:
@@ -369,6 +378,7 @@ def decode_headers(text: bytes) -> dict[str, Any]:
         MessageConversionError: the text is no JSON object.
 
     """
+    __traceback_hide__ = True
     if text == _NO_HEADERS:  # mostly so
         return {}
     try:
@@ -396,6 +406,7 @@ def message_of(envelope: Envelope, payload: Any, scope: Any = None) -> Message:
         MessageConversionError: its headers cannot be read.
 
     """
+    __traceback_hide__ = True
     headers = decode_headers(envelope.headers)
     trace = headers.pop(TRACE) if isinstance(headers.get(TRACE), dict) else None
     aggregate_id = headers.pop(AGGREGATE_ID, None)

@@ -68,6 +68,7 @@ def upcast(payload: Any, names: tuple[str, ...], version: int, wanted: int) -> A
         MessageConversionError: an upcaster refuses it.
 
     """
+    __traceback_hide__ = True
     for step in range(version, wanted):
         function = next(
             (_upcasters[name, step] for name in names if (name, step) in _upcasters),

@@ -138,6 +138,7 @@ class _MessageView(View):
         raise NotImplementedError
 
     def _endpoint(self, payload: Any) -> Endpoint:
+        __traceback_hide__ = True
         table: RouteTable = self.bus._registry.routes
         endpoint = None
         if self.route is not None:
@@ -150,6 +151,7 @@ class _MessageView(View):
         raise NotImplementedError
 
     def _answer(self, request: HttpRequest, headers: GivenHeaders) -> HttpResponse:
+        __traceback_hide__ = True
         try:
             payload = self._read(request, self._sound())
             endpoint = self._endpoint(payload)
@@ -169,6 +171,7 @@ class _MessageView(View):
         return self._response(endpoint, result)
 
     def _response(self, endpoint: Endpoint, result: Any) -> HttpResponse:
+        __traceback_hide__ = True
         text = convert_result(result, JSON)
         return HttpResponse(text, status=self.status, content_type=JSON)
 
@@ -206,15 +209,18 @@ class _Commands(_MessageView):
     bus: CommandBus = command_bus
 
     def _read(self, request: HttpRequest, wanted: Wanted) -> Any:
+        __traceback_hide__ = True
         text = request.body
         if text and request.content_type != JSON:
             raise _Unsupported
         return read_json(wanted, text, to_jsonable(self.kwargs))
 
     def _send(self, payload: Any, headers: GivenHeaders | None) -> Any:
+        __traceback_hide__ = True
         return self.bus.dispatch(payload, route=self.route, headers=headers)
 
     def _response(self, endpoint: Endpoint, result: Any) -> HttpResponse:
+        __traceback_hide__ = True
         if endpoint.channel is not None:
             return HttpResponse(status=202)
         if result is None:
@@ -249,6 +255,7 @@ class CommandView(_Commands):
 
     def post(self, request: HttpRequest, *_args: Any, **_kwargs: Any) -> HttpResponse:
         """Dispatch the command that the body says."""
+        __traceback_hide__ = True
         return self._answer(request, self.headers_from(request))
 
 
@@ -267,6 +274,7 @@ class AsyncCommandView(_Commands):
         self, request: HttpRequest, *_args: Any, **_kwargs: Any
     ) -> HttpResponse:
         """Dispatch the command that the body says."""
+        __traceback_hide__ = True
         headers = await self.headers_from(request)
         response: HttpResponse = await hopping(self._answer)(request, headers)
         return response
@@ -283,9 +291,11 @@ class _Queries(_MessageView):
     bus: QueryBus = query_bus
 
     def _read(self, request: HttpRequest, wanted: Wanted) -> Any:
+        __traceback_hide__ = True
         return read_query(wanted, request.GET, self.kwargs)
 
     def _send(self, payload: Any, headers: GivenHeaders | None) -> Any:
+        __traceback_hide__ = True
         return self.bus.ask(payload, route=self.route, headers=headers)
 
 
@@ -312,6 +322,7 @@ class QueryView(_Queries):
 
     def get(self, request: HttpRequest, *_args: Any, **_kwargs: Any) -> HttpResponse:
         """Ask the query that the URL says."""
+        __traceback_hide__ = True
         return self._answer(request, self.headers_from(request))
 
 
@@ -326,6 +337,7 @@ class AsyncQueryView(_Queries):
         self, request: HttpRequest, *_args: Any, **_kwargs: Any
     ) -> HttpResponse:
         """Ask the query that the URL says."""
+        __traceback_hide__ = True
         headers = await self.headers_from(request)
         response: HttpResponse = await hopping(self._answer)(request, headers)
         return response

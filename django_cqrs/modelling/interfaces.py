@@ -281,17 +281,20 @@ class Method:
             hop = hopping(run)
 
             async def call_async(_self: Any, *args: Any, **kwargs: Any) -> Any:
+                __traceback_hide__ = True
                 return await hop(args, kwargs)
 
             return update_wrapper(call_async, self.function)
 
         def call(_self: Any, *args: Any, **kwargs: Any) -> Any:
+            __traceback_hide__ = True
             refuse_running_loop(called, f"async def {self.name}")
             return run(args, kwargs)
 
         return update_wrapper(call, self.function)
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        __traceback_hide__ = True
         table = self.registry.routes
         compiled = self._compiled
         if compiled is None or compiled[0] is not table:
@@ -300,6 +303,7 @@ class Method:
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
         """Return the arguments in the order of the parameters, defaults filled in."""
+        __traceback_hide__ = True
         if not kwargs and len(args) == self._positional:
             return args
         try:
@@ -362,6 +366,7 @@ class Method:
         takes_headers = bool(headers or parts.all_headers is not None)
 
         def call(values: Sequence[Any]) -> Any:
+            __traceback_hide__ = True
             options: dict[str, Any] = {}
             if takes_headers:
                 options["headers"] = parts.headers_in(values)

@@ -62,12 +62,12 @@ class Claimed:
     attempts: int
     """How many times it was tried and counted, this one not included."""
     channel: str
-    ordering_key: str | None
+    ordering_key: str | None = dataclasses.field(repr=False)
     is_counted: bool = False
     """Whether this attempt was counted already, when it was claimed."""
     is_given_up: bool = False
     """Whether it has killed as many workers as it may, and is not to be tried."""
-    group: Group | None = None
+    group: Group | None = dataclasses.field(default=None, repr=False)
     """What its order is kept in: its endpoint, under its present name, and its key."""
 
 
