@@ -18,7 +18,7 @@ import sys
 import types
 import typing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar
@@ -740,6 +740,14 @@ def bare_type(annotation: Any) -> Any:
             return annotation
 
 
+def is_subclass(cls: type, base: type) -> bool:
+    """Return whether objects of a class are, or may be, of another."""
+    try:
+        return issubclass(cls, base)
+    except TypeError:  # a Protocol with data: only an object can tell
+        return True
+
+
 def is_plain_class(annotation: Any) -> bool:
     """Tell whether ``isinstance`` can be asked about an annotation."""
     return (
@@ -801,6 +809,7 @@ class MessageTypes:
         self._names: dict[type, MessageName] = {}
         self._classes: dict[str, type] = {}
         self._why_not: dict[type, str] = {}
+        self._by_rule: dict[type, list[type]] = {}
         unnamed = []
         for cls in dict.fromkeys(classes):
             name = message_name_of(cls)
@@ -844,6 +853,25 @@ class MessageTypes:
     def __iter__(self) -> Iterator[type]:
         """Yield the classes that have a name."""
         return iter(self._names)
+
+    def subclasses_of(self, base: type) -> Sequence[type]:
+        """Return those whose objects may be of a class, each in the order of names."""
+        if type(base).__subclasscheck__ is type.__subclasscheck__:
+            return self._by_base.get(base, ())
+        # An ABC or a Protocol decides by itself.
+        found = self._by_rule.get(base)
+        if found is None:
+            found = [cls for cls in self._names if is_subclass(cls, base)]
+            self._by_rule[base] = found
+        return found
+
+    @functools.cached_property
+    def _by_base(self) -> dict[type, list[type]]:
+        found: dict[type, list[type]] = {}
+        for cls in self._names:
+            for base in cls.__mro__:
+                found.setdefault(base, []).append(cls)
+        return found
 
     def name_of(self, cls: type) -> MessageName:
         """

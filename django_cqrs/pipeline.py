@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS
 
-from django_cqrs.conversion import is_plain_class
+from django_cqrs.conversion import MessageTypes, PayloadType, is_plain_class
 from django_cqrs.declarations import Kind
 from django_cqrs.exceptions import InvalidOption
 from django_cqrs.idempotency import BusKey, idempotency_key_of, once, once_on_bus
@@ -38,7 +38,6 @@ from django_cqrs.weaving import (
     Interceptor,
     intercepted,
     nobody,
-    takes_class,
     target_of,
 )
 
@@ -199,7 +198,7 @@ class Pipelines:
         return while_current(run, takes_time=False)
 
     def around(
-        self, endpoint: Endpoint, buses: Sequence[Any], known: Iterable[type]
+        self, endpoint: Endpoint, buses: Sequence[Any], known: MessageTypes
     ) -> list[Interceptor]:
         """
         Return the interceptors that may stand around an endpoint, outermost first.
@@ -211,6 +210,8 @@ class Pipelines:
                 names.
 
         """
+        if not self.interceptors:
+            return []
         points = list(_points(endpoint, buses, known))
         kinds = When if endpoint.channel is not None else _HANDLING
         return [
@@ -445,16 +446,24 @@ def _use_dependencies(plans: Iterable[ArgumentPlan]) -> bool:
 
 
 def _points(
-    endpoint: Endpoint, buses: Sequence[Any], known: Iterable[type] = ()
+    endpoint: Endpoint, buses: Sequence[Any], known: MessageTypes | None = None
 ) -> Iterator[JoinPoint]:
     """Yield where an interceptor may stand: by the bus, and by the payload's class."""
     payload = endpoint.plan.payload
     types: list[type | None] = [None]
     if payload is not None:
-        classes = [cls for cls in payload.members if is_plain_class(cls)]
-        types = [*classes, *(cls for cls in known if takes_class(payload, cls))] or [
-            None
-        ]
+        named = [cls for cls in payload.members if is_plain_class(cls)]
+        taken = _taken_by(payload, named, known) if known is not None else ()
+        types = [*named, *taken] or [None]
     for bus in buses:
         for cls in types:
             yield JoinPoint(endpoint, bus, cls)
+
+
+def _taken_by(
+    payload: PayloadType, named: Sequence[type], known: MessageTypes
+) -> Iterable[type]:
+    """Return the known classes that a handler takes as they are."""
+    if payload.takes_anything:
+        return known
+    return dict.fromkeys(cls for each in named for cls in known.subclasses_of(each))

@@ -592,7 +592,11 @@ class RouteTable:
         self._by_key: dict[Kind, defaultdict[str, list[Endpoint]]]
         self._by_key = {kind: defaultdict(list) for kind in Kind}
         self._by_pattern: list[tuple[str, Endpoint]] = []
+        self._methods: defaultdict[tuple[type | None, Kind], list[Endpoint]]
+        self._methods = defaultdict(list)
         for endpoint in self.endpoints:
+            if endpoint.subject is not None:
+                self._methods[endpoint.owner, endpoint.kind].append(endpoint)
             for cls in endpoint.classes:
                 self._by_class[endpoint.kind][cls].append(endpoint)
             for key in endpoint.keys:
@@ -971,10 +975,8 @@ class RouteTable:
             return endpoint
         also = [
             each
-            for each in self.endpoints
-            if each.owner is endpoint.owner
-            and each.kind is endpoint.kind
-            and each.is_factory is not endpoint.is_factory
+            for each in self._methods.get((endpoint.owner, endpoint.kind), ())
+            if each.is_factory is not endpoint.is_factory
             and (set(each.keys) & set(endpoint.keys) or _meet(payload, each, endpoint))
         ]
         return self.paired([endpoint, *also])[0]

@@ -11,6 +11,7 @@ from django_cqrs.conversion import (
     PayloadType,
     bare_type,
     is_plain_class,
+    is_subclass,
     name_of_type,
     union_members,
 )
@@ -204,8 +205,7 @@ def _marker_parameter(parameter: inspect.Parameter) -> MarkerParameter | None:
 def takes_class(wanted: PayloadType, cls: type) -> bool:
     """Tell whether objects of a class are taken as they are."""
     return wanted.takes_anything or any(
-        is_plain_class(member) and _is_subclass(cls, member)
-        for member in wanted.members
+        is_plain_class(member) and is_subclass(cls, member) for member in wanted.members
     )
 
 
@@ -215,13 +215,6 @@ def _may_take(wanted: PayloadType, cls: type) -> bool:
         is_plain_class(member) and not issubclass(member, dict)
         for member in wanted.members
     )
-
-
-def _is_subclass(cls: type, base: type) -> bool:
-    try:
-        return issubclass(cls, base)
-    except TypeError:  # a Protocol with data: only an object can tell
-        return True
 
 
 # --------------------------------------------------------------------------- weaving
