@@ -18,7 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from django_cqrs.outbox.dialects import sends_several, to_last_result
-from django_cqrs.outbox.models import OutboxMessage, State
+from django_cqrs.outbox.models import MOST_ATTEMPTS, OutboxMessage, State
 from django_cqrs.retries import Transient
 
 # Not to wait for the disk: a claim that a crash undoes is a claim not made.
@@ -62,6 +62,18 @@ CLAIMED_COLUMNS = (
     "ordering_key",  # the last of all columns that rows are taken with
 )
 """What is read of a message that is claimed."""
+
+# A row that nobody has claimed so often may say that somebody has: no number overflows.
+ATTEMPTED: Final = (
+    f"CASE WHEN attempts < {MOST_ATTEMPTS} THEN attempts + %s ELSE attempts END"
+)
+"""The attempts of a row with a parameter's added."""
+
+
+def counted_up(token: str) -> str:
+    """Return a token with one added, after the highest the lowest."""
+    return f"CASE WHEN {token} < {2**63 - 1} THEN {token} + 1 ELSE 0 END"
+
 
 _ENDPOINT = CLAIMED_COLUMNS.index("endpoint")
 _ATTEMPTS = CLAIMED_COLUMNS.index("attempts")
@@ -217,7 +229,7 @@ class ClaimsAtOnce:
     def _taken(self, condition: str, columns: str = "own.id") -> str:
         return (
             f"taken AS (UPDATE {self._table} AS own SET state = %s, owner = %s, "  # noqa: S608
-            f"lease_expires_at = %s, token = own.token + 1 "
+            f"lease_expires_at = %s, token = {counted_up('own.token')} "
             f"WHERE own.id = ANY(ARRAY(SELECT id FROM seen)) "
             f"AND {condition} RETURNING {columns})"
         )

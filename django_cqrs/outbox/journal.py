@@ -38,6 +38,7 @@ from django_cqrs.observation import (
 from django_cqrs.outbox.batches import SIZE, delete_in_batches
 from django_cqrs.outbox.desk import UNSEEN, redactor_for, shown
 from django_cqrs.outbox.models import (
+    MOST_ATTEMPTS,
     DeadLetter,
     JournalEntry,
     OutboxMessage,
@@ -158,7 +159,7 @@ class Note:
             channel=channel,
             subject=envelope.subject or self.subject,
             outcome=outcome,
-            attempts=attempts,
+            attempts=min(attempts, MOST_ATTEMPTS),
             duration=self.duration,
             **failure,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from django.db import models
 from django.utils.translation import gettext_lazy as _
@@ -19,6 +19,10 @@ class State(models.IntegerChoices):
     ABANDONED = 3, _("abandoned")
     PARKED = 4, _("parked")
     FORWARDED = 5, _("forwarded")
+
+
+MOST_ATTEMPTS: Final = 2**31 - 1
+"""How many attempts every database can count."""
 
 
 class StoredMessage(models.Model):

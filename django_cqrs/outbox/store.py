@@ -22,15 +22,18 @@ from django_cqrs.exceptions import CQRSError
 from django_cqrs.outbox.batches import SIZE, giving_way
 from django_cqrs.outbox.claims import (
     ADVISORY_LOCK,
+    ATTEMPTED,
     CLAIMED_COLUMNS,
     LOCK_TIMEOUT,
     PATIENCE,
     RELAX,
     ClaimsAtOnce,
     Taking,
+    counted_up,
 )
 from django_cqrs.outbox.dialects import among, sends_several, to_last_result
 from django_cqrs.outbox.models import (
+    MOST_ATTEMPTS,
     DeadLetter,
     OutboxMessage,
     Reason,
@@ -462,8 +465,10 @@ class Store:
         Wake what is parked although nothing keeps it any more.
 
         Whatever ends what keeps a message wakes it. This is for rows that were deleted
-        behind the outbox's back.
+        behind the outbox's back, and for those that were written so: parked without a
+        key, delayed without a time, held without an end of the lease.
         """
+        woken = self._wake_endless(channels)
         parked = self.rows().filter(channel__in=channels, state=State.PARKED)
         groups = {
             self._group_of(endpoint, key)
@@ -473,9 +478,24 @@ class Store:
         }
         pairs = self._pairs_of(group for group in groups if group is not None)
         standings = self._groups.standings(pairs)
-        return self.wake(
+        return woken + self.wake(
             group for group, each in standings.items() if each.is_stranded()
         )
+
+    def _wake_endless(self, channels: Sequence[str]) -> int:
+        """Make ready what nothing would ever end; what somebody held is abandoned."""
+        woken = 0
+        rows = self.rows().filter(channel__in=channels)
+        nobodys: dict[str, Any] = {"owner": None, "lease_expires_at": None}
+        for state, lacking, becomes in (
+            (State.PARKED, "ordering_key", State.READY),
+            (State.DELAYED, "available_at", State.READY),
+            (State.CLAIMED, "lease_expires_at", State.ABANDONED),
+            (State.FORWARDED, "lease_expires_at", State.READY),
+        ):
+            found = rows.filter(state=state, **{f"{lacking}__isnull": True})
+            woken += self._move(found.order_by("pk"), 1000, state=becomes, **nobodys)
+        return woken
 
     def park_rest(self, owner: str, group: Group) -> int:
         """Set aside what an owner still holds of a key, since one of it has failed."""
@@ -548,7 +568,8 @@ class Store:
         one_of, ids = among(connection, keys)
         statement = (
             f"UPDATE {self._table} SET state = %s, owner = %s, "  # noqa: S608 - no value in it
-            f"lease_expires_at = %s, token = token + 1, attempts = attempts + %s "
+            f"lease_expires_at = %s, token = {counted_up('token')}, "
+            f"attempts = {ATTEMPTED} "
             f"WHERE state IN ({', '.join(map(str, states))}) AND id {one_of}"
         )
         until = connection.ops.adapt_datetimefield_value(timezone.now() + taking.lease)
@@ -830,7 +851,7 @@ class Store:
         changed = self._held(owner, [claimed.pk]).update(
             state=State.DELAYED,
             available_at=until,
-            attempts=attempts,
+            attempts=min(attempts, MOST_ATTEMPTS),
             last_error=error,
             owner=None,
             lease_expires_at=None,
@@ -890,7 +911,7 @@ class Store:
             expires_at=envelope.expires_at,
             ordering_key=claimed.ordering_key,
             subject=envelope.subject,
-            attempts=attempts,
+            attempts=min(attempts, MOST_ATTEMPTS),
             reason=reason,
             exception=exception[:255],
             error=error,
@@ -967,7 +988,7 @@ class Standing:
         ]
         if not blocks:
             return None, None
-        block = min(blocks)[1]
+        block = min(blocks, key=itemgetter(0))[1]  # blocks have no order
         ends = [each[0] for each in (self.failed, self.dead) if each is not None]
         return block, min(ends, default=None)
 

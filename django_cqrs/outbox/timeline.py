@@ -15,7 +15,7 @@ from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
 
-from django.db.models import Model, QuerySet
+from django.db.models import Choices, Model, QuerySet
 
 from django_cqrs import buses
 from django_cqrs.exceptions import CQRSError
@@ -247,12 +247,11 @@ def correlations_of(
 
 
 def _journalled(entry: JournalEntry) -> Happening:
-    outcome = Outcome(entry.outcome)
-    is_bad = outcome in (Outcome.FAILED, Outcome.DROPPED)
+    is_bad = entry.outcome in (Outcome.FAILED, Outcome.DROPPED)
     return Happening(
         at=entry.at,
         endpoint=entry.endpoint,
-        state=outcome.label,
+        state=_label_of(Outcome, entry.outcome),
         standing=Standing.BAD if is_bad else Standing.DONE,
         attempts=entry.attempts,
         channel=entry.channel,
@@ -267,7 +266,7 @@ def _waiting(message: OutboxMessage) -> Happening:
     return Happening(
         at=message.available_at or message.sent_at,
         endpoint=message.endpoint,
-        state=State(message.state).label,
+        state=_label_of(State, message.state),
         standing=Standing.WAITS,
         attempts=message.attempts,
         channel=message.channel,
@@ -283,7 +282,7 @@ def _dead(letter: DeadLetter, error: str) -> Happening:
     return Happening(
         at=letter.failed_at,
         endpoint=letter.endpoint,
-        state=Reason(letter.reason).label,
+        state=_label_of(Reason, letter.reason),
         standing=Standing.BAD,
         attempts=letter.attempts,
         channel=letter.channel,
@@ -292,6 +291,11 @@ def _dead(letter: DeadLetter, error: str) -> Happening:
         subject=letter.subject,
         row=letter,
     )
+
+
+def _label_of(choices: type[Choices], value: Any) -> str:
+    """Return what a value is called; the value where it is none of the choices."""
+    return str(dict(choices.choices).get(value, value))
 
 
 def _kind_at(happenings: Iterable[Happening]) -> str:
