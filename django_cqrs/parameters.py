@@ -345,6 +345,7 @@ def method_callable(function: Callable[..., Any], name: str) -> Callable[..., An
     run = sync_callable(function)
 
     def call_method(receiver: Any, *args: Any, **kwargs: Any) -> Any:
+        __traceback_hide__ = True
         method = getattr(receiver, name, function)
         if getattr(method, "__func__", method) is function:
             return run(receiver, *args, **kwargs)

@@ -836,6 +836,94 @@ def test_sound_statements_have_no_problem():
     assert problems_of(Notes) == problems_of(Readings) == problems_of(Elsewhere) == []
 
 
+QUOTED = [
+    ("SELECT '%(name)s'", "quotes"),
+    ("SELECT 'it''s %(name)s'", "quotes"),
+    ("SELECT 1 WHERE 'x' LIKE '%%%(name)s%%'", "quotes"),
+    ("SELECT 1 WHERE 'x' IN ('%(name)s')", "quotes"),
+    ("SELECT 'a' || '\n%(name)s\n'", "quotes"),
+    ("SELECT '%(name)s", "quotes"),
+    ('SELECT "%(name)s"', "double quotes"),
+    ("SELECT `%(name)s`", "backticks"),
+    ("SELECT $$%(name)s$$", "dollar quotes"),
+    ("SELECT $tag$ $$ %(name)s $tag$", "dollar quotes"),
+    ("SELECT 1 -- %(name)s", "a comment"),
+    ("SELECT 1 /* %(name)s */", "a comment"),
+    ("SELECT 1 /* \n'\n%(name)s */", "a comment"),
+]
+QUOTED_THERE = {
+    "postgresql": [
+        (r"SELECT E'\' %(name)s'", "quotes"),
+        ("SELECT 1 /* a /* b */ %(name)s */", "a comment"),
+    ],
+    "mysql": [
+        (r"SELECT '\' %(name)s'", "quotes"),
+        (r'SELECT "\" %(name)s"', "double quotes"),
+        ("SELECT 1 # %(name)s", "a comment"),
+    ],
+}
+OUTSIDE = [
+    "SELECT '', %(name)s",
+    "SELECT 'it''s', %(name)s, 'that'",
+    'SELECT 1 AS "a\'b", %(name)s',
+    "SELECT 1 -- it's\n, %(name)s",
+    "SELECT 1 /* it's */, %(name)s /* \" */",
+    "SELECT '--', %(name)s",
+    "SELECT '/*', %(name)s",
+    "SELECT 'it' /* */ || %(name)s || '%%'",
+]
+OUTSIDE_THERE = {
+    "postgresql": [
+        r"SELECT 'C:\', %(name)s",
+        "SELECT '{}'::jsonb #>> %(name)s::text[]",
+        "SELECT 1 /* a /* b */ */, %(name)s",
+    ],
+    "mysql": [r"SELECT 'it\'s', %(name)s", "SELECT 3--2, %(name)s"],
+}
+
+
+def fault_in(statement):
+    """Return what the check says of a statement with one parameter."""
+
+    @business_interface
+    class Quoting(Protocol):
+        @sql_query(statement)
+        def find(self, name: str) -> list[dict]: ...
+
+    return problems_of(Quoting), Quoting
+
+
+@pytest.mark.parametrize(
+    ("statement", "place"), [*QUOTED, *QUOTED_THERE.get(connection.vendor, ())]
+)
+def test_E042_a_placeholder_in_quotes_is_refused(statement, place):
+    """A driver would put the value there, and the database would read it as SQL."""
+    problems, interface = fault_in(statement)
+
+    method = f"{__name__}.{interface.__qualname__}.find"
+    text = (
+        f"The SQL of {method} has the placeholder %(name)s in {place}, where its value "
+        f"would become part of the SQL."
+    )
+    hint = (
+        "A value needs no quotes: write the placeholder outside of them, and join it to "
+        "other text with || or CONCAT()."
+    )
+    assert problems == [("django_cqrs.E042", text, hint)]
+    with pytest.raises(InvalidHandler):
+        implement(interface).find("x' OR 1=1 -- ")
+
+
+@pytest.mark.parametrize(
+    "statement", [*OUTSIDE, *OUTSIDE_THERE.get(connection.vendor, ())]
+)
+def test_a_placeholder_beside_quotes_is_bound(statement):
+    """Quotes and comments end where the database says so."""
+    problems, _ = fault_in(statement)
+
+    assert problems == []
+
+
 @pytest.mark.parametrize(
     ("statement", "fault", "hint"),
     [

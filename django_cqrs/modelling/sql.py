@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import enum
+import functools
 import inspect
 import re
 import types
@@ -16,9 +17,11 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
+from django.utils.connection import ConnectionDoesNotExist
 from django.utils.duration import duration_microseconds
 
 from django_cqrs.conversion import (
@@ -150,10 +153,76 @@ class _Malformed(Exception):
     """A signal between two functions here: what is wrong, and what to do."""
 
 
-def parsed(text: str) -> tuple[Part, ...]:
-    """Return a statement as its SQL and the placeholders in it."""
+# Where a driver still puts a value in, and the database no longer takes it for one.
+_QUOTED = r"""
+    '(?:[^']|'')*(?:'|\Z) | "(?:[^"]|"")*(?:"|\Z) | `(?:[^`]|``)*(?:`|\Z)
+    | --[^\n]* | (?<![\w$])(?P<tag>\$(?:[^\W\d]\w*)?\$)(?s:.*?)(?:(?P=tag)|\Z)
+"""
+_BLOCK = r"| /\*(?s:.*?)(?:\*/|\Z)"
+_REGIONS: Mapping[str, str] = {
+    # E'...' takes backslashes; a comment may hold another one, which is done by hand.
+    "postgresql": rf"\bE'(?:[^'\\]|\\(?s:.)|'')*(?:'|\Z) | {_QUOTED} | (?P<nested>/\*)",
+    # /*! is no comment but a condition on the version.
+    "mysql": r"""
+        '(?:[^'\\]|\\(?s:.)|'')*(?:'|\Z) | "(?:[^"\\]|\\(?s:.)|"")*(?:"|\Z)
+        | `(?:[^`]|``)*(?:`|\Z) | \#[^\n]* | --(?=\s|\Z)[^\n]*
+        | (?<![\w$])(?P<tag>\$(?:[^\W\d]\w*)?\$)(?s:.*?)(?:(?P=tag)|\Z)
+        | /\*(?!!)(?s:.*?)(?:\*/|\Z)
+    """,
+    "": rf"{_QUOTED} {_BLOCK} | \#[^\n]*",
+}
+_SQL_SAID = {
+    "'": "quotes",
+    '"': "double quotes",
+    "`": "backticks",
+    "$": "dollar quotes",
+}
+
+
+@functools.cache
+def _regions_of(vendor: str) -> re.Pattern[str]:
+    regions = _REGIONS.get(vendor, _REGIONS[""])
+    return re.compile(regions, re.VERBOSE | re.IGNORECASE)
+
+
+def _quoted(text: str, vendor: str) -> Iterator[tuple[int, int, str]]:
+    """Yield where a statement has quotes and comments, and what they are called."""
+    regions = _regions_of(vendor)
+    end = 0
+    while (found := regions.search(text, end)) is not None:
+        start, end = found.span()
+        if found.groupdict().get("nested"):
+            end = _end_of_comment(text, start)
+        sign = text[start].lower()
+        sign = "'" if sign == "e" else sign
+        yield start, end, _SQL_SAID.get(sign, "a comment")
+
+
+def _end_of_comment(text: str, start: int) -> int:
+    depth = 0
+    for sign in re.compile(r"/\*|\*/").finditer(text, start):
+        depth += 1 if sign[0] == "/*" else -1
+        if not depth:
+            return sign.end()
+    return len(text)
+
+
+def parsed(text: str, vendor: str) -> tuple[Part, ...]:
+    """
+    Return a statement as its SQL and the placeholders in it.
+
+    Args:
+        text: the statement.
+        vendor: of the database that it is for, as Django calls it.
+
+    Raises:
+        _Malformed: a percent sign begins no placeholder, or one stands in quotes or in
+            a comment, where its value would become part of the SQL.
+
+    """
     parts: list[Part] = []
     end = 0
+    quoted = list(_quoted(text, vendor))
     for sign in _SIGN.finditer(text):
         if sign["literal"]:
             continue
@@ -172,6 +241,14 @@ def parsed(text: str) -> tuple[Part, ...]:
                 f"has the placeholder %({sign['name']})s, which names no parameter",
                 "Write %(name)s, or %(name.attribute)s.",
             )
+        for first, behind, place in quoted:
+            if first <= sign.start("name") < behind:
+                raise _Malformed(
+                    f"has the placeholder %({sign['name']})s in {place}, where its "
+                    f"value would become part of the SQL",
+                    "A value needs no quotes: write the placeholder outside of them, "
+                    "and join it to other text with || or CONCAT().",
+                )
         name, *path = sign["name"].split(".")
         parts.append(text[end : sign.start()])
         parts.append(
@@ -179,6 +256,14 @@ def parsed(text: str) -> tuple[Part, ...]:
         )
         end = sign.end()
     return (*parts, text[end:])
+
+
+def _vendor_of(using: str | None) -> str:
+    """Return what Django calls the database of an alias; empty if there is none."""
+    try:
+        return connections[using or DEFAULT_DB_ALIAS].vendor
+    except (ConnectionDoesNotExist, ImproperlyConfigured):
+        return ""
 
 
 class Query:
@@ -203,7 +288,7 @@ class Query:
         """
         self.place = place
         self.using: str = statement.using or DEFAULT_DB_ALIAS
-        self.parts = parsed(statement.text)
+        self.parts = parsed(statement.text, _vendor_of(self.using))
         self.json: frozenset[str] = frozenset(
             name for name, each in parameters.items() if _is_json(each)
         )
@@ -680,7 +765,7 @@ def problems_of(
             function,
         )
     try:
-        parts = parsed(statement.text)
+        parts = parsed(statement.text, _vendor_of(statement.using))
     except _Malformed as malformed:
         fault, hint = malformed.args
         text = f"The SQL of {place} {fault}."
