@@ -574,6 +574,18 @@ def test_b02_4_an_instance_is_taken_as_it_is():
     assert made == ["not validated"]
 
 
+def _two(values):
+    first, second = values
+    return first, second
+
+
+def text_of(function):
+    """Return what this Python says where a function fails: versions word it anew."""
+    with pytest.raises((ArithmeticError, ValueError)) as caught:
+        function()
+    return str(caught.value)
+
+
 # What a class itself refuses ----------------------------------------------------------
 
 
@@ -715,7 +727,7 @@ def test_b02_4_a_refusal_of_a_converter_is_an_error_of_its_field(read):
     assert refusal_of(call, given) == [
         ("price", "not enough values to unpack (expected 2, got 1)"),
         ("others.1", "[<class 'decimal.ConversionSyntax'>]"),
-        ("by_name.a", "too many values to unpack (expected 2)"),
+        ("by_name.a", text_of(lambda: _two(["1", "2", "3"]))),
     ]
 
 
@@ -736,7 +748,7 @@ def test_b02_4_a_models_validators_may_raise_what_they_like_to_refuse():
 
     assert refusal_of(adapter.from_json, '{"value": 0}') == [("value", "not zero")]
     assert refusal_of(adapter.from_json, '{"value": 1}') == [
-        ("", "integer division or modulo by zero")
+        ("", text_of(lambda: 1 // 0))
     ]
 
 

@@ -122,11 +122,15 @@ def test_b05_6_a_value_over_a_row(annotation, value):
 def test_c10_1_the_server_is_the_one_that_is_named():
     """A column of the tests is what its heading says."""
     scheme = os.environ.get("DATABASE_URL", "sqlite:").partition(":")[0]
-    names = {"postgres": "PostgreSQL", "mysql": "MariaDB", "sqlite": "SQLite"}
+    names = {
+        "postgres": {"PostgreSQL"},
+        "postgresql": {"PostgreSQL"},
+        "mariadb": {"MariaDB"},
+        "mysql": {"MariaDB", "MySQL"},  # which speak the same protocol
+        "sqlite": {"SQLite"},
+    }
 
-    wanted = names[{"postgresql": "postgres", "mariadb": "mysql"}.get(scheme, scheme)]
-
-    assert connection.display_name == wanted
+    assert connection.display_name in names[scheme]
 
 
 def test_c10_1_continuous_integration_judges_on_both_servers():

@@ -306,7 +306,7 @@ def entries(number, correlation_id=None, **values):
         **values,
     }
     start = timezone.now()
-    return JournalEntry.objects.bulk_create(
+    JournalEntry.objects.bulk_create(
         JournalEntry(
             at=start + timedelta(milliseconds=place),
             message_id=uuid.uuid4(),
@@ -314,6 +314,10 @@ def entries(number, correlation_id=None, **values):
             **defaults,
         )
         for place in range(number)
+    )
+    # Read again: MySQL does not return the keys of what is inserted.
+    return list(
+        JournalEntry.objects.filter(correlation_id=correlation_id).order_by("at")
     )
 
 
