@@ -166,7 +166,14 @@ def _once(
                 outputs.send_again(seen.outputs, message)
             return None if answer is None else answer.read(seen.result)
         recording = None if outputs is None else Recording(scope_of(message))
+        around: list[bool] = getattr(message, "_drops", [])
+        drops: list[bool] = []  # of this attempt
+        message._drops = drops
         result = run(message)
+        if drops:  # nobody has handled it, so a later one is no duplicate
+            around += drops
+            inbox.forget(alias, owner, key)
+            return result
         kept = None if answer is None else answer.write(result)
         sent = None
         if outputs is not None and recording is not None:

@@ -64,6 +64,10 @@ class Inbox(Protocol):
         """Keep what came of the message whose key was entered."""
         ...
 
+    def forget(self, using: str, owner: str, key: str) -> None:
+        """Take out a key that was entered, since its message was dropped."""
+        ...
+
 
 _offered: dict[str, Inbox] = {}
 

@@ -44,7 +44,8 @@ RESERVED_PREFIX = "aggregate_"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What a copy of a message takes along, where it is there.
 _PASSED_ON = (
-    *("_aggregate", "_aggregate_id", "_dependencies", "_held", "_is_retried"),
+    *("_aggregate", "_aggregate_id", "_dependencies", "_drops", "_held"),
+    "_is_retried",
     *("_note", "_options", "_output", "_ran", "_scope", "_using"),
 )
 
@@ -150,6 +151,7 @@ class Message:
         "_aggregate_id",
         "_correlation_id",
         "_dependencies",
+        "_drops",
         "_held",
         "_is_retried",
         "_message_id",
@@ -171,6 +173,7 @@ class Message:
     _aggregate_id: Any
     _correlation_id: UUID
     _dependencies: Any
+    _drops: list[bool]
     _held: list[Any]
     _is_retried: bool
     _message_id: UUID
@@ -315,6 +318,13 @@ def name_run(message: Message, name: str) -> str:
     """
     ran: Ran | None = getattr(message, "_ran", None)
     return (ran is not None and ran.name) or name
+
+
+def drop(message: Message) -> None:
+    """Let who remembers messages by a key know that this one was not handled."""
+    drops: list[bool] | None = getattr(message, "_drops", None)
+    if drops is not None:
+        drops.append(True)
 
 
 def scope_of(message: Message | Origin) -> Any:

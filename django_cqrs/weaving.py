@@ -30,7 +30,7 @@ from django_cqrs.interception import (
     interception_of,
     marker_at,
 )
-from django_cqrs.messages import Message, current, result_type_of
+from django_cqrs.messages import Message, current, drop, result_type_of
 from django_cqrs.parameters import (
     TAKES_PAYLOAD,
     ArgumentPlan,
@@ -281,6 +281,7 @@ def _first(run: Run, interceptor: Interceptor, point: JoinPoint) -> Run:
         if outcome is None:
             return run(message)
         if outcome is STOP:
+            drop(message)
             return _stopped(interceptor, point)
         replaced = _replaced(message, outcome, interceptor, point)
         token = _set_current(replaced)
@@ -298,11 +299,19 @@ def _around(run: Run, interceptor: Interceptor, point: JoinPoint, target: Run) -
     find = target if "target" in plan.given else nobody
 
     def run_around(message: Message) -> Any:
+        has_proceeded = False
+
         def proceed() -> Any:
+            nonlocal has_proceeded
+            has_proceeded = True
             return run(message)
 
         outcome = call(message, {"proceed": proceed, "target": find(message)})
-        return _stopped(interceptor, point) if outcome is STOP else outcome
+        if outcome is not STOP:
+            return outcome
+        if not has_proceeded:
+            drop(message)
+        return _stopped(interceptor, point)
 
     return run_around
 

@@ -30,7 +30,7 @@ from django_cqrs.exceptions import (
 )
 from django_cqrs.interception import JoinPoint
 from django_cqrs.keys import MAX_LENGTH, joined, storable_key
-from django_cqrs.messages import Message, Origin
+from django_cqrs.messages import Message, Origin, drop
 from django_cqrs.modelling.identifiers import (
     Values,
     identification,
@@ -403,6 +403,7 @@ class AggregateSubject(Subject):
                         raise
             if found is None:
                 if ignores:
+                    drop(message)
                     return None
                 raise missing(message, values)
             if self.is_over(found):

@@ -18,7 +18,7 @@ from django.utils import timezone
 from django_cqrs.channels import channels
 from django_cqrs.conversion import name_of_type
 from django_cqrs.interception import JoinPoint
-from django_cqrs.messages import Message
+from django_cqrs.messages import Message, drop
 from django_cqrs.modelling.aggregates import AggregateSubject, ModelRole, options_of
 from django_cqrs.modelling.identifiers import Values
 from django_cqrs.parameters import Services
@@ -123,6 +123,7 @@ class SagaSubject(AggregateSubject):
 
         def answer(message: Message, values: Values) -> Any:
             if ignores:
+                drop(message)
                 return None
             raise missing(message, values, text)
 

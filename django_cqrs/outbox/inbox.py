@@ -98,6 +98,10 @@ class DatabaseInbox:
         ):
             _entries(using, owner, key).update(result=result, outputs=outputs)
 
+    def forget(self, using: str, owner: str, key: str) -> None:
+        """Take out a key that was entered, since its message was dropped."""
+        _entries(using, owner, key).delete()
+
     def purge(
         self, using: str, *, before: datetime | None = None, size: int = SIZE
     ) -> int:
