@@ -52,7 +52,9 @@ Resolver = Callable[[Message], Any]
 _EMPTY = inspect.Parameter.empty
 
 READING = "reading"
-"""The attribute by which a resolver that locks names its twin that does not."""
+"""The attribute by which a resolver that locks names its twin for queries."""
+UNLOCKED = "unlocked"
+"""The same, of the twin for handlers that write without a lock on what they read."""
 
 Names = Mapping[str, Any]
 _NOTHING: Names = {}
@@ -445,8 +447,16 @@ class ArgumentPlan:
     @property
     def reading(self) -> ArgumentPlan:
         """The plan of who only reads: what would lock, does not."""
+        return self._with_twins(READING)
+
+    @property
+    def unlocked(self) -> ArgumentPlan:
+        """The plan of who may write, where what would lock does not."""
+        return self._with_twins(UNLOCKED)
+
+    def _with_twins(self, name: str) -> ArgumentPlan:
         arguments = tuple(
-            dataclasses.replace(each, source=getattr(each.source, READING, each.source))
+            dataclasses.replace(each, source=getattr(each.source, name, each.source))
             for each in self.arguments
         )
         return dataclasses.replace(self, arguments=arguments)

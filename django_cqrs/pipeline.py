@@ -434,7 +434,11 @@ def _call_of_one(endpoint: Endpoint) -> Run:
     if endpoint.plan.is_payload_only:
         return lambda message: function(message._payload)
     plan = endpoint.plan
-    return (plan.reading if endpoint.kind is Kind.QUERY else plan).bind(function)
+    if endpoint.kind is Kind.QUERY:
+        plan = plan.reading
+    elif endpoint.kind is Kind.EVENT and endpoint.channel is not None:
+        plan = plan.unlocked  # it may take long, and no command waits for it
+    return plan.bind(function)
 
 
 def _plans_of(interceptors: Iterable[Interceptor]) -> list[ArgumentPlan]:

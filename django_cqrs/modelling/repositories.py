@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
@@ -40,6 +40,7 @@ from django_cqrs.modelling.storages import Options, Storage, register_storage
 from django_cqrs.modelling.watches import KeyWatch, Watch, note_kept
 from django_cqrs.parameters import (
     READING,
+    UNLOCKED,
     Constant,
     Header,
     Resolver,
@@ -173,12 +174,16 @@ class Fetch:
         source: an attribute of the payload, a ``Header``, or a callable that gets the
             message; a dict of these by name where the identifier is of several.
 
+        lock: False reads the row without a lock, inside a command too.
+
     ``Ticket | None`` allows none. Inside a command the row is locked as an action's is;
-    elsewhere it is only read. It is not saved by itself.
+    elsewhere, also in a handler of an event on a channel, it is only read. It is not
+    saved by itself.
 
     """
 
     source: str | Header | Callable[[Message], Any] | dict[str, Any]
+    lock: bool = True
 
 
 def _fetch_filler(annotation: Any, services: Services) -> Resolver | None:
@@ -192,9 +197,10 @@ def _fetch_filler(annotation: Any, services: Services) -> Resolver | None:
         msg = f"{name_of_type(bare)} is not one class of objects"
         raise Unfillable(msg, rule=Rule.BAD_FETCH)
     subject = _subject_of(kept[0], services)
-    resolver = _fetcher(subject, mark, optional=len(members) > 1, locks=True)
-    reading = _fetcher(subject, mark, optional=len(members) > 1, locks=False)
-    setattr(resolver, READING, reading)
+    make = partial(_fetcher, subject, mark, optional=len(members) > 1)
+    resolver = make(writes=True, locks=mark.lock)
+    setattr(resolver, READING, make(writes=False, locks=False))
+    setattr(resolver, UNLOCKED, make(writes=True, locks=False))
     return resolver
 
 
@@ -205,7 +211,7 @@ def _fetch_in(annotation: Any) -> Fetch | None:
 
 
 def _fetcher(
-    subject: AggregateSubject, mark: Fetch, *, optional: bool, locks: bool
+    subject: AggregateSubject, mark: Fetch, *, optional: bool, writes: bool, locks: bool
 ) -> Resolver:
     name = name_of_type(subject.owner)
     sources = list(declared_sources(mark.source))
@@ -221,13 +227,14 @@ def _fetcher(
                 f"message. Annotate {name} | None where that is allowed."
             )
             raise AggregateNotFound(msg)
-        scope = scope_of(message) if locks else None
+        scope = scope_of(message) if writes else None
         alias = message.using or (
             storage.read_alias() if scope is None else storage.write_alias()
         )
-        is_locked = scope is not None and connections[alias].in_atomic_block
-        found = storage.find(values, using=alias, lock=is_locked and storage.locks)
-        if locks:
+        is_open = scope is not None and connections[alias].in_atomic_block
+        lock = locks and is_open and storage.locks
+        found = storage.find(values, using=alias, lock=lock)
+        if writes:
             _hold(subject, found, alias)
         if found is None and not optional:
             pairs = zip(storage.parts, values, strict=True)

@@ -23,6 +23,7 @@ from django.core.exceptions import (
     ValidationError,
 )
 from django.db import DatabaseError, IntegrityError, connections, models, router
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.buses import Registry
 from django_cqrs.conversion import name_of_type
@@ -276,12 +277,20 @@ class ModelStorage(Storage[Any]):
     def find(self, values: Values, *, using: str, lock: bool) -> Any:
         """Get it by the default manager, its row locked where that is wanted."""
         rows = self._rows(using)
-        if lock:
+        wanted = dict(zip(self._lookups, values, strict=True))
+        if lock and _takes_lock(rows.query, connections[using]):
             rows = rows.select_for_update(**self._locking(rows, using))
+        elif lock:
+            self._lock_row(wanted, using)
         try:
-            return rows.get(**dict(zip(self._lookups, values, strict=True)))
+            return rows.get(**wanted)
         except ObjectDoesNotExist:
             return None
+
+    def _lock_row(self, wanted: dict[str, Any], using: str) -> None:
+        """Lock a row by itself, without what the default manager adds to it."""
+        rows = models.QuerySet(self._model, using=using).filter(**wanted)
+        rows.select_for_update(**self._locking(rows, using)).first()
 
     def _rows(self, using: str) -> models.QuerySet[Any]:
         """Return what the default manager has, from one database."""
@@ -339,7 +348,7 @@ class ModelStorage(Storage[Any]):
 
     def _image(self, pk: Any, using: str) -> Image | None:
         """Return the values of a row as they are now, read as the object was."""
-        rows = self._model._base_manager.using(using).filter(pk=pk)
+        rows: Any = models.QuerySet(self._model, using=using).filter(pk=pk)
         if self.locks and connections[using].in_atomic_block:
             rows = rows.select_for_update(**self._locking(rows, using))
         names = [
@@ -517,6 +526,23 @@ class ModelStorage(Storage[Any]):
 
     def _lineage(self) -> list[type[models.Model]]:
         return [self._model, *self._model._meta.get_parent_list()]
+
+
+def _takes_lock(query: Any, connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether a query can lock: on PostgreSQL not one whose rows are computed."""
+    if connection.vendor != "postgresql":
+        return True
+    return not (
+        query.distinct
+        or query.group_by is not None
+        or query.is_sliced
+        or any(map(_is_over_rows, query.annotations.values()))
+    )
+
+
+def _is_over_rows(annotation: Any) -> bool:
+    names = ("contains_aggregate", "contains_over_clause", "set_returning")
+    return any(getattr(annotation, name, False) for name in names)
 
 
 def _pk_column(model: type[models.Model]) -> str:

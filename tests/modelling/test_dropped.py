@@ -19,7 +19,7 @@ KEY = {"headers": {"payment": "p"}}
 
 
 @cache
-def drop_if_missing(channel=None):
+def drop_if_missing(channel):
     """Return a class of bills whose payment is dropped while there is no bill."""
 
     @command_handler(
@@ -60,7 +60,7 @@ def test_a_message_for_what_is_missing_is_handled_once_it_is_there(channel):
 
 def test_a_key_of_the_bus_is_not_remembered_either():
     """What tells duplicates by a key is a bus here."""
-    bill = drop_if_missing()
+    bill = drop_if_missing(None)
     registry = Registry()
     registry.add(bill)
     bus = CommandBus(registry=registry, idempotency_key=Header("payment"))
