@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sqlite3
 from datetime import timedelta
 from typing import Final, Literal, get_args
 
@@ -18,7 +19,11 @@ class Transient:
     """Database errors told apart by the server's own code, not by their class."""
 
     def __init__(
-        self, *, sqlstates: frozenset[str], mysql_codes: frozenset[int]
+        self,
+        *,
+        sqlstates: frozenset[str],
+        mysql_codes: frozenset[int],
+        sqlite_codes: frozenset[int] = frozenset(),
     ) -> None:
         """
         Name the codes.
@@ -26,35 +31,45 @@ class Transient:
         Args:
             sqlstates: five-character codes of the SQL standard and PostgreSQL.
             mysql_codes: error numbers of MySQL and MariaDB.
+            sqlite_codes: extended result codes of SQLite.
 
         """
         self.sqlstates = sqlstates
         self.mysql_codes = mysql_codes
+        self.sqlite_codes = sqlite_codes
 
     def includes(self, error: BaseException) -> bool:
         """Tell whether an exception, or the driver's one behind it, has such a code."""
         if not isinstance(error, DatabaseError):
             return False
-        driver = error.__cause__
-        state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
-        if state is not None:
-            return state in self.sqlstates
+        # Some drivers of MySQL tell a state as well, which says less than the number.
         code = error.args[0] if error.args else None
-        return isinstance(error, OperationalError) and code in self.mysql_codes
+        if isinstance(error, OperationalError) and code in self.mysql_codes:
+            return True
+        driver = error.__cause__
+        if getattr(driver, "sqlite_errorcode", None) in self.sqlite_codes:
+            return True
+        state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
+        return state in self.sqlstates
 
     def __repr__(self) -> str:
         """Return the codes."""
-        codes = [*sorted(self.sqlstates), *map(str, sorted(self.mysql_codes))]
+        numbers = *sorted(self.mysql_codes), *sorted(self.sqlite_codes)
+        codes = [*sorted(self.sqlstates), *map(str, numbers)]
         return f"<Transient {' '.join(codes)}>"
 
 
 DEADLOCKS: Final = Transient(
-    sqlstates=frozenset({"40001", "40P01"}), mysql_codes=frozenset({1205, 1213})
+    sqlstates=frozenset({"40001", "40P01"}),
+    mysql_codes=frozenset({1020, 1205, 1213}),
+    sqlite_codes=frozenset({sqlite3.SQLITE_BUSY_SNAPSHOT}),
 )
 """
 Deadlocks, serialization failures and lock-wait timeouts: another attempt may succeed.
 
-SQLSTATE 40001 and 40P01 of PostgreSQL, 1213 and 1205 of MySQL and MariaDB.
+SQLSTATE 40001 and 40P01 of PostgreSQL; 1213, 1205 and 1020 of MySQL and MariaDB, the
+last of which is a row that has changed since the transaction's snapshot; and
+SQLITE_BUSY_SNAPSHOT, which is the same on SQLite.
 """
 
 Failures = type[Exception] | Transient | tuple[type[Exception] | Transient, ...]

@@ -133,12 +133,52 @@ def on_alias(
     return run_there
 
 
+class UntouchedDriver:
+    """
+    What has the place of the driver's connection until that is first used.
+
+    ``touch`` is called at every use, and returns the driver's connection.
+    """
+
+    __slots__ = ("_touch",)
+
+    def __init__(self, touch: Callable[[], Any]) -> None:
+        """Stand in for what `touch` returns."""
+        object.__setattr__(self, "_touch", touch)
+
+    def __getattribute__(self, name: str) -> Any:
+        """Use the driver's connection; `isinstance()` may ask for its class as well."""
+        return getattr(object.__getattribute__(self, "_touch")(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it on the driver's connection."""
+        setattr(object.__getattribute__(self, "_touch")(), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Delete it from the driver's connection."""
+        delattr(object.__getattribute__(self, "_touch")(), name)
+
+    def __enter__(self) -> Any:
+        """Enter the driver's connection."""
+        return object.__getattribute__(self, "_touch")().__enter__()
+
+    def __exit__(self, *failure: object) -> Any:
+        """Leave the driver's connection."""
+        return object.__getattribute__(self, "_touch")().__exit__(*failure)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Call the driver's connection: SQLite's makes a statement of it."""
+        return object.__getattribute__(self, "_touch")()(*args, **options)
+
+
 def is_broken(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether the open transaction can only be rolled back."""
     if connection.needs_rollback:
         return True
     if connection.vendor != "postgresql":
         return False
+    if type(connection.connection) is UntouchedDriver:
+        return False  # nothing was asked of it
     # Any error ends a transaction here, also of a statement that Django does not
     # watch (a query, plain SQL), and COMMIT then rolls back and reports success.
     # psycopg makes an object for its `info`, which is what psycopg2 has alone.

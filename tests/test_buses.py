@@ -449,6 +449,11 @@ class Psycopg2Error(Exception):
         self.pgcode = pgcode
 
 
+class SqliteError(Exception):
+    def __init__(self, sqlite_errorcode):
+        self.sqlite_errorcode = sqlite_errorcode
+
+
 def caused(error, cause):
     error.__cause__ = cause
     return error
@@ -466,6 +471,16 @@ def caused(error, cause):
         (caused(IntegrityError("unique"), PsycopgError("23505")), False),
         (OperationalError(1213, "Deadlock found when trying to get lock"), True),
         (OperationalError(1205, "Lock wait timeout exceeded"), True),
+        (
+            caused(OperationalError(1205, "Lock wait timeout"), PsycopgError("HY000")),
+            True,
+        ),
+        (
+            caused(OperationalError(1020, "Record has changed"), PsycopgError("HY000")),
+            True,
+        ),
+        (caused(OperationalError("locked: snapshot"), SqliteError(517)), True),
+        (caused(OperationalError("locked: busy"), SqliteError(5)), False),
         (OperationalError(2006, "Server has gone away"), False),
         (IntegrityError(1213, "not of this class"), False),
         (DatabaseError(1213), False),
@@ -477,7 +492,11 @@ def caused(error, cause):
     ids=repr,
 )
 def test_b14_1_deadlocks_are_told_by_the_servers_code(error, is_deadlock):
-    """SQLSTATE 40001 and 40P01, MySQL's 1213 and 1205, and nothing by its text."""
+    """
+    SQLSTATE 40001 and 40P01, MySQL's 1213, 1205 and 1020, SQLite's busy snapshot.
+
+    A driver of MySQL may tell a state beside the number. Nothing is told by its text.
+    """
     assert DEADLOCKS.includes(error) is is_deadlock
     assert InstantRetry(on=DEADLOCKS).is_worth(error) is is_deadlock
 
@@ -490,10 +509,37 @@ def test_b14_1_codes_of_ones_own_can_be_named():
 
     assert InstantRetry(on=(DEADLOCKS, not_available)).is_worth(error)
     assert repr(not_available) == "<Transient 55P03>"
-    assert repr(DEADLOCKS) == "<Transient 40001 40P01 1205 1213>"
+    assert repr(DEADLOCKS) == "<Transient 40001 40P01 1020 1205 1213 517>"
 
 
 if connection.vendor == "sqlite":
+
+    def test_a_snapshot_that_is_out_of_date_is_healed_by_another_attempt():
+        """SQLite refuses at once who has read, and writes after somebody else has."""
+        path = connection.settings_dict["NAME"]
+        errors = []
+        reader = sqlite3.connect(path, isolation_level=None)
+        writer = sqlite3.connect(path, isolation_level=None)
+        try:
+            writer.execute("PRAGMA journal_mode = WAL")
+            writer.execute("CREATE TABLE snapshot (n INTEGER)")
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM snapshot").fetchall()
+            writer.execute("INSERT INTO snapshot VALUES (1)")
+            try:
+                reader.execute("INSERT INTO snapshot VALUES (2)")
+            except sqlite3.OperationalError as error:
+                errors.append(caused(OperationalError(*error.args), error))
+            reader.execute("ROLLBACK")
+            reader.execute("INSERT INTO snapshot VALUES (2)")
+        finally:
+            reader.close()
+            writer.execute("DROP TABLE snapshot")
+            writer.execute("PRAGMA journal_mode = DELETE")
+            writer.close()
+
+        assert [str(error) for error in errors] == ["database is locked"]
+        assert DEADLOCKS.includes(errors[0])
 
     def test_b14_1_a_locked_sqlite_is_no_deadlock():
         """Its writers wait in turn; who waited in vain has waited long enough."""

@@ -8,6 +8,7 @@ sees what was committed before it began.
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cached_property
@@ -272,8 +273,9 @@ class ClaimsAtOnce:
     def _prepared(self, statement: str) -> str:
         """Return the name of a statement in the session, which is prepared at first."""
         driver: Any = self._connection.connection
-        if self._session is not driver:
-            self._session, self._prepared_names = driver, {}
+        if self._session is None or self._session() is not driver:
+            # A weak reference: who holds the connection itself is told by counting.
+            self._session, self._prepared_names = weakref.ref(driver), {}
         name = self._prepared_names.get(statement)
         if name is None:
             # Its own, also where a pooler shares sessions: the text is in the name.

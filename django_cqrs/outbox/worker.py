@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 import uuid
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -54,7 +55,12 @@ from django_cqrs.outbox.channel import NOTIFICATION, Relay
 from django_cqrs.outbox.meter import Meter
 from django_cqrs.outbox.models import JournalEntry, Outcome, Reason, State
 from django_cqrs.outbox.outages import Outages, is_of_database
-from django_cqrs.outbox.savepoints import LazySavepoints, TransactionLost
+from django_cqrs.outbox.savepoints import (
+    Savepoints,
+    TransactionEnded,
+    TransactionLost,
+    forget_rollbacks,
+)
 from django_cqrs.outbox.store import Claimed, Group, LeaseLost, Store
 from django_cqrs.outbox.texts import described, masked, path_of, storable
 from django_cqrs.retries import DEADLOCKS, Retry
@@ -163,6 +169,52 @@ class _Failure:
         return self.outcome is not _Outcome.DROP
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Turn:
+    """A message whose handler is called, and what the batch had until then."""
+
+    claimed: Claimed
+    sent: int
+    """How many messages its handlers had sent."""
+    callbacks: int
+    """How many callbacks were to run after the commit."""
+
+    def __str__(self) -> str:
+        """Return the handler's name, for errors."""
+        return self.claimed.envelope.endpoint
+
+
+class _Habits:
+    """What is known of the handlers of a registry, from having called them."""
+
+    # A handler that takes so many seconds is slow to what it would keep waiting.
+    slow_time = 0.05
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._alone: set[str] = set()
+
+    def note_time(self, name: str, seconds: float) -> None:
+        """Note how long a handler took; what was long is forgotten after some calls."""
+        before = self._seconds.get(name, 0.0)
+        self._seconds[name] = max(seconds, 0.8 * before)
+
+    def is_slow(self, name: str) -> bool:
+        """Tell whether a handler may take long, as one may that was never called."""
+        return self._seconds.get(name, self.slow_time) >= self.slow_time
+
+    def note_end(self, name: str) -> None:
+        """Note that a handler has ended the transaction that others shared with it."""
+        self._alone.add(name)
+
+    def is_to_be_alone(self, name: str) -> bool:
+        """Tell whether a handler is to share its transaction with no other."""
+        return name in self._alone
+
+
+_habits: weakref.WeakKeyDictionary[Registry, _Habits] = weakref.WeakKeyDictionary()
+
+
 @dataclasses.dataclass(slots=True)
 class _Batch:
     """What happened to messages in one transaction."""
@@ -180,6 +232,10 @@ class _Batch:
     """The keys of those: what has the same comes after them."""
     ended: set[Group] = dataclasses.field(default_factory=set)
     """The keys of which one has failed: what has the same is not handled now."""
+    sent: list[Any] = dataclasses.field(default_factory=list)
+    """What handlers had sent before one ended the transaction."""
+    callbacks: list[Any] = dataclasses.field(default_factory=list)
+    """What was to be called after the commit then."""
 
     def done_of_keys(self) -> Counter[Group]:
         """Return how many of each key have left the outbox."""
@@ -266,6 +322,7 @@ class Worker:
         # What is noted of each message of the claim that is being handled, by its id.
         self._notes: dict[int, journal.Note] | None = {} if journal.is_kept() else None
         self._listens = all(map(_notifies, self.channels))
+        self._habits = _habits.setdefault(registry, _Habits())
 
     # Running ------------------------------------------------------------------------
 
@@ -525,16 +582,25 @@ class Worker:
         batch = _Batch()
         try:
             self._handle_batch(owner, claimed, batch)
+        except TransactionEnded as ended:
+            begun = self._settle_ended(owner, claimed[: batch.taken], batch, ended)
+            left = [*begun, *claimed[batch.taken :]]
         except _FAILURES as error:
-            rest = claimed[batch.taken :]
+            left = list(claimed[batch.taken :])
+            if batch.taken == len(batch.failures) == 1 and isinstance(error, Error):
+                self._start_afresh(error)
+                self._end(owner, claimed[0], batch.failures[0])
+                return left
             begun = self._rolled_back(owner, claimed[: batch.taken], error)
             while begun and not self._is_ending() and not self._rests(begun):
                 self._handle_alone(owner, begun.pop(0))
-            return [*begun, *rest]
+            return [*begun, *left]
+        else:
+            left = list(claimed[batch.taken :])
         outside = batch.outside
         while outside and not self._is_ending() and not self._rests(claimed):
             self._handle_outside(owner, *outside.pop(0))
-        return [*(each for each, _ in outside), *claimed[batch.taken :]]
+        return [*(each for each, _ in outside), *left]
 
     def _rolled_back(
         self, owner: str, begun: Sequence[Claimed], error: BaseException
@@ -542,7 +608,7 @@ class Worker:
         """Say that a batch was rolled back; return what is to be tried one by one."""
         if not begun:
             raise error  # it could not even begin
-        self._ensure_reachable()
+        self._start_afresh(error)
         if isinstance(error, LeaseLost):
             logger.warning("%s", error)
             ours = self.store.held(owner, self._unsettled[owner])
@@ -558,49 +624,33 @@ class Worker:
         return list(begun)
 
     def _handle_batch(
-        self, owner: str, claimed: Sequence[Claimed], batch: _Batch
+        self,
+        owner: str,
+        claimed: Sequence[Claimed],
+        batch: _Batch,
+        *,
+        is_alone: bool = False,
     ) -> None:
-        """Handle as many messages as there is time for, and commit that."""
+        """
+        Handle as many messages as there is time for, and commit that.
+
+        Raises:
+            TransactionEnded: a handler has committed what was done until then.
+
+        """
         connection = self.store.connection
-        started = time.monotonic()
         with atomic(self.store.using):
             callbacks = len(connection.run_on_commit)
             scope = BusScope(connection, Origin())
-            savepoints = LazySavepoints(connection)
-            now = timezone.now()
-            for each in claimed:
-                batch.taken += 1
-                if each.group in batch.ended or each.group in self._ended:
-                    continue  # it is set aside: one before it has failed
-                if each.group in batch.later:
-                    batch.outside.append((each, None))
-                    continue
-                if each.envelope.is_expired(now):
-                    batch.expired.append(each)
-                    continue
-                outcome = self._attempt(each, scope, savepoints)
-                if outcome is None:
-                    batch.done.append(each)
-                    if self.outages.row:
-                        self.outages.row.pop(each.channel, None)
-                elif not isinstance(outcome, _Failure):
-                    batch.outside.append((each, outcome))
-                    if each.group is not None:
-                        batch.later.add(each.group)
-                else:
-                    batch.failures.append(outcome)
-                    if outcome.holds_key and each.group is not None:
-                        batch.ended.add(each.group)
-                    if self._ends_worker(outcome) or (
-                        outcome.outcome is _Outcome.PAUSE and outcome.is_tried
-                    ):
-                        break
-                if (
-                    time.monotonic() - started > self.transaction_time
-                    or self._is_stopping
-                ):
-                    break
-            savepoints.release()
+            savepoints: Savepoints[_Turn] = Savepoints(connection)
+            try:
+                self._handle_each(claimed, batch, scope, savepoints, is_alone=is_alone)
+                savepoints.release()
+            except TransactionEnded as ended:
+                turn: _Turn = ended.subject
+                batch.sent = scope.buffer[: turn.sent]
+                batch.callbacks = connection.run_on_commit[callbacks : turn.callbacks]
+                raise
             scope.is_open = False
             if scope.buffer:
                 scope.write_or_keep()
@@ -608,8 +658,105 @@ class Worker:
             _make_robust(connection, callbacks)
         self._report(batch)
 
+    def _handle_each(
+        self,
+        claimed: Sequence[Claimed],
+        batch: _Batch,
+        scope: BusScope,
+        savepoints: Savepoints[_Turn],
+        *,
+        is_alone: bool,
+    ) -> None:
+        """Call the handlers of messages, until it is time to end their transaction."""
+        connection, habits = self.store.connection, self._habits
+        now = timezone.now()
+        before = started = time.monotonic()
+        for each in claimed:
+            name = each.envelope.endpoint
+            if (batch.done or batch.failures) and habits.is_slow(name):
+                break  # nothing that is done waits for it
+            batch.taken += 1
+            if each.group in batch.ended or each.group in self._ended:
+                continue  # it is set aside: one before it has failed
+            if each.group in batch.later or (
+                not is_alone and habits.is_to_be_alone(name)
+            ):
+                batch.outside.append((each, None))
+                if each.group is not None:
+                    batch.later.add(each.group)
+                continue
+            if each.envelope.is_expired(now):
+                batch.expired.append(each)
+                continue
+            turn = _Turn(each, len(scope.buffer), len(connection.run_on_commit))
+            outcome = self._attempt(turn, scope, savepoints)
+            if outcome is None:
+                batch.done.append(each)
+                if self.outages.row:
+                    self.outages.row.pop(each.channel, None)
+            elif not isinstance(outcome, _Failure):
+                batch.outside.append((each, outcome))
+                if each.group is not None:
+                    batch.later.add(each.group)
+            else:
+                batch.failures.append(outcome)
+                if outcome.holds_key and each.group is not None:
+                    batch.ended.add(each.group)
+                if self._ends_worker(outcome) or (
+                    outcome.outcome is _Outcome.PAUSE and outcome.is_tried
+                ):
+                    break
+            after = time.monotonic()
+            habits.note_time(name, after - before)
+            before = after
+            if after - started > self.transaction_time or self._is_stopping:
+                break
+
+    def _settle_ended(
+        self,
+        owner: str,
+        begun: Sequence[Claimed],
+        batch: _Batch,
+        ended: TransactionEnded[_Turn],
+    ) -> list[Claimed]:
+        """
+        Settle what was done before a handler has committed it, and that handler's own.
+
+        Returns:
+            What was begun after that, and is to be handled.
+
+        """
+        culprit = ended.subject.claimed
+        self._habits.note_end(culprit.envelope.endpoint)
+        self._start_afresh(ended)
+        place = next(n for n, each in enumerate(begun) if each.pk == culprit.pk)
+        later = {each.pk for each in begun[place:]}
+        gone = {each.claimed.pk for each in batch.failures}
+        gone |= {each.pk for each in batch.expired}
+        gone |= {each.pk for each, _ in batch.outside}
+        batch.done = [each for each in batch.done if each.pk not in later]
+        # When it returned, what it wrote is saved: another attempt would write it anew.
+        failure = self._failure(culprit, ended.cause, is_final=ended.returned)
+        batch.failures.append(failure)
+        connection = self.store.connection
+        try:
+            with atomic(self.store.using):
+                connection.run_on_commit.extend(batch.callbacks)
+                start = len(connection.run_on_commit) - len(batch.callbacks)
+                scope = BusScope(connection, Origin())
+                scope.buffer, scope.is_open = batch.sent, False
+                if scope.buffer:
+                    scope.write_or_keep()
+                self._settle(owner, batch)
+                _make_robust(connection, start)
+            self._report(batch)
+        except LeaseLost as error:
+            logger.warning("%s", error)
+            self._let_go_of_key(owner, culprit)
+        return [each for each in begun[place + 1 :] if each.pk not in gone]
+
     def _attempt(
-        self, claimed: Claimed, scope: BusScope, savepoints: LazySavepoints
+        self, turn: _Turn, scope: BusScope, savepoints: Savepoints[_Turn]
     ) -> _Failure | Callable[[], object] | None:
         """
         Handle one message in its savepoint.
@@ -620,8 +767,10 @@ class Worker:
 
         Raises:
             TransactionLost: what failed has undone the whole transaction.
+            TransactionEnded: it, or what came before it, has committed it.
 
         """
+        claimed = turn.claimed
         if claimed.is_given_up:
             self._ran.name = ""
             return self._failure(claimed, _Poison(), Reason.POISON)
@@ -632,7 +781,7 @@ class Worker:
         is_read = False
         note, self._ran.name = self._note_of(claimed), ""
         try:
-            with savepoints:
+            with savepoints.around(turn):
                 endpoint, handle = self.registry.unpack(
                     claimed.envelope,
                     scope=scope,
@@ -649,7 +798,7 @@ class Worker:
             _, handle = self.registry.unpack(
                 claimed.envelope, using=self.store.using, note=note, ran=self._ran
             )
-        except TransactionLost:
+        except (TransactionLost, TransactionEnded):
             raise
         except _FAILURES as error:
             reason = Reason.FAILED if is_read else _reason_of(error)
@@ -662,15 +811,19 @@ class Worker:
             return
         batch = _Batch()
         try:
-            self._handle_batch(owner, [claimed], batch)
+            self._handle_batch(owner, [claimed], batch, is_alone=True)
+        except TransactionEnded as ended:
+            self._settle_ended(owner, [claimed], batch, ended)
         except LeaseLost as error:
             logger.warning("%s", error)
             self._let_go_of_key(owner, claimed)
         except _FAILURES as error:
             if not batch.taken:
                 raise
-            self._ensure_reachable()
-            self._end(owner, claimed, self._failure(claimed, _blamed(error)))
+            self._start_afresh(error)
+            # Where its handler failed as well, that is what there is to say.
+            failed = next(iter(batch.failures), None)
+            self._end(owner, claimed, failed or self._failure(claimed, _blamed(error)))
         else:
             for each, handle in batch.outside:
                 self._handle_outside(owner, each, handle)
@@ -693,19 +846,33 @@ class Worker:
 
     def _end(self, owner: str, claimed: Claimed, failure: _Failure | None) -> None:
         """Settle one message in a transaction of its own."""
-        batch = _Batch()
         try:
-            with atomic(self.store.using):
-                if failure is None:
-                    batch.done.append(claimed)
-                else:
-                    batch.failures.append(failure)
-                self._settle(owner, batch)
+            try:
+                batch = self._settle_one(owner, claimed, failure)
+            except Error:
+                if self.store.connection.in_atomic_block:  # a test's
+                    raise
+                # By what its handler has left in the session, locked tables or a
+                # setting: that must not keep the attempt from being counted.
+                self.store.connection.close()
+                batch = self._settle_one(owner, claimed, failure)
         except LeaseLost as error:
             logger.warning("%s", error)
             self._let_go_of_key(owner, claimed)
             return
         self._report(batch)
+
+    def _settle_one(
+        self, owner: str, claimed: Claimed, failure: _Failure | None
+    ) -> _Batch:
+        batch = _Batch()
+        if failure is None:
+            batch.done.append(claimed)
+        else:
+            batch.failures.append(failure)
+        with atomic(self.store.using):
+            self._settle(owner, batch)
+        return batch
 
     def _settle(self, owner: str, batch: _Batch) -> None:
         """Write down what has become of messages, in the transaction that is open."""
@@ -772,14 +939,20 @@ class Worker:
     # Failures -----------------------------------------------------------------------
 
     def _failure(
-        self, claimed: Claimed, error: BaseException, reason: Reason = Reason.FAILED
+        self,
+        claimed: Claimed,
+        error: BaseException,
+        reason: Reason = Reason.FAILED,
+        *,
+        is_final: bool | None = None,
     ) -> _Failure:
         retry = self._retry_of(claimed.envelope.endpoint)
         attempts = claimed.attempts + (not claimed.is_counted)
         if reason is Reason.POISON:
             attempts = claimed.attempts  # this time it is not even tried
         hit = None
-        if reason is Reason.FAILED:
+        # One that has ended its transaction counts: it may have saved something.
+        if reason is Reason.FAILED and is_final is None:
             hit = self.outages.hits(
                 claimed.channel, claimed.envelope.endpoint, claimed.pk, error
             )
@@ -790,7 +963,7 @@ class Worker:
         is_worth = retry.is_worth(error) or isinstance(error, asyncio.CancelledError)
         if reason is not Reason.FAILED:
             outcome = _Outcome.DEAD
-        elif is_worth and attempts < retry.attempts:
+        elif is_worth and attempts < retry.attempts and not is_final:
             outcome = _Outcome.RETRY
         else:
             outcome = _FINAL[retry.final_failure]
@@ -1008,6 +1181,7 @@ class Worker:
         connection = self.store.connection
         if connection.in_atomic_block:  # a test's
             return
+        forget_rollbacks(connection)
         if connection.connection is not None and (
             connection.get_autocommit() != connection.settings_dict["AUTOCOMMIT"]
             or (connection.errors_occurred and not connection.is_usable())
@@ -1015,6 +1189,13 @@ class Worker:
             connection.close()
         connection.ensure_connection()
         connection.errors_occurred = False
+
+    def _start_afresh(self, error: BaseException) -> None:
+        """Connect anew: who knows what a handler has left in the session."""
+        connection = self.store.connection
+        if not connection.in_atomic_block and not DEADLOCKS.includes(_blamed(error)):
+            connection.close()
+        self._ensure_reachable()
 
     def _is_ending(self) -> bool:
         return self._is_stopping or self._stop is not None

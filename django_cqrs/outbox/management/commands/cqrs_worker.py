@@ -234,6 +234,7 @@ class Command(BaseCommand):
                     if names:
                         said = f"{verb} {', '.join(names)} of {options['database']!r}."
                         self.stdout.write(said)
+                self.stdout.flush()  # a log file is to show it while the worker runs
             worker.run()
         except StopWorker as error:
             msg = f"{error} The worker stops."
