@@ -823,7 +823,11 @@ class Worker:
             self._start_afresh(error)
             # Where its handler failed as well, that is what there is to say.
             failed = next(iter(batch.failures), None)
-            self._end(owner, claimed, failed or self._failure(claimed, _blamed(error)))
+            # A handler that returned, and left what cannot be settled, counts.
+            counts = False if batch.done else None
+            if failed is None:
+                failed = self._failure(claimed, _blamed(error), is_final=counts)
+            self._end(owner, claimed, failed)
         else:
             for each, handle in batch.outside:
                 self._handle_outside(owner, each, handle)
