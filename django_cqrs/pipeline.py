@@ -93,7 +93,8 @@ class Pipelines:
             answers=True,
         )
         opens = endpoint.is_atomic and is_atomic is not False
-        plain = not (found or retry or opens or endpoint.subject)
+        sends = bool(endpoint.policies.outputs)
+        plain = not (found or retry or opens or sends or endpoint.subject)
         whole = observed(run, point, Step.HANDLE)
         if plain and whole is run and endpoint.plan.is_payload_only:
             return handle_payload(sync_callable(endpoint.function))

@@ -48,7 +48,7 @@ def registry_of(*targets: object) -> Registry:
 # ------------------------------------------------------------------ the reference
 
 
-def _rows_of_reference() -> dict[str, tuple[str, ...]]:
+def rows_of_reference() -> dict[str, tuple[str, ...]]:
     """Return the cells of the reference's table, by the keyword."""
     page = (DOCS / "reference" / "decorators.md").read_text()
     heading = "| keyword | commands | events | queries | meaning |"
@@ -59,7 +59,7 @@ def _rows_of_reference() -> dict[str, tuple[str, ...]]:
 
 def test_the_reference_says_what_the_checks_read():
     """Its table has a row for each keyword, in the words of the code's own."""
-    assert _rows_of_reference() == {
+    assert rows_of_reference() == {
         each.name: (each.command.text, each.event.text, each.query.text)
         for each in KEYWORDS.values()
     }

@@ -12,6 +12,7 @@ import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import Any, TypeVar, overload
 
@@ -42,6 +43,7 @@ from django_cqrs.parameters import Header, Services
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.roles import Role, Run, Subject, role_of, take_role
 from django_cqrs.routing import Endpoint
+from django_cqrs.stages import is_inside_transaction
 
 C = TypeVar("C", bound=type)
 
@@ -394,7 +396,7 @@ class AggregateSubject(Subject):
             if found is None and is_pair:
                 try:
                     # What the factory writes, publishes and sends shares its fate.
-                    with atomic(using=alias):
+                    with _block(alias, endpoint):
                         return make(message)
                 except AggregateAlreadyExists:
                     # Somebody else was first: what they made is acted on.
@@ -598,6 +600,15 @@ def _vain(declared: Any) -> str:
     if callable(declared):
         return "The callable that identifier= gives returned None. "
     return f"Not all of identifier={declared!r} has a value there. "
+
+
+def _block(alias: str, endpoint: Endpoint) -> AbstractContextManager[Any]:
+    """Return what a factory is undone by where somebody else was first."""
+    if endpoint.policies.atomic is False and not is_inside_transaction(
+        connections[alias]
+    ):
+        return nullcontext()
+    return atomic(using=alias)
 
 
 def _at_entrance(error: AggregateNotFound, message: Message) -> AggregateNotFound:
