@@ -220,7 +220,7 @@ class Registry:
         ]
         if find_inbox() is None:
             found += [no_inbox(str(bus._key)) for bus in list(self._buses) if bus._key]
-        return [*table.problems, *dict.fromkeys(found)]
+        return [*table.problems, *table.late_problems, *dict.fromkeys(found)]
 
     def interceptors_around(self, endpoint: Endpoint) -> list[Interceptor]:
         """Return what may stand around an endpoint, whichever bus is used."""

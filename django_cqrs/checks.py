@@ -24,10 +24,13 @@ from django_cqrs.conversion import (
     name_of_type,
 )
 from django_cqrs.declarations import Kind
+from django_cqrs.discovery import unimported
+from django_cqrs.documents.names import named_documents
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.modelling import interfaces
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.routing import Endpoint
+from django_cqrs.upcasting import declared_upcasters
 
 TAG = "django_cqrs"
 OUTBOX = "django_cqrs.outbox"
@@ -47,7 +50,8 @@ def check_settings(**_kwargs: Any) -> list[CheckMessage]:
 def check_routes(**_kwargs: Any) -> list[CheckMessage]:
     """Check every handler, route, parameter, message name and business interface."""
     views = _views()
-    return [*check_registry(registry), *map(as_check_message, _view_problems(views))]
+    found = [*_view_problems(views), *unimported(), *_upcaster_problems(registry)]
+    return [*check_registry(registry), *map(as_check_message, found)]
 
 
 def _views() -> list[Any]:
@@ -168,6 +172,40 @@ def _is_span(value: object) -> bool:
         return bool(as_timedelta(value, ""))
     except InvalidOption:
         return False
+
+
+def _upcaster_problems(subject: Registry) -> Iterator[Problem]:
+    """Yield upcasters of names that no class has, and of versions still to come."""
+    named = {
+        each: (own, cls)
+        for cls, own in (*subject.routes.types.named_classes(), *named_documents())
+        for each in (own.name, *own.aliases)
+    }
+    for name, version, function in declared_upcasters():
+        if apps.get_containing_app_config(function.__module__) is None:
+            continue
+        place = f"{function.__module__}.{function.__qualname__}"
+        if name not in named:
+            near = difflib.get_close_matches(name, named, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "Give the name of a class."
+            yield Problem(
+                Rule.USELESS_UPCASTER,
+                f"{place} is the upcaster of {name!r}, and no class has that name, now "
+                f"or as an alias.",
+                hint,
+                function,
+            )
+            continue
+        own, cls = named[name]
+        if not 1 <= version < own.version:
+            yield Problem(
+                Rule.USELESS_UPCASTER,
+                f"{place} is the upcaster of {name!r} from version {version}, and "
+                f"{cls.__module__}.{cls.__qualname__} is of version {own.version}: "
+                f"nothing needs it.",
+                f"Give the class version={version + 1}, or name the version before.",
+                function,
+            )
 
 
 def _payload_problems(subject: Registry) -> Iterator[Problem]:

@@ -803,8 +803,16 @@ def is_value_type(cls: type) -> bool:
 class MessageTypes:
     """The registered message classes, by name: nothing else is ever decoded."""
 
-    def __init__(self, classes: Iterable[type]) -> None:
-        """Give every class its name: its own, or ``app_label.ClassName``."""
+    def __init__(self, classes: Iterable[type], *, of_apps: bool = False) -> None:
+        """
+        Give every class its name: its own, or ``app_label.ClassName``.
+
+        Args:
+            classes: the message classes.
+            of_apps: whether these are all that the installed apps had declared.
+
+        """
+        self._is_of_apps = of_apps
         self.clashes: dict[str, Problem] = {}
         self._names: dict[type, MessageName] = {}
         self._classes: dict[str, type] = {}
@@ -873,6 +881,10 @@ class MessageTypes:
                 found.setdefault(base, []).append(cls)
         return found
 
+    def named_classes(self) -> Iterable[tuple[type, MessageName]]:
+        """Return the classes that have a name, and that name."""
+        return self._names.items()
+
     def name_of(self, cls: type) -> MessageName:
         """
         Return the name and version that a class is stored under.
@@ -884,11 +896,35 @@ class MessageTypes:
         try:
             return self._names[cls]
         except KeyError:
+            late = self._why_late(cls)
+            if late is not None:
+                raise UnknownMessage(late) from None
             msg = (
                 f"{_path_of(cls)} has no name on the wire: {self.why_nameless(cls)}. "
                 f'Name it with @message("app.name").'
             )
             raise UnknownMessage(msg) from None
+
+    def _why_late(self, cls: type) -> str | None:
+        """Return what is to say of a class that nobody has told us of in time."""
+        own = message_name_of(cls)
+        if own is None or cls in self._why_not:
+            return None
+        if not self._is_of_apps:
+            return (
+                f"{_path_of(cls)}, named {own.name!r}, is not in this registry: no "
+                f"handler here takes it. Add it with registry.add({cls.__name__})."
+            )
+        if apps.get_containing_app_config(cls.__module__) is None:
+            return (
+                f"{_path_of(cls)}, named {own.name!r}, is not registered: its module "
+                f"belongs to no installed app. Move it to one."
+            )
+        return (
+            f"{_path_of(cls)}, named {own.name!r}, was defined after the routes were "
+            f"compiled: a worker, which may never import {cls.__module__}, would not "
+            f"know it. Define it in the app's messages module, or import it there."
+        )
 
     def why_nameless(self, cls: type) -> str | None:
         """Return why a class has no name on the wire, None where it has one."""

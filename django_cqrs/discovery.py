@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import inspect
 import pkgutil
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, Final
 
 from django.apps import apps
 from django.utils.module_loading import autodiscover_modules
@@ -44,6 +47,38 @@ class Discovery:
     messages: list[type] = dataclasses.field(default_factory=list)
     interceptors: list[Any] = dataclasses.field(default_factory=list)
     problems: list[Problem] = dataclasses.field(default_factory=list)
+    is_of_apps: bool = False
+    """Whether it is all that the installed apps declare."""
+
+    def late(self) -> list[Problem]:
+        """
+        Report what was decorated since, in modules that discovery does not import.
+
+        The views of a project, for example, are imported when the first request comes.
+        """
+        if not self.is_of_apps:
+            return []
+        known = {_place_of(each.obj) for each in self.problems}
+        known |= {_place_of(each) for each in _innermost_of(self)}
+        current = [each.target for each in declared if each.is_current]
+        return [
+            problem
+            for problem in _strays(current, self.handlers, self.interceptors)
+            if _place_of(problem.obj) not in known
+        ]
+
+
+def _innermost_of(discovery: Discovery) -> Iterator[Any]:
+    for found in discovery.handlers:
+        if isinstance(found.target, type):
+            for _, method in handlers_of(found.target):
+                yield _innermost(method)
+        else:
+            yield _innermost(found.target)
+
+
+def _place_of(target: Any) -> tuple[Any, Any]:
+    return getattr(target, "__module__", None), getattr(target, "__qualname__", target)
 
 
 def discover() -> Discovery:
@@ -74,13 +109,13 @@ def discover() -> Discovery:
                 found.setdefault(id(target), Found(target, config.label))
             interceptors.update(
                 (id(each), each)
-                for each in vars(module).values()
+                for each in _values_of(module)
                 if isinstance(each, FunctionType) and hasattr(each, INTERCEPTOR)
             )
     handlers = list(found.values())
     held = list(interceptors.values())
     strays = _strays(current, handlers, held)
-    return Discovery(handlers, _messages(), held, strays)
+    return Discovery(handlers, _messages(), held, strays, is_of_apps=True)
 
 
 def _roles_by_app(current: list[Any]) -> defaultdict[str, list[type]]:
@@ -121,7 +156,7 @@ def _targets_of(
     """Return what a module takes from elsewhere or makes in a call, then its own."""
     held = [
         value
-        for value in list(vars(module).values())
+        for value in _values_of(module)
         if _is_handler(value)
         and (
             LOCAL in value.__qualname__
@@ -136,6 +171,16 @@ def _targets_of(
         and (isinstance(target, type) or "." not in target.__qualname__)
     ]
     return [*held, *own]
+
+
+def _values_of(module: ModuleType) -> list[Any]:
+    """
+    Return what a module holds under its names.
+
+    From Python 3.15 on a name may be imported lazily: the namespace then holds a
+    stand-in, and only the attribute is the thing itself.
+    """
+    return [getattr(module, name) for name in list(vars(module))]
 
 
 def _is_handler(value: object) -> bool:
@@ -206,7 +251,7 @@ def _strays(
         for target in current
         if isinstance(target, type)
     }
-    problems = []
+    problems = _hidden(current)
     for target in current:
         if (
             isinstance(target, type)
@@ -235,6 +280,112 @@ def _strays(
             )
         problems.append(problem)
     return problems
+
+
+def _hidden(current: list[Any]) -> list[Problem]:
+    """Report handlers whose module holds a wrapper that does not say what it wraps."""
+    problems = []
+    for target in current:
+        held = getattr(sys.modules.get(target.__module__), target.__name__, None)
+        if (
+            not isinstance(target, type)
+            and isinstance(held, FunctionType)
+            and held is not target
+            and not _wraps(held, target)
+            and any(_holds(cell, target) for cell in held.__closure__ or ())
+        ):
+            problem = Problem(
+                Rule.HIDDEN_HANDLER,
+                f"{target.__module__}.{target.__qualname__} is decorated, and above "
+                f"that a decorator has put {held.__qualname__} in its place, which "
+                f"does not say what it wraps: it would never be called.",
+                "Have the decorator use functools.wraps.",
+                target,
+            )
+            problems.append(problem)
+    return problems
+
+
+def _holds(cell: Any, target: FunctionType) -> bool:
+    try:
+        return cell.cell_contents is target
+    except ValueError:  # it is empty
+        return False
+
+
+def unimported() -> list[Problem]:
+    """
+    Report handlers in modules of the installed apps that nothing has imported.
+
+    Their text is read, not run. Tests and migrations are passed over, and packages that
+    are installed rather than written here.
+    """
+    problems = []
+    for config in apps.get_app_configs():
+        root = Path(config.path)
+        if not _INSTALLED.isdisjoint(root.parts):
+            continue
+        for file in sorted(root.rglob("*.py")):
+            inside = file.relative_to(root).with_suffix("").parts
+            name = ".".join((config.name, *inside)).removesuffix(".__init__")
+            if name in sys.modules or any(map(_is_passed_over, inside)):
+                continue
+            for function in _decorated_in(file):
+                problem = Problem(
+                    Rule.UNROUTED_HANDLER,
+                    f"{name}.{function} is decorated, but nothing imports its module.",
+                    f"Move it to the app's {conf.current().HANDLERS_MODULE} module, "
+                    f"or import it there.",
+                )
+                problems.append(problem)
+    return problems
+
+
+_INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
+_PASSED_OVER: Final = frozenset({"tests", "migrations", "conftest"})
+_DECORATORS: Final = frozenset({"command_handler", "query_handler", "event_handler"})
+
+
+def _is_passed_over(name: str) -> bool:
+    return name in _PASSED_OVER or name.startswith("test_") or name.endswith("_test")
+
+
+def _decorated_in(file: Path) -> Iterator[str]:
+    """Yield the names of what stands decorated at the top of a file or of a class."""
+    try:
+        text = file.read_bytes()
+        if not any(each.encode() in text for each in _DECORATORS):
+            return  # mostly so
+        tree = ast.parse(text)
+    except (OSError, SyntaxError, ValueError):
+        return
+    ours = {
+        alias.asname or alias.name
+        for each in tree.body
+        if isinstance(each, ast.ImportFrom)
+        and (each.module or "").partition(".")[0] == "django_cqrs"
+        for alias in each.names
+        if alias.name in _DECORATORS
+    }
+    for each in tree.body:
+        if isinstance(each, ast.ClassDef):
+            within = [(f"{each.name}.", inner) for inner in each.body]
+        else:
+            within = [("", each)]
+        for owner, inner in within:
+            if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)) and any(
+                _is_ours(decorator, ours) for decorator in inner.decorator_list
+            ):
+                yield f"{owner}{inner.name}"
+
+
+def _is_ours(decorator: ast.expr, ours: set[str]) -> bool:
+    name = decorator.func if isinstance(decorator, ast.Call) else decorator
+    if isinstance(name, ast.Attribute):
+        return isinstance(name.value, ast.Name) and (
+            name.value.id == "django_cqrs" and name.attr in _DECORATORS
+        )
+    return isinstance(name, ast.Name) and name.id in ours
 
 
 def _innermost(handler: Any) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import inspect
+import sys
 import threading
 import types
 import typing
@@ -26,8 +27,10 @@ from django_cqrs.conversion import (
     PayloadType,
     adapter_of,
     bare_type,
+    field_names,
     is_plain_class,
     is_protocol,
+    is_value_type,
     name_of_type,
     union_members,
 )
@@ -44,6 +47,7 @@ from django_cqrs.messages import (
     Headers,
     Message,
     aggregate_headers_of,
+    message_name_of,
 )
 from django_cqrs.problems import Problem, Rule
 
@@ -610,10 +614,43 @@ def plan_of(
         return ArgumentPlan(problems=(problem,))
     if owner is not None and has_receiver:
         parameters = parameters[1:]
+    if payload is TAKES_PAYLOAD and not parameters and _hides_its_signature(function):
+        problem = Problem(
+            Rule.HIDDEN_HANDLER,
+            f"{where} takes *args, which says nothing of what it is called with: it "
+            f"seems to be a wrapper.",
+            "Have the decorator that made it use functools.wraps, or decorate the "
+            "handler first.",
+            function,
+        )
+        return ArgumentPlan(problems=(problem,), returns=returns)
+    for parameter in parameters:
+        if not _is_type(parameter.annotation):
+            problem = Problem(
+                Rule.UNREADABLE_SIGNATURE,
+                f"The parameter {parameter.name!r} of {where} is annotated with "
+                f"{parameter.annotation!r}, which is an object and no type.",
+                "Annotate it with a class, or with what typing offers.",
+                function,
+            )
+            return ArgumentPlan(problems=(problem,))
     planner = _Planner(
         function, services, where, payload, once=once, given=given, names=names
     )
     return planner.plan(parameters, returns)
+
+
+def _is_type(annotation: Any) -> bool:
+    """Tell whether something is a class or one of the forms of ``typing``."""
+    return isinstance(annotation, type) or type(annotation).__module__ in _TYPING
+
+
+_TYPING = frozenset({"types", "typing", "typing_extensions"})
+
+
+def _hides_its_signature(function: Callable[..., Any]) -> bool:
+    kinds = [each.kind for each in inspect.signature(function).parameters.values()]
+    return inspect.Parameter.VAR_POSITIONAL in kinds
 
 
 def on_service(plan: ArgumentPlan, owner: type, services: Services) -> ArgumentPlan:
@@ -722,11 +759,13 @@ class _Planner:
         self.names = names
         self.problems: list[Problem] = []
         self.uses_dependencies = False
+        self.taker: str | None = None
 
     def plan(self, parameters: list[inspect.Parameter], returns: Any) -> ArgumentPlan:
         taker = next((p for p in parameters if self._takes_payload(p)), None)
         if taker is not None and self.payload is TAKES_PAYLOAD:
             self.payload = taker.annotation
+        self.taker = None if taker is None else taker.name
         arguments: list[Argument] = []
         in_a_row = True
         for parameter in parameters:
@@ -837,7 +876,7 @@ class _Planner:
             return None
         bare = bare_type(annotation)
         if _may_be_a_service(bare):
-            return self._service(bare)
+            return self._implied_service(bare)
         if annotation is _EMPTY:
             reason = "it has no annotation"
         elif hasattr(bare, "_meta"):
@@ -919,6 +958,39 @@ class _Planner:
             self.problems.extend(self.services.plan_of_init(cls, self.names).problems)
         return self.services.resolver_of(cls)
 
+    def _implied_service(self, cls: type) -> Resolver:
+        """Return what gives a service by a class that nothing marks as one."""
+        if conf.resolve("SERVICE_RESOLVER") is not None:
+            return self._service(cls)
+        if cls in self.services.overrides:
+            return self._service(cls)
+        what = _value_or_foreign(cls)
+        if what is not None:
+            msg = (
+                f"{cls.__qualname__} is {what}. If it is to be built without "
+                f"arguments, write Annotated[{cls.__name__}, Service()]"
+            )
+            raise Unfillable(msg)
+        known = len(self.problems)
+        resolver = self._service(cls)
+        if field_names(cls):
+            self._refuse_second_message(cls, self.problems[known:])
+        return resolver
+
+    def _refuse_second_message(self, cls: type, inner: list[Problem]) -> None:
+        """Refuse a class of values where only a service could stand."""
+        if not inner:
+            return
+        del self.problems[-len(inner) :]
+        reason = str(inner[0].message).rstrip(".")
+        taker = "" if self.taker is None else f": the payload is {self.taker!r} already"
+        msg = (
+            f"{cls.__qualname__} is not taken for a message here{taker}. It is no "
+            f"service either ({reason}). A handler takes one message; @service says "
+            f"that a class is a service"
+        )
+        raise Unfillable(msg)
+
 
 _MARKS = (Header, Depends, Service)
 
@@ -943,6 +1015,22 @@ def _may_be_a_service(annotation: Any) -> bool:
         and not issubclass(annotation, Enum)
         and not hasattr(annotation, "_meta")  # a model
     )
+
+
+def _value_or_foreign(cls: type) -> str | None:
+    """Return why nobody means a service by a class, None where one may."""
+    if message_name_of(cls) is not None:
+        return "a message, and a handler takes one"
+    if issubclass(cls, BaseException):
+        return "an exception, not a service"
+    if is_value_type(cls) or hasattr(cls, "_fields"):
+        return "a value, not a service"
+    root = (cls.__module__ or "").partition(".")[0]
+    if root == "django":
+        return "a class of Django's, not a service"
+    if root in sys.stdlib_module_names:
+        return "a class of Python's, not a service"
+    return None
 
 
 # Classes of values: nobody means a service by one of these.

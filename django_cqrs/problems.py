@@ -53,6 +53,8 @@ class Rule(enum.Enum):
     NAMELESS_DOCUMENT = "E044", "A document class without a name of its own"
     FORMLESS_MESSAGE = "E045", "A message class without a JSON form, on a channel"
     INCONVERTIBLE_VIEW = "E046", "A view whose message no request can be made into"
+    HIDDEN_HANDLER = "E047", "A handler behind a wrapper that hides it"
+    USELESS_UPCASTER = "E048", "An upcaster that nothing can ever need"
     UNKNOWN_SETTING = "W001", "A key of DJANGO_CQRS that means nothing"
     UNROUTED_HANDLER = "W002", "A decorated function outside the handlers modules"
     INCONVERTIBLE_PAYLOAD = "W003", "A payload type that JSON cannot be made into"

@@ -582,10 +582,11 @@ class RouteTable:
             _checked(dataclasses.replace(endpoint, order=order))
             for order, endpoint in enumerate(shared)
         )
+        self._discovery: Final = discovery
         self._strays: Final = [
             problem
             for problem in discovery.problems
-            if problem.rule is Rule.UNROUTED_HANDLER
+            if problem.rule in (Rule.UNROUTED_HANDLER, Rule.HIDDEN_HANDLER)
         ]
         self._by_class: dict[Kind, defaultdict[type, list[Endpoint]]]
         self._by_class = {kind: defaultdict(list) for kind in Kind}
@@ -604,7 +605,9 @@ class RouteTable:
                     self._by_pattern.append((key, endpoint))
                 else:
                     self._by_key[endpoint.kind][key].append(endpoint)
-        self.types: Final = MessageTypes(self._message_classes(discovery))
+        self.types: Final = MessageTypes(
+            self._message_classes(discovery), of_apps=discovery.is_of_apps
+        )
         self._by_name = {
             name: endpoint
             for endpoint in self.endpoints
@@ -628,6 +631,11 @@ class RouteTable:
                 ]
             )
         )
+
+    @property
+    def late_problems(self) -> list[Problem]:
+        """What was decorated after the routes were compiled."""
+        return self._discovery.late()
 
     def _message_classes(self, discovery: Discovery) -> list[type]:
         members = [
@@ -1038,7 +1046,7 @@ class RouteTable:
         if keys:
             hint = " or ".join(f"route={each!r}" for each in keys)
             return f"{text} Its handler is reached by key only: give {hint}."
-        for problem in self._strays:
+        for problem in (*self._strays, *self.late_problems):
             for declaration in declarations_of(problem.obj):
                 lost = _Lost(problem.obj, declaration, problem)
                 if lost.wants(kind, cls or object, None if cls else key):

@@ -47,6 +47,11 @@ def upcaster(name: str, /, *, version: int) -> Callable[[U], U]:
     return register
 
 
+def declared_upcasters() -> list[tuple[str, int, Upcaster]]:
+    """Return the name, the version and the function of each upcaster."""
+    return [(name, version, each) for (name, version), each in _upcasters.items()]
+
+
 def has_upcasters(names: tuple[str, ...], version: int, wanted: int) -> bool:
     """Tell whether something stands between a stored version and the present one."""
     return any(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -47,11 +48,13 @@ from django_cqrs import (
     message,
     query_handler,
     service,
+    upcasting,
 )
 from django_cqrs.channels import Channel
 from django_cqrs.checks import check_registry, check_routes, check_settings
 from django_cqrs.conversion import converter, converter_problems
 from django_cqrs.declarations import Kind
+from django_cqrs.documents import document
 from django_cqrs.exceptions import InvalidHandler
 from django_cqrs.interception import (
     Marker,
@@ -63,6 +66,7 @@ from django_cqrs.interception import (
     pre_send,
 )
 from django_cqrs.listing import rows_of
+from django_cqrs.messages import message_name_of
 from django_cqrs.modelling import (
     business_interface,
     business_method,
@@ -70,10 +74,12 @@ from django_cqrs.modelling import (
     sql_query,
 )
 from django_cqrs.problems import Rule
+from django_cqrs.upcasting import upcaster
 from django_cqrs.views import AsyncCommandView, CommandView, QueryView
 from tests.apps.strays import handlers as strays
 from tests.documents import test_shapes
 from tests.modelling import test_checks as of_the_model
+from tests.testapp.messages import OpenTicket
 
 
 @dataclass(frozen=True)
@@ -1616,6 +1622,105 @@ def test_E046_speaks_of_the_class_that_a_route_leads_to(settings):
         "QueryView with route='keeper.ask' takes Keeper, which no request can be made "
         "into: inner: Formless has no JSON form."
     )
+
+
+def hiding(function):
+    """Wrap a function as somebody does who has not heard of functools.wraps."""
+
+    def inner(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return inner
+
+
+def test_E047_hidden_handler():
+    """A wrapper that hides what it wraps would be called with nothing."""
+
+    @command_handler("hidden.do", name="hidden.do")
+    @hiding
+    def do(number: int) -> None: ...
+
+    found = only(checks_of(do))
+
+    assert found.id == "django_cqrs.E047"
+    assert found.msg == (
+        "tests.test_checks.hiding.<locals>.inner takes *args, which says nothing of "
+        "what it is called with: it seems to be a wrapper."
+    )
+    assert found.hint == (
+        "Have the decorator that made it use functools.wraps, or decorate the handler "
+        "first."
+    )
+
+
+def test_E047_is_not_said_of_a_wrapper_that_says_what_it_wraps():
+    """functools.wraps is enough, and so is a parameter of one's own."""
+
+    def do(number: int) -> None: ...
+
+    wrapped = command_handler("wrapped.do")(functools.wraps(do)(hiding(do)))
+
+    @command_handler("own.do")
+    def own(number: int, *args): ...
+
+    assert checks_of(own) == []
+    assert checks_of(wrapped) == []
+
+
+@pytest.fixture
+def upcasters(monkeypatch):
+    monkeypatch.setattr(upcasting, "_upcasters", {})
+
+
+def test_E048_useless_upcaster(upcasters):
+    """Of a version that the class has, of one to come, and of a name nobody has."""
+
+    def change(payload):
+        return payload
+
+    change.__module__ = "tests.testapp.handlers"
+    change.__qualname__ = "change"
+    assert message_name_of(OpenTicket) is None
+    upcaster("testapp.OpenTicket", version=1)(change)
+    upcaster("testapp.OpenTickets", version=1)(change)
+
+    def messages():
+        found = [each for each in check_routes() if each.id == "django_cqrs.E048"]
+        return [(each.msg, each.hint) for each in found]
+
+    place = "tests.testapp.handlers.change"
+    assert messages() == [
+        (
+            (
+                f"{place} is the upcaster of 'testapp.OpenTicket' from version 1, and "
+                f"tests.testapp.messages.OpenTicket is of version 1: nothing needs it."
+            ),
+            "Give the class version=2, or name the version before.",
+        ),
+        (
+            (
+                f"{place} is the upcaster of 'testapp.OpenTickets', and no class has that "
+                f"name, now or as an alias."
+            ),
+            "Did you mean 'testapp.OpenTicket'?",
+        ),
+    ]
+
+
+def test_E048_is_not_said_of_documents(upcasters):
+    """Their classes have names and versions as well."""
+
+    @document("checks.cart", version=2)
+    class Cart: ...
+
+    def change(payload):
+        return payload
+
+    change.__module__ = "tests.testapp.handlers"
+    upcaster("checks.cart", version=1)(change)
+
+    assert [each for each in check_routes() if each.id == "django_cqrs.E048"] == []
+    assert Cart.__name__ == "Cart"
 
 
 def test_W003_inconvertible_payload():

@@ -15,12 +15,13 @@ from django.test import modify_settings, override_settings
 
 from django_cqrs import command_bus, event_bus, query_bus
 from django_cqrs.buses import registry
-from django_cqrs.checks import check_settings
+from django_cqrs.checks import check_routes, check_settings
 from django_cqrs.exceptions import (
     CQRSError,
     DuplicateHandler,
     InvalidHandler,
     NoHandlerFound,
+    UnknownMessage,
 )
 from django_cqrs.problems import Rule
 from tests.testapp.messages import FindTickets
@@ -999,6 +1000,194 @@ def test_a_decorated_function_outside_the_handlers_module_is_pointed_out(make_ap
             query_bus.ask(route="by.key")
         assert str(by_class.value) == f"No query handler takes Ask. {texts[0]}"
         assert str(by_key.value) == f"No query handler takes 'by.key'. {texts[1]}"
+
+
+LATE = """
+    from django_cqrs import command_handler, service
+    from django_cqrs import interception
+
+    class Close: pass
+
+    @command_handler
+    def close(command: Close) -> None: ...
+
+    @interception.before(interception.pointcut.handler("nobody"))
+    def look(): ...
+
+    class Desk:
+        @command_handler("desk.open")
+        def open(self) -> None: ...
+"""
+
+
+@pytest.mark.parametrize("how", ["imported", "not imported"])
+@pytest.mark.parametrize("name", ["views", "handler", "services", "deep.closing"])
+def test_a_handler_in_a_module_that_is_not_discovered_is_pointed_out(
+    make_app, name, how
+):
+    """Whether something imports the module after the start, or nothing ever does."""
+    modules = {name.replace(".", "__in__"): LATE}
+    if name.startswith("deep."):
+        modules["deep__in____init__"] = ""
+    make_app("shop", **modules)
+    with installed("shop"):
+        assert problems_of(*Rule) == []
+        if how == "imported":
+            importlib.import_module(f"shop.{name}")
+        found = [
+            (each.id, each.msg)
+            for each in check_routes()
+            if each.id in ("django_cqrs.W002", "django_cqrs.E003")
+        ]
+    if how == "imported":
+        assert found == [
+            (
+                "django_cqrs.W002",
+                f"shop.{name}.close is decorated, but no handlers module holds it.",
+            ),
+            (
+                "django_cqrs.W002",
+                f"shop.{name}.look is decorated, but no handlers module holds it.",
+            ),
+            (
+                "django_cqrs.E003",
+                (
+                    f"shop.{name}.Desk.open is decorated, but its class Desk is not "
+                    f"registered."
+                ),
+            ),
+        ]
+    else:
+        assert found == [
+            (
+                "django_cqrs.W002",
+                f"shop.{name}.{each} is decorated, but nothing imports its module.",
+            )
+            for each in ("close", "Desk.open")
+        ]
+
+
+def test_tests_and_migrations_are_not_looked_through(make_app):
+    """What is decorated there is for a registry of the test's own."""
+    for_tests = textwrap.dedent(LATE)
+    make_app("shop", test_shop=for_tests, conftest=for_tests, shop_test=for_tests)
+    with installed("shop"):
+        assert [each for each in check_routes() if each.id == "django_cqrs.W002"] == []
+
+
+@pytest.mark.django_db
+def test_a_command_of_a_late_handler_says_where_it_is(make_app):
+    """The error of the send has the same hint as the check."""
+    make_app("shop", views=LATE)
+    with installed("shop"):
+        views = importlib.import_module("shop.views")
+        with pytest.raises(NoHandlerFound) as caught:
+            command_bus.dispatch(views.Close())
+
+    assert str(caught.value) == (
+        "No command handler takes Close. shop.views.close is decorated, but no "
+        "handlers module holds it. Move it to the app's handlers module, or import it "
+        "there. (django_cqrs.W002)"
+    )
+
+
+@pytest.mark.django_db
+def test_a_message_class_that_comes_late_is_told_to_be_late(make_app):
+    """It has a name; what it lacks is a module that every process imports."""
+    make_app(
+        "shop",
+        handlers="""
+            from django_cqrs import event_handler
+
+            @event_handler(channel="memory")
+            def everything(event: object) -> None: ...
+        """,
+        views="""
+            from dataclasses import dataclass
+            from django_cqrs import message
+
+            @message("shop.late")
+            @dataclass
+            class Late:
+                number: int = 0
+        """,
+    )
+    with installed("shop"):
+        assert registry.routes.problems == ()
+        views = importlib.import_module("shop.views")
+        with pytest.raises(UnknownMessage) as caught:
+            event_bus.publish(views.Late())
+
+    assert str(caught.value) == (
+        "shop.views.Late, named 'shop.late', was defined after the routes were "
+        "compiled: a worker, which may never import shop.views, would not know it. "
+        "Define it in the app's messages module, or import it there."
+    )
+
+
+@pytest.mark.django_db
+def test_a_lazily_imported_handler_is_found(make_app):
+    """
+    Python 3.15 puts a stand-in into the namespace of ``lazy from x import handler``.
+
+    The module's attribute is the handler; a module's own ``__getattribute__`` stands
+    for that here.
+    """
+    make_app(
+        "shop",
+        elsewhere="""
+            from django_cqrs import command_handler
+
+            @command_handler("lazy.do")
+            def do() -> str:
+                return "done"
+        """,
+        handlers="""
+            import sys
+            from types import ModuleType
+            from shop import elsewhere
+
+            class Lazy(ModuleType):
+                def __getattribute__(self, name):
+                    if name == "do":
+                        return elsewhere.do
+                    return super().__getattribute__(name)
+
+            do = object()
+            sys.modules[__name__].__class__ = Lazy
+        """,
+    )
+    with installed("shop"):
+        assert problems_of(*Rule) == []
+        assert command_bus.dispatch(route="lazy.do") == "done"
+
+
+def test_a_wrapper_above_a_handler_that_hides_it_is_a_check(make_app):
+    """Without functools.wraps nobody can tell that it belongs to the handler."""
+    make_app(
+        "shop",
+        handlers="""
+            from django_cqrs import command_handler
+
+            def logged(function):
+                def inner(*args):
+                    return function(*args)
+                return inner
+
+            @logged
+            @command_handler("hidden.do")
+            def do(number: int) -> None: ...
+        """,
+    )
+    with installed("shop"):
+        assert problems_of(*Rule) == [
+            (
+                "shop.handlers.do is decorated, and above that a decorator has put "
+                "logged.<locals>.inner in its place, which does not say what it wraps: it "
+                "would never be called. Have the decorator use functools.wraps. "
+                "(django_cqrs.E047)"
+            )
+        ]
 
 
 # What users' own decorators and loops do ------------------------------------------

@@ -8,15 +8,21 @@ import inspect
 import sys
 import threading
 import typing
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
+from threading import Thread
 from typing import Annotated, Any, Optional, Protocol, Union
 from uuid import UUID
 
 import pytest
+from django.contrib.auth.models import AnonymousUser
+from django.core.files.uploadedfile import UploadedFile
+from django.http import HttpRequest
 from typing_extensions import TypeAliasType
 
 from django_cqrs import (
@@ -31,6 +37,7 @@ from django_cqrs import (
     Service,
     command_handler,
     event_handler,
+    message,
     query_handler,
     service,
 )
@@ -41,6 +48,7 @@ from django_cqrs.exceptions import (
     MissingHeader,
     ParameterError,
 )
+from django_cqrs.parameters import place_of
 from django_cqrs.problems import Rule
 from tests.testapp.models import Note
 
@@ -1274,3 +1282,101 @@ def test_a_dataclass_with_defaults_is_a_service():
 
     assert bus.ask(Ask()) == Settings()
     assert bus.ask(Ask()) is bus.ask(Ask())
+
+
+class TitledByLength(tuple):
+    __slots__ = ()
+
+
+@message("parameters.pinged")
+@dataclass
+class Pinged:
+    """A message whose fields all have defaults."""
+
+    number: int = 0
+
+
+@dataclass
+class Titled:
+    title: str
+
+
+@pytest.mark.parametrize(
+    ("cls", "what"),
+    [
+        (HttpRequest, "a class of Django's, not a service"),
+        (AnonymousUser, "a class of Django's, not a service"),
+        (UploadedFile, "a class of Django's, not a service"),
+        (Path, "a class of Python's, not a service"),
+        (Thread, "a class of Python's, not a service"),
+        (Pinged, "a message, and a handler takes one"),
+        (KeyError, "an exception, not a service"),
+        (TitledByLength, "a value, not a service"),
+    ],
+)
+def test_what_nobody_means_as_a_service_is_not_built(cls, what):
+    """Else the handler would get an empty request, path, user or message."""
+
+    def handle(command, thing): ...
+
+    handle.__annotations__ = {"command": Titled, "thing": cls}
+    registry = Registry()
+    registry.add(command_handler(handle))
+    (problem,) = registry.problems
+
+    assert problem.message == (
+        f"Nothing can fill the parameter 'thing' of {place_of(handle)}: "
+        f"{cls.__qualname__} is {what}. If it is to be built without arguments, write "
+        f"Annotated[{cls.__name__}, Service()]."
+    )
+    with pytest.raises(InvalidHandler):
+        registry.command_bus.dispatch(Titled("x"))
+
+
+@pytest.mark.django_db
+def test_whoever_means_a_class_of_python_as_a_service_says_so():
+    """Marked, or replaced in a test, or left to a resolver, it is given."""
+    registry = Registry()
+
+    @command_handler
+    def handle(command: Titled, counter: Annotated[Counter, Service()]) -> Counter:
+        return counter
+
+    registry.add(handle)
+
+    assert registry.command_bus.dispatch(Titled("x")) == Counter()
+
+
+def test_a_second_message_parameter_names_the_handler():
+    """Not only the constructor of the class that stands there."""
+
+    def handle(first: Titled, second: Titled): ...
+
+    registry = Registry()
+    registry.add(command_handler(handle))
+    (problem,) = registry.problems
+
+    assert problem.message == (
+        f"Nothing can fill the parameter 'second' of {place_of(handle)}: Titled is not "
+        f"taken for a message here: the payload is 'first' already. It is no service "
+        f"either (Nothing can fill the parameter 'title' of "
+        f"tests.test_parameters.Titled.__init__: str is neither a mark nor a class to "
+        f"build). A handler takes one message; @service says that a class is a service."
+    )
+
+
+@pytest.mark.parametrize("policies", [{}, {"channel": "memory", "ordering_key": "a"}])
+@pytest.mark.parametrize("given", [5, Titled("x"), [int], ..., len], ids=repr)
+def test_an_object_for_an_annotation_is_a_check(given, policies):
+    """An annotation that is no type at all is said to be one, wherever it stands."""
+
+    def handle(command): ...
+
+    handle.__annotations__ = {"command": given}
+    registry = Registry()
+    registry.add(command_handler("key", **policies)(handle))
+
+    assert registry.problems[0].message == (
+        f"The parameter 'command' of {place_of(handle)} is annotated with {given!r}, "
+        f"which is an object and no type."
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from django.apps import apps
 
@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 DOCUMENT_NAME = "__cqrs_document_name__"
 
+_named: WeakSet[type] = WeakSet()
 _holders: WeakValueDictionary[str, type] = WeakValueDictionary()
 
 
@@ -38,10 +39,17 @@ def document(
         raise TypeError(msg)
 
     def decorate(cls: type[T]) -> type[T]:
+        _named.add(cls)
         setattr(cls, DOCUMENT_NAME, MessageName(name, version, tuple(aliases)))
         return cls
 
     return decorate
+
+
+def named_documents() -> list[tuple[type, MessageName]]:
+    """Return the classes that have a name for their documents, and that name."""
+    classes = {*_named, *_holders.values()}
+    return [(each, name) for each in classes if (name := stored_name_of(each))]
 
 
 def stored_name_of(cls: Any) -> MessageName | None:
