@@ -291,7 +291,8 @@ class Adapter:
             return read(self._compiled, value)
         except ValidationError as error:
             # pydantic quotes what it refuses: no report may show that.
-            cause = None if masking_of(self._target).is_marked else error
+            is_long = error.error_count() > MOST_ERRORS
+            cause = None if is_long or masking_of(self._target).is_marked else error
             raise MessageConversionError(self.name, _field_errors(error)) from cause
         except (*REFUSALS, RecursionError) as error:
             raise self._error(str(error), "refused") from error
@@ -402,15 +403,36 @@ def _real(literal: str) -> float:
     return number
 
 
+MOST_ERRORS: typing.Final = 100
+"""So many wrong fields are told of; whoever sends a million wants no answer."""
+
+_LONGEST_TEXT = 500
+
+
 def _field_errors(error: Any) -> list[FieldError]:
-    return [
+    count = error.error_count()
+    errors = [
         FieldError(
             ".".join(_tidy(str(part)) for part in fault["loc"]),
             _sentence_of(fault).rstrip("."),
             fault["type"],
         )
-        for fault in error.errors(include_url=False, include_input=False)
+        for fault in error.errors(include_url=False, include_input=False)[:MOST_ERRORS]
     ]
+    if count > 1:  # a key that was sent may be as long as the body, and in each path
+        errors = [
+            each._replace(path=_shortened(each.path), message=_shortened(each.message))
+            for each in errors
+        ]
+    if count > MOST_ERRORS:
+        rest = f"there are {count - MOST_ERRORS} more errors, which are not listed"
+        errors.append(FieldError("", rest, "too_many_errors"))
+    return errors
+
+
+def _shortened(text: str) -> str:
+    """Return the beginning of a long text."""
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
 
 # What pydantic says with a part of the value in it.

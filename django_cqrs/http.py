@@ -8,7 +8,7 @@ import inspect
 import json
 import logging
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from django_cqrs.exceptions import (
     MissingHeader,
     NoHandlerFound,
 )
+from django_cqrs.schemas import core_schema_of, mistakes, schemas_in
 
 logger: Final = logging.getLogger("django_cqrs.http")
 
@@ -139,11 +140,11 @@ def _fields_of(member: Any) -> dict[str, Any] | None:
         return None
     models: dict[str, Any] | None = getattr(origin, "model_fields", None)
     if models is not None:
+        keys = _keys_of(member)
         return {
             each: field.annotation
             for name, field in models.items()
-            for each in (name, field.alias, field.validation_alias)
-            if isinstance(each, str)
+            for each in (name, *(key for key, *more in keys[name].paths if not more))
         }
     if not (
         dataclasses.is_dataclass(origin)
@@ -155,6 +156,119 @@ def _fields_of(member: Any) -> dict[str, Any] | None:
         return typing.get_type_hints(origin)
     except NameError:  # of a class inside a function
         return dict.fromkeys(origin.__annotations__, Any)
+
+
+class _Keys(typing.NamedTuple):
+    """Under which keys a field may be sent."""
+
+    name: str
+    paths: tuple[tuple[Any, ...], ...]
+    """Its aliases; one that leads into another value has several steps."""
+    by_name: bool
+    """Whether its own name is taken as well."""
+
+    def place_of(self, key: str) -> tuple[str, ...]:
+        """Return where a value belongs that the URL has under a key."""
+        if (key == self.name and self.by_name) or (key,) in self.paths:
+            return (key,)
+        of_text = [path for path in self.paths if all(isinstance(k, str) for k in path)]
+        return min(of_text, key=len, default=(key,))
+
+
+@functools.cache
+def _keys_of(member: Any) -> dict[str, _Keys]:
+    """Return the keys of each field of a type, by the field's name."""
+    try:
+        schema = core_schema_of(member)
+    except mistakes():  # said where it is converted
+        return {}
+    named = {each["ref"]: each for each in schemas_in(schema) if "ref" in each}
+    by_name = by_alias = None
+    while "fields" not in schema or schema["type"] == "dataclass":
+        config = schema.get("config") or {}
+        by_name = config.get(
+            "validate_by_name", config.get("populate_by_name", by_name)
+        )
+        by_alias = config.get("validate_by_alias", by_alias)
+        inner = schema.get("schema") or named.get(schema.get("schema_ref", ""))
+        if not isinstance(inner, dict):
+            return {}
+        schema = inner
+    config = schema.get("config") or {}
+    by_name = config.get("validate_by_name", config.get("populate_by_name", by_name))
+    fields = schema["fields"]
+    pairs = (
+        fields.items()
+        if isinstance(fields, dict)
+        else ((field["name"], field) for field in fields)
+    )
+    return {
+        name: _Keys(name, paths, bool(by_name) or not paths)
+        for name, field in pairs
+        for paths in [() if by_alias is False else _paths_of(field)]
+    }
+
+
+def _paths_of(field: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:
+    alias = field.get("validation_alias")
+    if not alias:
+        return ()
+    if isinstance(alias, str):
+        return ((alias,),)
+    return tuple(map(tuple, alias if isinstance(alias[0], list) else [alias]))
+
+
+def _rivals_of(wanted: Wanted, key: str) -> Iterator[_Keys]:
+    """Yield the fields that a key of the URL gives, one of each type it may be for."""
+    for member in wanted.type.members if wanted.type is not None else ():
+        for each in _keys_of(member).values():
+            if key == each.name or (key,) in each.paths:
+                yield each
+
+
+def _has(sent: Any, path: Sequence[str | int]) -> bool:
+    """Return whether something was sent under a path of keys."""
+    for step in path:
+        try:
+            sent = sent[step]
+        except (LookupError, TypeError):
+            return False
+    return True
+
+
+def _with_given(
+    wanted: Wanted, own: dict[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """
+    Return what was sent with the URL's values, each under a key that its field takes.
+
+    Raises:
+        MessageConversionError: a field is given twice, under whatever keys.
+
+    """
+    __traceback_hide__ = True
+    twice: dict[str, None] = {}
+    places: list[tuple[tuple[str, ...], Any]] = []
+    for key, value in given.items():
+        rivals = list(_rivals_of(wanted, key))
+        paths = [(key,), *((each.name,) for each in rivals)]
+        paths += [path for each in rivals for path in each.paths]
+        twice |= {".".join(map(str, path)): None for path in paths if _has(own, path)}
+        own_places = [each.place_of(key) for each in rivals] or [(key,)]
+        places += [(place, value) for place in dict.fromkeys(own_places)]
+    if twice:
+        assert wanted.type is not None  # noqa: S101 - it has fields
+        fault = "it is in the path of the URL, and cannot be given here as well"
+        errors = [FieldError(name, fault, "in_path") for name in sorted(twice)]
+        raise MessageConversionError(name_of_type(wanted.type.annotation), errors)
+    whole = dict(own)
+    for (*steps, last), value in places:
+        inner = whole
+        for step in steps:
+            nested = inner.get(step)
+            inner[step] = inner = dict(nested) if isinstance(nested, dict) else {}
+        inner[last] = value
+    return whole
 
 
 def _takes_many(annotation: Any) -> bool:
@@ -195,8 +309,7 @@ def _with_fields(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> bytes
         return text  # what is wrong with it is said where it is converted
     if not isinstance(own, dict):
         return text
-    _refuse_both(wanted, own, given)
-    return json.dumps({**own, **given}).encode()
+    return json.dumps(_with_given(wanted, own, given)).encode()
 
 
 def read_query(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any:
@@ -207,12 +320,12 @@ def read_query(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any
     fields = wanted.fields
     if fields is None:
         return _read_value(wanted, sent, given)
-    _refuse_both(wanted, sent, given)
-    values: dict[str, Any] = dict(given)
+    values: dict[str, Any] = {}
     for name in sent:
         many = sent.getlist(name)
         is_many = _takes_many(fields[name]) if name in fields else len(many) > 1
         values[name] = many if is_many else many[-1]
+    values = _with_given(wanted, values, given)
     if not values and (wanted.is_optional or wanted.type.takes_none):
         return wanted.nothing()
     return wanted.type.from_python(values)
@@ -236,13 +349,3 @@ def _read_value(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> An
             for each in error.errors
         ]
         raise MessageConversionError(error.target, errors) from error
-
-
-def _refuse_both(wanted: Wanted, sent: Iterable[str], given: Mapping[str, Any]) -> None:
-    __traceback_hide__ = True
-    both = sorted(set(sent) & set(given))
-    if both:
-        assert wanted.type is not None  # noqa: S101 - it has fields
-        fault = "it is in the path of the URL, and cannot be given here as well"
-        errors = [FieldError(name, fault, "in_path") for name in both]
-        raise MessageConversionError(name_of_type(wanted.type.annotation), errors)
