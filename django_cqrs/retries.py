@@ -201,7 +201,7 @@ class Retry:
     def delay_after(self, attempt: int) -> timedelta:
         """Return how long to wait after an attempt, counted from 1."""
         try:
-            seconds = min(self.cap, self.delay * self.factor ** (attempt - 1))
+            seconds = min(self.cap, self.delay * float(self.factor) ** (attempt - 1))
         except OverflowError:
             seconds = self.cap
         if self.jitter:

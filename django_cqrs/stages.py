@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from time import time_ns
 from typing import Any, Final
 
 from django.db import connections
@@ -13,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic
 
 from django_cqrs.exceptions import BrokenTransaction
-from django_cqrs.messages import Message, Origin, current, name_run
+from django_cqrs.messages import Message, Origin, current, name_run, sending_time
 from django_cqrs.retries import InstantRetry
 from django_cqrs.scopes import BusScope
 
@@ -54,7 +53,7 @@ def while_current(run: Run, *, takes_time: bool = True) -> Run:
 
     def run_while_current(message: Message) -> Any:
         if takes_time:
-            message._nanoseconds = time_ns()
+            message._nanoseconds = sending_time()
         token = _set_current(message)
         try:
             return run(message)

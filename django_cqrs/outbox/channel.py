@@ -192,6 +192,7 @@ class OutboxChannel(Channel):
             endpoint__in=endpoints,
             state=State.DELAYED,
             attempts=0,
+            last_error=None,  # an attempt in an outage is not counted
         )
         # An exclude() of the empty text lets the partial index be used.
         waiting = waiting.exclude(subject="")

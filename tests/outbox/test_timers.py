@@ -155,6 +155,17 @@ def test_what_waits_for_its_next_attempt_outlives_its_saga(route):
     assert len(letters()) == (1 if route == "box.fail" else 0)
 
 
+def test_a_timer_that_was_tried_in_an_outage_outlives_its_saga():
+    """Such an attempt is not counted, and yet it was one."""
+    registry = sagas_on("outbox")
+    registry.command_bus.dispatch(["a", "b"], route="box.open")
+    send(registry, "box.timeout", "a", "b")
+    OutboxMessage.objects.update(last_error="the disk is full")
+    send(registry, "box.close", "a", "b")
+
+    assert [endpoint for endpoint, _ in waiting("outbox")] == ["timeout"]
+
+
 KEYS = [
     ("box", ""),
     ("Box", ""),
