@@ -88,10 +88,11 @@ def _says(error: BaseException, states: frozenset[str], codes: frozenset[int]) -
         return False
     driver = error.__cause__
     state = getattr(driver, "sqlstate", None) or getattr(driver, "pgcode", None)
-    if state is not None:
-        return state in states
+    if state is not None and state in states:
+        return True
     if getattr(driver, "sqlite_errorname", None) is not None:
         return str(error).startswith(("no such table", "no such column"))
+    # Of a MySQL server the number tells more than its SQLSTATE, which PyMySQL adds.
     return bool(error.args) and error.args[0] in codes
 
 

@@ -98,6 +98,12 @@ TEMPLATES = [
 ]
 
 DATABASES = {"default": env.db("DATABASE_URL")}
+if not DATABASES["default"].get("ENGINE"):
+    # Not repeated here: an address may have a password in it.
+    raise ImproperlyConfigured(
+        "DATABASE_URL is not the address of a database. Write, for example, "
+        "sqlite:///db.sqlite3 or postgres://user:password@127.0.0.1:5432/shop."
+    )
 
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     database = DATABASES["default"]

@@ -24,6 +24,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+USE_OF_THE_SHOP = """
+from orders.messages import OrderedItem, PlaceOrder, new_reference
+from orders.models import Product
+from payments.models import CreditAccount
+from django_cqrs import command_bus
+
+for account in CreditAccount.objects.filter(customer__email__regex="samuel|greta"):
+    account.credit_limit = 10_000
+    account.save()
+    for sku in ("TEA-SENCHA", "TEA-MINT"):
+        command_bus.dispatch(PlaceOrder(
+            reference=new_reference(),
+            customer=account.customer.email,
+            lines=(OrderedItem(sku, 3),),
+        ))
+    account.credit_limit = account.credit_limit - account.available
+    account.save()
+Product.objects.update(stock=0)
+"""
 GOOD_LINES, BAD_LINES = 512, 14
 PRINTED = ("first.txt", "second.txt")
 
@@ -171,6 +190,22 @@ class TestDemo:
         """
         for output in demos:
             assert re.findall(r"[\x00-\x09\x0b-\x1f\x7f]", output) == []
+
+    def test_runs_after_any_use_of_the_shop(self, shop):
+        """
+        Where its customers have no credit left, its goods are sold out, messages wait
+        or are dead, it does what it did at first, and leaves those as they are.
+        """
+        shop.manage("migrate", "--verbosity", "0")
+        shop.manage("seed")
+        shop.manage("shell", "-c", USE_OF_THE_SHOP)
+        for _ in range(2):
+            output = shop.manage("demo")
+            assert "CreditLimitExceeded" in output
+            assert "Nothing is left over." in output
+            assert "One order is shipped, one is cancelled." in output
+
+        assert "yasmin.aydin" in shop.manage("cqrs_failed", "list")
 
     def test_fits_a_narrow_terminal(self, shop):
         """

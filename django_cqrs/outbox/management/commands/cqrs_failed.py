@@ -12,6 +12,7 @@ from django.db.models import QuerySet
 from tabulate import tabulate
 
 from django_cqrs.outbox.desk import UNSEEN, Shown, shown, shown_in_list
+from django_cqrs.outbox.management.refusals import clear_errors
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, Reason, State
 from django_cqrs.outbox.store import discard, replay
 
@@ -88,6 +89,10 @@ class Command(BaseCommand):
 
     def handle(self, *, action: str, database: str, **options: Any) -> None:
         """Do what is asked."""
+        with clear_errors(database):
+            self._do(action, database, options)
+
+    def _do(self, action: str, database: str, options: dict[str, Any]) -> None:
         if action == "waiting":
             self._list_waiting(database, options)
             return

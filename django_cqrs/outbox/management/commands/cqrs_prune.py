@@ -14,6 +14,7 @@ from django.utils.dateparse import parse_duration
 from django_cqrs.exceptions import InvalidOption
 from django_cqrs.outbox.batches import SIZE
 from django_cqrs.outbox.management.commands.cqrs_worker import positive
+from django_cqrs.outbox.management.refusals import clear_errors
 from django_cqrs.outbox.pruning import Pruned, prune
 
 LARGEST = 10_000
@@ -90,14 +91,15 @@ class Command(BaseCommand):
     ) -> None:
         """Delete, and say how much."""
         try:
-            for each in prune(
-                database,
-                dead_letters=dead_letters_older_than,
-                size=batch_size,
-                dry_run=dry_run,
-            ):
-                if verbosity > 0:
-                    self.stdout.write(_said(each, verbosity, dry_run=dry_run))
+            with clear_errors(database):
+                for each in prune(
+                    database,
+                    dead_letters=dead_letters_older_than,
+                    size=batch_size,
+                    dry_run=dry_run,
+                ):
+                    if verbosity > 0:
+                        self.stdout.write(_said(each, verbosity, dry_run=dry_run))
         except InvalidOption as error:
             raise CommandError(str(error)) from error
 

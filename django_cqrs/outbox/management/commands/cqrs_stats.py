@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.channel import outbox_of
+from django_cqrs.outbox.management.refusals import clear_errors
 from django_cqrs.outbox.statistics import ChannelStatistics, statistics_of
 
 JSON_VERSION = 1
@@ -72,7 +73,8 @@ class Command(BaseCommand):
                 outbox_of(alias)
         except InvalidChannel as error:
             raise CommandError(str(error)) from error
-        found = statistics_of(database, channels or None)
+        with clear_errors(database):
+            found = statistics_of(database, channels or None)
         if format == "json":
             document = {
                 "version": JSON_VERSION,

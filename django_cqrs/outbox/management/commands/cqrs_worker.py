@@ -21,6 +21,7 @@ from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, run_with_reloader
 from django_cqrs.buses import registry
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.channel import Relay, outbox_of
+from django_cqrs.outbox.management.refusals import clear_errors
 from django_cqrs.outbox.supervisor import (
     REPLACE,
     STOP,
@@ -235,7 +236,8 @@ class Command(BaseCommand):
                         said = f"{verb} {', '.join(names)} of {options['database']!r}."
                         self.stdout.write(said)
                 self.stdout.flush()  # a log file is to show it while the worker runs
-            worker.run()
+            with clear_errors(options["database"], code=1 if pipe is None else STOP):
+                worker.run()
         except StopWorker as error:
             msg = f"{error} The worker stops."
             code = 1 if pipe is None else STOP
