@@ -28,8 +28,15 @@ from django_cqrs.admin_lookups import OfferedLookupsMixin
 from django_cqrs.exceptions import FieldError, MessageConversionError
 from django_cqrs.masking import MASK
 from django_cqrs.outbox.batches import giving_way
-from django_cqrs.outbox.desk import UNSEEN, Shown, shown, shown_in_list
-from django_cqrs.outbox.glance import glance
+from django_cqrs.outbox.desk import (
+    MASKED,
+    UNSEEN,
+    Shown,
+    reason_text,
+    shown,
+    shown_in_list,
+)
+from django_cqrs.outbox.glance import glance, idle_channels
 from django_cqrs.outbox.mending import CannotMend, Draft, Mended, replay_mended
 from django_cqrs.outbox.models import (
     DeadLetter,
@@ -170,7 +177,7 @@ class ReasonFilter(admin.SimpleListFilter):
         self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
     ) -> list[tuple[str, Any]]:
         """Return the choices."""
-        return list(Reason.choices)
+        return [(value, reason_text(value)) for value in Reason.values]
 
     def queryset(
         self, request: HttpRequest, queryset: QuerySet[Any]
@@ -371,7 +378,12 @@ class KeptMessageAdmin(OfferedLookupsMixin, CorrelationMixin, _ModelAdmin):
     def payload_text(self, obj: Any) -> str:
         """Return the payload as JSON, without what is sensitive; or why it is not."""
         seen = self._shown(obj)
-        return f"{UNSEEN} {seen.reason}" if seen.reason else _as_text(seen.pretty)
+        if seen.reason:
+            return f"{UNSEEN} {seen.reason}"
+        text = _as_text(seen.pretty)
+        if MASK not in seen.pretty:
+            return text
+        return format_html('{}<p class="help">{}</p>', text, MASKED)
 
     @admin.display(description=_("headers"))
     def headers_text(self, obj: Any) -> str:
@@ -619,7 +631,8 @@ class OutboxMessageAdmin(KeptMessageAdmin):
         letters = self._list_of(request, DeadLetter)
         if not messages and not letters:
             raise PermissionDenied
-        figures = statistics_of(router.db_for_read(OutboxMessage), at_most=LISTED)
+        using = router.db_for_read(OutboxMessage)
+        figures = statistics_of(using, at_most=LISTED)
         rows = glance(figures, messages=messages, letters=letters, at_most=LISTED)
         labels = [each.label for each in rows[0].figures] if rows else []
         context = {
@@ -631,6 +644,7 @@ class OutboxMessageAdmin(KeptMessageAdmin):
             "labels": labels,
             "width": len(labels) + 1,
             "rows": rows,
+            "idle_channels": idle_channels(figures, using) if messages else [],
         }
         return self._page(request, "channels.html", context)
 
@@ -652,7 +666,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
         "id",
         "failed_at",
         "first_line",
-        "reason",
+        "why",
         "endpoint",
         "name",
         "channel",
@@ -664,7 +678,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
     change_form_template = "admin/django_cqrs_outbox/deadletter/change_form.html"
     readonly_fields = (
         *("payload_text", "headers_text", "key_text", "subject_text"),
-        *("error_text", "traceback_text"),
+        *("error_text", "traceback_text", "why"),
     )
     fieldsets = (
         (None, {"fields": ("channel", "endpoint", "name", "version")}),
@@ -672,7 +686,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
             _("Failure"),
             {
                 "fields": (
-                    "reason",
+                    "why",
                     "failed_at",
                     "attempts",
                     "exception",
@@ -698,6 +712,11 @@ class DeadLetterAdmin(KeptMessageAdmin):
             },
         ),
     )
+
+    @admin.display(description=_("reason"))
+    def why(self, obj: DeadLetter) -> str:
+        """Return the reason as the commands name it, and what it means."""
+        return reason_text(obj.reason)
 
     @admin.display(description=_("error"))
     def first_line(self, obj: DeadLetter) -> str:

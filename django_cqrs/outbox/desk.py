@@ -32,6 +32,19 @@ UNSEEN: Final = "(not shown)"
 """What stands in place of a text that may quote anything."""
 
 
+MASKED: Final = (
+    f"{MASK} stands for a sensitive value, and for a field that the class of this "
+    f"version does not have: nothing says whether that was sensitive."
+)
+"""What explains a payload with masks in it."""
+
+
+def reason_text(reason: str) -> str:
+    """Return why a message was given up: the word of the commands, and its meaning."""
+    labels: dict[str, Any] = dict(Reason.choices)
+    return f"{reason}: {labels[reason]}" if reason in labels else reason
+
+
 # --------------------------------------------------------------- what is sensitive
 
 

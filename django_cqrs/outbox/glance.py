@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from datetime import timedelta
+from typing import Final
 from urllib.parse import urlencode
 
+from django.db import DEFAULT_DB_ALIAS
 from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.functional import Promise
@@ -15,6 +17,9 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from django_cqrs.outbox.statistics import ChannelStatistics
+
+QUIET: Final = 60
+"""After so many seconds a message that is due has waited for long."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,6 +75,32 @@ def glance(
             figures.append(Figure(_("Failed, last hour"), number_format(failed)))
         rows.append(Row(each.channel, figures))
     return rows
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Idle:
+    """A channel in which messages wait and nothing is handled."""
+
+    channel: str
+    command: str
+    """What handles its messages."""
+
+
+def idle_channels(statistics: Collection[ChannelStatistics], using: str) -> list[Idle]:
+    """
+    Return the channels that seem to have no worker.
+
+    Args:
+        statistics: of the channels.
+        using: the alias of their database.
+
+    """
+    database = "" if using == DEFAULT_DB_ALIAS else f" --database {using}"
+    return [
+        Idle(each.channel, f"python manage.py cqrs_worker {each.channel}{database}")
+        for each in statistics
+        if (each.oldest_seconds or 0) >= QUIET and not each.handled.get("5_minutes")
+    ]
 
 
 def _waiting(each: ChannelStatistics, messages: str, at_most: int) -> list[Figure]:

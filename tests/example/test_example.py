@@ -205,7 +205,20 @@ class TestDemo:
             assert "Nothing is left over." in output
             assert "One order is shipped, one is cancelled." in output
 
-        assert "yasmin.aydin" in shop.manage("cqrs_failed", "list")
+        assert "the mailbox of •••••• is full" in shop.manage("cqrs_failed", "list")
+
+    def test_the_admin_has_something_to_show_after_a_demo(self, shop, demo_shop):
+        """
+        `seed`, which `make serve` runs, leaves messages to handle and says by what.
+        """
+        shutil.copytree(demo_shop.folder, shop.folder, dirs_exist_ok=True)
+
+        said = shop.manage("seed")
+
+        assert "2 messages wait in 'mail'; python manage.py cqrs_worker mail" in said
+        assert shop.manage("cqrs_stats", "mail").splitlines()[2].split()[1] == "2"
+        shop.manage("seed")
+        assert shop.manage("cqrs_stats", "mail").splitlines()[2].split()[1] == "2"
 
     def test_fits_a_narrow_terminal(self, shop):
         """

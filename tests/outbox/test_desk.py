@@ -609,6 +609,24 @@ def test_c05_2_desk_shows_channels_at_a_glance(admin_client, traffic):
     assert text_of(found["mail"]["Dead"]) == "0"
 
 
+@pytest.mark.parametrize(
+    ("age", "handled", "is_said"),
+    [(120, 0, True), (120, 3, False), (5, 0, False)],
+    ids=["no worker", "a busy one", "soon"],
+)
+def test_the_page_of_channels_says_that_a_worker_must_run(
+    admin_client, age, handled, is_said
+):
+    """Where a message has waited for a minute, and none was handled for five."""
+    now = timezone.now()
+    kept(OutboxMessage, channel="mail", sent_at=now - timedelta(seconds=age))
+    Throughput.objects.create(minute=now, channel="mail", handled=handled)
+
+    text = admin_client.get(CHANNELS).content.decode()
+
+    assert ("<code>python manage.py cqrs_worker mail</code>" in text) is is_said
+
+
 @pytest.mark.parametrize("column", ["Pending", "Delayed", "Parked", "Dead"])
 def test_c05_2_desk_figures_lead_to_what_they_count(admin_client, traffic, column):
     """The list behind a figure has as many rows as it says; nothing leads nowhere."""
@@ -1327,3 +1345,33 @@ def test_a_search_does_not_confirm_a_masked_key(admin_client, model):
 
     assert found(CARD) == [(plain.endpoint, CARD)]
     assert found("Greta") == [("desk.pay", "Greta")]
+
+
+def test_the_admin_and_the_command_name_a_reason_alike(admin_client):
+    """By the word that the command's filter takes, and by what it means."""
+    (letter,) = kept(DeadLetter, reason="poison")
+
+    listed, page = pages_of(admin_client, letter)
+    (said,) = [
+        line.partition(":")[2].strip()
+        for line in printed("show", str(letter.pk)).splitlines()
+        if line.startswith("reason:")
+    ]
+
+    assert said == "poison: it kills its worker"
+    assert said in listed
+    assert said in page
+
+
+def test_a_masked_payload_says_what_masks_stand_for(admin_client):
+    """Also for a field that the class has lost, which may have been sensitive."""
+    payload = b'{"customer":"Greta","note":"x","card":"y"}'
+    (masked,) = payments(payload=payload)
+    (plain,) = kept(DeadLetter)
+    why = "stands for a sensitive value, and for a field that the class of this version"
+
+    pages = [pages_of(admin_client, row)[1] for row in (masked, plain)]
+    texts = [printed("show", str(row.pk)) for row in (masked, plain)]
+
+    assert [why in page for page in pages] == [True, False]
+    assert [why in text for text in texts] == [True, False]

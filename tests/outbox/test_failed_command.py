@@ -83,7 +83,7 @@ def test_c05_2_show(letters):
     text = output_of("show", str(letters[0].pk))
 
     assert "endpoint:       tests.outbox.test_failed_command.print_label\n" in text
-    assert "reason:         failed\n" in text
+    assert "reason:         failed: the handler failed\n" in text
     assert "payload:        1\n" in text
     assert "OSError: no paper for 1" in text
 

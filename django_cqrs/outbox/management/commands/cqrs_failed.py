@@ -11,7 +11,15 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models import QuerySet
 from tabulate import tabulate
 
-from django_cqrs.outbox.desk import UNSEEN, Shown, shown, shown_in_list
+from django_cqrs.masking import MASK
+from django_cqrs.outbox.desk import (
+    MASKED,
+    UNSEEN,
+    Shown,
+    reason_text,
+    shown,
+    shown_in_list,
+)
 from django_cqrs.outbox.management.refusals import clear_errors
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, Reason, State
 from django_cqrs.outbox.store import discard, replay
@@ -205,11 +213,14 @@ class Command(BaseCommand):
             msg = f"There is no dead letter {key}."
             raise CommandError(msg)
         seen = shown(letter)
-        for name, value in _as_dict(letter, seen).items():
+        told = {**_as_dict(letter, seen), "reason": reason_text(letter.reason)}
+        for name, value in told.items():
             self.stdout.write(f"{name + ':':<16}{value if value is not None else '-'}")
         payload = f"{UNSEEN} {seen.reason}" if seen.reason else seen.text
         self.stdout.write(f"{'headers:':<16}{seen.header_text_of(letter)}")
         self.stdout.write(f"{'payload:':<16}{payload}")
+        if MASK in payload:
+            self.stdout.write(f"{'':<16}{MASKED}")
         if letter.traceback:
             self.stdout.write(f"\n{seen.traceback_of(letter)}")
 

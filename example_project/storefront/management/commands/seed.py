@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand
 
+from common.errors import Refused
+from django_cqrs import command_bus
+from django_cqrs.outbox.models import DeadLetter, OutboxMessage
 from office.models import FullMailbox
+from orders.messages import OrderedItem, PlaceOrder, new_reference
 from orders.models import Order
 from storefront.data import load_catalogue, require_tables
 from storefront.orderbook import import_lines, read_lines
@@ -33,11 +38,28 @@ class Command(BaseCommand):
             self.say("Filling the shop with the orders of data/orders.csv ...")
             report = import_lines(read_lines())
             self.say(f"{report.placed} orders placed.")
-            if settings.DEBUG:
-                # So that a worker leaves dead letters to look at in the admin.
-                FullMailbox.objects.get_or_create(address=FULL)
         if settings.DEBUG:
+            self.fill_desk()
             self.add_superuser()
+
+    def fill_desk(self) -> None:
+        """Leave messages that wait, of which a worker makes dead letters too."""
+        FullMailbox.objects.get_or_create(address=FULL)
+        waiting = OutboxMessage.objects.filter(channel="mail")
+        if not waiting.exists() and not DeadLetter.objects.exists():
+            order = PlaceOrder(
+                reference=new_reference(),
+                customer=FULL,
+                lines=(OrderedItem("TEA-MINT", 1),),
+            )
+            with suppress(Refused):  # sold out, or no credit left
+                command_bus.dispatch(order)
+        count = waiting.count()
+        if count:
+            self.say(
+                f"{count} messages wait in 'mail'; python manage.py cqrs_worker mail "
+                f"handles them. The admin shows them, and what a worker gives up."
+            )
 
     def add_superuser(self) -> None:
         """Open the admin to whoever tries the example."""
