@@ -5,7 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
+from enum import Enum
 from typing import Any, Final
+from uuid import UUID
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -220,12 +225,14 @@ def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
         if is_inside_transaction(connections[alias]) or _is_retried(message._parent):
             return run(message)
         message._is_retried = True
+        sent = _copied(message._payload)
         for retries in range(retry.retries):
             try:
                 return run(message)
             except Exception as error:
                 if not retry.is_worth(error):
                     raise
+                message._payload = _copied(sent)  # what was sent, for each attempt
                 logger.warning(
                     "%s failed with %s and is tried again (%d of %d)",
                     name_run(message, name),
@@ -241,6 +248,39 @@ def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
         return run(message)
 
     return run_retried
+
+
+# What no handler can change.
+_FIXED: Final = (
+    *(bool, int, float, complex, str, bytes, type(None), range, Enum),
+    *(date, time, timedelta, tzinfo, Decimal, UUID),
+)
+
+
+def _copied(payload: Any) -> Any:
+    """Return a copy that shares nothing which can be changed, where one can be made."""
+    if _is_fixed(payload):
+        return payload
+    try:
+        return deepcopy(payload)
+    except Exception:  # noqa: BLE001 - whatever the parts of a payload raise
+        return payload
+
+
+def _is_fixed(value: object) -> bool:
+    """Tell of the commonest values that nothing in them can change: it is quicker."""
+    if isinstance(value, _FIXED):
+        return True
+    kind: Any = type(value)
+    if isinstance(value, (tuple, frozenset)) and kind in (tuple, frozenset):
+        return all(map(_is_fixed, value))
+    params = getattr(kind, "__dataclass_params__", None)
+    return (
+        params is not None
+        and params.frozen
+        and not hasattr(value, "__dict__")
+        and all(_is_fixed(getattr(value, name)) for name in kind.__dataclass_fields__)
+    )
 
 
 def is_inside_transaction(connection: BaseDatabaseWrapper) -> bool:

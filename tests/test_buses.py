@@ -767,3 +767,48 @@ def test_b14_3_an_interceptor_of_the_global_bus_is_not_for_another():
     registry.command_bus.dispatch(Pay())
 
     assert trace == []
+
+
+@dataclass
+class Import:
+    rows: list[int]
+
+
+@dataclass(frozen=True)
+class Sealed:
+    rows: list[int]
+
+
+@in_a_block
+@pytest.mark.parametrize(
+    ("payload", "rows_of"),
+    [
+        (Import([1, 2, 3]), lambda each: each.rows),
+        (Sealed([1, 2, 3]), lambda each: each.rows),
+        ([1, 2, 3], lambda each: each),
+        ({"rows": [1, 2, 3]}, lambda each: each["rows"]),
+        (([1, 2, 3],), lambda each: each[0]),
+    ],
+    ids=["dataclass", "frozen dataclass", "list", "dict", "tuple"],
+)
+def test_each_attempt_starts_from_the_message_as_it_was_sent(payload, rows_of):
+    """What an attempt has taken out of the payload is there for the next one."""
+    registry, seen, written = Registry(), [], []
+
+    @registry.add
+    @command_handler("import")
+    def take_all(payload: object):
+        found = rows_of(payload)
+        seen.append(list(found))
+        taken = []
+        while found:
+            taken.append(found.pop())
+        if len(seen) < 3:
+            raise Refused
+        written.extend(taken)
+
+    bus = CommandBus(registry=registry, instant_retry=InstantRetry(3, on=Refused))
+    bus.dispatch(payload, route="import")
+
+    assert seen == [[1, 2, 3]] * 3
+    assert sorted(written) == [1, 2, 3]

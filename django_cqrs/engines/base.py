@@ -95,6 +95,8 @@ class EngineRelay:
     """Into how many tasks those are parted, so that several consumers get some."""
     longest_pause = 5.0
     """An engine that is out of reach is asked again within so many seconds."""
+    longest_lease = 64
+    """So many times the lease of the channel an engine is given that is behind."""
 
     def __init__(self, channel: EngineChannel, using: str) -> None:
         """Forward from the database of an alias."""
@@ -108,12 +110,15 @@ class EngineRelay:
         self._failures = 0
         self._pause_ends = 0.0
         self._looked_after = 0.0
+        # Grows as long as the engine does not begin within it, up to so many times.
+        self._lease = channel.lease
+        self._backed_off = 0.0
 
     def forward(self, owner: str, *, limit: int | None) -> int:
         """Forward what is ready; see :class:`django_cqrs.outbox.channel.Relay`."""
         if time.monotonic() < self._pause_ends:
             return 0
-        alias, lease = self.channel.alias, self.channel.lease
+        alias, lease = self.channel.alias, self._lease
         room = min(self._room(), self.batch if limit is None else limit)
         if room <= 0:
             return 0
@@ -183,7 +188,27 @@ class EngineRelay:
         if now - self._looked_after < min(1.0, self.channel.lease.total_seconds() / 10):
             return 0
         self._looked_after = now
-        return self.store.take_back_expired(self.channel.alias)
+        found = self.store.take_back_expired(self.channel.alias)
+        self._adapt(now, late=bool(found))
+        return found
+
+    def _adapt(self, now: float, *, late: bool) -> None:
+        """
+        Give an engine twice the time that was not enough, and half of it later.
+
+        What it has not begun with is mostly still on its way: a task for it is waiting
+        there. The lease grows once in the time that it lasts, so that an engine which
+        is far behind gets few tasks more, and not one after each lease.
+        """
+        seconds = self._lease.total_seconds()
+        if now - self._backed_off < seconds and self._backed_off:
+            return
+        if late:
+            self._lease = min(self._lease * 2, self.channel.lease * self.longest_lease)
+            self._backed_off = now
+        elif self._lease > self.channel.lease:
+            self._lease = max(self._lease / 2, self.channel.lease)
+            self._backed_off = now
 
     def close(self) -> None:
         """End the connection to the engine."""

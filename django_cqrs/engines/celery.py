@@ -124,16 +124,22 @@ class CeleryChannel(EngineChannel):
         if time.monotonic() - self._used > self.idle_time:
             self.close()
         if self._producer is None:
-            app = self.app
-            # RabbitMQ says of each task that it has it; there are few tasks.
-            connection = app.connection_for_write(
-                transport_options={"confirm_publish": True}
-            )
+            connection = self._connection()
             connection.ensure_connection(
                 max_retries=1, interval_start=0, interval_step=0, timeout=4
             )
-            self._producer = app.amqp.Producer(connection, auto_declare=False)
+            self._producer = self.app.amqp.Producer(connection, auto_declare=False)
         return self._producer
+
+    def _connection(self) -> Any:
+        """Return a connection to the broker that is yet to be made."""
+        connection = self.app.connection_for_write()
+        # RabbitMQ says of each task that it has it; there are few tasks. Transports of
+        # other brokers may refuse an option that they do not know.
+        if connection.transport.driver_type == "amqp":
+            options = dict(connection.transport_options or {})
+            connection.transport_options = {"confirm_publish": True, **options}
+        return connection
 
     def close(self) -> None:
         """End the connection to the broker, if there is one."""

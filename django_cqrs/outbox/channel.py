@@ -121,6 +121,7 @@ class OutboxChannel(Channel):
                 cursor.execute(f"NOTIFY {NOTIFICATION}, {literal(self.alias)}")
             else:
                 cursor.execute("SELECT pg_notify(%s, %s)", [NOTIFICATION, self.alias])
+        _forget_notifications(connection)
 
     def relay(self, using: str) -> Relay | None:
         """
@@ -213,6 +214,19 @@ class OutboxChannel(Channel):
                 hint="Add 'django_cqrs.outbox' to INSTALLED_APPS and migrate.",
                 id="django_cqrs_outbox.E001",
             )
+
+
+def _forget_notifications(connection: BaseDatabaseWrapper) -> None:
+    """
+    Drop what has come to a connection that waits for none.
+
+    A pooler may hand it the session in which a worker listens, and psycopg keeps what
+    comes there.
+    """
+    driver: Any = connection.connection
+    if getattr(driver, "_notifies_backlog", None):
+        for _ in driver.notifies(timeout=0):
+            pass
 
 
 def outbox_of(alias: str) -> OutboxChannel:

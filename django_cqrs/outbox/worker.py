@@ -1243,9 +1243,13 @@ class Worker:
         if driver is None or not getattr(driver, "_cqrs_listens", False):
             with connection.cursor() as cursor:
                 cursor.execute(f"LISTEN {NOTIFICATION}")
-            driver = connection.connection
-            driver._cqrs_listens = True
+                driver = connection.connection
+                driver._cqrs_listens = True
+                driver._cqrs_is_pooled = _is_pooled(driver, cursor)
             return False  # what was sent before is claimed before this waits
+        if driver._cqrs_is_pooled:
+            self._sleep(seconds)
+            return False
         if idle_rounds > self.rounds_of_polling:
             seconds = max(0.001, min(self.listen_time, self._seconds_left()))
         with connection.wrap_database_errors:
@@ -1351,6 +1355,17 @@ def _notifies(alias: str) -> bool:
         return bool(getattr(all_channels[alias], "notifies", False))
     except InvalidChannel:
         return False
+
+
+def _is_pooled(driver: Any, cursor: Any) -> bool:
+    """
+    Tell whether a pooler stands between a connection and its session.
+
+    It gives its clients process ids of its own. There `LISTEN` succeeds, and what is
+    notified reaches whoever has the session just then.
+    """
+    cursor.execute("SELECT pg_backend_pid()")
+    return bool(cursor.fetchone()[0] != driver.info.backend_pid)
 
 
 def _can_listen(connection: BaseDatabaseWrapper) -> bool:

@@ -247,3 +247,50 @@ def test_django_cqrs_engines_w001_no_app(celery_engine, with_options, monkeypatc
     with_options(app="tests.engines.support.app")
     assert reported() == []
     assert channels["outbox"].app is support.app
+
+
+@pytest.mark.parametrize(
+    ("broker", "confirms"),
+    [
+        ("amqp://127.0.0.1:1//", True),
+        ("pyamqp://127.0.0.1:1//", True),
+        ("redis://127.0.0.1:1/0", False),
+        ("memory://", False),
+        ("filesystem://", False),
+    ],
+)
+def test_only_a_transport_that_knows_it_is_asked_to_confirm(
+    celery_engine, with_options, monkeypatch, broker, confirms
+):
+    """Others may refuse an option of another transport: nothing would be forwarded."""
+    app = celery.Celery("asked", broker=broker, set_as_current=False, fixups=[])
+    app.conf.broker_transport_options = {"visibility_timeout": 60}
+    monkeypatch.setitem(globals(), "asked", app)
+    with_options(queue=None, app=f"{__name__}.asked")
+
+    options = channel()._connection().transport_options
+
+    wanted = {"visibility_timeout": 60}
+    assert options == ({**wanted, "confirm_publish": True} if confirms else wanted)
+
+
+def test_a_broker_of_files_is_given_the_tasks(
+    celery_engine, with_options, monkeypatch, tmp_path
+):
+    """A virtual transport without confirmations takes what is forwarded."""
+    app = celery.Celery(
+        "files", broker="filesystem://", set_as_current=False, fixups=[]
+    )
+    folder = str(tmp_path)
+    app.conf.broker_transport_options = {
+        "data_folder_in": folder,
+        "data_folder_out": folder,
+        "control_folder": str(tmp_path / "control"),
+    }
+    monkeypatch.setitem(globals(), "files", app)
+    with_options(queue=None, app=f"{__name__}.files")
+    registry = registry_of(note)
+    send(registry, 1)
+
+    assert forward(registry) == 1
+    assert [each.suffix for each in tmp_path.iterdir() if each.is_file()] == [".msg"]

@@ -457,3 +457,45 @@ def test_an_option_that_is_no_number(engine, with_options, name, value):
         "and no number above 0."
     )
     with_options(**{name: 1})
+
+
+def test_an_engine_slower_than_its_lease_is_given_more_time_at_each_lease(engine):
+    """
+    What is forwarded in vain doubles the lease, once in its time, up to 64 times.
+
+    Tasks for it are mostly still on their way: one after each lease would fill the
+    engine's queue. When nothing is late any more, the lease shrinks again.
+    """
+    lease = channel().lease
+    relay = channel().relay("default")
+    relay.channel.lease = relay._lease = timedelta(hours=1)
+    try:
+        seen = []
+        now = 0.0
+        for late in (True, True, False, False):
+            now += 10_000_000
+            relay._adapt(now, late=late)
+            relay._adapt(now + 1, late=late)  # within the same lease
+            seen.append(relay._lease / timedelta(hours=1))
+        assert seen == [2, 4, 2, 1]
+        for _ in range(10):
+            now += 10_000_000
+            relay._adapt(now, late=True)
+        assert relay._lease == timedelta(hours=64)
+    finally:
+        relay.channel.lease = lease
+
+
+def test_what_is_forwarded_again_has_the_longer_lease(engine):
+    """The row says so: no task is sent for it again before that."""
+    registry = registry_of(note)
+    send(registry, 1)
+    relay = channel().relay("default")
+    relay.forward("first", limit=None)
+    first = rows()[0].lease_expires_at
+    OutboxMessage.objects.update(lease_expires_at="2000-01-01T00:00:00Z")
+
+    assert relay.look_after() == 1
+    relay.forward("second", limit=None)
+
+    assert rows()[0].lease_expires_at - first >= channel().lease

@@ -1506,3 +1506,37 @@ def test_c07_3_what_falls_due_while_it_looks_is_handled(monkeypatch):
     assert numbers() == []
     assert worker.run_once() == 1
     assert numbers() == [1]
+
+
+def test_a_row_that_a_fast_handler_locked_is_free_while_a_slow_one_runs():
+    """
+    The batch ends before a handler that was slow, and before one never called.
+
+    A request that wants the row of the fast handler gets it while the slow one is
+    being handled: what the fast one wrote is committed by then.
+    """
+    registry, seen = Registry(), []
+
+    @registry.add
+    @command_handler(name="fast", channel="outbox")
+    def fast(command: Work):
+        note(command)
+
+    @registry.add
+    @command_handler(name="slow", channel="outbox")
+    def slow(command: OtherWork):
+        with second_connection() as other, other.cursor() as cursor:
+            cursor.execute("SELECT number FROM testapp_note ORDER BY id")
+            seen.append([number for (number,) in cursor.fetchall()])
+
+    send(registry, 1)
+    registry.command_bus.dispatch(OtherWork())
+    worker = worker_of(registry)
+    worker.run()
+    worker._habits.note_time("slow", worker._habits.slow_time)
+    send(registry, 2)
+    registry.command_bus.dispatch(OtherWork())
+
+    worker_of(registry).run()
+
+    assert seen == [[1], [1, 2]]
