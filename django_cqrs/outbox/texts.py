@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from types import TracebackType
+from typing import Final
 
 
 def described(error: BaseException) -> str:
@@ -20,6 +21,19 @@ def storable(text: str) -> str:
     """Return a text that every database takes: without NUL and lone surrogates."""
     text = text.encode(errors="backslashreplace").decode()
     return text.replace("\x00", "\\x00")
+
+
+LONGEST: Final = {"error": 2**14, "traceback": 2**16}
+"""How many characters of an exception's texts are kept."""
+
+
+def shortened(text: str, longest: int) -> str:
+    """Return a text, of a longer one its beginning, its end and how long it was."""
+    if len(text) <= longest:
+        return text
+    end = longest // 4
+    mark = f"\n[... {len(text):,} characters, of which {longest:,} are kept ...]\n"
+    return f"{text[: longest - end]}{mark}{text[-end:]}"
 
 
 def path_of(error: BaseException) -> str:

@@ -52,6 +52,7 @@ from django_cqrs.exceptions import (
 from django_cqrs.messages import Origin, Ran
 from django_cqrs.outbox import journal
 from django_cqrs.outbox.channel import NOTIFICATION, Relay
+from django_cqrs.outbox.desk import UNSEEN
 from django_cqrs.outbox.meter import Meter
 from django_cqrs.outbox.models import JournalEntry, Outcome, Reason, State
 from django_cqrs.outbox.outages import Outages, is_of_database
@@ -62,7 +63,14 @@ from django_cqrs.outbox.savepoints import (
     forget_rollbacks,
 )
 from django_cqrs.outbox.store import Claimed, Group, LeaseLost, Store
-from django_cqrs.outbox.texts import described, masked, path_of, storable
+from django_cqrs.outbox.texts import (
+    LONGEST,
+    described,
+    masked,
+    path_of,
+    shortened,
+    storable,
+)
 from django_cqrs.retries import DEADLOCKS, Retry
 from django_cqrs.routing import Endpoint
 from django_cqrs.scopes import BusScope
@@ -1028,11 +1036,29 @@ class Worker:
                     reason=failure.reason,
                     attempts=attempts,
                     exception=path_of(error),
-                    error=described(error),
-                    traceback=storable("".join(traceback.format_exception(error))),
+                    **self._texts_of(failure),
                 )
         if failure.holds_key and claimed.group is not None:
             self.store.park_rest(owner, claimed.group)
+
+    def _texts_of(self, failure: _Failure) -> dict[str, str]:
+        """Return the text of an exception and its traceback, as long as is kept."""
+        error, envelope = failure.error, failure.claimed.envelope
+        texts = {
+            "error": described(error),
+            "traceback": storable("".join(traceback.format_exception(error))),
+        }
+        if any(len(text) > LONGEST[name] for name, text in texts.items()):
+            # What is sensitive goes before anything is cut: half of a value that is
+            # masked where it is shown could not be told from another text.
+            try:
+                redact = journal.redactor_of_stored(
+                    envelope, failure.reason, self.registry
+                )
+                texts = {name: (redact or str)(each) for name, each in texts.items()}
+            except Exception:  # noqa: BLE001 - of somebody's converter
+                texts = dict.fromkeys(texts, UNSEEN)
+        return {name: shortened(text, LONGEST[name]) for name, text in texts.items()}
 
     def _said_of(self, failure: _Failure) -> str:
         """Return one line of an exception, without what is sensitive in its message."""
