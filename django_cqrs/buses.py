@@ -7,7 +7,7 @@ import inspect
 import threading
 from asyncio import CancelledError, _get_running_loop
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
@@ -365,18 +365,33 @@ class Registry:
 
         return run_tapped
 
-    def override(
-        self, wanted: Any, replacement: Callable[[], Any]
-    ) -> AbstractContextManager[None]:
+    @contextmanager
+    def override(self, wanted: Any, replacement: Callable[[], Any]) -> Iterator[None]:
         """
         Replace a dependency inside a ``with`` block, for a test.
 
         Args:
-            wanted: the factory of a ``Depends``, or the class of a service.
+            wanted: the factory of a ``Depends``, or the class of a service; a
+                Protocol or an abstract class as well.
             replacement: called with nothing; what it returns is given instead.
 
         """
-        return self._services.override(wanted, replacement)
+        # A handler that asks for what nobody can build is broken outside the block.
+        mends = self._services.is_unbuildable(wanted)
+        with self._services.override(wanted, replacement):
+            if mends:
+                self._compile_anew()
+            try:
+                yield
+            finally:
+                if mends:
+                    self._compile_anew()
+
+    def _compile_anew(self) -> None:
+        """Forget the routes and what runs on them, and keep the services."""
+        with self._lock:
+            self._table = None
+            self._forget_runs()
 
     def __repr__(self) -> str:
         """Return the number of endpoints, where they are known."""

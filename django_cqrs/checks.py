@@ -158,6 +158,11 @@ def _settings_problems() -> Iterator[Problem]:
             f"{conf.NAME}['JOURNAL'] is set, and no installed app keeps a journal.",
             f"Add '{OUTBOX}' to INSTALLED_APPS and migrate, or take the key away.",
         )
+    try:
+        conf.implementation_of(object)
+    except ImproperlyConfigured as error:
+        hint = "Give a class, or its dotted path, for each interface."
+        yield Problem(Rule.BAD_SETTING, str(error), hint)
     for key in ("SERVICE_RESOLVER", "REQUEST_HEADERS"):
         try:
             conf.resolve(key)

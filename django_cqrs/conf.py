@@ -34,6 +34,8 @@ class Settings:
     """How long an ``idempotency_key`` is remembered, as a timedelta or in seconds."""
     JOURNAL: timedelta | float | None = None
     """How long what became of each message is kept; None for not at all."""
+    SERVICES: Mapping[str | type, str | type] = dataclasses.field(default_factory=dict)
+    """What is given where an interface is asked for: classes, or their paths."""
 
 
 KEYS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -82,9 +84,44 @@ def resolve(key: str) -> Any:
     return value
 
 
+@functools.cache
+def _services() -> Mapping[type, type]:
+    given = current().SERVICES
+    if not isinstance(given, Mapping):
+        msg = f"{NAME}['SERVICES'] = {given!r} is not a dictionary."
+        raise ImproperlyConfigured(msg)
+    return {_class_of(one): _class_of(other) for one, other in given.items()}
+
+
+def _class_of(named: object) -> type:
+    found = named
+    if isinstance(named, str):
+        try:
+            found = import_string(named)
+        except ImportError as error:
+            msg = f"{NAME}['SERVICES']: {named!r} cannot be imported: {error}."
+            raise ImproperlyConfigured(msg) from error
+    if not isinstance(found, type):
+        msg = f"{NAME}['SERVICES']: {named!r} is not a class, nor the path of one."
+        raise ImproperlyConfigured(msg)
+    return found
+
+
+def implementation_of(cls: type) -> type:
+    """
+    Return the class that ``SERVICES`` gives for a class, which is else its own.
+
+    Raises:
+        ImproperlyConfigured: the setting names what is not a class.
+
+    """
+    return _services().get(cls, cls)
+
+
 def _reset(*, setting: str, **_kwargs: Any) -> None:
     if setting == NAME:
         current.cache_clear()
+        _services.cache_clear()
 
 
 setting_changed.connect(_reset, dispatch_uid="django_cqrs.conf")

@@ -170,11 +170,20 @@ class Services:
         self._building: list[type] = []
         self._lock = threading.RLock()
 
+    def is_unbuildable(self, wanted: Any) -> bool:
+        """Tell whether nothing gives a class but what a test puts in its place."""
+        return (
+            isinstance(wanted, type)
+            and (is_protocol(wanted) or inspect.isabstract(wanted))
+            and conf.resolve("SERVICE_RESOLVER") is None
+        )
+
     @contextmanager
     def override(self, wanted: Any, replacement: Callable[..., Any]) -> Iterator[None]:
         """Have `replacement` called instead of a ``Depends`` factory or a class."""
         before = dict(self.overrides)
         self.overrides[wanted] = replacement
+        self._plans.clear()
         # A service built now may hold a replacement, one built before does not.
         self._hidden.append(self._instances)
         self._instances = {}
@@ -184,6 +193,7 @@ class Services:
             self._instances = self._hidden.pop()
             self.overrides.clear()
             self.overrides.update(before)
+            self._plans.clear()
 
     def reset(self) -> None:
         """Forget every instance."""
@@ -237,6 +247,9 @@ class Services:
 
     def resolver_of(self, cls: type) -> Resolver:
         """Return what gives a message an instance of `cls`."""
+        implementation = conf.implementation_of(cls)
+        if implementation is not cls:
+            return self._resolver_of_interface(cls, implementation)
         resolve = conf.resolve("SERVICE_RESOLVER")
 
         def get(_message: Message) -> Any:
@@ -256,6 +269,16 @@ class Services:
             return made[key]
 
         return get if resolve is None else get_resolved
+
+    def _resolver_of_interface(self, cls: type, implementation: type) -> Resolver:
+        give = self.resolver_of(implementation)
+
+        def get_implementation(message: Message) -> Any:
+            if cls in self.overrides:
+                return self.overrides[cls]()
+            return give(message)
+
+        return get_implementation
 
     def _build(self, cls: type) -> Any:
         with self._lock:
@@ -875,6 +898,13 @@ class _Planner:
         if parameter.default is not _EMPTY:
             return None
         bare = bare_type(annotation)
+        if self._is_message(bare):
+            msg = (
+                f"another parameter is given the message already, and "
+                f"{name_of_type(bare)} is what that takes, not a service to be built; "
+                f"keep one of the two, or say with Depends(...) what this one gets"
+            )
+            raise Unfillable(msg)
         if _may_be_a_service(bare):
             return self._implied_service(bare)
         if annotation is _EMPTY:
@@ -921,6 +951,12 @@ class _Planner:
 
         return get
 
+    def _is_message(self, annotation: Any) -> bool:
+        """Tell whether a class is one that the payload is of."""
+        if self.payload is None or self.payload is _EMPTY:
+            return False
+        return is_plain_class(annotation) and annotation in union_members(self.payload)
+
     def _refuse_once(self, annotation: Any) -> None:
         if self.once:
             msg = (
@@ -949,13 +985,23 @@ class _Planner:
         if not isinstance(cls, type):
             msg = f"{name_of_type(cls)} is no class"
             raise Unfillable(msg)
+        made = conf.implementation_of(cls)
+        if made is not cls and conf.implementation_of(made) is not made:
+            msg = (
+                f"SERVICES gives {name_of_type(made)} for {name_of_type(cls)}, and "
+                f"another class for that"
+            )
+            raise Unfillable(msg)
         if conf.resolve("SERVICE_RESOLVER") is not None:
             self.uses_dependencies = True  # it is asked once per message
-        else:
-            if is_protocol(cls) or inspect.isabstract(cls):
-                msg = f"{cls.__qualname__} is abstract and there is no SERVICE_RESOLVER"
+        elif not self.services.overrides.keys() & {cls, made}:
+            if is_protocol(made) or inspect.isabstract(made):
+                msg = (
+                    f"{made.__qualname__} is abstract, SERVICES names no class for it, "
+                    f"and there is no SERVICE_RESOLVER"
+                )
                 raise Unfillable(msg)
-            self.problems.extend(self.services.plan_of_init(cls, self.names).problems)
+            self.problems.extend(self.services.plan_of_init(made, self.names).problems)
         return self.services.resolver_of(cls)
 
     def _implied_service(self, cls: type) -> Resolver:

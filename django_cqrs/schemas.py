@@ -157,7 +157,11 @@ def compiled(target: Any) -> Compiled:
     """Return what converts a type; raise what pydantic raises where it cannot."""
     from pydantic import TypeAdapter
 
-    adapter = TypeAdapter(target)
+    try:
+        adapter = TypeAdapter(target)
+    except AttributeError as error:  # an object of a dataclass in place of the class
+        msg = f"it is, or holds, an object where a class is to stand: {error}"
+        raise TypeError(msg) from error
     schema = adapter.core_schema
     schema["type"]  # raises where a name in an annotation stands for nothing yet
     return Compiled(schema, adapter.validator, adapter.serializer)

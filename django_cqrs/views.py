@@ -57,7 +57,7 @@ class _MessageView(View):
     bus: Any
     route: str | None = None
     message: Any = None
-    status: int = 200
+    status: int | None = None
     errors: Mapping[type[Exception], int] = {}
 
     def __init__(self, **initkwargs: Any) -> None:
@@ -173,7 +173,7 @@ class _MessageView(View):
     def _response(self, endpoint: Endpoint, result: Any) -> HttpResponse:
         __traceback_hide__ = True
         text = convert_result(result, JSON)
-        return HttpResponse(text, status=self.status, content_type=JSON)
+        return HttpResponse(text, status=self.status or 200, content_type=JSON)
 
     # Refusals ------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class _Commands(_MessageView):
         if endpoint.channel is not None:
             return HttpResponse(status=202)
         if result is None:
-            return HttpResponse(status=204)
+            return HttpResponse(status=self.status or 204)
         return super()._response(endpoint, result)
 
 
@@ -243,7 +243,8 @@ class CommandView(_Commands):
         route: the routing key of the command; give this or `message`.
         message: the class of the command.
         bus: the bus that it goes through.
-        status: the status of a response with a result.
+        status: the status of an answer; by default 200, and 204 without a result.
+            A command for a handler on a channel is always answered with 202.
         errors: exceptions of handlers that are answered with problem details, and
             the status of each: ``{TicketClosed: 409}``. Their text is shown.
 
@@ -311,7 +312,7 @@ class QueryView(_Queries):
         route: the routing key of the query; give this or `message`.
         message: the class of the query.
         bus: the bus that it goes through.
-        status: the status of the answer.
+        status: the status of the answer, by default 200.
         errors: as for :class:`CommandView`.
 
     """

@@ -6,6 +6,9 @@ import dataclasses
 import inspect
 import subprocess
 import sys
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import Annotated, Protocol
 
 import pytest
 from django.db import connections
@@ -15,13 +18,16 @@ from django_cqrs import (
     InstantRetry,
     QueryBus,
     Registry,
+    Service,
     command_handler,
     event_handler,
     query_handler,
+    service,
 )
 from django_cqrs.channels import channels
-from django_cqrs.checks import check_registry
+from django_cqrs.checks import check_registry, check_settings
 from django_cqrs.declarations import Policies
+from django_cqrs.exceptions import InvalidHandler
 from django_cqrs.keywords import KEYWORDS, NOWHERE
 from tests.docs_support.pages import DOCS
 
@@ -213,3 +219,193 @@ except InvalidOption as error:
         "A worker cannot be bounded by memory here: this platform (windows) does not "
         "say how much a process has used. Bound it by messages or by seconds."
     )
+
+
+# ------------------------------------------------------------- services, parameters
+
+
+class Mailer(Protocol):
+    def send(self) -> str: ...
+
+
+class Press(ABC):
+    @abstractmethod
+    def send(self) -> str: ...
+
+
+class Post:
+    """What implements both, and needs another service itself."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def send(self) -> str:
+        self.desk.count += 1
+        return f"by post {self.desk.count}"
+
+
+class Desk:
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Fake:
+    def send(self) -> str:
+        return "by nobody"
+
+
+@service
+class Office:
+    """A service that needs what only a test or a setting can give."""
+
+    def __init__(self, mailer: Mailer) -> None:
+        self.mailer = mailer
+
+    @command_handler("office.mail")
+    def mail(self) -> str:
+        return self.mailer.send()
+
+
+@command_handler("mail.protocol")
+def mail_by_protocol(mailer: Annotated[Mailer, Service()]) -> str:
+    return mailer.send()
+
+
+@command_handler("mail.abstract")
+def mail_by_abstract(text: str, press: Press) -> str:
+    return press.send()
+
+
+MAILS = (
+    (mail_by_protocol, Mailer, "mail.protocol"),
+    (mail_by_abstract, Press, "mail.abstract"),
+    (Office, Mailer, "office.mail"),
+)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("target", "interface", "route"), MAILS)
+def test_an_override_of_an_interface_needs_no_resolver(target, interface, route):
+    """Inside the block the route works; outside nothing gives the interface."""
+    registry = registry_of(target, inner)
+    payload = "x" if route == "mail.abstract" else None
+    send = partial(registry.command_bus.dispatch, payload, route=route)
+
+    with pytest.raises(InvalidHandler, match=r"SERVICES names no class for it"):
+        send()
+    with registry.override(interface, Fake):
+        assert send() == "by nobody"
+        assert check_registry(registry) == []
+    with pytest.raises(InvalidHandler, match=r"SERVICES names no class for it"):
+        send()
+    assert registry.command_bus.dispatch(route="inner") == "inner"
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("is_path", [False, True], ids=["class", "path"])
+@pytest.mark.parametrize(("target", "interface", "route"), MAILS)
+def test_services_names_the_class_that_implements_an_interface(
+    settings, target, interface, route, is_path
+):
+    """It is built once, as a service is, and can be overridden by either name."""
+    pair = (interface, Post)
+    if is_path:
+        pair = (f"{__name__}.{interface.__qualname__}", f"{__name__}.Post")
+    settings.DJANGO_CQRS = {"SERVICES": dict([pair])}
+    registry = registry_of(target)
+    payload = "x" if route == "mail.abstract" else None
+    send = partial(registry.command_bus.dispatch, payload, route=route)
+
+    assert check_registry(registry) == []
+    assert [send(), send()] == ["by post 1", "by post 2"]
+    for wanted in (interface, Post):
+        with registry.override(wanted, Fake):
+            assert send() == "by nobody"
+    assert send() == "by post 3"
+
+
+@pytest.mark.django_db
+def test_services_and_a_resolver_work_together(settings):
+    """The setting says which class, the resolver gives its instance."""
+    asked = []
+
+    def resolve(cls: type) -> object:
+        asked.append(cls)
+        return Fake()
+
+    settings.DJANGO_CQRS = {"SERVICES": {Mailer: Post}, "SERVICE_RESOLVER": resolve}
+    registry = registry_of(mail_by_protocol)
+
+    assert registry.command_bus.dispatch(route="mail.protocol") == "by nobody"
+    assert asked == [Post]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["x"], "DJANGO_CQRS['SERVICES'] = ['x'] is not a dictionary."),
+        (
+            {Mailer: "no.such.Class"},
+            (
+                "DJANGO_CQRS['SERVICES']: 'no.such.Class' cannot be imported: No "
+                "module named 'no'."
+            ),
+        ),
+        (
+            {Mailer: 3},
+            "DJANGO_CQRS['SERVICES']: 3 is not a class, nor the path of one.",
+        ),
+    ],
+    ids=["list", "path", "number"],
+)
+def test_E013_services_that_are_no_classes(settings, given, said):
+    """The check of the settings says what is wrong with it."""
+    settings.DJANGO_CQRS = {"SERVICES": given}
+
+    [found] = check_settings()
+
+    assert found.id == "django_cqrs.E013"
+    assert found.msg == said
+    assert found.hint == "Give a class, or its dotted path, for each interface."
+
+
+@dataclasses.dataclass(frozen=True)
+class Open:
+    title: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Close:
+    title: str = ""
+
+
+@pytest.mark.parametrize("second", [Open, Close], ids=["unbuildable", "buildable"])
+def test_E005_a_second_parameter_for_the_message(second):
+    """It is given nothing that was never sent, and the handler is named."""
+
+    def handle(command: Open | Close, again: object) -> None: ...
+
+    handle.__annotations__["again"] = second
+    [found] = check_registry(registry_of(command_handler(handle)))
+
+    assert found.id == "django_cqrs.E005"
+    assert found.msg == (
+        f"Nothing can fill the parameter 'again' of {__name__}."
+        f"{handle.__qualname__}: another parameter is given the message already, and "
+        f"{second.__name__} is what that takes, not a service to be built; keep one of "
+        f"the two, or say with Depends(...) what this one gets."
+    )
+
+
+@pytest.mark.parametrize(
+    "annotation", [Open("x"), list[Open("x")], 5, [int], (int, str), Registry], ids=str
+)
+def test_a_keyed_handler_annotated_with_an_object_breaks_no_check(annotation):
+    """The checks report it, or say nothing; they do not raise."""
+
+    def handle(command: object) -> None: ...
+
+    handle.__annotations__["command"] = annotation
+    found = check_registry(registry_of(command_handler("handle")(handle)))
+
+    assert {each.id for each in found} <= {"django_cqrs.W003", "django_cqrs.E006"}

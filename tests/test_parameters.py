@@ -860,7 +860,13 @@ def async_generator():
         (Any, "Any is neither a mark nor a class to build"),
         (inspect.Parameter.empty, "it has no annotation"),
         (Note, "Note is a model, whose objects are read, not built"),
-        (Abstract, "Abstract is abstract and there is no SERVICE_RESOLVER"),
+        (
+            Abstract,
+            (
+                "Abstract is abstract, SERVICES names no class for it, and there is no "
+                "SERVICE_RESOLVER"
+            ),
+        ),
         (Annotated[int | str, Service()], "int | str is no class"),
         (Annotated[int, Depends(17)], "Depends(17) is given no callable"),
         (Annotated[int, Header], "Header needs an argument: Header(...)"),

@@ -36,8 +36,10 @@ from django_cqrs import (
     service,
 )
 from django_cqrs.conversion import converter
+from django_cqrs.documents import document
 from django_cqrs.exceptions import InvalidHandler, MessageConversionError
 from django_cqrs.http import problem_of
+from django_cqrs.modelling import aggregate
 from django_cqrs.views import (
     AsyncCommandView,
     AsyncQueryView,
@@ -48,6 +50,11 @@ from tests.testapp.models import Note
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
+
+
+@dataclass(frozen=True)
+class AddProduct:
+    sku: str
 
 
 @dataclass(frozen=True)
@@ -288,6 +295,47 @@ def test_b17_2_any_payload_that_a_key_leads_to(wsgi, wanted, body, given):
 
     assert wsgi.post(body).status_code == 204
     assert seen == [given]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("status", "expected"), [({}, 204), ({"status": 201}, 201)])
+def test_the_status_of_a_view_is_obeyed_without_a_result(api, status, expected):
+    """By default it is 204; what was said is answered, and there is no body."""
+
+    @api.add
+    @command_handler("ticket.touch")
+    def touch() -> None: ...
+
+    api.commands(route="ticket.touch", **status)
+    response = api.post(b"", content_type="")
+
+    assert (response.status_code, response.content) == (expected, b"")
+
+
+@pytest.mark.django_db
+def test_the_status_of_a_view_is_the_same_for_both_of_a_pair(api):
+    """Whether the factory runs, which has a result, or the action, which has none."""
+
+    @api.add
+    @aggregate(identifier="sku")
+    @document("views.product")
+    @dataclass
+    class Product:
+        sku: str
+
+        @command_handler("product.add")
+        @classmethod
+        def create(cls, command: AddProduct) -> "Product":
+            return cls(command.sku)
+
+        @command_handler("product.add")
+        def add(self, command: AddProduct) -> None: ...
+
+    api.commands(route="product.add", status=201)
+    responses = [api.post({"sku": "x"}) for _ in range(2)]
+
+    assert [each.status_code for each in responses] == [201, 201]
+    assert [each.content for each in responses] == [b'"x"', b""]
 
 
 @pytest.mark.django_db
