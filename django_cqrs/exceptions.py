@@ -180,18 +180,36 @@ class AggregateNotFound(CQRSError, ObjectDoesNotExist):
 
     Attributes:
         at_entrance: as for :class:`MessageConversionError`.
+        is_named: whether the message names one; False where it does not say which.
+
+    """
+
+    at_entrance: bool = False
+    is_named: bool = True
+
+
+class AggregateAlreadyExists(CQRSError):
+    """
+    A factory made an object whose identifier another one has.
+
+    Attributes:
+        at_entrance: as for :class:`MessageConversionError`.
 
     """
 
     at_entrance: bool = False
 
 
-class AggregateAlreadyExists(CQRSError):
-    """A factory made an object whose identifier another one has."""
-
-
 class ConcurrencyError(CQRSError):
-    """Somebody else has changed the object since it was loaded, or was seen."""
+    """
+    Somebody else has changed the object since it was loaded, or was seen.
+
+    Attributes:
+        at_entrance: as for :class:`MessageConversionError`.
+
+    """
+
+    at_entrance: bool = False
 
 
 class DocumentNotFound(CQRSError, ObjectDoesNotExist):
@@ -207,7 +225,15 @@ class StatementTooLarge(CQRSError, ValueError):
 
 
 class InvalidIdentifier(CQRSError, ValueError):
-    """What is given as an identifier cannot be one: a list, or text for a number."""
+    """
+    What is given as an identifier cannot be one: a list, or text for a number.
+
+    Attributes:
+        at_entrance: as for :class:`MessageConversionError`.
+
+    """
+
+    at_entrance: bool = False
 
 
 class MessageStopped(CQRSError):

@@ -23,7 +23,11 @@ from django_cqrs.conversion import (
     union_members,
 )
 from django_cqrs.exceptions import (
+    AggregateAlreadyExists,
+    AggregateNotFound,
+    ConcurrencyError,
     FieldError,
+    InvalidIdentifier,
     MessageConversionError,
     MissingHeader,
     NoHandlerFound,
@@ -55,6 +59,11 @@ def problem_of(error: Exception) -> dict[str, Any] | None:
     if isinstance(error, NoHandlerFound) and error.at_entrance:
         logger.warning("404 is answered: %s", error)
         return problem(404, "Nothing here handles this message.")
+    of_object = _status_of_object(error)
+    if of_object is not None:
+        status, detail = of_object
+        logger.warning("%d is answered: %s", status, type(error).__name__)
+        return problem(status, detail)
     if isinstance(error, MissingHeader):
         logger.warning("400 is answered: %s", error)
         return problem(400, "The message lacks a header that it needs.")
@@ -65,6 +74,28 @@ def problem_of(error: Exception) -> dict[str, Any] | None:
         ]
         return problem(400, "What was sent is not valid; see errors.", errors=errors)
     return None
+
+
+OF_OBJECTS: Final = (
+    *(AggregateNotFound, InvalidIdentifier),
+    *(AggregateAlreadyExists, ConcurrencyError),
+)
+"""What is wrong with the object that a message is for."""
+
+
+def _status_of_object(error: Exception) -> tuple[int, str] | None:
+    """Return what is said of an object that the request's own message is for."""
+    if not isinstance(error, OF_OBJECTS) or not error.at_entrance:
+        return None
+    if isinstance(error, ConcurrencyError):
+        return 409, "The object has been changed meanwhile. Load it again."
+    if isinstance(error, AggregateAlreadyExists):
+        return 409, "There is an object with this identifier already."
+    if isinstance(error, InvalidIdentifier):
+        return 400, "The identifier is not valid."
+    if not error.is_named:
+        return 400, "The message does not say which object it is for."
+    return 404, "There is no object with this identifier."
 
 
 def _is_of_request(error: MessageConversionError) -> bool:
@@ -279,6 +310,35 @@ def _takes_many(annotation: Any) -> bool:
         if is_many and not issubclass(origin, (str, bytes, Mapping)):
             return True
     return False
+
+
+def aggregate_id_in(wanted: Wanted, endpoint: Any, given: Mapping[str, Any]) -> Any:
+    """
+    Return the identifier that the URL's path gives beside a payload without fields.
+
+    Args:
+        wanted: what the payload is to be.
+        endpoint: the handler's.
+        given: what the path captures.
+
+    Returns:
+        One value, or for several parts a dict; None where the payload has fields, the
+        handler is no aggregate's, or the path has not all of them.
+
+    """
+    storage = getattr(endpoint.subject, "storage", None)
+    if not given or storage is None or wanted.fields is not None:
+        return None
+    if "aggregate_id" in given and wanted.name != "aggregate_id":
+        return given["aggregate_id"]
+    found = {}
+    for part in storage.parts:
+        names = (*part.aliases, part.name)
+        name = next((n for n in names if n in given and n != wanted.name), None)
+        if name is None:
+            return None
+        found[part.name] = given[name]
+    return found if len(found) > 1 else next(iter(found.values()), None)
 
 
 def read_json(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> Any:

@@ -34,7 +34,9 @@ from django_cqrs.exceptions import (
     NoHandlerFound,
 )
 from django_cqrs.http import (
+    OF_OBJECTS,
     Wanted,
+    aggregate_id_in,
     problem,
     problem_of,
     read_json,
@@ -147,13 +149,16 @@ class _MessageView(View):
 
     # To the bus and back -------------------------------------------------------------
 
-    def _send(self, payload: Any, headers: GivenHeaders | None) -> Any:
+    def _send(
+        self, payload: Any, headers: GivenHeaders | None, aggregate_id: Any
+    ) -> Any:
         raise NotImplementedError
 
     def _answer(self, request: HttpRequest, headers: GivenHeaders) -> HttpResponse:
         __traceback_hide__ = True
         try:
-            payload = self._read(request, self._sound())
+            wanted = self._sound()
+            payload = self._read(request, wanted)
             endpoint = self._endpoint(payload)
         except _Unsupported:
             response = self.refusal(problem(415, f"Send {JSON}."))
@@ -163,9 +168,10 @@ class _MessageView(View):
             error.at_entrance = True
             return self._refusal_of(error)
         answered: tuple[type[Exception], ...]
-        answered = (MissingHeader, MessageConversionError, *self.errors)
+        answered = (MissingHeader, MessageConversionError, *OF_OBJECTS, *self.errors)
+        aggregate_id = aggregate_id_in(wanted, endpoint, self.kwargs)
         try:
-            result = self._send(payload, headers or None)
+            result = self._send(payload, headers or None, aggregate_id)
         except answered as error:
             return self._refusal_of(error)
         return self._response(endpoint, result)
@@ -215,9 +221,13 @@ class _Commands(_MessageView):
             raise _Unsupported
         return read_json(wanted, text, to_jsonable(self.kwargs))
 
-    def _send(self, payload: Any, headers: GivenHeaders | None) -> Any:
+    def _send(
+        self, payload: Any, headers: GivenHeaders | None, aggregate_id: Any
+    ) -> Any:
         __traceback_hide__ = True
-        return self.bus.dispatch(payload, route=self.route, headers=headers)
+        return self.bus.dispatch(
+            payload, route=self.route, headers=headers, aggregate_id=aggregate_id
+        )
 
     def _response(self, endpoint: Endpoint, result: Any) -> HttpResponse:
         __traceback_hide__ = True
@@ -295,9 +305,13 @@ class _Queries(_MessageView):
         __traceback_hide__ = True
         return read_query(wanted, request.GET, self.kwargs)
 
-    def _send(self, payload: Any, headers: GivenHeaders | None) -> Any:
+    def _send(
+        self, payload: Any, headers: GivenHeaders | None, aggregate_id: Any
+    ) -> Any:
         __traceback_hide__ = True
-        return self.bus.ask(payload, route=self.route, headers=headers)
+        return self.bus.ask(
+            payload, route=self.route, headers=headers, aggregate_id=aggregate_id
+        )
 
 
 class QueryView(_Queries):

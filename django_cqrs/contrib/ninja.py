@@ -22,7 +22,7 @@ from django_cqrs.exceptions import (
     MissingHeader,
     NoHandlerFound,
 )
-from django_cqrs.http import problem, problem_of, response_to
+from django_cqrs.http import OF_OBJECTS, problem, problem_of, response_to
 
 __all__ = ["install_exception_handlers"]
 
@@ -35,9 +35,11 @@ def install_exception_handlers(
     """
     Answer what is the request's fault with problem details.
 
-    A payload that does not convert and a missing header are 400, a message that
-    nothing handles is 404. Unlike a handler of ninja's own, these roll back the
-    transaction of ``ATOMIC_REQUESTS``, as an exception that nobody handles would.
+    A payload that does not convert, a missing header and an identifier that is missing
+    or cannot be one are 400; a message that nothing handles and an object that is not
+    there are 404; an object that somebody else has changed is 409. Unlike a
+    handler of ninja's own, these roll back the transaction of ``ATOMIC_REQUESTS``, as
+    an exception that nobody handles would.
 
     Args:
         api: where they are installed.
@@ -45,7 +47,7 @@ def install_exception_handlers(
             each: ``{TicketClosed: 409}``. Their text is shown.
 
     """
-    for cls in (MessageConversionError, MissingHeader, NoHandlerFound):
+    for cls in (MessageConversionError, MissingHeader, NoHandlerFound, *OF_OBJECTS):
         api.add_exception_handler(cls, _answer)
     for named, status in errors.items():
         api.add_exception_handler(named, partial(_answer_named, status))  # pyright: ignore[reportArgumentType] - its stub wants an instance

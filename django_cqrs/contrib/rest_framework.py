@@ -24,9 +24,11 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
     """
     Answer what is the request's fault with problem details, the rest as ever.
 
-    A payload that does not convert and a missing header are 400, a message that
-    nothing handles is 404. As with every exception that REST framework answers, the
-    transaction of ``ATOMIC_REQUESTS`` is rolled back.
+    A payload that does not convert, a missing header and an identifier that is missing
+    or cannot be one are 400; a message that nothing handles and an object that is not
+    there are 404; an object that somebody else has changed is 409. As with
+    every exception that REST framework answers, the transaction of ``ATOMIC_REQUESTS``
+    is rolled back.
 
     Args:
         error: what a view raised.

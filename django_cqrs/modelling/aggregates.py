@@ -31,9 +31,10 @@ from django_cqrs.exceptions import (
 )
 from django_cqrs.interception import JoinPoint
 from django_cqrs.keys import MAX_LENGTH, joined, storable_key
-from django_cqrs.messages import Message, Origin, drop
+from django_cqrs.messages import Message, drop
 from django_cqrs.modelling.identifiers import (
     Values,
+    at_entrance,
     identification,
     version_field,
 )
@@ -321,9 +322,15 @@ class AggregateSubject(Subject):
         )
 
         def identify(message: Message) -> Values:
-            values = find(message)
+            try:
+                values = find(message)
+            except InvalidIdentifier as error:
+                at_entrance(error, message)
+                raise
             if values is None:
-                raise _at_entrance(AggregateNotFound(text), message)
+                unnamed = AggregateNotFound(text)
+                unnamed.is_named = False
+                raise at_entrance(unnamed, message)
             return values
 
         return identify
@@ -360,7 +367,11 @@ class AggregateSubject(Subject):
             made = self._subject_of(result)
             if made is None:
                 return result
-            events = made.keep(result, alias, is_result=True)
+            try:
+                events = made.keep(result, alias, is_result=True)
+            except AggregateAlreadyExists as error:
+                at_entrance(error, message)
+                raise
             note = getattr(message, "_note", None)
             if note is not None:  # who made it may not have known its identifier
                 note.subject = made.key_of(made.storage.values_of(result))
@@ -419,7 +430,7 @@ class AggregateSubject(Subject):
             try:
                 result = run(message)
                 events = self.take_events(found)
-                self._update(found, watch, alias)
+                self._update(found, watch, alias, message)
             finally:
                 if watch is not None:
                     watch.close()
@@ -433,7 +444,13 @@ class AggregateSubject(Subject):
         registry: Registry = self._services.owner
         return registry
 
-    def _update(self, instance: Any, watch: Watch | None, alias: str) -> None:
+    def _update(
+        self,
+        instance: Any,
+        watch: Watch | None,
+        alias: str,
+        message: Message | None = None,
+    ) -> None:
         """
         Keep a changed object.
 
@@ -443,9 +460,17 @@ class AggregateSubject(Subject):
 
         """
         if watch is None:
-            self.storage.update(instance, using=alias)
+            self._write(instance, alias, message)
         else:
-            watch.update(partial(self.storage.update, instance, using=alias))
+            watch.update(partial(self._write, instance, alias, message))
+
+    def _write(self, instance: Any, alias: str, message: Message | None) -> None:
+        try:
+            self.storage.update(instance, using=alias)
+        except ConcurrencyError as error:
+            if message is not None:
+                at_entrance(error, message)
+            raise
 
     def _finish(
         self, found: Any, events: list[Any], values: Values, result: Any, alias: str
@@ -553,7 +578,7 @@ class AggregateSubject(Subject):
             pairs = zip(names, values, strict=True)
             said = ", ".join(f"{name}={value}" for name, value in pairs)
             text = f"{place} was not called: {fault.format(said)}."
-            return _at_entrance(AggregateNotFound(text), message)
+            return at_entrance(AggregateNotFound(text), message)
 
         return missing
 
@@ -572,7 +597,7 @@ class AggregateSubject(Subject):
                     f"{place} was not called: its sender saw version {seen} of the "
                     f"{owner}, which is at version {version} by now."
                 )
-                raise ConcurrencyError(msg)
+                raise at_entrance(ConcurrencyError(msg), message)
 
         return expect
 
@@ -609,11 +634,6 @@ def _block(alias: str, endpoint: Endpoint) -> AbstractContextManager[Any]:
     ):
         return nullcontext()
     return atomic(using=alias)
-
-
-def _at_entrance(error: AggregateNotFound, message: Message) -> AggregateNotFound:
-    error.at_entrance = isinstance(message._parent, Origin)
-    return error
 
 
 def key_of_object(instance: Any, services: Services) -> str:

@@ -8,11 +8,16 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
-from django_cqrs.exceptions import InvalidIdentifier
-from django_cqrs.messages import Message
+from django_cqrs.exceptions import (
+    AggregateAlreadyExists,
+    AggregateNotFound,
+    ConcurrencyError,
+    InvalidIdentifier,
+)
+from django_cqrs.messages import Message, Origin
 from django_cqrs.parameters import Header
 
 Values = tuple[Any, ...]
@@ -84,6 +89,17 @@ def usual_name(cls: type) -> str:
         r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__
     )
     return f"{words.lower()}_id"
+
+
+E = TypeVar(
+    "E", AggregateAlreadyExists, AggregateNotFound, ConcurrencyError, InvalidIdentifier
+)
+
+
+def at_entrance(error: E, message: Message) -> E:
+    """Return an error that says whether the first message of its chain met it."""
+    error.at_entrance = isinstance(message._parent, Origin)
+    return error
 
 
 # -------------------------------------------------------------------- given by value

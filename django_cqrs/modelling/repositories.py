@@ -24,6 +24,7 @@ from django_cqrs.exceptions import (
     AggregateAlreadyExists,
     AggregateNotFound,
     InvalidHandler,
+    InvalidIdentifier,
 )
 from django_cqrs.messages import Message, scope_of
 from django_cqrs.modelling.aggregates import AggregateSubject, ModelRole, options_of
@@ -31,6 +32,7 @@ from django_cqrs.modelling.identifiers import (
     Part,
     Source,
     Values,
+    at_entrance,
     declared_sources,
     plain,
     usual_name,
@@ -218,7 +220,11 @@ def _fetcher(
 
     def fetch(message: Message) -> Any:
         storage = subject.storage
-        values = _values_from(storage.parts, sources, message)
+        try:
+            values = _values_from(storage.parts, sources, message)
+        except InvalidIdentifier as error:
+            at_entrance(error, message)
+            raise
         if values is None:
             if optional:
                 return None
@@ -226,7 +232,9 @@ def _fetcher(
                 f"Which {name} is wanted is not said: {mark} finds no value in the "
                 f"message. Annotate {name} | None where that is allowed."
             )
-            raise AggregateNotFound(msg)
+            unnamed = AggregateNotFound(msg)
+            unnamed.is_named = False
+            raise at_entrance(unnamed, message)
         scope = scope_of(message) if writes else None
         alias = message.using or (
             storage.read_alias() if scope is None else storage.write_alias()
@@ -243,7 +251,7 @@ def _fetcher(
                 f"There is no {name} with {said}. Annotate {name} | None where that is "
                 f"allowed."
             )
-            raise AggregateNotFound(msg)
+            raise at_entrance(AggregateNotFound(msg), message)
         return found
 
     return fetch
