@@ -1057,9 +1057,14 @@ def from_stored_json(
     return adapter.from_stored_json(text)
 
 
-def to_stored_json(adapter: Adapter, payload: Any) -> bytes:
+def to_stored_json(adapter: Adapter, payload: Any, *, beside: bool = True) -> bytes:
     """
     Write a payload as JSON text in UTF-8, certain that it comes back as it is.
+
+    Args:
+        adapter: of its type.
+        payload: an object or a plain value.
+        beside: whether what the object holds beside its fields counts as well.
 
     Raises:
         MessageConversionError: part of it would not, with its path.
@@ -1077,12 +1082,12 @@ def to_stored_json(adapter: Adapter, payload: Any) -> bytes:
         path = _dotted(_unwritable(payload))
         errors = [fault._replace(path=path) for fault in error.errors]
         raise MessageConversionError(adapter.name, errors) from error
-    difference = _loss(adapter, payload, text)
+    difference = _loss(adapter, payload, text, beside=beside)
     if difference is None:
         return text
     exact = adapter.to_exact_json(payload)
     if exact is not None and exact != text:
-        left = _loss(adapter, payload, exact)
+        left = _loss(adapter, payload, exact, beside=beside)
         if left is None:
             return exact
         if left.is_read:
@@ -1098,9 +1103,10 @@ class _Loss(NamedTuple):
 
 
 _LOST = "it would not come back from JSON as it is"
+_BESIDE = "it is no field of its class"
 
 
-def _loss(adapter: Adapter, payload: Any, text: bytes) -> _Loss | None:
+def _loss(adapter: Adapter, payload: Any, text: bytes, *, beside: bool) -> _Loss | None:
     """Return what text would lose of a payload, None if nothing."""
     __traceback_hide__ = True
     try:
@@ -1112,7 +1118,8 @@ def _loss(adapter: Adapter, payload: Any, text: bytes) -> _Loss | None:
         ]
         return _Loss(errors, is_read=False)
     difference = _difference(payload, back)
-    if difference is None:
+    is_beside = difference is not None and difference.why is _BESIDE
+    if difference is None or (is_beside and not beside and len(difference.path) == 1):
         return None
     why = f"{_LOST} ({difference.why})" if difference.why else _LOST
     return _Loss([FieldError(_dotted(difference.path), why, "not_json")])
@@ -1158,7 +1165,7 @@ def _difference(sent: Any, back: Any) -> _Difference | None:
         return _Difference(why="which of its fields were given is not in its JSON")
     lost = _more_attributes(sent) - _more_attributes(back)
     if lost:
-        return _Difference((min(lost),), "it is no field of its class")
+        return _Difference((min(lost),), _BESIDE)
     return None
 
 

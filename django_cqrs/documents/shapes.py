@@ -111,7 +111,8 @@ class Shape(ABC):
             MessageConversionError: part of it would not.
 
         """
-        text = to_stored_json(self.adapter, self.state_of(value))
+        # Beside its fields an aggregate has what the library keeps there.
+        text = to_stored_json(self.adapter, self.state_of(value), beside=False)
         if _NULL.search(text):  # PostgreSQL's jsonb has no place for it
             fault = FieldError("", "a text holds the character NUL", "not_json")
             raise MessageConversionError(name_of_type(self.target), [fault])
