@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.core.checks import Tags, register
 from django.utils.translation import gettext_lazy as _
 
 
@@ -24,6 +25,8 @@ class OutboxConfig(AppConfig):
 
     def ready(self) -> None:
         """Have the journal asked about what is handled: it is off by default."""
+        from django_cqrs.outbox.checks import check_tables
         from django_cqrs.outbox.journal import watch
 
         watch()
+        register(check_tables, Tags.database)

@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.channels import Channel, Delivery, channels
 from django_cqrs.exceptions import InvalidChannel
-from django_cqrs.outbox.dialects import COMMIT, can_commit, literal, speaks_psycopg
+from django_cqrs.outbox.dialects import (
+    COMMIT,
+    can_commit,
+    lacks_table,
+    literal,
+    speaks_psycopg,
+)
 from django_cqrs.outbox.insertion import insert
 from django_cqrs.outbox.models import OutboxMessage, State
 
@@ -98,7 +104,19 @@ class OutboxChannel(Channel):
         self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery], *, end: str
     ) -> None:
         envelopes = [entry.envelope for entry in entries]
-        is_ended = insert(connection, self.alias, envelopes, end) and bool(end)
+        try:
+            is_ended = insert(connection, self.alias, envelopes, end) and bool(end)
+        except DatabaseError as error:
+            if not lacks_table(error):
+                raise
+            using = connection.alias
+            msg = (
+                f"The channel {self.alias!r} cannot store a message for "
+                f"{envelopes[0].endpoint}: the database {using!r}, that of its data, "
+                f"has no table of the outbox. Run manage.py migrate "
+                f"--database={using}; a router must admit 'django_cqrs_outbox' there."
+            )
+            raise InvalidChannel(msg) from error
         if not self.notifies or connection.vendor != "postgresql":
             return
         if is_ended and self._is_quiet(connection):  # it is committed

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Final
 
+from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 
@@ -83,3 +84,18 @@ def literal(text: str) -> str:
     from psycopg.sql import quote
 
     return quote(text)
+
+
+_NO_TABLE: Final = (1146,)  # of MySQL and MariaDB
+
+
+def lacks_table(error: DatabaseError) -> bool:
+    """Return whether a statement has failed for want of its table."""
+    cause = error.__cause__
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    code = error.args[0] if error.args else None
+    return (
+        state == "42P01"  # undefined_table
+        or code in _NO_TABLE
+        or str(error).startswith("no such table")  # SQLite has no codes
+    )

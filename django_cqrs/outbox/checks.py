@@ -1,0 +1,107 @@
+"""Checks of the database: `check --database`, `migrate` and the worker make them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from django.core.checks import CheckMessage, Error
+from django.db import DEFAULT_DB_ALIAS, connections, models, router
+
+from django_cqrs.buses import registry
+from django_cqrs.channels import channels
+from django_cqrs.exceptions import InvalidChannel
+from django_cqrs.outbox.channel import OutboxChannel
+from django_cqrs.outbox.models import (
+    DeadLetter,
+    InboxEntry,
+    JournalEntry,
+    OutboxMessage,
+)
+
+MODELS = (OutboxMessage, DeadLetter, InboxEntry, JournalEntry)
+
+
+def check_tables(
+    *, databases: Collection[str] | None = None, **_kwargs: Any
+) -> list[CheckMessage]:
+    """Check that the outbox's tables are where messages are sent, as they should be."""
+    found: list[CheckMessage] = []
+    for alias in databases or ():
+        connection = connections[alias]
+        with connection.cursor() as cursor:
+            tables = connection.introspection.table_names(cursor)
+        if OutboxMessage._meta.db_table in tables:
+            found += _stale_columns(alias, tables)
+        else:
+            found += _lacking(alias)
+    return found
+
+
+def _lacking(alias: str) -> Iterator[CheckMessage]:
+    """Yield that a database has no table although handlers send messages there."""
+    may_migrate = router.allow_migrate_model(alias, OutboxMessage)
+    if may_migrate and sys.argv[1:2] == ["migrate"]:
+        return  # which is about to make it
+    if not any(map(_is_outbox, channels)):
+        return
+    senders = sorted(
+        endpoint.name
+        for endpoint in registry.routes.endpoints
+        if (endpoint.alias or DEFAULT_DB_ALIAS) == alias
+    )
+    if not senders:
+        return
+    hint = f"Run manage.py migrate --database={alias}."
+    if not may_migrate:
+        hint = (
+            f"Let allow_migrate of your router admit 'django_cqrs_outbox' there, and "
+            f"run manage.py migrate --database={alias}."
+        )
+    yield Error(
+        f"The database {alias!r} has no table of the outbox, in which the messages of "
+        f"{senders[0]} would be stored.",
+        hint=hint,
+        id="django_cqrs_outbox.E002",
+    )
+
+
+def _is_outbox(alias: str) -> bool:
+    try:
+        return isinstance(channels[alias], OutboxChannel)
+    except InvalidChannel:  # that is another check's business
+        return False
+
+
+def _stale_columns(alias: str, tables: Collection[str]) -> Iterator[CheckMessage]:
+    """Yield ids that an older MariaDB has made texts of."""
+    connection = connections[alias]
+    if connection.vendor != "mysql" or not connection.features.has_native_uuid_field:
+        return
+    for model in MODELS:
+        table = model._meta.db_table
+        columns = {
+            field.column: "NULL" if field.null else "NOT NULL"
+            for field in model._meta.fields
+            if isinstance(field, models.UUIDField)
+        }
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT column_name FROM information_schema.columns WHERE "
+                "table_schema = DATABASE() AND table_name = %s AND data_type = 'char'",
+                [table],
+            )
+            stale = [name for (name,) in cursor.fetchall() if name in columns]
+        if table in tables and stale:
+            names = ", ".join(sorted(stale))
+            changes = ", ".join(
+                f"MODIFY {name} uuid {columns[name]}" for name in sorted(stale)
+            )
+            yield Error(
+                f"The table {table} of the database {alias!r} has text where Django "
+                f"writes a uuid since MariaDB 10.7: {names}. Nothing can be stored "
+                f"there.",
+                hint=f"Stop the workers and run: ALTER TABLE {table} {changes};",
+                id="django_cqrs_outbox.E003",
+            )
