@@ -222,6 +222,7 @@ def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
     """Have `run` tried again, where this is the outermost transaction and attempt."""
 
     def run_retried(message: Message) -> Any:
+        __traceback_hide__ = True
         if is_inside_transaction(connections[alias]) or _is_retried(message._parent):
             return run(message)
         message._is_retried = True
