@@ -47,6 +47,7 @@ from django_cqrs.channels import channels
 from django_cqrs.exceptions import BrokenTransaction, SynchronousDispatch
 from django_cqrs.interception import STOP, after, before, pointcut, pre_send
 from django_cqrs.messages import Origin, current, inherited_headers
+from tests.limits import LIMIT
 from tests.testapp.models import Note
 
 pytestmark = pytest.mark.database
@@ -842,7 +843,7 @@ class Gate:
 
     def wait(self) -> None:
         self.entered.set()
-        assert self.open.wait(10)
+        assert self.open.wait(LIMIT)
 
     async def reached(self) -> None:
         while not self.entered.is_set():  # noqa: ASYNC110 - of another thread

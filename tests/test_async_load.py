@@ -16,6 +16,7 @@ import httpx
 import pytest
 from django.db import connection
 
+from tests.limits import LIMIT
 from tests.testapp.models import Note
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -96,7 +97,7 @@ def served(*, pool: bool) -> Iterator[Server]:
         yield server
     finally:
         process.terminate()
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=LIMIT)
         print(said)
         # In development mode asyncio says what took long, as it does on a busy machine.
         server.errors = re.sub(r"(?m)^Executing <.* took [\d.]+ seconds\n", "", said)
@@ -126,7 +127,7 @@ async def load(url: str, count: int, at_once: int) -> list[httpx.Response]:
                 json={"fails": number % 10 == 9} if method == "POST" else None,
             )
 
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=120) as client:
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=LIMIT) as client:
         assert (await client.get("/count")).json() == {"result": 0}
         return await asyncio.gather(*(request(client, n) for n in range(count)))
 
@@ -205,7 +206,7 @@ def test_b15_3_clients_that_go_away_leave_nothing_half_done():
             except httpx.ReadTimeout:
                 given_up.append(number)
 
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT) as client:
             assert (await client.get("/count")).json() == {"result": 0}
             await asyncio.gather(*(request(client, n) for n in range(count)))
             assert (await client.get("/count")).status_code == 200

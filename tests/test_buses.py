@@ -38,6 +38,7 @@ from django_cqrs.channels import channels
 from django_cqrs.exceptions import NoHandlerFound
 from django_cqrs.interception import before, pointcut
 from django_cqrs.retries import Transient
+from tests.limits import LIMIT
 from tests.testapp import handlers as project
 from tests.testapp.messages import FindTickets, OpenTicket
 from tests.testapp.models import Note
@@ -575,7 +576,7 @@ else:
             self.errors = []
             self.rows = [Note.objects.create(text=each).pk for each in "ab"]
             self.is_one_done = threading.Event()
-            meeting = threading.Barrier(2, timeout=20)
+            meeting = threading.Barrier(2, timeout=LIMIT)
 
             @command_handler
             def move(command: Move):
@@ -583,7 +584,7 @@ else:
                 if self.calls[command] > 1:
                     # PostgreSQL gives a row to whoever asks first after a rollback,
                     # not to whoever has waited for it: they might meet once more.
-                    self.is_one_done.wait(20)
+                    self.is_one_done.wait(LIMIT)
                 Note.objects.filter(pk=command.first).update(number=F("number") - 1)
                 if self.calls[command] == 1:
                     meeting.wait()  # each has its first row and wants the other's

@@ -52,6 +52,7 @@ from django_cqrs.exceptions import (
     NoHandlerFound,
 )
 from django_cqrs.problems import Rule
+from tests.limits import LIMIT
 from tests.testapp import handlers
 from tests.testapp.messages import OpenTicket
 from tests.testapp.models import Note
@@ -2026,7 +2027,7 @@ def test_many_threads_may_be_the_first():
     tables, answers = [], []
 
     def ask() -> None:
-        barrier.wait(5)
+        barrier.wait(LIMIT)
         answers.append(registry.query_bus.ask(Open("x")))
         tables.append(registry.routes)
 

@@ -43,6 +43,7 @@ from django_cqrs.exceptions import (
 )
 from django_cqrs.messages import MessageName
 from django_cqrs.problems import Rule
+from tests.limits import LIMIT
 from tests.testapp.messages import FindTickets, OpenTicket
 from tests.testapp.models import Note
 
@@ -2074,7 +2075,7 @@ def run_python(code):
         capture_output=True,
         check=False,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
     )
 
 

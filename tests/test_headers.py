@@ -33,6 +33,7 @@ from django_cqrs.exceptions import (
     SynchronousDispatch,
 )
 from django_cqrs.messages import RESERVED_HEADERS, current, inherited_headers
+from tests.limits import LIMIT
 from tests.testapp.models import Note
 
 ORIGIN = current.get()
@@ -800,7 +801,7 @@ def relay(barrier_wait):
 def test_b09_5_threads_do_not_see_each_others_headers():
     """Commands handled at one time in several threads keep their headers apart."""
     count = 8
-    bus = relay(threading.Barrier(count, timeout=20).wait)
+    bus = relay(threading.Barrier(count, timeout=LIMIT).wait)
     results = {}
 
     def run(tenant):
@@ -846,7 +847,7 @@ def test_b09_5_a_thread_begins_anew():
 async def test_b09_5_asyncio_tasks_do_not_see_each_others_headers():
     """Commands handled at one time from several tasks keep their headers apart."""
     count = 4
-    bus = relay(threading.Barrier(count, timeout=20).wait)
+    bus = relay(threading.Barrier(count, timeout=LIMIT).wait)
 
     async def run(tenant):
         return await asyncio.to_thread(bus.dispatch, Open(), headers={"tenant": tenant})
@@ -901,7 +902,7 @@ def test_b09_5_a_nested_event_loop_has_the_headers_and_leaves_none():
 def test_b09_5_nested_event_loops_do_not_see_each_others_headers():
     """Loops in several threads, each in a handler of its own, are strangers."""
     count = 4
-    barrier = threading.Barrier(count, timeout=20)
+    barrier = threading.Barrier(count, timeout=LIMIT)
     results = {}
 
     @command_handler(atomic=False)

@@ -50,6 +50,7 @@ from django_cqrs.exceptions import (
 )
 from django_cqrs.parameters import place_of
 from django_cqrs.problems import Rule
+from tests.limits import LIMIT
 from tests.testapp.models import Note
 
 
@@ -1243,7 +1244,7 @@ def test_parameters_of_two_threads_do_not_mix():
     results: list[bool] = []
 
     def number_of(query: Ask) -> int:
-        barrier.wait(5)
+        barrier.wait(LIMIT)
         return query.number
 
     @query_handler

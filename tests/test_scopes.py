@@ -21,6 +21,7 @@ from django_cqrs import (
 from django_cqrs.exceptions import BrokenTransaction
 from django_cqrs.messages import current, scope_of
 from django_cqrs.scopes import send
+from tests.limits import LIMIT
 from tests.testapp.models import Note
 
 pytestmark = [
@@ -485,7 +486,7 @@ def test_a_thread_that_outlives_the_command_writes_at_once(put, outbox):
     threads = []
 
     def late():
-        assert ended.wait(20)
+        assert ended.wait(LIMIT)
         assert scope_of(current.get()) is not None
         put("late")
 

@@ -24,6 +24,7 @@ from django_cqrs import (
 )
 from django_cqrs.exceptions import InvalidHandler, ParameterError
 from django_cqrs.problems import Rule
+from tests.limits import LIMIT
 
 
 def registry_of(*targets):
@@ -276,7 +277,7 @@ def test_two_threads_build_one():
     got: list[Slow] = []
 
     def ask() -> None:
-        barrier.wait(5)
+        barrier.wait(LIMIT)
         got.append(bus.ask(Ask()))
 
     threads = [threading.Thread(target=ask) for _ in range(12)]
@@ -328,7 +329,7 @@ def test_two_threads_that_need_two_services_in_opposite_order():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(LIMIT)
 
     assert len(got) == 8
     assert len({id(base) for pair in got for base in pair}) == 1

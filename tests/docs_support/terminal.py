@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 from tests.docs_support.comparison import difference, fits
 from tests.docs_support.pages import ROOT
+from tests.limits import LIMIT
 
 # Where the page says the project is.
 HOME = "/home/you"
-TIMEOUT = 120
+TIMEOUT = LIMIT
 
 # Targets of the Makefile that are run here. One that ran all tests would run itself, so
 # it runs a few. The other targets are only read: CI runs them anyway.

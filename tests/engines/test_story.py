@@ -14,6 +14,7 @@ import pytest
 
 from tests.engines.support import BROKER_URL, Proxy, app
 from tests.example.shop import PROJECT, environment
+from tests.limits import LIMIT
 
 pytestmark = [pytest.mark.database, pytest.mark.long]
 
@@ -115,7 +116,7 @@ class EngineShop:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
@@ -151,7 +152,7 @@ class EngineShop:
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(20)
+                process.wait(LIMIT)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

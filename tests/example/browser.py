@@ -6,6 +6,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tests.limits import LIMIT
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -92,7 +94,7 @@ class Visitor:
         self.run("window.oldPage = true")
         yield
         # Between two pages the browser may answer with any error.
-        wait = WebDriverWait(self.chrome, 15, 0.05, [WebDriverException])
+        wait = WebDriverWait(self.chrome, LIMIT, 0.05, [WebDriverException])
         arrived = "return !window.oldPage && document.readyState === 'complete'"
         wait.until(lambda chrome: chrome.execute_script(arrived))
 

@@ -17,6 +17,7 @@ import pytest
 
 from tests.example.browser import DESK, Visitor
 from tests.example.shop import Shop
+from tests.limits import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,7 +89,7 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(150):
         assert server.poll() is None, log.read_text()
         with contextlib.suppress(urllib.error.URLError):
-            urllib.request.urlopen(url, timeout=10).close()
+            urllib.request.urlopen(url, timeout=LIMIT).close()
             return
         time.sleep(0.2)
     pytest.fail(f"No answer from {url}: {log.read_text()}")

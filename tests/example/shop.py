@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.limits import LIMIT
+
 PROJECT = Path(__file__).resolve().parents[2] / "example_project"
 # What the suite or a developer has set must not leak into the example.
 FOREIGN = {
@@ -57,7 +59,7 @@ class Shop:
             stdin=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            timeout=120,
+            timeout=LIMIT,
             check=False,
         )
         assert done.returncode == 0, done.stdout

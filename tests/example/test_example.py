@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.example.shop import PROJECT, Shop, environment
+from tests.limits import LIMIT
 from tests.outbox.support import on_postgresql
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ class TestDemo:
             env=shop.env,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT,
             check=False,
         )
 
@@ -339,7 +340,7 @@ class TestSettings:
             ),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT,
             check=False,
         )
 

@@ -15,6 +15,7 @@ from django.db import connection, connections
 from django_cqrs import Registry, command_handler, event_handler
 from django_cqrs.outbox.models import DeadLetter, InboxEntry, OutboxMessage, State
 from django_cqrs.outbox.worker import Bounds, Worker
+from tests.limits import LIMIT
 from tests.outbox.work import Work
 from tests.testapp.models import Note
 
@@ -212,7 +213,7 @@ def database():
     return {"DATABASE_URL": f"{scheme}://{user}@{place}/{config['NAME']}"}
 
 
-def wait_until(condition, seconds=60.0):
+def wait_until(condition, seconds=LIMIT):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "It did not happen in time."
@@ -249,6 +250,6 @@ def at_once(function, count=THREADS):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(LIMIT)
     assert len(results) == count
     return results

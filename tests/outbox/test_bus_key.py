@@ -36,6 +36,7 @@ from django_cqrs.interception import TRANSACTION, before, pointcut, pre_send
 from django_cqrs.messages import Message
 from django_cqrs.outbox.inbox import inbox
 from django_cqrs.outbox.models import InboxEntry, JournalEntry
+from tests.limits import LIMIT
 from tests.modelling.messages import OpenAccount
 from tests.modelling.models import Account
 from tests.outbox.support import (
@@ -477,7 +478,7 @@ def test_b14_4_a_duplicate_waits_for_the_first_and_handles_where_that_fails():
         note(command)
         if command.number == 1:
             entered.set()
-            go_on.wait(10)
+            go_on.wait(LIMIT)
             raise ValueError
         return command.number
 
@@ -495,13 +496,13 @@ def test_b14_4_a_duplicate_waits_for_the_first_and_handles_where_that_fails():
     first = threading.Thread(target=run, args=[1])
     second = threading.Thread(target=run, args=[2])
     first.start()
-    entered.wait(10)
+    entered.wait(LIMIT)
     second.start()
     second.join(0.3)
     assert second.is_alive()
     go_on.set()
-    first.join(10)
-    second.join(10)
+    first.join(LIMIT)
+    second.join(LIMIT)
 
     assert sorted(results, key=str) == [2, "failed"]
     assert numbers() == [2]

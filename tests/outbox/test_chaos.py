@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from django.db import transaction
 
+from tests.limits import LIMIT
 from tests.outbox.support import (
     SOAKS,
     letters,
@@ -49,7 +50,7 @@ def test_c02_4_killed_at_random(say):
             assert process.stdout.readline() == "ready\n", process.stderr.read()
             time.sleep(chance.uniform(0.02, 0.4))
             process.kill()
-            process.wait(10)
+            process.wait(LIMIT)
             kills += 1
             stranded += Note.objects.count() % 2
             running[place] = start()

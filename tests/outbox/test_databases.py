@@ -23,6 +23,7 @@ from django_cqrs import (
 from django_cqrs.channels import channels
 from tests.channel_support import Placed
 from tests.channel_support import registry_of as knowing
+from tests.limits import LIMIT
 from tests.outbox.support import (
     letters,
     numbers,
@@ -237,7 +238,7 @@ def test_c10_2_workers_of_two_databases_do_not_meet():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(LIMIT)
 
     assert tallies == {"default": 10, "other": 10}
     assert numbers() == list(range(0, 20, 2))

@@ -30,6 +30,7 @@ from django_cqrs.exceptions import (
 from django_cqrs.outbox.inbox import inbox
 from django_cqrs.outbox.models import InboxEntry
 from django_cqrs.retries import DEADLOCKS
+from tests.limits import LIMIT
 from tests.outbox.support import (
     THREADS,
     age_keys,
@@ -263,7 +264,7 @@ def test_c06_3_the_second_waits_for_the_first():
         note(command)
         if command.number == 1:
             entered.set()
-            go_on.wait(10)
+            go_on.wait(LIMIT)
             raise ValueError
         return command.number
 
@@ -280,13 +281,13 @@ def test_c06_3_the_second_waits_for_the_first():
     first = threading.Thread(target=run, args=[1])
     second = threading.Thread(target=run, args=[2])
     first.start()
-    entered.wait(10)
+    entered.wait(LIMIT)
     second.start()
     second.join(0.3)
     assert second.is_alive()
     go_on.set()
-    first.join(10)
-    second.join(10)
+    first.join(LIMIT)
+    second.join(LIMIT)
 
     assert sorted(results, key=str) == [2, "failed"]
     assert numbers() == [2]

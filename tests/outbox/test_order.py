@@ -25,6 +25,7 @@ from django_cqrs.outbox.claims import ADVISORY_LOCK
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
 from django_cqrs.outbox.store import Store, discard, replay
 from django_cqrs.outbox.worker import names_of
+from tests.limits import LIMIT
 from tests.outbox.support import (
     letters,
     make_due,
@@ -239,12 +240,12 @@ def test_c07_1_what_commits_late_is_not_handled_beside_another():
         with transaction.atomic():
             send(registry, 1, how="a")
             sent.set()
-            handled.wait(10)
+            handled.wait(LIMIT)
         connections.close_all()
 
     thread = threading.Thread(target=late)
     thread.start()
-    sent.wait(10)
+    sent.wait(LIMIT)
     send(registry, 2, 3, how="a")
     mine = Store("default")
     assert claim(mine, "me") == [2, 3]
@@ -730,18 +731,18 @@ def holding_the_lock():
             with transaction.atomic(), connection.cursor() as cursor:
                 cursor.execute("SELECT pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
                 held.set()
-                done.wait(20)
+                done.wait(LIMIT)
         finally:
             connections.close_all()
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert held.wait(20)
+    assert held.wait(LIMIT)
     try:
         yield
     finally:
         done.set()
-        thread.join(20)
+        thread.join(LIMIT)
 
 
 def test_what_waits_for_its_key_is_looked_at_once():

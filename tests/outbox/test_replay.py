@@ -18,6 +18,7 @@ from django_cqrs import Registry, Retry, command_handler
 from django_cqrs.outbox.batches import giving_way
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
 from django_cqrs.outbox.store import put_back, replay
+from tests.limits import LIMIT
 from tests.outbox.support import (
     letters,
     note,
@@ -159,7 +160,7 @@ def test_c05_2_two_replay_at_once():
 
     def go(chosen):
         try:
-            barrier.wait(10)
+            barrier.wait(LIMIT)
             counts.append(replay(chosen, using="default", size=15))
         finally:
             connections.close_all()
@@ -170,7 +171,7 @@ def test_c05_2_two_replay_at_once():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(LIMIT)
 
     assert len(counts) == 2
     assert sum(counts) == 40
@@ -184,7 +185,7 @@ def in_turns_of(first, second):
     def change(row, barrier):
         DeadLetter.objects.filter(pk=first if row == 1 else second).update(attempts=row)
         if barrier is not None:
-            barrier.wait(10)
+            barrier.wait(LIMIT)
         DeadLetter.objects.filter(pk=second if row == 1 else first).update(attempts=row)
 
     return change
@@ -212,7 +213,7 @@ def test_c03_4_a_deadlock_over_dead_letters_is_begun_anew():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(LIMIT)
 
     assert failed == []
     assert len(attempts) == 3

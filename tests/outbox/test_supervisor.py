@@ -14,6 +14,7 @@ from django.core.management import CommandError, call_command
 
 from django_cqrs.outbox.models import OutboxMessage
 from django_cqrs.outbox.supervisor import Supervisor
+from tests.limits import LIMIT
 from tests.outbox.support import (
     database,
     letters,
@@ -93,7 +94,7 @@ def running(supervisor):
     try:
         yield answers
     finally:
-        thread.join(10)
+        thread.join(LIMIT)
     assert not thread.is_alive()
 
 
@@ -240,7 +241,7 @@ def start():
         process.communicate()
 
 
-def end_of(process, seconds=60):
+def end_of(process, seconds=LIMIT):
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
 

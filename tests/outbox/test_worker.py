@@ -30,6 +30,7 @@ from django_cqrs.outbox.models import (
 )
 from django_cqrs.outbox.store import LeaseLost, Store, replay
 from django_cqrs.outbox.worker import StopWorker, _Heartbeat
+from tests.limits import LIMIT
 from tests.outbox.support import (
     SOAKS,
     end_session,
@@ -128,10 +129,10 @@ def test_c02_2_what_commits_late_is_not_passed_over():
         with transaction.atomic():
             send(registry, 1)
             sent.set()
-            assert go_on.wait(20)
+            assert go_on.wait(LIMIT)
 
     thread, errors = run_in_thread(slow)
-    assert sent.wait(20)
+    assert sent.wait(LIMIT)
     send(registry, 2)
 
     work(registry)
@@ -266,7 +267,7 @@ def test_c02_4_sigterm_lets_it_finish_what_it_holds():
         wait_until(lambda: OutboxMessage.objects.filter(state=State.CLAIMED).exists())
         time.sleep(0.1)  # the first takes 0.3 s
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(LIMIT) == 0
 
     done = numbers()
     assert 1 <= len(done) < 5
@@ -283,7 +284,7 @@ def test_c02_4_a_worker_that_waits_stops_at_once():
         time.sleep(1)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(LIMIT) == 0
         assert time.monotonic() - began < 2
 
 
@@ -399,11 +400,11 @@ def test_c03_3_a_message_that_kills_its_worker(how):
         # In the batch, then alone as often as the policy says, then no more.
         for _ in range(3):
             process = start()
-            assert process.wait(20) == (3 if how == "exit" else -signal.SIGKILL)
+            assert process.wait(LIMIT) == (3 if how == "exit" else -signal.SIGKILL)
         process = start()
         wait_until(lambda: letters() and not rows())
         process.send_signal(signal.SIGTERM)
-        process.wait(10)
+        process.wait(LIMIT)
 
     (letter,) = letters()
     assert (letter.reason, letter.attempts) == (Reason.POISON, 2)
@@ -1312,7 +1313,7 @@ def test_c09_2_a_dropped_connection(caplog):
     """While it waits and while it handles: it connects again and goes on."""
     on_a_server()
     registry = registry_of(note)
-    worker = worker_of(registry, bounds={"until_empty": False, "seconds": 20})
+    worker = worker_of(registry, bounds={"until_empty": False, "seconds": LIMIT})
     sessions = []
 
     def run():

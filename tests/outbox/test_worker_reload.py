@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import LIMIT
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 RELOADED = """
 import sys
@@ -80,7 +82,7 @@ def under_debug(tmp_path):
     for process in running:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(LIMIT)
         process.stdout.close()
 
 
@@ -132,7 +134,7 @@ def test_without_the_reloader_its_code_is_loaded_once(under_debug, option):
     """When told so, or where a bound ends it: the reloader's first process is none."""
     process, _handlers = under_debug(option, "--max-seconds", "0.5")
 
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=LIMIT)
 
     assert output.splitlines() == [
         "loaded old",
