@@ -12,7 +12,7 @@ from django.contrib.admin import helpers
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
-from django.db import connections, router
+from django.db import Error, OperationalError, connections, router
 from django.db.models import Max, Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -46,11 +46,16 @@ from django_cqrs.outbox.models import (
     Reason,
     State,
 )
+from django_cqrs.outbox.outages import is_not_migrated
 from django_cqrs.outbox.pages import (
     BY_ID,
+    DATABASE,
     CorrelationMixin,
     TimelineMixin,
+    database_of,
+    databases_of,
     urls_of,
+    with_database,
 )
 from django_cqrs.outbox.statistics import (
     is_delayed,
@@ -61,9 +66,11 @@ from django_cqrs.outbox.statistics import (
 from django_cqrs.outbox.store import discard, put_back
 
 if TYPE_CHECKING:
+    _Mixin = admin.ModelAdmin[Any]
     _ModelAdmin = admin.ModelAdmin[Any]
     _Paginator = Paginator[Any]
 else:  # Django's own take no parameter
+    _Mixin = object
     _ModelAdmin = admin.ModelAdmin
     _Paginator = Paginator
 
@@ -112,6 +119,64 @@ class BoundedPaginator(_Paginator):
         return int(rows.order_by().values("pk")[: LISTED + 1].count())
 
 
+class DatabaseFilter(admin.SimpleListFilter):
+    """The rows of one database: each has an outbox of its own."""
+
+    title = _("database")
+    parameter_name = DATABASE
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, str]]:
+        """Return the databases that may have the table, if they are several."""
+        self._usual = router.db_for_read(model_admin.model)
+        found = databases_of(model_admin.model)
+        return [(alias, alias) for alias in found] if len(found) > 1 else []
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        """Yield them, of which one is always chosen."""
+        chosen = self.value() or self._usual
+        for alias, title in self.lookup_choices:
+            yield {
+                "selected": alias == chosen,
+                "query_string": changelist.get_query_string({DATABASE: alias}),
+                "display": title,
+            }
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Leave the rows as they are: the page reads those of the database."""
+        return None
+
+
+class ChosenDatabaseMixin(_Mixin):
+    """Reads the rows of the database that the address asks for."""
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return the rows of that database."""
+        rows = super().get_queryset(request)
+        asked = database_of(request, self.model)
+        return rows.using(asked) if asked else rows
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show the list; say so where the database does not have one."""
+        asked = database_of(request, self.model)
+        context = {"cqrs_database": asked, **(extra_context or {})}
+        try:
+            return super().changelist_view(request, context)
+        except Error as error:
+            if not asked or not (
+                is_not_migrated(error) or isinstance(error, OperationalError)
+            ):
+                raise
+        text = gettext("The database %(alias)s has no outbox, or is out of reach.")
+        self.message_user(request, text % {"alias": asked}, messages.WARNING)
+        return HttpResponseRedirect(request.path)
+
+
 class _RecentFilter(admin.SimpleListFilter):
     """Filters by a column; its choices are what the newest rows have in it."""
 
@@ -120,7 +185,7 @@ class _RecentFilter(admin.SimpleListFilter):
     ) -> list[tuple[str, str]]:
         """Return the choices, with one that is chosen already."""
         name = str(self.parameter_name)
-        newest = model_admin.model._default_manager.order_by("-pk")
+        newest = model_admin.get_queryset(request).order_by("-pk")
         found = set(newest.values_list(name, flat=True)[:RECENT])
         if self.value():
             found.add(self.value())
@@ -279,7 +344,9 @@ class StandingFilter(_ChannelsFilter):
         return conditions.get(self.value() or "")
 
 
-class KeptMessageAdmin(OfferedLookupsMixin, CorrelationMixin, _ModelAdmin):
+class KeptMessageAdmin(
+    OfferedLookupsMixin, ChosenDatabaseMixin, CorrelationMixin, _ModelAdmin
+):
     """What the tables of messages have in common: they are looked at, not edited."""
 
     paginator = BoundedPaginator
@@ -415,7 +482,7 @@ class KeptMessageAdmin(OfferedLookupsMixin, CorrelationMixin, _ModelAdmin):
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
         """Delete one; what waited behind it goes on."""
-        rows = self._rows()
+        rows = self._rows(request)
         discard(rows.filter(pk=obj.pk), using=rows.db)
 
     @admin.action(
@@ -435,7 +502,7 @@ class KeptMessageAdmin(OfferedLookupsMixin, CorrelationMixin, _ModelAdmin):
         return None
 
     def _delete_batch(self, request: HttpRequest, batch: list[Any], using: str) -> int:
-        rows = self._rows()
+        rows = self._rows(request)
         # Whom nobody else has deleted or handled in the meantime.
         kept = rows.select_for_update() if _locks(using) else rows
         found = list(kept.filter(pk__in=[each.pk for each in batch]))
@@ -473,6 +540,7 @@ class KeptMessageAdmin(OfferedLookupsMixin, CorrelationMixin, _ModelAdmin):
             "is_bounded": total > LISTED,
             "shown": shown,
             "more": total - len(shown),
+            "database": database_of(request, self.model),
         }
         return self._page(request, "confirmation.html", context)
 
@@ -492,19 +560,20 @@ class KeptMessageAdmin(OfferedLookupsMixin, CorrelationMixin, _ModelAdmin):
         handle: Callable[[HttpRequest, list[Any], str], int],
     ) -> int:
         """Handle the chosen in order of sending, each batch in one transaction."""
-        using, count = self._rows().db, 0
+        using, count = self._rows(request).db, 0
 
         def handle_batch(keys: list[int]) -> int:
-            batch = list(self._rows().filter(pk__in=keys).order_by("sequence"))
+            batch = list(self._rows(request).filter(pk__in=keys).order_by("sequence"))
             return handle(request, batch, using)
 
         for keys in _keys(chosen.using(using)):
             count += giving_way(partial(handle_batch, keys), using=using)
         return count
 
-    def _rows(self) -> QuerySet[Any]:
+    def _rows(self, request: HttpRequest) -> QuerySet[Any]:
         """Return all rows, whole, of the database that is written to."""
-        using = router.db_for_write(self.model)
+        asked = database_of(request, self.model)
+        using = asked or router.db_for_write(self.model)
         rows: QuerySet[Any] = self.model._default_manager.using(using)
         return rows
 
@@ -565,7 +634,13 @@ class OutboxMessageAdmin(KeptMessageAdmin):
         "error_text",
         "key_text",
     )
-    list_filter = (ChannelFilter, StandingFilter, StateFilter, NewestEndpointFilter)
+    list_filter = (
+        DatabaseFilter,
+        ChannelFilter,
+        StandingFilter,
+        StateFilter,
+        NewestEndpointFilter,
+    )
     search_help_text = format_lazy(
         _(
             "A message id, a correlation id, an ordering key, or the name of a message "
@@ -631,9 +706,12 @@ class OutboxMessageAdmin(KeptMessageAdmin):
         letters = self._list_of(request, DeadLetter)
         if not messages and not letters:
             raise PermissionDenied
-        using = router.db_for_read(OutboxMessage)
+        asked = database_of(request, OutboxMessage)
+        using = asked or router.db_for_read(OutboxMessage)
         figures = statistics_of(using, at_most=LISTED)
-        rows = glance(figures, messages=messages, letters=letters, at_most=LISTED)
+        rows = glance(
+            figures, messages=messages, letters=letters, at_most=LISTED, database=asked
+        )
         labels = [each.label for each in rows[0].figures] if rows else []
         context = {
             **self.admin_site.each_context(request),
@@ -643,6 +721,8 @@ class OutboxMessageAdmin(KeptMessageAdmin):
             "now": timezone.localtime(),
             "labels": labels,
             "width": len(labels) + 1,
+            "databases": databases_of(OutboxMessage),
+            "using": using,
             "rows": rows,
             "idle_channels": idle_channels(figures, using) if messages else [],
         }
@@ -673,7 +753,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
         "attempts",
         "key_text",
     )
-    list_filter = (ChannelFilter, ReasonFilter, EndpointFilter)
+    list_filter = (DatabaseFilter, ChannelFilter, ReasonFilter, EndpointFilter)
     actions = ("replay_selected", "delete_selected")
     change_form_template = "admin/django_cqrs_outbox/deadletter/change_form.html"
     readonly_fields = (
@@ -807,9 +887,9 @@ class DeadLetterAdmin(KeptMessageAdmin):
         letter = self._asked_for(request, object_id, self.has_replay_permission)
         if letter is None:
             return self._tell_gone(request)
-        chosen = self._rows().filter(pk=letter.pk)
+        chosen = self._rows(request).filter(pk=letter.pk)
         answer = self.replay_selected(request, chosen)
-        return answer or HttpResponseRedirect(self._changelist())
+        return answer or HttpResponseRedirect(self._changelist(request))
 
     def edit_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Let the payload of one be edited, and put it back when that is posted."""
@@ -817,7 +897,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
         if letter is None:
             return self._tell_gone(request)
         # As it is now, and whole.
-        letter = self._rows().filter(pk=letter.pk).first()
+        letter = self._rows(request).filter(pk=letter.pk).first()
         if letter is None:
             return self._tell_gone(request)
         errors: list[FieldError] = []
@@ -846,13 +926,14 @@ class DeadLetterAdmin(KeptMessageAdmin):
             "text": text,
             "note": note,
             "mask": MASK,
+            "preserved_filters": self.get_preserved_filters(request),
         }
         return self._page(request, "deadletter/edit.html", context)
 
     def _replay_mended(
         self, request: HttpRequest, letter: DeadLetter, mended: Mended
     ) -> HttpResponse:
-        using = self._rows().db
+        using = self._rows(request).db
         paths = ", ".join(mended.paths)
 
         def replay() -> bool:
@@ -866,7 +947,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
             return self._tell_gone(request)
         text = gettext("Edited and replayed 1.")
         self.message_user(request, text, messages.SUCCESS)
-        return HttpResponseRedirect(self._changelist())
+        return HttpResponseRedirect(self._changelist(request))
 
     def _asked_for(
         self,
@@ -892,17 +973,20 @@ class DeadLetterAdmin(KeptMessageAdmin):
             "it. Nothing was done."
         )
         self.message_user(request, text, messages.WARNING)
-        return HttpResponseRedirect(self._changelist())
+        return HttpResponseRedirect(self._changelist(request))
 
-    def _changelist(self) -> str:
-        return reverse(
+    def _changelist(self, request: HttpRequest) -> str:
+        address = reverse(
             f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist",
             current_app=self.admin_site.name,
         )
+        return with_database(address, database_of(request, self.model))
 
 
 @admin.register(JournalEntry)
-class JournalEntryAdmin(OfferedLookupsMixin, CorrelationMixin, _ModelAdmin):
+class JournalEntryAdmin(
+    OfferedLookupsMixin, ChosenDatabaseMixin, CorrelationMixin, _ModelAdmin
+):
     """What came of messages: the way to the timeline of one that has no row."""
 
     paginator = BoundedPaginator
@@ -912,7 +996,7 @@ class JournalEntryAdmin(OfferedLookupsMixin, CorrelationMixin, _ModelAdmin):
     ordering = ("-pk",)
     sortable_by = ()
     list_display = ("at", "name", "endpoint", "outcome", "attempts", "error", "story")
-    list_filter = (NewestOutcomeFilter, NewestEndpointFilter)
+    list_filter = (DatabaseFilter, NewestOutcomeFilter, NewestEndpointFilter)
     search_fields = ("correlation_id",)
     search_help_text = _("A correlation id, whole.")
     fields = (

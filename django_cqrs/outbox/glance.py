@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Final
 from urllib.parse import urlencode
@@ -48,6 +48,7 @@ def glance(
     messages: str,
     letters: str,
     at_most: int,
+    database: str = "",
 ) -> list[Row]:
     """
     Return the figures of channels, as the page of channels has them.
@@ -58,15 +59,18 @@ def glance(
             seen, and then none of their figures is returned.
         letters: the address of the list of dead letters, likewise.
         at_most: where counting has stopped.
+        database: the alias that the lists are to be of; empty for the usual one.
 
     """
     rows = []
+    of_database = {"database": database} if database else {}
     for each in statistics:
         figures: list[Figure] = []
         if messages:
-            figures += _waiting(each, messages, at_most)
+            figures += _waiting(each, messages, at_most, of_database)
         if letters:
-            found = _address(letters, each.dead, channel=each.channel)
+            filters = {"channel": each.channel, **of_database}
+            found = _address(letters, each.dead, **filters)
             text = _count(each.dead, at_most)
             figures.append(Figure(_("Dead"), text, found, is_bad=each.dead > 0))
         if messages:
@@ -103,9 +107,13 @@ def idle_channels(statistics: Collection[ChannelStatistics], using: str) -> list
     ]
 
 
-def _waiting(each: ChannelStatistics, messages: str, at_most: int) -> list[Figure]:
+def _waiting(
+    each: ChannelStatistics, messages: str, at_most: int, more: Mapping[str, str]
+) -> list[Figure]:
     def figure(label: str | Promise, count: int, standing: str) -> Figure:
-        found = _address(messages, count, channel=each.channel, standing=standing)
+        found = _address(
+            messages, count, channel=each.channel, standing=standing, **more
+        )
         return Figure(label, _count(count, at_most), found)
 
     oldest = "-" if each.oldest_seconds is None else _span(each.oldest_seconds)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs, urlencode
 from uuid import UUID
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db import router
+from django.db import connections, router
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
@@ -40,6 +40,42 @@ else:
 TEMPLATE = "admin/django_cqrs_outbox/timeline.html"
 BY_ID = "django_cqrs_outbox_timeline"
 BY_SUBJECT = "django_cqrs_outbox_subject_timeline"
+
+
+# --------------------------------------------------------------------------- databases
+
+DATABASE: Final = "database"
+"""The parameter of an address that names a database."""
+
+
+def databases_of(model: type[Model]) -> list[str]:
+    """Return the aliases of the databases that may have a table."""
+    return [alias for alias in connections if router.allow_migrate_model(alias, model)]
+
+
+def database_of(request: HttpRequest, model: type[Model]) -> str:
+    """
+    Return the database that an address asks for, by itself or by the list behind it.
+
+    Args:
+        request: with the address.
+        model: of the table.
+
+    Returns:
+        Its alias; empty where none is named, or one that has no such table.
+
+    """
+    behind = parse_qs(request.GET.get("_changelist_filters", ""))
+    asked = request.GET.get(DATABASE) or behind.get(DATABASE, [""])[0]
+    return asked if asked in databases_of(model) else ""
+
+
+def with_database(address: str, database: str) -> str:
+    """Return the address of a page about a database; empty is the usual one."""
+    if not address or not database:
+        return address
+    sign = "&" if "?" in address else "?"
+    return f"{address}{sign}{urlencode({DATABASE: database})}"
 
 
 # ------------------------------------------------------------------------------ links
@@ -116,9 +152,10 @@ class CorrelationMixin(TimelineMixin):
 
     def timeline_address(self, request: HttpRequest, obj: Any) -> str:
         """Return the address of the timeline that it belongs to."""
-        return address_of_timeline(
+        address = address_of_timeline(
             self.admin_site, request, correlation_id=obj.correlation_id
         )
+        return with_database(address, database_of(request, type(obj)))
 
 
 # ------------------------------------------------------------------------------ pages
@@ -154,7 +191,8 @@ def _asked(
     sources = sources_for(site, request)
     if not sources:
         raise PermissionDenied
-    return router.db_for_read(OutboxMessage), sources
+    asked = database_of(request, OutboxMessage)
+    return asked or router.db_for_read(OutboxMessage), sources
 
 
 def _page(
@@ -181,7 +219,17 @@ def _page(
         "started": first,
         "summary": _summary(rows, happenings),
         "notes": _notes(timeline, sources),
-        "rows": [_shown(site, sources, row, first, subject) for row in rows],
+        "rows": [
+            _shown(
+                site,
+                sources,
+                row,
+                first,
+                subject,
+                database=database_of(request, OutboxMessage),
+            )
+            for row in rows
+        ],
     }
     asked: Any = request
     asked.current_app = site.name
@@ -228,6 +276,8 @@ def _shown(
     row: Placed,
     first: datetime | None,
     subject: str,
+    *,
+    database: str = "",
 ) -> dict[str, Any]:
     """Return one message as the template shows it."""
     step, cause = row.step, row.cause
@@ -251,7 +301,7 @@ def _shown(
                 "standing": each.standing.value,
                 "is_own": bool(subject) and each.subject == subject,
                 "is_dead": isinstance(each.row, DeadLetter),
-                "address": _address(site, sources, each.row),
+                "address": with_database(_address(site, sources, each.row), database),
             }
             for each in step.happenings
         ],
