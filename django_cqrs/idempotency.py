@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any, Final, Union
 from django.db import connections
 
 from django_cqrs.channels import Delivery, Envelope, channels, next_sequence
-from django_cqrs.conversion import PayloadType, is_plain_class
+from django_cqrs.conversion import PayloadType, is_plain_class, restore_unset
 from django_cqrs.exceptions import (
     InvalidHandler,
     InvalidOption,
@@ -237,7 +238,7 @@ class Answer:
         if result is None:
             return None
         try:
-            return self._type.to_json(result)
+            text = self._type.to_json(result)
         except MessageConversionError as error:
             msg = (
                 f"{self._place} returned what cannot be kept for duplicates of the "
@@ -245,10 +246,28 @@ class Answer:
                 f"be made into, or return None."
             )
             raise UnexpectedResult(msg) from error
+        unset = self._type.unset_in(result)
+        if not unset:
+            return text
+        return b"%b%b%b%b}" % (_UNSET, json.dumps(unset).encode(), _VALUE, text)
 
     def read(self, text: bytes | None) -> Any:
         """Return the result that was kept."""
-        return None if text is None else self._type.from_stored_json(text)
+        if text is None:
+            return None
+        if not text.startswith(_UNSET):
+            return self._type.from_stored_json(text)
+        whole = text.decode()
+        unset, end = json.JSONDecoder().raw_decode(whole, len(_UNSET))
+        value = whole[end + len(_VALUE) : -1].encode()
+        result = self._type.from_stored_json(value)
+        restore_unset(result, unset)
+        return result
+
+
+# Around a result with models in it: which of their fields were not given.
+_UNSET: Final = b'{"django_cqrs.unset":'
+_VALUE: Final = b',"value":'
 
 
 def _result_type_at(point: JoinPoint) -> Any:

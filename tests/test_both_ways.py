@@ -449,6 +449,21 @@ def test_a_patch_changes_only_what_was_sent():
     assert seen == [{"name": "Ann"}, {"name": "Ann"}]
 
 
+def test_a_duplicate_gets_the_answer_with_the_fields_that_were_given():
+    """What is kept for duplicates is the first answer, its unset fields included."""
+    registry = Registry()
+
+    @command_handler("patch", idempotency_key=lambda message: "once")
+    def patch(name: str) -> list[Patch]:
+        return [Patch(name=name), Patch(lines=[Patch()]), Patch(key=UUID(int=7))]
+
+    registry.add(patch)
+    first = registry.command_bus.dispatch("Ann", route="patch")
+    again = registry.command_bus.dispatch("Bob", route="patch")
+
+    assert anatomy(again) == anatomy(first)
+
+
 @pytest.mark.parametrize(
     ("annotation", "payload"),
     [
