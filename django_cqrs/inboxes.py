@@ -38,6 +38,7 @@ class Inbox(Protocol):
         Remember a key, before its message is handled.
 
         Where another transaction has just entered the same, this waits for its end.
+        On PostgreSQL above READ COMMITTED it then fails with a serialization error.
 
         Args:
             using: the alias of the database.
