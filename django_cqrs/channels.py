@@ -29,10 +29,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.utils import timezone
 from django.utils.module_loading import import_string
 
-from django_cqrs import conf
+from django_cqrs import clock, conf
 from django_cqrs.callbacks import OwnCallback
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.retries import Retry
@@ -304,9 +303,9 @@ class InMemoryChannel(Channel):
 
         Seen are committed messages, and those of this thread's open transactions.
         """
-        now = timezone.now()
+        moment = clock.now()
         held = [delivery.envelope for delivery, _ in self._held()]
-        return sorted(held, key=lambda e: (not e.is_due(now), *_turn(e)))
+        return sorted(held, key=lambda e: (not e.is_due(moment), *_turn(e)))
 
     def run(self, limit: int | None = None) -> int:
         """
@@ -327,8 +326,8 @@ class InMemoryChannel(Channel):
         """
         handled = 0
         while limit is None or handled < limit:
-            now = timezone.now()
-            due = self._due(now)
+            moment = clock.now()
+            due = self._due(moment)
             if not due:
                 break
             delivery, store = min(due, key=lambda pair: _turn(pair[0].envelope))
@@ -339,7 +338,7 @@ class InMemoryChannel(Channel):
                     key=lambda pair: pair[0].envelope.sequence,
                 )
             store.remove(delivery)
-            if delivery.envelope.is_expired(now):
+            if delivery.envelope.is_expired(moment):
                 log_dropped(self, delivery.envelope)
                 continue
             try:
@@ -377,7 +376,7 @@ class InMemoryChannel(Channel):
         attempts = self._attempts.get(envelope.sequence, 0) + 1
         if retry.is_worth(error) and attempts < retry.attempts:
             self._attempts[envelope.sequence] = attempts
-            until = timezone.now() + retry.delay_after(attempts)
+            until = clock.now() + retry.delay_after(attempts)
             envelope = dataclasses.replace(envelope, available_at=until)
             return delivery._replace(envelope=envelope)
         self._attempts.pop(envelope.sequence, None)
@@ -402,13 +401,13 @@ class InMemoryChannel(Channel):
         endpoints: Collection[str],
     ) -> None:
         """Forget the timers of an object with the transaction that is open."""
-        now = timezone.now()
+        moment = clock.now()
         cancelled = [
             delivery.envelope.sequence
             for delivery, _ in self._held()
             if delivery.envelope.subject == subject
             and delivery.envelope.endpoint in endpoints
-            and not delivery.envelope.is_due(now)
+            and not delivery.envelope.is_due(moment)
             and delivery.envelope.sequence not in self._attempts
         ]
         if cancelled:

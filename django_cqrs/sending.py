@@ -11,8 +11,8 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.transaction import atomic
-from django.utils import timezone
 
+from django_cqrs import clock
 from django_cqrs.channels import (
     Channel,
     Delivery,
@@ -204,9 +204,9 @@ class Outlet:
         priority = policies.priority if options.priority is None else options.priority
         available_at = expires_at = None
         if delay or expires is not None:  # seldom
-            now = timezone.now()
-            available_at = _after(now, delay, "delay") if delay else None
-            expires_at = None if expires is None else _after(now, expires, "expires")
+            moment = clock.now()
+            available_at = _after(moment, delay, "delay") if delay else None
+            expires_at = None if expires is None else _after(moment, expires, "expires")
         if available_at and expires_at and expires_at <= available_at:
             msg = (
                 f"A message for {self.endpoint.name} would expire before it is due: "

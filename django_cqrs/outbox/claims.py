@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.utils import timezone
 
+from django_cqrs.clock import now
 from django_cqrs.outbox.dialects import sends_several, to_last_result
 from django_cqrs.outbox.models import MOST_ATTEMPTS, OutboxMessage, State
 from django_cqrs.retries import Transient
@@ -237,7 +237,7 @@ class ClaimsAtOnce:
 
     @staticmethod
     def _values(channel: str, limit: int, taking: Taking) -> list[Any]:
-        until = timezone.now() + taking.lease
+        until = now() + taking.lease
         return [channel, limit, taking.becomes.value, taking.owner, until]
 
     def _rows(self, statement: str, values: list[Any]) -> list[tuple[Any, ...]]:

@@ -11,14 +11,15 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
 from django.db.models.constants import OnConflict
-from django.utils import timezone
 
 from django_cqrs import conf
 from django_cqrs.channels import as_timedelta
+from django_cqrs.clock import now
 from django_cqrs.exceptions import BrokenTransaction
 from django_cqrs.inboxes import Seen
 from django_cqrs.outbox.batches import SIZE, delete_in_batches
 from django_cqrs.outbox.models import InboxEntry
+from django_cqrs.outbox.times import as_sent
 from django_cqrs.statements import fitting, written
 
 COLUMNS = "endpoint", "key", "message_id", "created_at"
@@ -47,18 +48,18 @@ class DatabaseInbox:
         """Remember a key; return what is kept of its first message, None if new."""
         connection = connections[using]
         for _ in range(_ROUNDS):
-            now = timezone.now()
-            if _insert(connection, owner, key, message_id, now):
-                return self._seen_by(using, former, key, now)
+            moment = now()
+            if _insert(connection, owner, key, message_id, moment):
+                return self._seen_by(using, former, key, moment)
             entries = _entries(using, owner, key)
             found = _first(entries) or _first(entries.select_for_update())
             if found is None:
                 continue
             pk, created_at, seen = found
-            if created_at > now - window():
+            if as_sent(created_at) > moment - window():
                 return seen
             renewed = entries.filter(pk=pk, created_at=created_at).update(
-                created_at=now, message_id=message_id, result=None, outputs=None
+                created_at=moment, message_id=message_id, result=None, outputs=None
             )
             if renewed:
                 return None
@@ -71,7 +72,7 @@ class DatabaseInbox:
         """Return what is kept under names that the owner had before."""
         for owner in owners:
             found = _first(_entries(using, owner, key))
-            if found is not None and found[1] > now - window():
+            if found is not None and as_sent(found[1]) > now - window():
                 return found[2]
         return None
 
@@ -118,7 +119,7 @@ class DatabaseInbox:
 
         """
         if before is None:
-            before = timezone.now() - window()
+            before = now() - window()
         old = InboxEntry.objects.using(using).filter(created_at__lt=before)
         return delete_in_batches(old, by="created_at", size=size)
 

@@ -169,7 +169,7 @@ def _plain(channel: str, envelope: Envelope) -> tuple[str, list[Any]]:
         envelope.payload,
         envelope.message_id,
         envelope.correlation_id,
-        as_stored(envelope.timestamp),
+        envelope.timestamp,
         envelope.sequence,
     ]
     if envelope.causation_id is not None:
@@ -194,8 +194,7 @@ def _adapters(
         return value if native or value is None else value.hex
 
     def as_time(value: datetime | None) -> Any:
-        stored = None if value is None else as_stored(value)
-        return connection.ops.adapt_datetimefield_value(stored)
+        return None if value is None else as_stored(value, connection)
 
     driver: Any = connection
     return as_uuid, driver.Database.Binary, as_time

@@ -26,6 +26,7 @@ from django.utils import timezone
 from django_cqrs import conf
 from django_cqrs.buses import Registry
 from django_cqrs.channels import Envelope, as_timedelta
+from django_cqrs.clock import now
 from django_cqrs.declarations import Kind
 from django_cqrs.interception import JoinPoint
 from django_cqrs.messages import Message, current, name_run, scope_of
@@ -494,7 +495,7 @@ def purge(
     """
     if before is None:
         try:
-            before = timezone.now() - kept_time()
+            before = now() - kept_time()
         except OverflowError:  # nothing is as old as that
             return 0
     old = JournalEntry.objects.using(using).filter(at__lt=before)

@@ -8,6 +8,7 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.models import NameField, PartialIndex
+from django_cqrs.outbox.times import MomentField
 
 
 class State(models.IntegerChoices):
@@ -38,10 +39,10 @@ class StoredMessage(models.Model):
     message_id = models.UUIDField(_("message id"), db_index=True)
     correlation_id = models.UUIDField(_("correlation id"), db_index=True)
     causation_id = models.UUIDField(_("causation id"), null=True)
-    sent_at = models.DateTimeField(_("sent at"))
+    sent_at = MomentField(_("sent at"))
     sequence = models.BigIntegerField(_("sequence"))
     priority = models.IntegerField(_("priority"), default=0)
-    expires_at = models.DateTimeField(_("expires at"), null=True)
+    expires_at = MomentField(_("expires at"), null=True)
     # Most have none, and those are not indexed.
     ordering_key = NameField(_("ordering key"), max_length=255, null=True)
     # The aggregate or saga that it is for, where that is known.
@@ -64,9 +65,9 @@ class OutboxMessage(StoredMessage):
     state = models.PositiveSmallIntegerField(
         _("state"), choices=State.choices, default=State.READY
     )
-    available_at = models.DateTimeField(_("available at"), null=True)
+    available_at = MomentField(_("available at"), null=True)
     owner = models.CharField(_("owner"), max_length=100, null=True)  # noqa: DJ001 - nobody's is not one whose name is empty
-    lease_expires_at = models.DateTimeField(_("lease expires at"), null=True)
+    lease_expires_at = MomentField(_("lease expires at"), null=True)
     # How often it was claimed; an owner names one claim, and is what fences.
     token = models.BigIntegerField(_("token"), default=0)
     # Of one that is tried again: a line, without what is sensitive in the message.
@@ -124,7 +125,7 @@ class DeadLetter(StoredMessage):
     exception = models.CharField(_("exception"), max_length=255, blank=True)
     error = models.TextField(_("error"), blank=True)
     traceback = models.TextField(_("traceback"), blank=True)
-    failed_at = models.DateTimeField(_("failed at"))
+    failed_at = MomentField(_("failed at"))
 
     objects: ClassVar[models.Manager[DeadLetter]] = models.Manager()
 
@@ -163,7 +164,7 @@ class InboxEntry(models.Model):
     endpoint = NameField(_("endpoint"), max_length=300)
     key = NameField(_("key"), max_length=255)
     message_id = models.UUIDField(_("message id"))
-    created_at = models.DateTimeField(_("created at"), db_index=True)
+    created_at = MomentField(_("created at"), db_index=True)
     result = models.BinaryField(_("result"), null=True)
     outputs = models.BinaryField(_("messages sent"), null=True)
 
@@ -187,7 +188,7 @@ class InboxEntry(models.Model):
 class Throughput(models.Model):
     """How many messages of a channel were tried in one minute; kept for a day."""
 
-    minute = models.DateTimeField(_("minute"))
+    minute = MomentField(_("minute"))
     channel = NameField(_("channel"), max_length=100)
     handled = models.PositiveIntegerField(_("handled"), default=0)
     failed = models.PositiveIntegerField(_("failed"), default=0)
@@ -224,7 +225,7 @@ class Outcome(models.TextChoices):
 class JournalEntry(models.Model):
     """What came of a message at one endpoint; kept as long as the settings say."""
 
-    at = models.DateTimeField(_("at"))
+    at = MomentField(_("at"))
     message_id = models.UUIDField(_("message id"))
     correlation_id = models.UUIDField(_("correlation id"))
     causation_id = models.UUIDField(_("causation id"), null=True)

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Model, QuerySet
-from django.utils import timezone
 
 from django_cqrs.channels import as_timedelta
+from django_cqrs.clock import now
 from django_cqrs.exceptions import InvalidOption
 from django_cqrs.outbox import journal, meter
 from django_cqrs.outbox.batches import SIZE, delete_in_batches
@@ -71,11 +71,11 @@ def prune(
         InvalidOption: an age is none; nothing was deleted.
 
     """
-    now = timezone.now()
+    moment = now()
     work: list[tuple[Kept, datetime, Callable[[QuerySet[Any]], int]]] = [
         (
             kept,
-            _before(now, kept.span(), kept.model),
+            _before(moment, kept.span(), kept.model),
             partial(delete_in_batches, by=kept.column, size=size),
         )
         for kept in KEPT
@@ -86,7 +86,7 @@ def prune(
         work.append(
             (
                 letters,
-                _before(now, age, DeadLetter),
+                _before(moment, age, DeadLetter),
                 partial(discard, using=using, size=size),
             )
         )

@@ -15,9 +15,9 @@ from typing import Any, Final, NamedTuple
 
 from django.db import OperationalError, connections, transaction
 from django.db.models import Q, QuerySet
-from django.utils import timezone
 
 from django_cqrs.channels import Envelope
+from django_cqrs.clock import now
 from django_cqrs.exceptions import CQRSError
 from django_cqrs.outbox.batches import SIZE, giving_way
 from django_cqrs.outbox.claims import (
@@ -572,7 +572,7 @@ class Store:
             f"attempts = {ATTEMPTED} "
             f"WHERE state IN ({', '.join(map(str, states))}) AND id {one_of}"
         )
-        until = connection.ops.adapt_datetimefield_value(timezone.now() + taking.lease)
+        until = as_stored(now() + taking.lease, connection)
         is_alone = state is State.ABANDONED and becomes is State.CLAIMED
         counts = int(is_alone and taking.is_tried(found[0]))
         values = [becomes.value, owner, until, counts, *ids]
@@ -602,7 +602,7 @@ class Store:
                 # What is being settled needs no lease, and is not waited for.
                 locked = held.select_for_update(skip_locked=True)
                 keys = list(locked.values_list("pk", flat=True))
-            until = timezone.now() + lease
+            until = now() + lease
             return self._held(owner, keys).update(lease_expires_at=until)
 
     def held(self, owner: str, keys: Sequence[int]) -> set[int]:
@@ -616,7 +616,7 @@ class Store:
             .filter(
                 channel__in=channels,
                 state=State.CLAIMED,
-                lease_expires_at__lt=timezone.now(),
+                lease_expires_at__lt=now(),
             )
             .order_by("pk"),
             limit,
@@ -632,7 +632,7 @@ class Store:
             .filter(
                 channel__in=channels,
                 state=State.DELAYED,
-                available_at__lte=timezone.now(),
+                available_at__lte=now(),
             )
             .order_by("available_at"),
             limit,
@@ -683,9 +683,9 @@ class Store:
 
         They stay abandoned, so that who claims them knows to count the attempt.
         """
-        now = timezone.now()
+        moment = now()
         rows = self.rows().filter(
-            Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lt=now),
+            Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lt=moment),
             channel=channel,
             state=State.ABANDONED,
         )
@@ -714,7 +714,7 @@ class Store:
             .filter(
                 channel=channel,
                 state=State.FORWARDED,
-                lease_expires_at__lt=timezone.now(),
+                lease_expires_at__lt=now(),
             )
             .order_by("pk"),
             limit,
@@ -905,7 +905,7 @@ class Store:
             message_id=envelope.message_id,
             correlation_id=envelope.correlation_id,
             causation_id=envelope.causation_id,
-            sent_at=as_stored(envelope.timestamp),
+            sent_at=envelope.timestamp,
             sequence=envelope.sequence,
             priority=envelope.priority,
             expires_at=envelope.expires_at,
@@ -916,7 +916,7 @@ class Store:
             exception=exception[:255],
             error=error,
             traceback=traceback,
-            failed_at=timezone.now(),
+            failed_at=now(),
         )
 
     def _held(self, owner: str, keys: Sequence[int]) -> QuerySet[OutboxMessage]:
@@ -1195,14 +1195,14 @@ def put_back(letters: Iterable[DeadLetter], *, using: str) -> list[DeadLetter]:
         if not keys:
             return []
         found = [letter for pk, letter in wanted.items() if pk in keys]
-        now = timezone.now()  # they begin to wait anew
+        moment = now()  # they begin to wait anew
         rows = OutboxMessage.objects.using(using)
         for part in portions(connections[using], found, _size_of, rows=len(found)):
             rows.bulk_create(
                 OutboxMessage(
                     **{name: getattr(letter, name) for name in _SHARED},
                     state=State.READY,
-                    available_at=now,
+                    available_at=moment,
                 )
                 for letter in part
             )
@@ -1263,6 +1263,7 @@ def discard(
 
 def _claimed(row: tuple[Any, ...], group: Group | None) -> Claimed:
     values = dict(zip(CLAIMED_COLUMNS, row, strict=True))
+    expires_at = values["expires_at"]
     envelope = Envelope(
         endpoint=values["endpoint"],
         name=values["name"],
@@ -1274,7 +1275,7 @@ def _claimed(row: tuple[Any, ...], group: Group | None) -> Claimed:
         causation_id=values["causation_id"],
         timestamp=as_sent(values["sent_at"]),
         sequence=values["sequence"],
-        expires_at=values["expires_at"],
+        expires_at=expires_at and as_sent(expires_at),
         priority=values["priority"],
         subject=values["subject"],
         ordering_key=values["ordering_key"],

@@ -1,20 +1,63 @@
-"""Times as the database has them, and as messages do: those always have a zone."""
+"""Times as the database has them, in UTC, and as messages do: those have a zone."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 from django.conf import settings
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 
-def as_stored(moment: datetime) -> datetime:
-    """Return a time as the database takes it, without a zone where none is used."""
-    if settings.USE_TZ or timezone.is_naive(moment):
+def as_stored(moment: datetime, connection: BaseDatabaseWrapper) -> Any:
+    """
+    Return a time as the driver takes it: in UTC, whatever zones the settings name.
+
+    On the clocks on the wall an hour comes twice in a year, and another does not come.
+    What is counted by them falls due early, or late.
+    """
+    moment = as_sent(moment).astimezone(UTC)
+    if connection.vendor == "postgresql":
         return moment
-    return timezone.make_naive(moment)
+    return str(moment.replace(tzinfo=None))
 
 
 def as_sent(moment: datetime) -> datetime:
     """Return a time that the database gave, with its zone."""
     return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+
+
+class MomentField(models.DateTimeField):  # type: ignore[type-arg]
+    """
+    A date and time that is stored in UTC.
+
+    Django stores the time of the wall under ``USE_TZ=False``, and where a database
+    has a ``TIME_ZONE``. What is read is as Django has it.
+    """
+
+    def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
+        """Return a field of Django: the column is no other."""
+        name, _, args, options = super().deconstruct()
+        return name, "django.db.models.DateTimeField", args, options
+
+    def get_db_prep_value(
+        self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
+    ) -> Any:
+        """Return what the driver takes."""
+        if not prepared:
+            value = self.get_prep_value(value)
+        if not isinstance(value, datetime):
+            return value
+        return as_stored(value, connection)
+
+    def from_db_value(
+        self, value: datetime | None, _: Any, connection: BaseDatabaseWrapper
+    ) -> datetime | None:
+        """Return a time with its zone, or the time of the wall without one."""
+        if value is None or connection.vendor == "postgresql":
+            return value
+        moment = value.replace(tzinfo=UTC, fold=0)
+        return moment if settings.USE_TZ else timezone.make_naive(moment)

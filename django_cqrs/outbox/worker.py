@@ -37,10 +37,10 @@ from django.db import (
 from django.db import connections as all_connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import atomic
-from django.utils import timezone
 
 from django_cqrs.buses import Registry
 from django_cqrs.channels import channels as all_channels
+from django_cqrs.clock import now
 from django_cqrs.exceptions import (
     CQRSError,
     InvalidChannel,
@@ -677,7 +677,7 @@ class Worker:
     ) -> None:
         """Call the handlers of messages, until it is time to end their transaction."""
         connection, habits = self.store.connection, self._habits
-        now = timezone.now()
+        moment = now()
         before = started = time.monotonic()
         for each in claimed:
             name = each.envelope.endpoint
@@ -693,7 +693,7 @@ class Worker:
                 if each.group is not None:
                     batch.later.add(each.group)
                 continue
-            if each.envelope.is_expired(now):
+            if each.envelope.is_expired(moment):
                 batch.expired.append(each)
                 continue
             turn = _Turn(each, len(scope.buffer), len(connection.run_on_commit))
@@ -1019,7 +1019,7 @@ class Worker:
                 self.store.delay(
                     owner,
                     claimed,
-                    until=timezone.now() + failure.until,
+                    until=now() + failure.until,
                     attempts=attempts,
                     error=self._said_of(failure),
                 )
