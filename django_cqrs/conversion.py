@@ -291,11 +291,38 @@ class Adapter:
             return read(self._compiled, value)
         except ValidationError as error:
             # pydantic quotes what it refuses: no report may show that.
-            is_long = error.error_count() > MOST_ERRORS
+            count = error.error_count()
+            is_long = count > MOST_ERRORS
             cause = None if is_long or masking_of(self._target).is_marked else error
-            raise MessageConversionError(self.name, _field_errors(error)) from cause
+            told = self._beginning(read, value) if count > _TOO_MANY else None
+            errors = _field_errors(error if told is None else told, count)
+            raise MessageConversionError(self.name, errors) from cause
         except (*REFUSALS, RecursionError) as error:
             raise self._error(str(error), "refused") from error
+
+    def _beginning(self, read: Callable[[Compiled, Any], Any], value: Any) -> Any:
+        """
+        Return what pydantic says of the beginning of each list in a value, or None.
+
+        To list a million errors takes it a gigabyte, and there is no other way to know
+        the first of them.
+        """
+        __traceback_hide__ = True
+        from pydantic_core import ValidationError
+
+        try:
+            if isinstance(value, (str, bytes)):
+                read(self._compiled, json.dumps(_cut(json.loads(value))).encode())
+            else:
+                read(self._compiled, _cut(value))
+        except ValidationError as error:
+            if not MOST_ERRORS < error.error_count() <= _TOO_MANY:
+                return None
+            kinds = {each["type"] for each in error.errors(include_url=False)}
+            return None if "too_short" in kinds else error  # it may be by the cut
+        except (*REFUSALS, RecursionError):
+            return None
+        return None
 
     def _write(self, write: Callable[[Compiled, Any], Any], value: Any) -> Any:
         if self.reason:
@@ -409,8 +436,19 @@ MOST_ERRORS: typing.Final = 100
 _LONGEST_TEXT = 500
 
 
-def _field_errors(error: Any) -> list[FieldError]:
-    count = error.error_count()
+_TOO_MANY = 5000
+
+
+def _cut(value: Any) -> Any:
+    """Return a value with the beginning of each list in it."""
+    if isinstance(value, dict):
+        return {key: _cut(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_cut(part) for part in value[: MOST_ERRORS + 1]]
+    return value
+
+
+def _field_errors(error: Any, count: int) -> list[FieldError]:
     errors = [
         FieldError(
             ".".join(_tidy(str(part)) for part in fault["loc"]),

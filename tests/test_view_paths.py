@@ -195,6 +195,25 @@ def test_of_many_wrong_fields_the_first_hundred_are_listed(count):
     assert answer["errors"][listed:] == ([more] if count > 100 else [])
 
 
+def test_a_list_that_is_long_enough_is_not_said_to_be_short():
+    """Also where so much of it is wrong that only its beginning is looked at."""
+
+    class Long(BaseModel):
+        rows: list[Annotated[list[int], Field(min_length=150)]]
+
+    rows = [[*range(150)]] * 100 + [["x"] * 150] * 40
+    _, answer = post(Long, {"rows": rows})
+
+    assert [each["path"] for each in answer["errors"][:2]] == [
+        "rows.100.0",
+        "rows.100.1",
+    ]
+    assert {each["code"] for each in answer["errors"]} == {
+        "int_type",
+        "too_many_errors",
+    }
+
+
 def test_the_paths_of_wrong_fields_are_bounded():
     """A key that somebody has sent may be as long as the body, and in every path."""
 
