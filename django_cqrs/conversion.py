@@ -359,7 +359,7 @@ def _formless_part(annotation: Any, around: tuple[Any, ...] = ()) -> Fault | Non
     if annotation in around or len(around) > _DEEP:
         return None
     around = (*around, annotation)
-    if len(members) > 1 or members[0] is not annotation:
+    if members != (annotation,):
         return _first_fault((("", each) for each in members), around)
     arguments = typing.get_args(annotation)
     if arguments and typing.get_origin(annotation) is not typing.Literal:
