@@ -746,7 +746,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
         "id",
         "failed_at",
         "first_line",
-        "why",
+        "reason_word",
         "endpoint",
         "name",
         "channel",
@@ -792,6 +792,11 @@ class DeadLetterAdmin(KeptMessageAdmin):
             },
         ),
     )
+
+    @admin.display(description=_("reason"))
+    def reason_word(self, obj: DeadLetter) -> str:
+        """Return the reason as the commands name it; the filter says what it means."""
+        return obj.reason
 
     @admin.display(description=_("reason"))
     def why(self, obj: DeadLetter) -> str:
