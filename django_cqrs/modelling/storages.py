@@ -289,7 +289,8 @@ class ModelStorage(Storage[Any]):
 
     def _lock_row(self, wanted: dict[str, Any], using: str) -> None:
         """Lock a row by itself, without what the default manager adds to it."""
-        rows = models.QuerySet(self._model, using=using).filter(**wanted)
+        bare: models.QuerySet[Any] = models.QuerySet(self._model, using=using)
+        rows = bare.filter(**wanted)
         rows.select_for_update(**self._locking(rows, using)).first()
 
     def _rows(self, using: str) -> models.QuerySet[Any]:
