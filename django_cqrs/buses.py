@@ -715,8 +715,8 @@ class CommandBus(_SingleBus):
         self._check_options(endpoint, options)
         self._refuse_aggregate_id(endpoint, aggregate_id)
         message = self._message(payload, headers, using, options)
-        if aggregate_id is not None:
-            message._aggregate_id = aggregate_id
+        if aggregate_id is not None and endpoint.subject is not None:
+            message._aggregate_id = endpoint.subject.identifier_given(aggregate_id)
         return run(message)
 
     @overload
@@ -896,8 +896,8 @@ class QueryBus(_SingleBus):
         endpoint, payload, run = self._run_for(payload, route, content_type, using)
         self._refuse_aggregate_id(endpoint, aggregate_id)
         message = self._message(payload, headers, using)
-        if aggregate_id is not None:
-            message._aggregate_id = aggregate_id
+        if aggregate_id is not None and endpoint.subject is not None:
+            message._aggregate_id = endpoint.subject.identifier_given(aggregate_id)
         result = run(message)
         return result if returns is None else convert_result(result, returns)
 

@@ -16,6 +16,7 @@ from django_cqrs.conversion import is_plain_class, is_protocol, name_of_type
 from django_cqrs.exceptions import InvalidKey, MissingHeader
 from django_cqrs.messages import Message
 from django_cqrs.parameters import Header
+from django_cqrs.plain import as_plain
 
 KeySource = str | Header | Callable[[Message], object]
 """An attribute of the payload, a header, or a callable that gets the message."""
@@ -75,6 +76,7 @@ def as_key(value: object) -> str:
     """
     if isinstance(value, Enum):
         value = value.value
+    value = as_plain(value)
     if isinstance(value, tuple):
         return storable_key(joined(as_key(each) for each in value))
     if isinstance(value, _SIMPLE):

@@ -19,6 +19,7 @@ from typing import Any, Final, Generic, TypeVar
 from uuid import UUID, SafeUUID
 
 from django_cqrs.exceptions import InvalidHeader
+from django_cqrs.plain import as_plain, has_surrogate
 
 R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
@@ -455,6 +456,9 @@ def split_headers(
         if not isinstance(name, str):
             msg = f"A header's name must be a string, not {name!r}."
             raise InvalidHeader(msg)
+        if has_surrogate(name):
+            msg = f"The header {name!r} has half a character in its name."
+            raise InvalidHeader(msg)
         if name in RESERVED_HEADERS or name.startswith(RESERVED_PREFIX):
             msg = (
                 f"The header {name!r} is reserved: every message has its own. "
@@ -469,23 +473,38 @@ def split_headers(
 
 
 def _travelling(name: str, value: HeaderValue) -> HeaderValue:
+    fault = _fault_in(getattr(value, "value", None) if _is_enum(value) else value)
+    if fault is None:
+        plain: HeaderValue = as_plain(value)
+        return plain
+    msg = f"The header {name!r} {fault}"
+    raise InvalidHeader(msg)
+
+
+def _is_enum(value: object) -> bool:
+    return isinstance(value, enum.Enum)
+
+
+def _fault_in(value: object) -> str | None:
+    """Say what keeps a value from travelling in a header, whichever way it goes."""
+    if isinstance(value, str):
+        if has_surrogate(value):
+            return "holds half a character, a lone surrogate, which UTF-8 cannot say."
+        return None
     if isinstance(value, float) and not math.isfinite(value):
-        msg = f"The header {name!r} is {value!r}, which JSON cannot say."
-        raise InvalidHeader(msg)
-    if value is None or isinstance(
-        value, (str, int, float, UUID, Decimal, datetime, enum.Enum)
-    ):
-        return value
-    msg = (
-        f"The header {name!r} has a value of type {type(value).__qualname__}. A header "
+        return f"is {value!r}, which JSON cannot say."
+    value = as_plain(value)
+    if value is None or isinstance(value, (int, float, UUID, Decimal, datetime)):
+        return None
+    return (
+        f"has a value of type {type(value).__qualname__}. A header "
         f"holds a str, int, float, bool, None, UUID, Decimal, datetime or Enum."
     )
-    raise InvalidHeader(msg)
 
 
 def _correlation_id_of(value: object) -> UUID:
     try:
-        return value if isinstance(value, UUID) else UUID(str(value))
+        return value if type(value) is UUID else UUID(str(value))
     except ValueError:
         msg = f"The header 'correlation_id' must be a UUID, not {value!r}."
         raise InvalidHeader(msg) from None

@@ -53,6 +53,16 @@ class Subject(ABC):
         """Return the database alias that objects are only read from."""
 
     @abstractmethod
+    def identifier_given(self, given: Any) -> Any:
+        """
+        Return what ``aggregate_id=`` gives, of the plain values that a header may have.
+
+        Raises:
+            InvalidIdentifier: it cannot be one.
+
+        """
+
+    @abstractmethod
     def problems_of(self, endpoint: Any) -> Iterator[Problem]:
         """Yield what keeps an endpoint from working."""
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import date, datetime
-from decimal import Decimal
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from django.apps import apps
 from django.db import connections, models
 
 from django_cqrs.buses import Registry
-from django_cqrs.conversion import adapter_of, bare_type, name_of_type
+from django_cqrs.conversion import name_of_type
 from django_cqrs.documents.names import fault_in_name, stored_name_of
 from django_cqrs.documents.rows import Rows, Taken, key_of, remember
 from django_cqrs.documents.shapes import Mark, mark_of, put_mark
@@ -23,18 +20,22 @@ from django_cqrs.exceptions import (
     AggregateAlreadyExists,
     InvalidHandler,
     InvalidIdentifier,
-    MessageConversionError,
 )
 from django_cqrs.modelling.aggregates import AggregateSubject
-from django_cqrs.modelling.identifiers import Part, Values, plain, usual_name
+from django_cqrs.modelling.identifiers import (
+    Part,
+    Values,
+    key_type_of,
+    plain,
+    typed,
+    usual_name,
+)
 from django_cqrs.modelling.storages import NoStorage, Options, Storage
 from django_cqrs.modelling.watches import DocumentWatch, Watch
 from django_cqrs.problems import Problem, Rule
 
 if TYPE_CHECKING:
     from django_cqrs.documents.models import Document
-
-_KEYS = (str, int, UUID, Decimal, datetime, date)
 
 
 class DocumentStorage(Storage[Any]):
@@ -91,21 +92,11 @@ class DocumentStorage(Storage[Any]):
         return Part(name, aliases, partial(self._converted, name))
 
     def _converted(self, name: str, value: Any) -> Any:
-        value = plain(value)
-        target = self._type_of(name)
-        if target is Any or type(value) is target:
-            return value
-        try:
-            return adapter_of(target).from_python(value)
-        except MessageConversionError as error:
-            kind = name_of_type(target)
-            msg = f"{value!r} is no identifier: {name} is a {kind}."
-            raise InvalidIdentifier(msg) from error
+        return typed(self._annotations.get(name, Any), name, value)
 
     def _type_of(self, name: str) -> Any:
         """Return the type of an identifier's part; Any: its text alone is compared."""
-        target = bare_type(self._annotations.get(name, Any))
-        return target if target in _KEYS else Any
+        return key_type_of(self._annotations.get(name, Any))
 
     def values_of(self, instance: Any) -> Values:
         """Return the parts of an identifier as a header can have them."""

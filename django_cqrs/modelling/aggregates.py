@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import Any, TypeVar, overload
@@ -36,6 +36,7 @@ from django_cqrs.modelling.identifiers import (
     Values,
     at_entrance,
     identification,
+    plain,
     version_field,
 )
 from django_cqrs.modelling.storages import NoStorage, Options, Storage, storage_of
@@ -180,6 +181,23 @@ class AggregateSubject(Subject):
     def read_alias(self) -> str:
         """Ask the storage."""
         return self.storage.read_alias()
+
+    def identifier_given(self, given: Any) -> Any:
+        """
+        Return what ``aggregate_id=`` gives, of the plain values that a header may have.
+
+        Raises:
+            InvalidIdentifier: it cannot be one.
+
+        """
+        if isinstance(given, self.owner):  # the object itself
+            values = self.storage.values_of(given)
+            given = values[0] if len(values) == 1 else values
+        if isinstance(given, Mapping):
+            return {name: None if v is None else plain(v) for name, v in given.items()}
+        if isinstance(given, (tuple, list)) and len(self.storage.parts) > 1:
+            return tuple(None if each is None else plain(each) for each in given)
+        return plain(given)
 
     # Checks -----------------------------------------------------------------------
 

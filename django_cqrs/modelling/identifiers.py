@@ -8,17 +8,21 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from enum import Enum
 from typing import Any, TypeVar
 from uuid import UUID
 
+from django_cqrs.conversion import adapter_of, bare_type, name_of_type
 from django_cqrs.exceptions import (
     AggregateAlreadyExists,
     AggregateNotFound,
     ConcurrencyError,
     InvalidIdentifier,
+    MessageConversionError,
 )
 from django_cqrs.messages import Message, Origin
 from django_cqrs.parameters import Header
+from django_cqrs.plain import as_plain, has_surrogate
 
 Values = tuple[Any, ...]
 """The parts of an identifier, in their order."""
@@ -66,10 +70,19 @@ def plain(value: Any) -> Any:
     """
     Return an identifier as a database and a channel take it: value objects as text.
 
+    An Enum is its value, and what derives from a plain type is of that type.
+
     Raises:
-        InvalidIdentifier: it is of several values.
+        InvalidIdentifier: it is of several values, or a text that not every database
+            can hold.
 
     """
+    while isinstance(value, Enum):
+        value = value.value
+    value = as_plain(value)
+    if isinstance(value, str):
+        _refuse_text(value)
+        return value
     if isinstance(value, _PLAIN) and not isinstance(value, bool):
         return value
     if isinstance(value, (list, tuple, set, frozenset, Mapping, bytes, bool)):
@@ -80,7 +93,45 @@ def plain(value: Any) -> Any:
         raise InvalidIdentifier(msg)
     if hasattr(value, "_meta") and hasattr(value, "pk"):  # a model's object
         return plain(value.pk)
-    return str(value)
+    text = str(value)
+    _refuse_text(text)
+    return text
+
+
+def _refuse_text(text: str) -> None:
+    fault = "the character NUL" if "\x00" in text else ""
+    fault = fault or ("half a character" if has_surrogate(text) else "")
+    if fault:
+        msg = f"{text!r} is no identifier: it holds {fault}, which no key may."
+        raise InvalidIdentifier(msg)
+
+
+_KEYS = (str, int, UUID, Decimal, datetime, date)
+
+
+def key_type_of(annotation: Any) -> Any:
+    """Return the type of a part of an identifier; Any: its text alone is compared."""
+    target = bare_type(annotation)
+    return target if target in _KEYS else Any
+
+
+def typed(annotation: Any, name: str, value: Any) -> Any:
+    """
+    Return a part of an identifier as its annotation says, where that is a plain type.
+
+    Raises:
+        InvalidIdentifier: it cannot be of this type.
+
+    """
+    value = plain(value)
+    target = key_type_of(annotation)
+    if target is Any or type(value) is target:
+        return value
+    try:
+        return adapter_of(target).from_python(value)
+    except MessageConversionError as error:
+        msg = f"{value!r} is no identifier: {name} is a {name_of_type(target)}."
+        raise InvalidIdentifier(msg) from error
 
 
 def usual_name(cls: type) -> str:

@@ -34,7 +34,7 @@ from django_cqrs.modelling.identifiers import (
     Values,
     at_entrance,
     declared_sources,
-    plain,
+    typed,
     usual_name,
     values_given,
 )
@@ -342,7 +342,17 @@ class RepositoryStorage(Storage[Any]):
     def make_parts(self) -> tuple[Part, ...]:
         """Return the attributes named, by default the usual name of the class's id."""
         names = self.options.identifier or (usual_name(self.cls),)
-        return tuple(Part(name, (name,), plain) for name in names)
+        return tuple(
+            Part(name, (name,), partial(typed, self._annotations.get(name, Any), name))
+            for name in names
+        )
+
+    @cached_property
+    def _annotations(self) -> dict[str, Any]:
+        try:
+            return typing.get_type_hints(self.cls)
+        except Exception:  # noqa: BLE001 - an annotation may run any code
+            return {}
 
     def write_alias(self) -> str:
         """Return the default: the repository itself decides where it keeps."""

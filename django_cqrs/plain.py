@@ -1,0 +1,65 @@
+"""Values of the plain types that travel, made of what derives from these types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import uuid_utils
+
+_EXACT = frozenset((str, int, bool, float, UUID, Decimal, datetime, date, type(None)))
+
+
+def _uuid(value: Any) -> UUID:
+    return UUID(int=value.int)
+
+
+def _datetime(value: Any) -> datetime:
+    day = value.year, value.month, value.day
+    time = value.hour, value.minute, value.second, value.microsecond
+    return datetime(*day, *time, tzinfo=value.tzinfo, fold=value.fold)
+
+
+def _date(value: Any) -> date:
+    return date(value.year, value.month, value.day)
+
+
+_BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (UUID, _uuid),
+    (uuid_utils.UUID, _uuid),
+    (Decimal, Decimal),
+    (datetime, _datetime),
+    (date, _date),
+)
+
+
+def as_plain(value: Any) -> Any:
+    """
+    Return the plain value of one whose class derives from a plain type.
+
+    The UUIDs of ``uuid_utils`` become those of the standard library. Other values are
+    returned as they are, and so is an Enum.
+    """
+    if type(value) in _EXACT or hasattr(type(value), "__members__"):
+        return value
+    for base, make in _BASES:
+        if isinstance(value, base):
+            return make(value)
+    return value
+
+
+def has_surrogate(text: str) -> bool:
+    """Tell whether a text has half a character, which UTF-8 cannot say."""
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
