@@ -716,7 +716,8 @@ class CommandBus(_SingleBus):
         self._refuse_aggregate_id(endpoint, aggregate_id)
         message = self._message(payload, headers, using, options)
         if aggregate_id is not None and endpoint.subject is not None:
-            message._aggregate_id = endpoint.subject.identifier_given(aggregate_id)
+            subject = endpoint.subject
+            message._aggregate_id = subject.identifier_given(aggregate_id, message)
         return run(message)
 
     @overload
@@ -897,7 +898,8 @@ class QueryBus(_SingleBus):
         self._refuse_aggregate_id(endpoint, aggregate_id)
         message = self._message(payload, headers, using)
         if aggregate_id is not None and endpoint.subject is not None:
-            message._aggregate_id = endpoint.subject.identifier_given(aggregate_id)
+            subject = endpoint.subject
+            message._aggregate_id = subject.identifier_given(aggregate_id, message)
         result = run(message)
         return result if returns is None else convert_result(result, returns)
 

@@ -53,9 +53,13 @@ class Subject(ABC):
         """Return the database alias that objects are only read from."""
 
     @abstractmethod
-    def identifier_given(self, given: Any) -> Any:
+    def identifier_given(self, given: Any, message: Message) -> Any:
         """
         Return what ``aggregate_id=`` gives, of the plain values that a header may have.
+
+        Args:
+            given: by the call.
+            message: that is for the object.
 
         Raises:
             InvalidIdentifier: it cannot be one.

@@ -182,14 +182,25 @@ class AggregateSubject(Subject):
         """Ask the storage."""
         return self.storage.read_alias()
 
-    def identifier_given(self, given: Any) -> Any:
+    def identifier_given(self, given: Any, message: Message) -> Any:
         """
         Return what ``aggregate_id=`` gives, of the plain values that a header may have.
+
+        Args:
+            given: by the call.
+            message: that is for the object.
 
         Raises:
             InvalidIdentifier: it cannot be one.
 
         """
+        try:
+            return self._plain_identifier(given)
+        except InvalidIdentifier as error:
+            at_entrance(error, message)
+            raise
+
+    def _plain_identifier(self, given: Any) -> Any:
         if isinstance(given, self.owner):  # the object itself
             values = self.storage.values_of(given)
             given = values[0] if len(values) == 1 else values
