@@ -615,10 +615,13 @@ def _float_or_int(schema: Schema) -> Schema:
             "custom_error_type": "number_in_bounds",
             "custom_error_message": "Input should be a valid number within its bounds",
         }
-    choices = [schema, {"type": "int", **whole}]
+    # A database may hand out a large float as a whole number: 1e16 of PostgreSQL.
+    small = {"le": _EXACT, "ge": -_EXACT, **whole}
+    choices = [schema, {"type": "int", **small}]
     return {"type": "union", "choices": choices, **error}
 
 
+_EXACT: Final = 2**53
 _BOUNDS: Final = frozenset({"ge", "gt", "le", "lt", "multiple_of"})
 
 

@@ -192,13 +192,13 @@ class TestEqual:
             day=st.dates(),
             moment=st.datetimes(timezones=st.just(UTC)),
             price=st.decimals(allow_nan=False, allow_infinity=False),
-            raw=st.text().map(lambda text: text.encode(errors="ignore")),
+            raw=st.binary(),
         )
     )
     def test_m11_3_whatever_it_holds(self, thing):
         """It comes back equal, or is refused before anything is written."""
         shape, own = shape_of(Everything), MessageName("papers.everything")
-        if "\0" in thing.name or b"\0" in thing.raw:
+        if "\0" in thing.name:
             with pytest.raises(MessageConversionError, match="NUL"):
                 shape.dump(thing)
         else:
