@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from django_cqrs.buses import (
-    CommandBus,
-    EventBus,
-    QueryBus,
-    Registry,
-    command_bus,
-    event_bus,
-    query_bus,
-)
-from django_cqrs.declarations import (
+from django_cqrs.buses.commands import CommandBus
+from django_cqrs.buses.events import EventBus
+from django_cqrs.buses.queries import QueryBus
+from django_cqrs.buses.registries import Registry, command_bus, event_bus, query_bus
+from django_cqrs.conversion.masking import Sensitive
+from django_cqrs.declaration.decorators import (
     command_handler,
     event_handler,
     query_handler,
     service,
 )
-from django_cqrs.masking import Sensitive
+from django_cqrs.declaration.marks import Depends, Header, Service
 from django_cqrs.messages import Command, Headers, Message, Query, message
 from django_cqrs.modelling import Fetch, Identifier, Version
-from django_cqrs.parameters import Depends, Header, Service
 from django_cqrs.retries import DEADLOCKS, InstantRetry, Retry
 
 __all__ = [

@@ -22,7 +22,7 @@ class DjangoCQRSConfig(AppConfig):
         An error inside a handlers module is raised unchanged. A broken declaration
         is not an error here: a check reports it, and its route raises when used.
         """
-        from django_cqrs.buses import registry
+        from django_cqrs.buses.registries import registry
         from django_cqrs.callbacks import bind_callbacks
         from django_cqrs.checks import CHECKS
 

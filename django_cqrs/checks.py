@@ -14,23 +14,21 @@ from django.core.exceptions import ImproperlyConfigured
 from django.urls import get_resolver
 
 from django_cqrs import conf
-from django_cqrs.buses import Registry, registry
-from django_cqrs.channels import as_timedelta, channels
-from django_cqrs.conversion import (
-    PayloadType,
-    adapter_of,
-    converter_problems,
-    is_plain_class,
-    name_of_type,
-)
-from django_cqrs.declarations import Kind
-from django_cqrs.discovery import unimported
+from django_cqrs.annotations import is_plain_class, name_of_type
+from django_cqrs.buses.registries import Registry, registry
+from django_cqrs.channels.aliases import channels
+from django_cqrs.channels.channel import as_timedelta
+from django_cqrs.conversion.adapters import adapter_of
+from django_cqrs.conversion.converters import converter_problems
+from django_cqrs.conversion.payloads import PayloadType
+from django_cqrs.conversion.upcasting import declared_upcasters
+from django_cqrs.declaration.declarations import Kind
+from django_cqrs.declaration.discovery import unimported
 from django_cqrs.documents.names import named_documents
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.modelling import interfaces
 from django_cqrs.problems import Problem, Rule
-from django_cqrs.routing import Endpoint
-from django_cqrs.upcasting import declared_upcasters
+from django_cqrs.routing.endpoint import Endpoint
 
 TAG = "django_cqrs"
 OUTBOX = "django_cqrs.outbox"

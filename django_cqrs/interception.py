@@ -12,15 +12,13 @@ import dataclasses
 import enum
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-from django_cqrs.declarations import INTERCEPTOR, Kind, remember
-
-if TYPE_CHECKING:
-    from django_cqrs.routing import Endpoint
+from django_cqrs.declaration.declarations import INTERCEPTOR, Kind, remember
+from django_cqrs.routing.endpoint import JoinPoint
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -67,9 +65,6 @@ class Proceed(Protocol):
         """Run what stands inside: the next interceptor, or the handler."""
 
 
-# ------------------------------------------------------------------------ pointcuts
-
-
 class Bus(Protocol):
     """What a pointcut sees of a bus: a command bus, a query bus or an event bus."""
 
@@ -77,22 +72,6 @@ class Bus(Protocol):
     def kind(self) -> Kind:
         """The kind of its messages."""
         ...
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class JoinPoint:
-    """Where an interceptor may stand: an endpoint, the bus used, the payload's type."""
-
-    endpoint: Endpoint
-    bus: Any
-    payload_type: type | None
-
-    @property
-    def views(self) -> Iterator[JoinPoint]:
-        """It as a factory's, and as that of the action which may be called instead."""
-        yield self
-        if self.endpoint.action is not None:
-            yield dataclasses.replace(self, endpoint=self.endpoint.action)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -205,9 +184,6 @@ def _name_of(cls: type) -> str:
 
 pointcut: _Pointcuts = _Pointcuts()
 
-
-# -------------------------------------------------------------------------- markers
-
 MARKERS = "__cqrs_markers__"
 
 
@@ -257,9 +233,6 @@ def marker_at(point: JoinPoint, marker: type[T]) -> T | None:
             if isinstance(each, marker):
                 return each
     return None
-
-
-# ----------------------------------------------------------------------- decorators
 
 
 class When(enum.StrEnum):

@@ -16,7 +16,7 @@ from django.http.response import HttpResponseBase
 
 from django_cqrs import conf
 from django_cqrs.messages import inherited_headers
-from django_cqrs.parameters import sync_callable
+from django_cqrs.sync import sync_callable
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
 

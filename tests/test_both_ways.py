@@ -587,7 +587,7 @@ def test_fields_that_init_does_not_take_are_closed_to_others():
 
 def test_a_zone_that_is_not_known_here_is_an_error_of_its_field():
     """A worker may have fewer zones than the sender."""
-    from django_cqrs.conversion import adapter_of
+    from django_cqrs.conversion.adapters import adapter_of
 
     text = b'{"at": "2026-05-01T12:00:00+02:00[Mars/Olympus]"}'
     with pytest.raises(MessageConversionError) as caught:
@@ -599,7 +599,7 @@ def test_a_zone_that_is_not_known_here_is_an_error_of_its_field():
 
 def test_a_zone_whose_rules_have_changed_keeps_the_moment():
     """The sender's tables may be older: the moment counts, not the clock on the wall."""
-    from django_cqrs.conversion import adapter_of
+    from django_cqrs.conversion.adapters import adapter_of
 
     text = b'{"at": "2026-05-01T12:00:00+05:00[Europe/Berlin]"}'
     read = adapter_of(Holder).from_stored_json(text).at
@@ -649,7 +649,7 @@ def test_a_class_that_says_how_it_writes_bytes_is_left_alone():
     class Encoded(pydantic.BaseModel):
         raw: pydantic.Base64Bytes
 
-    from django_cqrs.conversion import adapter_of
+    from django_cqrs.conversion.adapters import adapter_of
 
     assert adapter_of(Hexed).from_json('{"raw": "ff"}').raw == b"\xff"
     assert adapter_of(Hexed).to_json(Hexed(raw=b"\xff")) == b'{"raw":"ff"}'

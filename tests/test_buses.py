@@ -295,13 +295,13 @@ def test_b14_1_nothing_is_retried_inside_a_transaction(around):
     """Whose transaction it is has to begin anew, not the bus in its middle."""
     handler = Handler(9)
     bus = bus_of(handler)
-    global_bus = bus._registry.command_bus
+    global_bus = bus.registry.command_bus
 
     @command_handler("outer")
     def outer():
         bus.dispatch(Pay())
 
-    bus._registry.add(outer)
+    bus.registry.add(outer)
     if around == "atomic":
         with pytest.raises(Refused), transaction.atomic():
             bus.dispatch(Pay())
@@ -648,7 +648,7 @@ def test_b14_2_the_global_bus_is_untouched():
     bus = bus_of(handler)
 
     with pytest.raises(Refused):
-        bus._registry.command_bus.dispatch(Pay())
+        bus.registry.command_bus.dispatch(Pay())
     assert len(handler.calls) == 1
 
     with pytest.raises(Refused):
@@ -715,9 +715,9 @@ def test_b14_3_an_interceptor_may_be_for_one_bus_alone():
     def look():
         trace.append("own")
 
-    bus._registry.add(look)
-    bus._registry.command_bus.dispatch(Pay())
-    CommandBus(registry=bus._registry).dispatch(Pay())
+    bus.registry.add(look)
+    bus.registry.command_bus.dispatch(Pay())
+    CommandBus(registry=bus.registry).dispatch(Pay())
     assert trace == []
 
     bus.dispatch(Pay())

@@ -32,6 +32,7 @@ from django_cqrs import (
     query_handler,
 )
 from django_cqrs.checks import check_registry
+from django_cqrs.conversion.compatibility import may_become
 from django_cqrs.exceptions import (
     InvalidHandler,
     MessageConversionError,
@@ -46,7 +47,7 @@ from django_cqrs.modelling import (
     business_method,
     implement,
 )
-from django_cqrs.modelling.interfaces import is_business_interface, may_become
+from django_cqrs.modelling.interfaces.decorators import is_business_interface
 from tests.testapp.messages import FindTickets, OpenTicket
 from tests.testapp.models import Note
 
@@ -864,7 +865,7 @@ def test_m12_3_E006_annotations_that_cannot_be_evaluated():
 
 def test_m12_3_the_projects_own_are_checked(monkeypatch):
     """``manage.py check`` looks at the interfaces of the installed apps."""
-    from django_cqrs.modelling import interfaces
+    from django_cqrs.modelling.interfaces import decorators, implementing
     from tests.testapp import messages
 
     class Broken(Protocol):
@@ -872,14 +873,15 @@ def test_m12_3_the_projects_own_are_checked(monkeypatch):
         def call(self) -> None: ...
 
     Broken.__module__, Broken.__qualname__ = messages.__name__, "Broken"
-    monkeypatch.setattr(interfaces, "_declared", [])
+    declared = []
+    for module in (decorators, implementing):
+        monkeypatch.setattr(module, "declared_interfaces", declared)
     business_interface(Broken)
 
     try:
         found = run_checks(tags=["django_cqrs"])
     finally:
-        interfaces._declared.clear()
-        interfaces.buses.registry.implementations.pop(Broken, None)
+        implementing.buses.registry.implementations.pop(Broken, None)
 
     assert [(each.id, each.obj) for each in found] == [
         ("django_cqrs.E040", Broken.call)

@@ -48,12 +48,13 @@ from django_cqrs import (
     message,
     query_handler,
     service,
-    upcasting,
 )
 from django_cqrs.channels import Channel
 from django_cqrs.checks import check_registry, check_routes, check_settings
-from django_cqrs.conversion import converter, converter_problems
-from django_cqrs.declarations import Kind
+from django_cqrs.conversion import converter, upcasting
+from django_cqrs.conversion.converters import converter_problems
+from django_cqrs.conversion.upcasting import upcaster
+from django_cqrs.declaration.declarations import Kind
 from django_cqrs.documents import document
 from django_cqrs.exceptions import InvalidHandler
 from django_cqrs.interception import (
@@ -65,7 +66,7 @@ from django_cqrs.interception import (
     pointcut,
     pre_send,
 )
-from django_cqrs.listing import rows_of
+from django_cqrs.management.listing import rows_of
 from django_cqrs.messages import message_name_of
 from django_cqrs.modelling import (
     business_interface,
@@ -74,7 +75,6 @@ from django_cqrs.modelling import (
     sql_query,
 )
 from django_cqrs.problems import Rule
-from django_cqrs.upcasting import upcaster
 from django_cqrs.views import AsyncCommandView, CommandView, QueryView
 from tests.apps.strays import handlers as strays
 from tests.documents import test_shapes

@@ -23,18 +23,14 @@ from django.utils.safestring import mark_safe
 from typing_extensions import NotRequired, TypedDict
 
 from django_cqrs import message
-from django_cqrs.conversion import (
-    Adapter,
-    MessageTypes,
+from django_cqrs.conversion import converter, to_json, to_jsonable
+from django_cqrs.conversion.adapters import Adapter, adapter_of
+from django_cqrs.conversion.payloads import (
     PayloadType,
-    adapter_of,
     check_content_type,
     convert_result,
-    converter,
-    to_json,
-    to_jsonable,
-    to_stored_json,
 )
+from django_cqrs.conversion.stored import MessageTypes, to_stored_json
 from django_cqrs.exceptions import (
     CQRSError,
     FieldError,
@@ -2098,7 +2094,7 @@ from django_cqrs import query_bus
 from tests.testapp.messages import FindTickets
 assert query_bus.ask(FindTickets("x")) == ["x"]
 print("pydantic" in sys.modules)
-from django_cqrs.conversion import PayloadType
+from django_cqrs.conversion.payloads import PayloadType
 payload_type = PayloadType(FindTickets)
 assert payload_type.from_python(FindTickets("x")) == FindTickets("x")
 print("pydantic" in sys.modules)

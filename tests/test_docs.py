@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from django_cqrs import conf, exceptions
-from django_cqrs.listing import Face, Row
+from django_cqrs.management.listing import EndpointRow, InterfaceRow
 from django_cqrs.messages import RESERVED_HEADERS, RESERVED_PREFIX
 from django_cqrs.problems import Rule
 from tests.docs_support.pages import (
@@ -162,7 +162,9 @@ def test_the_reference_of_commands_has_every_key_of_the_json():
     found = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
 
     assert found == [
-        field.name for kind in (Row, Face) for field in dataclasses.fields(kind)
+        field.name
+        for kind in (EndpointRow, InterfaceRow)
+        for field in dataclasses.fields(kind)
     ]
 
 

@@ -26,9 +26,9 @@ from django_cqrs import (
 )
 from django_cqrs.channels import channels
 from django_cqrs.checks import check_registry, check_settings
-from django_cqrs.declarations import Policies
+from django_cqrs.declaration.declarations import Policies
+from django_cqrs.declaration.keywords import KEYWORDS, NOWHERE
 from django_cqrs.exceptions import InvalidHandler
-from django_cqrs.keywords import KEYWORDS, NOWHERE
 from tests.docs_support.pages import DOCS
 
 ALIASES = {

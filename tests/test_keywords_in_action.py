@@ -27,7 +27,7 @@ from django_cqrs import (
 )
 from django_cqrs.channels import InMemoryChannel, channels
 from django_cqrs.checks import check_registry
-from django_cqrs.declarations import Kind
+from django_cqrs.declaration.declarations import Kind
 from django_cqrs.documents import DocumentStore, document
 from django_cqrs.documents.models import Document
 from django_cqrs.modelling import Saga, aggregate, saga

@@ -18,8 +18,9 @@ import pytest
 from typing_extensions import NotRequired, TypedDict
 
 from django_cqrs import Sensitive
-from django_cqrs.conversion import adapter_of, converter
-from django_cqrs.masking import MASK, masking_of, redactor_of, without_input
+from django_cqrs.conversion import converter
+from django_cqrs.conversion.adapters import adapter_of
+from django_cqrs.conversion.masking import MASK, masking_of, redactor_of, without_input
 
 Secret = Annotated[str, Sensitive()]
 T = TypeVar("T")

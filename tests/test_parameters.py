@@ -41,6 +41,7 @@ from django_cqrs import (
     query_handler,
     service,
 )
+from django_cqrs.annotations import place_of
 from django_cqrs.exceptions import (
     CQRSError,
     InvalidHandler,
@@ -48,7 +49,6 @@ from django_cqrs.exceptions import (
     MissingHeader,
     ParameterError,
 )
-from django_cqrs.parameters import place_of
 from django_cqrs.problems import Rule
 from tests.limits import LIMIT
 from tests.testapp.models import Note

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from typing_extensions import NotRequired, TypedDict, is_typeddict
 
 from django_cqrs import Registry, command_handler
-from django_cqrs.conversion import MessageTypes, converter
+from django_cqrs.conversion import converter
+from django_cqrs.conversion.stored import MessageTypes
 from django_cqrs.exceptions import MessageConversionError
 from django_cqrs.messages import message
 

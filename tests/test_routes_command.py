@@ -12,8 +12,9 @@ from django.db import connections
 
 from django_cqrs import Registry, command_handler, event_handler
 from django_cqrs.interception import Proceed, around, before, pointcut
-from django_cqrs.listing import Face, explain
 from django_cqrs.management.commands import cqrs_routes
+from django_cqrs.management.explanation import explain
+from django_cqrs.management.listing import InterfaceRow
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def test_b16_1_every_route_is_listed():
     assert output_of("--app", "listed") == TABLE
 
 
-FACE = Face(
+FACE = InterfaceRow(
     method="tests.apps.listed.interfaces.DeskApi.open_the_desk_of_a_neighbour",
     kind="command",
     message="OpenDesk",
@@ -135,7 +136,7 @@ def test_b16_1_a_route_has_its_channel_priority_and_interceptors(streams):
 def test_b16_1_business_interfaces_fit_a_terminal_too(width, monkeypatch):
     """A long path is broken where a word of it ends."""
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr(cqrs_routes, "faces_of", lambda _registry: [FACE])
+    monkeypatch.setattr(cqrs_routes, "interface_rows", lambda _registry: [FACE])
     stdout = Terminal()
 
     call_command("cqrs_routes", "--app", "listed", stdout=stdout, no_color=True)

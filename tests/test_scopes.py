@@ -20,7 +20,7 @@ from django_cqrs import (
 )
 from django_cqrs.exceptions import BrokenTransaction
 from django_cqrs.messages import current, scope_of
-from django_cqrs.scopes import send
+from django_cqrs.pipeline.scopes import send
 from tests.limits import LIMIT
 from tests.testapp.models import Note
 

@@ -8,7 +8,8 @@ from decimal import Decimal
 import pytest
 
 from django_cqrs import message
-from django_cqrs.conversion import MessageTypes, upcaster
+from django_cqrs.conversion import upcaster
+from django_cqrs.conversion.stored import MessageTypes
 from django_cqrs.exceptions import MessageConversionError, UnknownMessage
 
 

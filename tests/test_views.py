@@ -38,7 +38,6 @@ from django_cqrs import (
 from django_cqrs.conversion import converter
 from django_cqrs.documents import document
 from django_cqrs.exceptions import InvalidHandler, MessageConversionError
-from django_cqrs.http import problem_of
 from django_cqrs.modelling import aggregate
 from django_cqrs.views import (
     AsyncCommandView,
@@ -46,6 +45,7 @@ from django_cqrs.views import (
     CommandView,
     QueryView,
 )
+from django_cqrs.views.problem_details import problem_of
 from tests.testapp.models import Note
 
 JSON = "application/json"

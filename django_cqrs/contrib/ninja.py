@@ -22,7 +22,12 @@ from django_cqrs.exceptions import (
     MissingHeader,
     NoHandlerFound,
 )
-from django_cqrs.http import OF_OBJECTS, problem, problem_of, response_to
+from django_cqrs.views.problem_details import (
+    OF_OBJECTS,
+    problem,
+    problem_of,
+    response_to,
+)
 
 __all__ = ["install_exception_handlers"]
 

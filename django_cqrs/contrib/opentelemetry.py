@@ -33,16 +33,15 @@ from opentelemetry.trace import (
     TracerProvider,
 )
 
-from django_cqrs.interception import JoinPoint
 from django_cqrs.messages import Message, name_run
-from django_cqrs.observation import (
+from django_cqrs.pipeline.observation import (
     Step,
     add_observer,
     label_of,
     name_of_error,
     remove_observer,
 )
-from django_cqrs.stages import Run
+from django_cqrs.routing.endpoint import JoinPoint, Run
 
 if TYPE_CHECKING:
     from django_cqrs.outbox.statistics import ChannelStatistics

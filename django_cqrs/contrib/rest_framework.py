@@ -15,7 +15,7 @@ from typing import Any
 from rest_framework import views
 from rest_framework.response import Response
 
-from django_cqrs.http import PROBLEM_JSON, problem_of
+from django_cqrs.views.problem_details import PROBLEM_JSON, problem_of
 
 __all__ = ["exception_handler"]
 

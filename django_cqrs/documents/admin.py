@@ -13,10 +13,10 @@ from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.admin_lookups import OfferedLookupsMixin
-from django_cqrs.buses import registry
+from django_cqrs.buses.registries import registry
+from django_cqrs.documents.document_storage import subject_of
 from django_cqrs.documents.models import Document
-from django_cqrs.documents.showing import key_of, may_hide, text_of
-from django_cqrs.documents.storage import subject_of
+from django_cqrs.documents.redaction import key_of, may_hide, text_of
 
 if TYPE_CHECKING:
     DocumentAdminBase = admin.ModelAdmin[Document]

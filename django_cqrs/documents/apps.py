@@ -17,7 +17,7 @@ class DocumentsConfig(AppConfig):
     def import_models(self) -> None:
         """Import them and offer the storage: routes are compiled before ``ready()``."""
         super().import_models()
-        from django_cqrs.documents.storage import document_storage
+        from django_cqrs.documents.document_storage import document_storage
         from django_cqrs.modelling.storages import register_storage
 
         register_storage(document_storage)

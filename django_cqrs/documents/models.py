@@ -39,6 +39,6 @@ class Document(models.Model):
 
     def __str__(self) -> str:
         """Return its key, without what is sensitive, and where it is."""
-        from django_cqrs.documents.showing import key_of
+        from django_cqrs.documents.redaction import key_of
 
         return f"{key_of(self)} in {self.collection}"

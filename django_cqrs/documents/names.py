@@ -8,7 +8,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from django.apps import apps
 
-from django_cqrs.conversion import name_of_type
+from django_cqrs.annotations import name_of_type
 from django_cqrs.messages import MessageName
 
 T = TypeVar("T")

@@ -15,13 +15,19 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, connections, router
 from django.utils import timezone
 
-from django_cqrs.conversion import name_of_type
+from django_cqrs.annotations import name_of_type
 from django_cqrs.documents.names import stored_name_of
-from django_cqrs.documents.shapes import Mark, Shape, mark_of, put_mark, shape_of
+from django_cqrs.documents.shapes import (
+    DocumentShape,
+    Mark,
+    mark_of,
+    put_mark,
+    shape_of,
+)
 from django_cqrs.exceptions import ConcurrencyError, InvalidIdentifier
 from django_cqrs.messages import MessageName
 from django_cqrs.modelling.identifiers import plain
-from django_cqrs.modelling.storages import is_violation_of
+from django_cqrs.modelling.model_storage import is_violation_of
 from django_cqrs.statements import fitting, written
 
 if TYPE_CHECKING:
@@ -110,7 +116,7 @@ class Rows:
         self._names = (name.name, *name.aliases)
 
     @cached_property
-    def shape(self) -> Shape:
+    def shape(self) -> DocumentShape:
         """What writes and reads the values."""
         return shape_of(self.target)
 

@@ -22,19 +22,17 @@ from typing import Any, NamedTuple
 
 from django.utils.functional import cached_property as django_cached_property
 
-from django_cqrs.conversion import (
-    Adapter,
-    adapter_of,
+from django_cqrs.annotations import (
     field_names,
-    from_stored_json,
-    has_converter,
     is_typed_dict,
     is_value_type,
     name_of_type,
-    to_stored_json,
 )
+from django_cqrs.conversion.adapters import Adapter, adapter_of
+from django_cqrs.conversion.converters import has_converter
+from django_cqrs.conversion.masking import Masking
+from django_cqrs.conversion.stored import from_stored_json, to_stored_json
 from django_cqrs.exceptions import FieldError, MessageConversionError
-from django_cqrs.masking import Masking
 from django_cqrs.messages import MessageName
 
 
@@ -63,14 +61,14 @@ def put_mark(value: Any, mark: Mark) -> None:
         object.__setattr__(value, MARK, mark)
 
 
-class Fault(NamedTuple):
+class ShapeFault(NamedTuple):
     """What keeps the objects of a class from being stored, and what to do."""
 
     text: str
     hint: str
 
 
-class Shape(ABC):
+class DocumentShape(ABC):
     """Writes and reads what is of one type."""
 
     def __init__(self, target: Any) -> None:
@@ -152,10 +150,10 @@ class Shape(ABC):
         """Return the names that are kept of an object, and their annotations."""
         return {}
 
-    def faults(self) -> Iterator[Fault]:
+    def faults(self) -> Iterator[ShapeFault]:
         """Yield what keeps values of this type from being stored."""
         if self.adapter.reason:
-            yield Fault(
+            yield ShapeFault(
                 f"{name_of_type(self.target)} has no JSON form: {self.adapter.reason}.",
                 "Annotate with types that JSON can be made of, or write a @converter.",
             )
@@ -165,7 +163,7 @@ class Shape(ABC):
 _NULL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
-class ValueShape(Shape):
+class ValueShape(DocumentShape):
     """What pydantic reads and writes as a whole."""
 
     def make_json_type(self) -> Any:
@@ -182,10 +180,10 @@ class ModelShape(ValueShape):
             name: field.annotation for name, field in self.target.model_fields.items()
         }
 
-    def faults(self) -> Iterator[Fault]:
+    def faults(self) -> Iterator[ShapeFault]:
         """Yield private attributes, which pydantic does not write."""
         for name in self.target.__private_attributes__:
-            yield Fault(
+            yield ShapeFault(
                 f"{name_of_type(self.target)}.{name} is private, so pydantic does not "
                 f"write it: it would be lost.",
                 "Make it a field, or the class a dataclass, whose private fields are "
@@ -194,7 +192,7 @@ class ModelShape(ValueShape):
         yield from super().faults()
 
 
-class ObjectShape(Shape):
+class ObjectShape(DocumentShape):
     """A dataclass or a plain class: its annotated attributes."""
 
     def attributes(self) -> dict[str, Any]:
@@ -306,19 +304,19 @@ class ObjectShape(Shape):
                 object.__setattr__(made, name, default())
         return made
 
-    def faults(self) -> Iterator[Fault]:
+    def faults(self) -> Iterator[ShapeFault]:
         """Yield attributes without an annotation, and annotations that mean nothing."""
         said = name_of_type(self.target)
         try:
             self.attributes()
         except Exception as error:  # noqa: BLE001 - an annotation may run any code
-            yield Fault(
+            yield ShapeFault(
                 f"An annotation of {said} cannot be read: {error}.",
                 "Import what it names at run time.",
             )
             return
         for name in sorted(self._unannotated()):
-            yield Fault(
+            yield ShapeFault(
                 f"{said}.{name} is set, but not annotated: it would be lost.",
                 f"Write {name}: <its type> in the body of the class, or "
                 f"{name}: ClassVar[...] where it is not to be stored.",
@@ -372,7 +370,7 @@ def _names_set_in(function: Any) -> Iterator[str]:
             yield node.attr
 
 
-def shape_of(target: Any) -> Shape:
+def shape_of(target: Any) -> DocumentShape:
     """Return what writes and reads values of a type."""
     is_class = isinstance(target, type) and typing.get_origin(target) is None
     if not is_class or has_converter(target) or is_typed_dict(target):

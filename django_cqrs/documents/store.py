@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from django.db.models import F
 from django.db.transaction import atomic
 
-from django_cqrs.conversion import name_of_type
+from django_cqrs.annotations import name_of_type, sole_type
 from django_cqrs.documents.names import fault_in_name
 from django_cqrs.documents.rows import Rows, Taken, key_of, name_of_collection, remember
 from django_cqrs.exceptions import (
@@ -18,7 +18,9 @@ from django_cqrs.exceptions import (
     DocumentNotFound,
     InvalidOption,
 )
-from django_cqrs.parameters import Constant, Services, register_filler, sole_type
+from django_cqrs.parameters.plan import Constant
+from django_cqrs.parameters.planner import register_filler
+from django_cqrs.parameters.services import Services
 
 T = TypeVar("T")
 

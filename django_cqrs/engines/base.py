@@ -18,12 +18,14 @@ from typing import Any, ClassVar, Final
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
 
-from django_cqrs.buses import Registry
-from django_cqrs.buses import registry as projects
+from django_cqrs.buses.registries import Registry
+from django_cqrs.buses.registries import registry as projects
 from django_cqrs.outbox.channel import OutboxChannel
-from django_cqrs.outbox.outages import Outages
-from django_cqrs.outbox.store import Group, Store
-from django_cqrs.outbox.worker import Bounds, Tally, Worker
+from django_cqrs.outbox.store.rows import Group
+from django_cqrs.outbox.store.store import Store
+from django_cqrs.outbox.worker.bounds import Bounds, Tally
+from django_cqrs.outbox.worker.outages import Outages
+from django_cqrs.outbox.worker.worker import Worker
 
 logger: Final = logging.getLogger("django_cqrs.worker")
 
@@ -115,7 +117,7 @@ class EngineRelay:
         self._backed_off = 0.0
 
     def forward(self, owner: str, *, limit: int | None) -> int:
-        """Forward what is ready; see :class:`django_cqrs.outbox.channel.Relay`."""
+        """Forward what is ready; see :class:`django_cqrs.outbox.worker.Relay`."""
         if time.monotonic() < self._pause_ends:
             return 0
         alias, lease = self.channel.alias, self._lease

@@ -10,7 +10,7 @@ from django.core.checks import CheckMessage, Error
 from django.db import DEFAULT_DB_ALIAS
 from django.utils.module_loading import import_string
 
-from django_cqrs.channels import channels
+from django_cqrs.channels.aliases import channels
 from django_cqrs.engines.base import EngineChannel, handle
 
 # Django 5.2 has it from the package django-tasks.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from django_cqrs.modelling.aggregates import aggregate
 from django_cqrs.modelling.identifiers import Identifier, Version
-from django_cqrs.modelling.interfaces import (
+from django_cqrs.modelling.interfaces.decorators import (
     business_interface,
     business_method,
-    implement,
 )
+from django_cqrs.modelling.interfaces.implementing import implement
 from django_cqrs.modelling.repositories import Fetch, Repository
 from django_cqrs.modelling.sagas import Saga, saga
-from django_cqrs.modelling.sql import Json, sql_query, sql_write
+from django_cqrs.modelling.sql.decorators import Json, sql_query, sql_write
 
 __all__ = [
     "Fetch",

@@ -20,17 +20,17 @@ from django.apps import apps
 from django.db import connections
 from django.db.transaction import atomic
 
-from django_cqrs.buses import Registry
-from django_cqrs.conversion import is_value_type, name_of_type, union_members
-from django_cqrs.declarations import Kind
+from django_cqrs.annotations import is_value_type, name_of_type, union_members
+from django_cqrs.buses.registries import Registry
+from django_cqrs.declaration.declarations import Kind, role_of, take_role
+from django_cqrs.declaration.key_sources import MAX_LENGTH, joined, storable_key
+from django_cqrs.declaration.marks import Header
 from django_cqrs.exceptions import (
     AggregateAlreadyExists,
     AggregateNotFound,
     ConcurrencyError,
     InvalidIdentifier,
 )
-from django_cqrs.interception import JoinPoint
-from django_cqrs.keys import MAX_LENGTH, joined, storable_key
 from django_cqrs.messages import Message, drop
 from django_cqrs.modelling.identifiers import (
     Values,
@@ -41,11 +41,10 @@ from django_cqrs.modelling.identifiers import (
 )
 from django_cqrs.modelling.storages import NoStorage, Options, Storage, storage_of
 from django_cqrs.modelling.watches import Watch, called_by, name_of_method
-from django_cqrs.parameters import Header, Services
+from django_cqrs.parameters.services import Services
+from django_cqrs.pipeline.stages import is_inside_transaction
 from django_cqrs.problems import Problem, Rule
-from django_cqrs.roles import Role, Run, Subject, role_of, take_role
-from django_cqrs.routing import Endpoint
-from django_cqrs.stages import is_inside_transaction
+from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Role, Run, Subject
 
 C = TypeVar("C", bound=type)
 

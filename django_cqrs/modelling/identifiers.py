@@ -12,7 +12,9 @@ from enum import Enum
 from typing import Any, TypeVar
 from uuid import UUID
 
-from django_cqrs.conversion import adapter_of, bare_type, name_of_type
+from django_cqrs.annotations import bare_type, name_of_type
+from django_cqrs.conversion.adapters import adapter_of
+from django_cqrs.declaration.marks import Header
 from django_cqrs.exceptions import (
     AggregateAlreadyExists,
     AggregateNotFound,
@@ -21,7 +23,6 @@ from django_cqrs.exceptions import (
     MessageConversionError,
 )
 from django_cqrs.messages import Message, Origin
-from django_cqrs.parameters import Header
 from django_cqrs.plain import as_plain, has_surrogate
 
 Values = tuple[Any, ...]

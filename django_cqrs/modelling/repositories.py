@@ -18,8 +18,10 @@ from weakref import ref
 from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.utils.module_loading import import_string
 
-from django_cqrs.buses import Registry
-from django_cqrs.conversion import bare_type, name_of_type, union_members
+from django_cqrs.annotations import bare_type, name_of_type, sole_type, union_members
+from django_cqrs.buses.registries import Registry
+from django_cqrs.declaration.declarations import role_of
+from django_cqrs.declaration.marks import Header
 from django_cqrs.exceptions import (
     AggregateAlreadyExists,
     AggregateNotFound,
@@ -40,19 +42,10 @@ from django_cqrs.modelling.identifiers import (
 )
 from django_cqrs.modelling.storages import Options, Storage, register_storage
 from django_cqrs.modelling.watches import KeyWatch, Watch, note_kept
-from django_cqrs.parameters import (
-    READING,
-    UNLOCKED,
-    Constant,
-    Header,
-    Resolver,
-    Services,
-    Unfillable,
-    register_filler,
-    sole_type,
-)
+from django_cqrs.parameters.plan import READING, UNLOCKED, Constant, Resolver
+from django_cqrs.parameters.planner import Unfillable, register_filler
+from django_cqrs.parameters.services import Services
 from django_cqrs.problems import Rule
-from django_cqrs.roles import role_of
 
 T = TypeVar("T")
 

@@ -15,15 +15,14 @@ from typing import Any, TypeVar, overload
 from django.db import connections
 from django.utils import timezone
 
-from django_cqrs.channels import channels
-from django_cqrs.conversion import name_of_type
-from django_cqrs.interception import JoinPoint
+from django_cqrs.annotations import name_of_type
+from django_cqrs.channels.aliases import channels
+from django_cqrs.declaration.declarations import take_role
 from django_cqrs.messages import Message, drop
 from django_cqrs.modelling.aggregates import AggregateSubject, ModelRole, options_of
 from django_cqrs.modelling.identifiers import Values
-from django_cqrs.parameters import Services
-from django_cqrs.roles import take_role
-from django_cqrs.routing import Endpoint
+from django_cqrs.parameters.services import Services
+from django_cqrs.routing.endpoint import Endpoint, JoinPoint
 
 C = TypeVar("C", bound=type)
 

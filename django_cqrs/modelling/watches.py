@@ -23,13 +23,14 @@ from django.core.exceptions import ValidationError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model
 
-from django_cqrs.buses import Registry
-from django_cqrs.conversion import name_of_type
+from django_cqrs.annotations import name_of_type, place_of
+from django_cqrs.buses.registries import Registry
 from django_cqrs.exceptions import ConcurrencyError
 from django_cqrs.messages import current, scope_of
-from django_cqrs.parameters import method_called_in, place_of
-from django_cqrs.routing import Endpoint, RouteTable
-from django_cqrs.scopes import BusScope
+from django_cqrs.parameters.planner import method_called_in
+from django_cqrs.pipeline.scopes import BusScope
+from django_cqrs.routing.endpoint import Endpoint
+from django_cqrs.routing.table import RouteTable
 
 Image = dict[str, Any]
 """The values of a row by the names of their attributes."""

@@ -18,7 +18,7 @@ class OutboxConfig(AppConfig):
     def import_models(self) -> None:
         """Import them and offer the inbox: routes are compiled before ``ready()``."""
         super().import_models()
-        from django_cqrs.inboxes import offer_inbox
+        from django_cqrs.inbox import offer_inbox
         from django_cqrs.outbox.inbox import inbox
 
         offer_inbox(self.name, inbox)

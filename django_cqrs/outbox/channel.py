@@ -6,57 +6,30 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
 from django.db import DEFAULT_DB_ALIAS, DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_cqrs.channels import Channel, Delivery, channels
+from django_cqrs.channels.aliases import channels
+from django_cqrs.channels.channel import Channel, Delivery
 from django_cqrs.exceptions import InvalidChannel
-from django_cqrs.outbox.dialects import (
+from django_cqrs.outbox.models import OutboxMessage, State
+from django_cqrs.outbox.store.dialects import (
     COMMIT,
+    NOTIFICATION,
     can_commit,
     lacks_table,
     literal,
     speaks_psycopg,
 )
-from django_cqrs.outbox.insertion import insert
-from django_cqrs.outbox.models import OutboxMessage, State
+from django_cqrs.outbox.store.insertion import insert
+from django_cqrs.outbox.worker.worker import Relay
 
 if TYPE_CHECKING:
-    from django_cqrs.buses import Registry
-
-NOTIFICATION = "django_cqrs_outbox"
-"""The PostgreSQL notification that wakes workers; its payload is the alias."""
-
-
-class Relay(Protocol):
-    """What forwards the messages of one channel to an engine that handles them."""
-
-    def forward(self, owner: str, *, limit: int | None) -> int:
-        """
-        Forward what is ready.
-
-        Args:
-            owner: a name for it that is used once.
-            limit: how many messages at the most.
-
-        Returns:
-            How many were forwarded. 0 is time to rest: also where the engine is out
-            of reach, which raises nothing.
-
-        """
-        ...
-
-    def look_after(self) -> int:
-        """Make ready again what the engine has lost; return how many messages."""
-        ...
-
-    def close(self) -> None:
-        """End the connection to the engine, if there is one."""
-        ...
+    from django_cqrs.buses.registries import Registry
 
 
 class OutboxChannel(Channel):
@@ -174,8 +147,9 @@ class OutboxChannel(Channel):
                 again as its policy says.
 
         """
-        from django_cqrs.buses import registry as projects
-        from django_cqrs.outbox.worker import Bounds, StopWorker, Worker
+        from django_cqrs.buses.registries import registry as projects
+        from django_cqrs.outbox.worker.bounds import Bounds, StopWorker
+        from django_cqrs.outbox.worker.worker import Worker
 
         bounds = Bounds(messages=limit, until_empty=True, on_failure=True)
         handlers = registry if registry is not None else projects

@@ -9,8 +9,8 @@ from typing import Any
 from django.core.checks import CheckMessage, Error
 from django.db import DEFAULT_DB_ALIAS, connections, models, router
 
-from django_cqrs.buses import registry
-from django_cqrs.channels import channels
+from django_cqrs.buses.registries import registry
+from django_cqrs.channels.aliases import channels
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.channel import OutboxChannel
 from django_cqrs.outbox.models import (

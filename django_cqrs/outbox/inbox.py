@@ -13,12 +13,12 @@ from django.db.models import QuerySet
 from django.db.models.constants import OnConflict
 
 from django_cqrs import conf
-from django_cqrs.channels import as_timedelta
+from django_cqrs.channels.channel import as_timedelta
 from django_cqrs.clock import now
 from django_cqrs.exceptions import BrokenTransaction
-from django_cqrs.inboxes import Seen
-from django_cqrs.outbox.batches import SIZE, delete_in_batches
+from django_cqrs.inbox import FirstResult
 from django_cqrs.outbox.models import InboxEntry
+from django_cqrs.outbox.store.batches import SIZE, delete_in_batches
 from django_cqrs.outbox.times import as_sent
 from django_cqrs.statements import fitting, written
 
@@ -44,7 +44,7 @@ class DatabaseInbox:
         message_id: UUID,
         *,
         former: Sequence[str] = (),
-    ) -> Seen | None:
+    ) -> FirstResult | None:
         """Remember a key; return what is kept of its first message, None if new."""
         connection = connections[using]
         for _ in range(_ROUNDS):
@@ -68,7 +68,7 @@ class DatabaseInbox:
 
     def _seen_by(
         self, using: str, owners: Sequence[str], key: str, now: datetime
-    ) -> Seen | None:
+    ) -> FirstResult | None:
         """Return what is kept under names that the owner had before."""
         for owner in owners:
             found = _first(_entries(using, owner, key))
@@ -128,12 +128,12 @@ def _entries(using: str, owner: str, key: str) -> QuerySet[InboxEntry]:
     return InboxEntry.objects.using(using).filter(endpoint=owner, key=key)
 
 
-def _first(entries: QuerySet[InboxEntry]) -> tuple[int, datetime, Seen] | None:
+def _first(entries: QuerySet[InboxEntry]) -> tuple[int, datetime, FirstResult] | None:
     row = entries.values_list("pk", "created_at", "result", "outputs").first()
     if row is None:
         return None
     pk, created_at, result, outputs = row
-    return pk, created_at, Seen(_bytes(result), _bytes(outputs))
+    return pk, created_at, FirstResult(_bytes(result), _bytes(outputs))
 
 
 def _bytes(value: Any) -> bytes | None:

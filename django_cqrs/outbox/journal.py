@@ -1,21 +1,16 @@
-"""
-The journal: what came of every message, kept for a while so that it can be followed.
-
-An entry that says "handled" is written in the transaction of what was handled, with
-the messages sent there, and is gone where that is. One that says "failed" is written
-when nothing is left that could undo it. Where the journal is off, nothing of it is
-compiled into what handles messages.
-"""
+"""What is written down of an exception."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from time import perf_counter
+from types import TracebackType
 from typing import Any, Final
 
 from django.apps import apps
@@ -24,20 +19,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
 from django_cqrs import conf
-from django_cqrs.buses import Registry
-from django_cqrs.channels import Envelope, as_timedelta
+from django_cqrs.buses.registries import Registry
+from django_cqrs.channels.channel import Envelope, as_timedelta
 from django_cqrs.clock import now
-from django_cqrs.declarations import Kind
-from django_cqrs.interception import JoinPoint
+from django_cqrs.declaration.declarations import Kind
 from django_cqrs.messages import Message, current, name_run, scope_of
-from django_cqrs.observation import (
-    Step,
-    add_observer,
-    add_witness,
-    label_of,
-)
-from django_cqrs.outbox.batches import SIZE, delete_in_batches
-from django_cqrs.outbox.desk import UNSEEN, redactor_for, shown
 from django_cqrs.outbox.models import (
     MOST_ATTEMPTS,
     DeadLetter,
@@ -45,9 +31,17 @@ from django_cqrs.outbox.models import (
     OutboxMessage,
     Outcome,
 )
-from django_cqrs.outbox.texts import described, path_of
-from django_cqrs.scopes import send
-from django_cqrs.stages import Run, is_broken, is_inside_transaction
+from django_cqrs.outbox.redaction import NOT_SHOWN, redact, redactor_for
+from django_cqrs.outbox.store.batches import SIZE, delete_in_batches
+from django_cqrs.pipeline.observation import (
+    Step,
+    add_observer,
+    add_transaction_observer,
+    label_of,
+)
+from django_cqrs.pipeline.scopes import send
+from django_cqrs.pipeline.stages import is_broken, is_inside_transaction
+from django_cqrs.routing.endpoint import JoinPoint, Run
 
 logger: Final = logging.getLogger("django_cqrs.journal")
 
@@ -71,7 +65,7 @@ def is_kept() -> bool:
 def watch() -> None:
     """Be asked about whatever handles messages, once."""
     add_observer(_observe)
-    add_witness(_attend)
+    add_transaction_observer(_record_inside)
 
 
 class Note:
@@ -203,12 +197,12 @@ def failure_of(
     try:
         text = redactor()(before)
     except Exception:  # noqa: BLE001 - of somebody's converter; the error goes its way
-        text = UNSEEN
+        text = NOT_SHOWN
     if text != before:
         with contextlib.suppress(AttributeError):  # of a class that is frozen
             setattr(error, _MASKED, text)
     lines = text.strip().splitlines() or [""]
-    return {"exception": path_of(error)[:255], "error": lines[0][:255]}
+    return {"exception": path_of_error(error)[:255], "error": lines[0][:255]}
 
 
 def failure_of_stored(
@@ -254,18 +248,15 @@ def redactor_of_stored(
         headers=envelope.headers,
         reason=reason,
     )
-    seen = shown(letter, registry)
+    seen = redact(letter, registry)
     if not seen.reason and seen.redact is str:
         return None
 
-    def redact(text: str) -> str:
+    def redacted(text: str) -> str:
         letter.error = text
         return seen.error_of(letter)
 
-    return redact
-
-
-# -------------------------------------------------------------- around the handlers
+    return redacted
 
 
 def _observe(run: Run, point: JoinPoint, step: Step) -> Run:
@@ -292,19 +283,19 @@ def _observe(run: Run, point: JoinPoint, step: Step) -> Run:
                 connection = note.connection or _connection_of(message, point)
                 redactor = partial(redactor_for, endpoint, message.payload)
                 failure = failure_of(error, redactor)
-                _hold(connection, note.entry_of(message, Outcome.FAILED, **failure))
-                let_out(connection)
+                _defer(connection, note.entry_of(message, Outcome.FAILED, **failure))
+                flush(connection)
             raise
         note.end()
         note.ran = name_run(message, "")
         if not note.is_workers and note.connection is not None:
-            let_out(note.connection)
+            flush(note.connection)
         return result
 
     return run_noted
 
 
-def _attend(run: Run, point: JoinPoint, alias: str) -> Run:
+def _record_inside(run: Run, point: JoinPoint, alias: str) -> Run:
     """Note each attempt, and write down in its transaction that it succeeded."""
     endpoint = point.endpoint
     if endpoint.kind is Kind.QUERY or not is_kept():
@@ -352,10 +343,7 @@ def _connection_of(message: Message, point: JoinPoint) -> BaseDatabaseWrapper:
     return connections[alias or DEFAULT_DB_ALIAS]
 
 
-# ---------------------------------------------------------------- into the database
-
-
-class _Table:
+class _EntrySink:
     """Where entries go that wait in a bus scope beside the messages sent there."""
 
     def write(
@@ -369,7 +357,7 @@ class _Table:
     write_last = write
 
 
-_table: Final = _Table()
+_table: Final = _EntrySink()
 
 
 def write(using: str, entries: Sequence[JournalEntry]) -> None:
@@ -387,8 +375,6 @@ def _write_alone(
     except Error:
         logger.warning("%d entries were not written", len(entries), exc_info=True)
 
-
-# ----------------------------------------------------------- until a transaction ends
 
 _HELD: Final = "_cqrs_journal"
 
@@ -409,8 +395,8 @@ class _Held:
         return bool(getattr(self.block, "_from_testcase", False))
 
 
-def _hold(connection: BaseDatabaseWrapper, entry: JournalEntry) -> None:
-    """Hold an entry until :func:`let_out`, or the end of the transaction."""
+def _defer(connection: BaseDatabaseWrapper, entry: JournalEntry) -> None:
+    """Hold an entry until :func:`flush`, or the end of the transaction."""
     blocks: Any = getattr(connection, "atomic_blocks", ())
     block = blocks[0] if blocks else None
     held: _Held | None = getattr(connection, _HELD, None)
@@ -419,12 +405,12 @@ def _hold(connection: BaseDatabaseWrapper, entry: JournalEntry) -> None:
         held = _Held(block, before)
         setattr(connection, _HELD, held)
         if block is not None and not held.is_of_test:
-            _let_out_after(connection)
+            _flush_after_transaction(connection)
     if len(held.entries) < MOST_HELD:
         held.entries.append(entry)
 
 
-def let_out(connection: BaseDatabaseWrapper) -> None:
+def flush(connection: BaseDatabaseWrapper) -> None:
     """Write what is held, unless a transaction is open that could still undo it."""
     held: _Held | None = getattr(connection, _HELD, None)
     if held is None or is_inside_transaction(connection):
@@ -436,9 +422,9 @@ def let_out(connection: BaseDatabaseWrapper) -> None:
     _write_alone(connection, held.entries)
 
 
-def _let_out_after(connection: Any) -> None:
+def _flush_after_transaction(connection: Any) -> None:
     """
-    Have :func:`let_out` called when the open transaction has ended.
+    Have :func:`flush` called when the open transaction has ended.
 
     ``on_commit`` knows nothing of a rollback; after either Django turns autocommit on.
     """
@@ -452,7 +438,7 @@ def _let_out_after(connection: Any) -> None:
             if autocommit and vars(connection).get("set_autocommit") is set_autocommit:
                 del connection.set_autocommit
                 if not _will_let_out(connection):
-                    let_out(connection)
+                    flush(connection)
 
     connection.set_autocommit = set_autocommit
 
@@ -461,9 +447,6 @@ def _will_let_out(connection: BaseDatabaseWrapper) -> bool:
     """Tell whether what is being handled does so itself, with its own failure."""
     note: Note | None = getattr(current.get(), "_note", None)
     return note is not None and note.connection is connection and not note.is_workers
-
-
-# ------------------------------------------------------------------------------ time
 
 
 def kept_time() -> timedelta:
@@ -500,3 +483,92 @@ def purge(
             return 0
     old = JournalEntry.objects.using(using).filter(at__lt=before)
     return delete_in_batches(old, by="at", size=size, batches=batches)
+
+
+def described(error: BaseException) -> str:
+    """Return the text of an exception, as a database takes it."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot even be described
+        text = f"<{type(error).__name__} without a text>"
+    return storable(text)
+
+
+def storable(text: str) -> str:
+    """Return a text that every database takes: without NUL and lone surrogates."""
+    text = text.encode(errors="backslashreplace").decode()
+    return text.replace("\x00", "\\x00")
+
+
+LONGEST: Final = {"error": 2**14, "traceback": 2**16}
+"""How many characters of an exception's texts are kept."""
+
+
+def shortened(text: str, longest: int) -> str:
+    """Return a text, of a longer one its beginning, its end and how long it was."""
+    if len(text) <= longest:
+        return text
+    end = longest // 4
+    mark = f"\n[... {len(text):,} characters, of which {longest:,} are kept ...]\n"
+    return f"{text[: longest - end]}{mark}{text[-end:]}"
+
+
+def path_of_error(error: BaseException) -> str:
+    """Return the dotted path of an exception's class."""
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def masked(error: BaseException, redact: Callable[[str], str]) -> BaseException:
+    """
+    Return an exception that may leave by the log: its text masked, its frames empty.
+
+    A tracker of errors sends the local variables of every frame of a traceback, and
+    among them the message. So the frames are made anew, with their files, names and
+    lines and nothing else.
+
+    Args:
+        error: what was raised.
+        redact: masks what is sensitive in a text.
+
+    """
+    first: BaseException | None = None
+    last: BaseException | None = None
+    each: BaseException | None = error
+    seen: set[int] = set()
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        kind = type(each)
+        own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        copy = type(kind.__name__, (Exception,), own)(redact(described(each)))
+        copy.__traceback__ = _without_locals(each.__traceback__)
+        copy.__suppress_context__ = True
+        if last is None:
+            first = copy
+        else:
+            last.__cause__ = copy
+        last = copy
+        before = None if each.__suppress_context__ else each.__context__
+        each = each.__cause__ or before
+    return first or error
+
+
+def _without_locals(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback of the same places, whose frames hold nothing."""
+    made: TracebackType | None = None
+    places = [
+        (frame.f_code, frame.f_globals.get("__name__", ""), number)
+        for frame, number in traceback.walk_tb(trace)
+    ]
+    for code, module, number in reversed(places):
+        source = "\n" * (number - 1) + "raise Exception"
+        empty = compile(source, code.co_filename, "exec").replace(
+            co_name=code.co_name, co_qualname=code.co_qualname
+        )
+        try:
+            exec(empty, {"__name__": module}, {})  # noqa: S102 - our own line, for its frame
+        except Exception as raised:  # noqa: BLE001 - the one of that line
+            own = raised.__traceback__
+            if own is not None and own.tb_next is not None:
+                own = own.tb_next
+                made = TracebackType(made, own.tb_frame, own.tb_lasti, number)
+    return made

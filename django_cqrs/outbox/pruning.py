@@ -11,14 +11,15 @@ from typing import Any, Final
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Model, QuerySet
 
-from django_cqrs.channels import as_timedelta
+from django_cqrs.channels.channel import as_timedelta
 from django_cqrs.clock import now
 from django_cqrs.exceptions import InvalidOption
-from django_cqrs.outbox import journal, meter
-from django_cqrs.outbox.batches import SIZE, delete_in_batches
+from django_cqrs.outbox import journal
 from django_cqrs.outbox.inbox import window
 from django_cqrs.outbox.models import DeadLetter, InboxEntry, JournalEntry, Throughput
-from django_cqrs.outbox.store import discard
+from django_cqrs.outbox.store.batches import SIZE, delete_in_batches
+from django_cqrs.outbox.store.dead_letters import discard
+from django_cqrs.outbox.worker import throughput
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Kept:
 
 KEPT: Final = (
     Kept(InboxEntry, "created_at", window),
-    Kept(Throughput, "minute", lambda: meter.KEPT),
+    Kept(Throughput, "minute", lambda: throughput.KEPT),
     Kept(JournalEntry, "at", journal.kept_time),
 )
 

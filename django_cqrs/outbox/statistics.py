@@ -14,7 +14,7 @@ from django.db.models import DateTimeField, Q, QuerySet, Subquery, Sum, Value
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from django_cqrs.channels import channels as all_channels
+from django_cqrs.channels.aliases import channels as all_channels
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.channel import OutboxChannel
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State, Throughput

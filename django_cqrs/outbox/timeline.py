@@ -19,7 +19,6 @@ from django.db.models import Choices, Model, QuerySet
 
 from django_cqrs import buses
 from django_cqrs.exceptions import CQRSError
-from django_cqrs.outbox.desk import shown_in_list
 from django_cqrs.outbox.models import (
     DeadLetter,
     JournalEntry,
@@ -28,6 +27,7 @@ from django_cqrs.outbox.models import (
     Reason,
     State,
 )
+from django_cqrs.outbox.redaction import redact_list
 
 MOST: Final = 500
 """How much of one kind is read at the most: nobody reads through more."""
@@ -42,7 +42,7 @@ SOURCES: Final = (JournalEntry, OutboxMessage, DeadLetter)
 """The tables that know something."""
 
 
-class Standing(enum.Enum):
+class Severity(enum.Enum):
     """What a state means for whoever looks for what is wrong."""
 
     DONE = "done"
@@ -58,7 +58,7 @@ class Happening:
     endpoint: str
     state: Any
     """In words."""
-    standing: Standing
+    standing: Severity
     attempts: int
     channel: str | None
     duration: int | None = None
@@ -72,7 +72,7 @@ class Happening:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Step:
+class TimelineMessage:
     """One message, and what it has caused."""
 
     message_id: UUID
@@ -80,7 +80,7 @@ class Step:
     kind: str = ""
     causation_id: UUID | None = None
     happenings: list[Happening] = dataclasses.field(default_factory=list)
-    caused: list[Step] = dataclasses.field(default_factory=list)
+    caused: list[TimelineMessage] = dataclasses.field(default_factory=list)
     at: datetime | None = None
     """When it was sent, or else first handled; None of one that is only spoken of."""
 
@@ -98,8 +98,8 @@ class Step:
 class Placed:
     """A step in its place: lists are opened and closed around it."""
 
-    step: Step
-    cause: Step | None
+    step: TimelineMessage
+    cause: TimelineMessage | None
     opens: bool
     """Whether what follows is in a list of its own, under it."""
     closes: range
@@ -111,13 +111,13 @@ class Timeline:
     """What is known of the messages of some correlation ids."""
 
     correlation_ids: tuple[UUID, ...]
-    starts: list[Step]
+    starts: list[TimelineMessage]
     """The messages that nothing known has caused."""
     is_bounded: bool
     """Whether there is more than is shown."""
 
     @property
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[TimelineMessage]:
         """Yield the messages, each before what it has caused."""
         todo = list(reversed(self.starts))
         while todo:
@@ -134,7 +134,7 @@ class Timeline:
     def placed(self) -> list[Placed]:
         """Return the messages in the order of a nested list."""
         found: list[Placed] = []
-        todo: list[tuple[Step, Step | None, int]] = [
+        todo: list[tuple[TimelineMessage, TimelineMessage | None, int]] = [
             (step, None, 0) for step in reversed(self.starts)
         ]
         while todo:
@@ -162,7 +162,7 @@ def timeline_of(
         sources: the tables that may be looked at.
 
     """
-    steps: dict[UUID, Step] = {}
+    steps: dict[UUID, TimelineMessage] = {}
     is_bounded = False
 
     def rows_of(model: type[Any], *order: str) -> list[Any]:
@@ -180,10 +180,10 @@ def timeline_of(
         is_bounded |= len(found) > MOST
         return found[:MOST]
 
-    def step_of(row: Any, moment: datetime) -> Step:
+    def step_of(row: Any, moment: datetime) -> TimelineMessage:
         step = steps.get(row.message_id)
         if step is None:
-            step = steps[row.message_id] = Step(row.message_id)
+            step = steps[row.message_id] = TimelineMessage(row.message_id)
         step.name = step.name or row.name
         step.causation_id = row.causation_id
         step.seen_at(moment)
@@ -196,7 +196,7 @@ def timeline_of(
     for message in rows_of(OutboxMessage, "sequence", "pk"):
         step_of(message, message.sent_at).happenings.append(_waiting(message))
     letters = rows_of(DeadLetter, "failed_at", "pk")
-    seen = shown_in_list(letters, using=using)
+    seen = redact_list(letters, using=using)
     for letter in letters:
         step = step_of(letter, letter.sent_at)
         step.happenings.append(_dead(letter, seen[letter.pk].error_of(letter)))
@@ -252,7 +252,7 @@ def _journalled(entry: JournalEntry) -> Happening:
         at=entry.at,
         endpoint=entry.endpoint,
         state=_label_of(Outcome, entry.outcome),
-        standing=Standing.BAD if is_bad else Standing.DONE,
+        standing=Severity.BAD if is_bad else Severity.DONE,
         attempts=entry.attempts,
         channel=entry.channel,
         duration=entry.duration,
@@ -267,7 +267,7 @@ def _waiting(message: OutboxMessage) -> Happening:
         at=message.available_at or message.sent_at,
         endpoint=message.endpoint,
         state=_label_of(State, message.state),
-        standing=Standing.WAITS,
+        standing=Severity.WAITS,
         attempts=message.attempts,
         channel=message.channel,
         due=message.available_at,
@@ -283,7 +283,7 @@ def _dead(letter: DeadLetter, error: str) -> Happening:
         at=letter.failed_at,
         endpoint=letter.endpoint,
         state=_label_of(Reason, letter.reason),
-        standing=Standing.BAD,
+        standing=Severity.BAD,
         attempts=letter.attempts,
         channel=letter.channel,
         exception=letter.exception,
@@ -308,9 +308,9 @@ def _kind_at(happenings: Iterable[Happening]) -> str:
     return ""
 
 
-def _rooted(steps: dict[UUID, Step]) -> list[Step]:
+def _rooted(steps: dict[UUID, TimelineMessage]) -> list[TimelineMessage]:
     """Hang steps under what has caused them; return those that hang nowhere."""
-    starts: dict[UUID, Step] = {}
+    starts: dict[UUID, TimelineMessage] = {}
     for step in _in_time(steps.values()):
         cause = step.causation_id
         if cause is None or cause == step.message_id:
@@ -318,7 +318,7 @@ def _rooted(steps: dict[UUID, Step]) -> list[Step]:
             continue
         holder = steps.get(cause) or starts.get(cause)
         if holder is None:  # only its id is known
-            holder = starts[cause] = Step(cause)
+            holder = starts[cause] = TimelineMessage(cause)
         holder.caused.append(step)
     reached = {
         each.message_id for each in Timeline((), list(starts.values()), False).steps
@@ -330,6 +330,6 @@ def _rooted(steps: dict[UUID, Step]) -> list[Step]:
     return list(starts.values())
 
 
-def _in_time(steps: Iterable[Step]) -> list[Step]:
+def _in_time(steps: Iterable[TimelineMessage]) -> list[TimelineMessage]:
     timed = [(step.at, step) for step in steps if step.at is not None]
     return [step for _, step in sorted(timed, key=itemgetter(0))]

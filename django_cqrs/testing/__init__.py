@@ -11,8 +11,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from django_cqrs.buses import registry
-from django_cqrs.channels import DEFAULT_CHANNEL_ALIAS, InMemoryChannel
+from django_cqrs.buses.registries import registry
+from django_cqrs.channels.channel import DEFAULT_CHANNEL_ALIAS
+from django_cqrs.channels.in_memory import InMemoryChannel
 from django_cqrs.testing.flow import Flow
 
 __all__ = ["Flow", "InMemoryChannel", "override", "run_channel"]

@@ -21,9 +21,10 @@ import pytest
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.utils import timezone
 
-from django_cqrs.buses import Registry
-from django_cqrs.channels import Channel, Delivery, Envelope, channels, next_sequence
-from django_cqrs.declarations import command_handler, event_handler
+from django_cqrs.buses.registries import Registry
+from django_cqrs.channels.aliases import channels
+from django_cqrs.channels.channel import Channel, Delivery, Envelope, next_sequence
+from django_cqrs.declaration.decorators import command_handler, event_handler
 from django_cqrs.exceptions import (
     InvalidChannel,
     InvalidOption,

@@ -9,10 +9,11 @@ from typing import Any, Protocol, Self
 
 from django.db import DEFAULT_DB_ALIAS
 
-from django_cqrs.buses import Registry
-from django_cqrs.buses import registry as project_registry
-from django_cqrs.channels import InMemoryChannel, channels
-from django_cqrs.declarations import Kind
+from django_cqrs.buses.registries import Registry
+from django_cqrs.buses.registries import registry as project_registry
+from django_cqrs.channels.aliases import channels
+from django_cqrs.channels.in_memory import InMemoryChannel
+from django_cqrs.declaration.declarations import Kind
 from django_cqrs.messages import Message
 
 

@@ -13,7 +13,7 @@ from django.dispatch import Signal
 from pydantic import TypeAdapter
 
 from django_cqrs import Registry, command_bus, event_bus, event_handler, query_bus
-from django_cqrs.conversion import PayloadType
+from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.interception import before, pointcut
 from tests.benchmarks import peers
 from tests.benchmarks.measuring import Contestant, awaiting, in_blocks, statement

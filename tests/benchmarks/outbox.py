@@ -9,8 +9,8 @@ from collections.abc import Callable
 from django.db import connections, transaction
 
 from django_cqrs import EventBus, Registry, command_handler, event_handler
-from django_cqrs.outbox.insertion import COLUMNS
 from django_cqrs.outbox.models import OutboxMessage
+from django_cqrs.outbox.store.rows import INSERTED_COLUMNS
 from tests.benchmarks import queueing
 from tests.benchmarks.measuring import Comparison, call_by_call
 from tests.benchmarks.queueing import Queue, Yard
@@ -156,10 +156,10 @@ def sending_many(alias: str, size: Size) -> list[Row]:
 
     messages = OutboxMessage.objects.using(alias)
     dispatched()
-    rows = list(messages.values_list(*COLUMNS))
-    places = f"({', '.join(['%s'] * len(COLUMNS))})"
+    rows = list(messages.values_list(*INSERTED_COLUMNS))
+    places = f"({', '.join(['%s'] * len(INSERTED_COLUMNS))})"
     statement = (
-        f"INSERT INTO {OutboxMessage._meta.db_table} ({', '.join(COLUMNS)}) "
+        f"INSERT INTO {OutboxMessage._meta.db_table} ({', '.join(INSERTED_COLUMNS)}) "
         f"VALUES {', '.join([places] * len(rows))}"
     )
     values = [value for row in rows for value in row]

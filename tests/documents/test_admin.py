@@ -11,9 +11,9 @@ import pytest
 from django.test.utils import modify_settings
 
 from django_cqrs import Sensitive
+from django_cqrs.conversion.masking import MASK
 from django_cqrs.documents import DocumentStore, document
 from django_cqrs.documents.models import Document
-from django_cqrs.masking import MASK
 
 pytestmark = pytest.mark.django_db
 
@@ -51,7 +51,7 @@ class Settings(pydantic.BaseModel):
 
 
 def shown(document):
-    from django_cqrs.documents.showing import text_of
+    from django_cqrs.documents.redaction import text_of
 
     return json.loads(text_of(document))
 
@@ -105,7 +105,7 @@ def test_c05_2_documents_of_another_version_are_masked():
 
 def test_c05_2_documents_that_nothing_knows_are_not_shown():
     """Where nothing says what a collection holds, the page says so instead."""
-    from django_cqrs.documents.showing import text_of
+    from django_cqrs.documents.redaction import text_of
 
     text = text_of(Document(collection="desk.unheard", content={"a": "secret"}))
 

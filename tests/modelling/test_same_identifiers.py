@@ -12,8 +12,8 @@ import uuid_utils
 
 from django_cqrs import Headers, Registry, command_handler
 from django_cqrs.channels import channels
+from django_cqrs.declaration.key_sources import as_key
 from django_cqrs.exceptions import InvalidHeader, InvalidIdentifier
-from django_cqrs.keys import as_key
 from tests.modelling.boxes import KINDS, Inner, put, values_of
 
 pytestmark = [pytest.mark.django_db, pytest.mark.database]

@@ -24,8 +24,8 @@ from django_cqrs import (
 )
 from django_cqrs.channels import Envelope, channels
 from django_cqrs.exceptions import MessageConversionError, UnknownMessage
-from django_cqrs.outbox import insertion
 from django_cqrs.outbox.models import OutboxMessage, State
+from django_cqrs.outbox.store import insertion
 from django_cqrs.testing.channels import ChannelConformance
 from tests.outbox.support import (
     numbers,
@@ -171,7 +171,7 @@ def test_a_message_is_the_same_row_however_it_is_written(
     insertion.insert(connection, "outbox", [envelope])
     insertion.insert(connection, "outbox", [envelope, envelope])
 
-    stored = OutboxMessage.objects.values_list(*insertion.COLUMNS)
+    stored = OutboxMessage.objects.values_list(*insertion.INSERTED_COLUMNS)
     first, *others = (
         [bytes(v) if isinstance(v, memoryview) else v for v in row] for row in stored
     )

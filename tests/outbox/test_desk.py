@@ -31,7 +31,8 @@ from django_cqrs import (
     message,
 )
 from django_cqrs.conversion import upcaster
-from django_cqrs.outbox import admin as desk
+from django_cqrs.outbox.admin import filters, outbox_messages, stored_messages
+from django_cqrs.outbox.editing import PayloadEditor
 from django_cqrs.outbox.models import (
     DeadLetter,
     JournalEntry,
@@ -78,6 +79,12 @@ class Check:
 @upcaster("desk.Pay", version=1)
 def rename_the_number(payload):
     return {"customer": payload["customer"], "card": payload["number"]}
+
+
+def set_limits(monkeypatch, **limits):
+    for module in (filters, outbox_messages, stored_messages):
+        for name in limits.keys() & vars(module).keys():
+            monkeypatch.setattr(module, name, limits[name])
 
 
 @pytest.fixture(autouse=True)
@@ -380,7 +387,7 @@ def test_c05_2_desk_lists_by_as_many_queries(admin_client, model, address):
 
 def test_c05_2_desk_counts_no_further_than_its_lists(admin_client, monkeypatch):
     """A list ends somewhere, says so, and nothing counts the rows beyond."""
-    monkeypatch.setattr(desk, "LISTED", 5)
+    set_limits(monkeypatch, LISTED=5)
     kept(DeadLetter, 5)
     assert "The list ends after" not in admin_client.get(LETTERS).content.decode()
     kept(DeadLetter, 5)
@@ -429,7 +436,7 @@ def test_c05_2_desk_is_filtered_and_searched(admin_client, query, found):
 
 def test_c05_2_desk_asks_about_more_than_its_lists_have(admin_client, monkeypatch):
     """The page that asks counts no further than a list, and says so; all are meant."""
-    monkeypatch.setattr(desk, "LISTED", 5)
+    set_limits(monkeypatch, LISTED=5)
     letters = kept(DeadLetter, 6)
 
     def asked(action):
@@ -475,7 +482,7 @@ def test_c05_2_desk_messages_are_filtered_and_searched(
     admin_client, monkeypatch, query, found
 ):
     """By state in all channels; by name and endpoint among the newest alone."""
-    monkeypatch.setattr(desk, "SEARCHED", 2)
+    set_limits(monkeypatch, SEARCHED=2)
     named = {"endpoint": "desk.scan", "name": "desk.Shred"}
     identity = "3f0e6f0c-8f9d-4a39-9d6b-0d4a6d2f7a11"
     rows = [
@@ -505,7 +512,7 @@ def test_the_journal_is_filtered_among_its_newest(
     admin_client, monkeypatch, query, found
 ):
     """Every command writes to it, so there is no index for that."""
-    monkeypatch.setattr(desk, "SEARCHED", 2)
+    set_limits(monkeypatch, SEARCHED=2)
     rows = [
         JournalEntry.objects.create(
             at=timezone.now(),
@@ -685,7 +692,7 @@ def test_c05_2_desk_counts_channels_as_far_as_its_lists(
     admin_client, traffic, monkeypatch
 ):
     """A figure ends where the list behind it does, and says so."""
-    monkeypatch.setattr(desk, "LISTED", 4)
+    set_limits(monkeypatch, LISTED=4)
 
     found = cells_of(admin_client.get(CHANNELS).content.decode())
 
@@ -1239,13 +1246,13 @@ def test_c05_2_edit_of_what_is_gone(client, editor, monkeypatch):
     letter.pk = other.pk + 1
     assert "no such dead letter any more" in edit(client, letter, "{}").content.decode()
 
-    mend = desk.Draft.mended
+    edited = PayloadEditor.edited
 
-    def mend_slowly(draft, text):
+    def edit_slowly(editor, text):
         DeadLetter.objects.all().delete()
-        return mend(draft, text)
+        return edited(editor, text)
 
-    monkeypatch.setattr(desk.Draft, "mended", mend_slowly)
+    monkeypatch.setattr(PayloadEditor, "edited", edit_slowly)
     answer = edit(client, other, '{"number":2}')
 
     assert "no such dead letter any more" in answer.content.decode()

@@ -404,7 +404,7 @@ def test_c07_5_failure_that_cannot_be_written_is_logged(registry, monkeypatch, c
         with connection.cursor() as cursor:
             cursor.execute("SELECT * FROM nowhere")
 
-    monkeypatch.setattr(journal._Table, "write", away)
+    monkeypatch.setattr(journal._EntrySink, "write", away)
 
     with pytest.raises(Refused):
         registry.command_bus.dispatch(Open(fails="command"))

@@ -17,8 +17,8 @@ from django_cqrs import (
     message,
 )
 from django_cqrs.channels import channels
-from django_cqrs.outbox import insertion
 from django_cqrs.outbox.channel import OutboxChannel
+from django_cqrs.outbox.store import insertion
 from tests.outbox.support import (
     note,
     numbers,
@@ -113,7 +113,7 @@ def test_c01_1_nothing_is_committed_where_a_message_cannot_be_stored(monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(channels["outbox"], "alias", "x" * 200)
         if connection.vendor == "sqlite":  # which knows no lengths
-            patch.setattr(insertion, "_row", lambda *_: ("x",))
+            patch.setattr(insertion, "row_of", lambda *_: ("x",))
         with pytest.raises(DatabaseError):
             registry.command_bus.dispatch(Work(1, "done"))
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 
 from django_cqrs import Registry, Retry, Sensitive, command_handler, message
-from django_cqrs.outbox.texts import LONGEST, shortened
+from django_cqrs.outbox.journal import LONGEST, shortened
 from tests.outbox.support import letters, on_databases, work
 
 pytestmark = on_databases

@@ -21,9 +21,9 @@ from django_cqrs import (
     message,
 )
 from django_cqrs.exceptions import InvalidKey, MissingHeader
-from django_cqrs.outbox.claims import ADVISORY_LOCK
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
 from django_cqrs.outbox.store import Store, discard, replay
+from django_cqrs.outbox.store.dialects import ADVISORY_LOCK
 from django_cqrs.outbox.worker import names_of
 from tests.limits import LIMIT
 from tests.outbox.support import (

@@ -21,7 +21,7 @@ from django.db import (
 
 from django_cqrs import Registry, Retry, Sensitive, command_handler, message
 from django_cqrs.outbox.models import OutboxMessage, State
-from django_cqrs.outbox.outages import (
+from django_cqrs.outbox.worker.outages import (
     ALIKE,
     FIRST_PAUSE,
     LONGEST_PAUSE,

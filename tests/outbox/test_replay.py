@@ -15,9 +15,9 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_cqrs import Registry, Retry, command_handler
-from django_cqrs.outbox.batches import giving_way
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
 from django_cqrs.outbox.store import put_back, replay
+from django_cqrs.outbox.store.batches import retrying_deadlocks
 from tests.limits import LIMIT
 from tests.outbox.support import (
     letters,
@@ -203,7 +203,7 @@ def test_c03_4_a_deadlock_over_dead_letters_is_begun_anew():
             change(row, barrier if attempts.count(row) == 1 else None)
 
         try:
-            giving_way(work, using="default")
+            retrying_deadlocks(work, using="default")
         except OperationalError as error:
             failed.append(error)
         finally:
@@ -236,12 +236,12 @@ def test_c03_4_a_deadlock_again_and_again_is_raised(monkeypatch):
         raise deadlock()
 
     with pytest.raises(OperationalError, match="Deadlock"):
-        giving_way(work, using="default")
+        retrying_deadlocks(work, using="default")
     assert (len(attempts), len(slept)) == (6, 5)
 
     attempts.clear()
     with transaction.atomic(), pytest.raises(OperationalError, match="Deadlock"):
-        giving_way(work, using="default")
+        retrying_deadlocks(work, using="default")
     assert len(attempts) == 1
 
 

@@ -12,11 +12,11 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from django_cqrs import Retry
-from django_cqrs.outbox.meter import Meter
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State, Throughput
 from django_cqrs.outbox.statistics import LOOKED, ChannelStatistics, statistics_of
 from django_cqrs.outbox.store import replay
 from django_cqrs.outbox.worker import Worker
+from django_cqrs.outbox.worker.throughput import ThroughputRecorder
 from tests.outbox.support import (
     letters,
     note,
@@ -441,7 +441,7 @@ def test_counting_costs_a_batch_nothing(registry, monkeypatch):
         assert worker.run_once() == 1
         assert said == []
 
-        monkeypatch.setattr(Meter, "write_time", 0)
+        monkeypatch.setattr(ThroughputRecorder, "write_time", 0)
         send(registry, 2)
         assert worker.run_once() == 1
 
@@ -467,7 +467,7 @@ def test_two_workers_begin_a_minute_at_once(monkeypatch):
     from tests.outbox.support import second_connection
 
     minute = timezone.now().replace(second=0, microsecond=0)
-    meter = Meter("default")
+    meter = ThroughputRecorder("default")
     original = type(Throughput.objects.all()).bulk_create
 
     def late(queryset, objects, **options):
@@ -492,7 +492,7 @@ def test_an_outage_loses_no_count(registry, monkeypatch):
     send(registry, 1)
     worker = worker_of(registry)
     worker.run_once()
-    meter = worker._meter
+    meter = worker._handler.throughput
 
     def away(*_):
         raise OperationalError
@@ -513,7 +513,7 @@ def test_a_count_does_not_end_a_worker(registry, monkeypatch):
     def away(*_):
         raise OperationalError
 
-    monkeypatch.setattr(Meter, "_add", away)
+    monkeypatch.setattr(ThroughputRecorder, "_add", away)
     send(registry, 1)
 
     assert work(registry).handled == 1

@@ -13,7 +13,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from django_cqrs.outbox.models import OutboxMessage
-from django_cqrs.outbox.supervisor import Supervisor
+from django_cqrs.outbox.worker.supervisor import Supervisor
 from tests.limits import LIMIT
 from tests.outbox.support import (
     database,
@@ -41,7 +41,7 @@ def is_alive(pid):
 
 CHILD = """
 import os, signal, sys, time
-from django_cqrs.outbox.supervisor import end_with_supervisor, supervised_by
+from django_cqrs.outbox.worker.supervisor import end_with_supervisor, supervised_by
 
 is_over = False
 

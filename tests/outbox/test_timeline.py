@@ -29,8 +29,8 @@ from django_cqrs import (
 )
 from django_cqrs.documents import DocumentStore
 from django_cqrs.documents import admin as documents
+from django_cqrs.documents.document_storage import subject_of
 from django_cqrs.documents.models import Document
-from django_cqrs.documents.storage import subject_of
 from django_cqrs.outbox import timeline
 from django_cqrs.outbox.admin import OutboxMessageAdmin, TimelineMixin
 from django_cqrs.outbox.models import (

@@ -14,9 +14,9 @@ from django.db import connection, transaction
 
 from django_cqrs import Registry, Retry, command_handler
 from django_cqrs.channels import channels
+from django_cqrs.declaration.key_sources import as_key
 from django_cqrs.documents import document
 from django_cqrs.documents.models import Document
-from django_cqrs.keys import as_key
 from django_cqrs.modelling import Saga, saga
 from django_cqrs.modelling.sagas import SagaSubject
 from django_cqrs.outbox.models import (

@@ -29,7 +29,8 @@ from django_cqrs.outbox.models import (
     StoredMessage,
 )
 from django_cqrs.outbox.store import LeaseLost, Store, replay
-from django_cqrs.outbox.worker import StopWorker, _Heartbeat
+from django_cqrs.outbox.worker import StopWorker
+from django_cqrs.outbox.worker.heartbeat import Heartbeat
 from tests.limits import LIMIT
 from tests.outbox.support import (
     SOAKS,
@@ -218,7 +219,7 @@ def test_c02_4_a_long_batch_keeps_its_lease():
     send(registry, 1, 2, 3)
     worker = worker_of(registry, lease=timedelta(seconds=0.2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("django_cqrs.outbox.worker.Store", Watched)
+        patch.setattr("django_cqrs.outbox.worker.heartbeat.Store", Watched)
         assert worker.run().handled == 3
 
     assert renewed
@@ -238,7 +239,7 @@ def test_c02_4_two_renewals_at_once_lose_no_lease():
     send(registry_of(note), 1, 2, 3)
     lease = timedelta(seconds=30)
     claimed = Store("default").claim("outbox", limit=3, owner="me", lease=lease)
-    heartbeat = _Heartbeat("default", lease)
+    heartbeat = Heartbeat("default", lease)
     heartbeat.hold("me", [each.pk for each in claimed])
     heartbeat._renewed -= lease.total_seconds()  # long ago
     kept = []
@@ -248,7 +249,7 @@ def test_c02_4_two_renewals_at_once_lose_no_lease():
         connections.close_all()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("django_cqrs.outbox.worker.Store", Slow)
+        patch.setattr("django_cqrs.outbox.worker.heartbeat.Store", Slow)
         threads = [threading.Thread(target=look) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -872,7 +873,7 @@ def test_c03_3_a_crash_while_burying_counts_for_nothing(monkeypatch):
 
     def die():
         worker = worker_of(registry)
-        monkeypatch.setattr(worker, "_give_back", lambda *_: None)
+        monkeypatch.setattr(worker._handler, "give_back", lambda *_: None)
         with pytest.raises(Crash):
             worker.run()
         expire_leases()
@@ -1364,7 +1365,7 @@ def test_c09_2_a_connection_dropped_at_the_settle_gives_the_claim_back(monkeypat
         settle(owner, keys)
 
     worker.store.settle = settle_once
-    monkeypatch.setattr(worker, "_ensure_reachable", ensure_reachable)
+    monkeypatch.setattr(worker._handler, "_ensure_reachable", ensure_reachable)
 
     assert worker.run().handled == 2
     assert numbers() == [1, 2]

@@ -12,8 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django_cqrs import Registry, command_handler
 from django_cqrs.channels import channels
 from django_cqrs.outbox.channel import OutboxChannel
-from django_cqrs.outbox.claims import BY_INDEX
-from django_cqrs.outbox.dialects import to_last_result
+from django_cqrs.outbox.store.dialects import BY_INDEX, to_last_result
 from django_cqrs.outbox.worker import Bounds, Worker
 from django_cqrs.retries import Retry
 from tests.outbox.support import (

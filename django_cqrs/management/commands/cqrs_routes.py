@@ -12,18 +12,17 @@ from django.core.checks import ERROR
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tabulate import tabulate
 
-from django_cqrs.buses import registry
+from django_cqrs.buses.registries import registry
 from django_cqrs.checks import CHECKS
-from django_cqrs.declarations import Kind
-from django_cqrs.listing import (
-    Face,
+from django_cqrs.declaration.declarations import Kind
+from django_cqrs.management.explanation import explain, names_of
+from django_cqrs.management.listing import (
+    EndpointRow,
     Filter,
-    Row,
+    InterfaceRow,
     as_dict,
-    explain,
-    faces_of,
+    interface_rows,
     labels,
-    names_of,
     rows_of,
 )
 
@@ -102,7 +101,7 @@ class Command(BaseCommand):
         else:
             wanted = Filter(app=app, bus=bus, message=message)
             rows = [row for row in rows_of(registry) if wanted.keeps(row)]
-            faces = [each for each in faces_of(registry) if wanted.keeps(each)]
+            faces = [each for each in interface_rows(registry) if wanted.keeps(each)]
             self._show(rows, faces, format)
         self._report_checks()
 
@@ -119,7 +118,9 @@ class Command(BaseCommand):
         msg = f"There is no {what} {given!r}.{hint}"
         raise CommandError(msg)
 
-    def _show(self, rows: list[Row], faces: list[Face], form: str) -> None:
+    def _show(
+        self, rows: list[EndpointRow], faces: list[InterfaceRow], form: str
+    ) -> None:
         if form == "json":
             document = {
                 "version": JSON_VERSION,
@@ -134,7 +135,9 @@ class Command(BaseCommand):
         else:
             self.stdout.write(self._tables(rows, faces, form))
 
-    def _tables(self, rows: list[Row], faces: list[Face], form: str) -> str:
+    def _tables(
+        self, rows: list[EndpointRow], faces: list[InterfaceRow], form: str
+    ) -> str:
         parts = []
         for kind, heading in HEADINGS.items():
             of_kind = [row for row in rows if row.kind == kind]
@@ -173,7 +176,7 @@ class Command(BaseCommand):
             raise CommandError(msg, returncode=1)
 
 
-def _table(rows: list[Row], form: str, width: int | None) -> str:
+def _table(rows: list[EndpointRow], form: str, width: int | None) -> str:
     """Return rows of one kind as a table; in a terminal, no wider than it is."""
     columns = {
         column: heading
@@ -197,7 +200,7 @@ def _table(rows: list[Row], form: str, width: int | None) -> str:
     )
 
 
-def _face_table(faces: list[Face], form: str, width: int | None) -> str:
+def _face_table(faces: list[InterfaceRow], form: str, width: int | None) -> str:
     """Return the methods of business interfaces as a table, as wide as may be."""
     cells = [
         [
@@ -216,7 +219,7 @@ def _face_table(faces: list[Face], form: str, width: int | None) -> str:
     )
 
 
-def _cell(row: Row, column: str) -> str:
+def _cell(row: EndpointRow, column: str) -> str:
     value = getattr(row, column)
     if column in OPTIONAL and not value:
         return ""
@@ -266,7 +269,7 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _mermaid(rows: list[Row]) -> list[str]:
+def _mermaid(rows: list[EndpointRow]) -> list[str]:
     lines = ["flowchart LR"]
     messages: dict[tuple[str, str], str] = {}
     handlers: dict[str, str] = {}

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from django.core.management.base import CommandError
 from django.db import Error, InterfaceError, OperationalError
 
-from django_cqrs.outbox.outages import is_not_migrated
-from django_cqrs.outbox.texts import described
+from django_cqrs.outbox.journal import described
+from django_cqrs.outbox.worker.outages import is_not_migrated
 
 
 @contextmanager

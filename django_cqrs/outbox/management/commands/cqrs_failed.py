@@ -11,18 +11,18 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models import QuerySet
 from tabulate import tabulate
 
-from django_cqrs.masking import MASK
-from django_cqrs.outbox.desk import (
-    MASKED,
-    UNSEEN,
-    Shown,
-    reason_text,
-    shown,
-    shown_in_list,
-)
+from django_cqrs.conversion.masking import MASK
 from django_cqrs.outbox.management.refusals import clear_errors
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, Reason, State
-from django_cqrs.outbox.store import discard, replay
+from django_cqrs.outbox.redaction import (
+    MASKED,
+    NOT_SHOWN,
+    RedactedMessage,
+    reason_text,
+    redact,
+    redact_list,
+)
+from django_cqrs.outbox.store.dead_letters import discard, replay
 
 NARROW = 60
 
@@ -150,7 +150,7 @@ class Command(BaseCommand):
     def _list(self, letters: QuerySet[DeadLetter], limit: int, form: str) -> None:
         newest = letters.order_by("-failed_at", "-pk")[:limit]
         rows = list(newest.defer("payload", "headers", "traceback"))
-        seen = shown_in_list(rows, using=letters.db)
+        seen = redact_list(rows, using=letters.db)
         if form == "json":
             found = [_as_dict(row, seen[row.pk]) for row in rows]
             self.stdout.write(json.dumps(found, indent=2))
@@ -212,11 +212,11 @@ class Command(BaseCommand):
         if letter is None:
             msg = f"There is no dead letter {key}."
             raise CommandError(msg)
-        seen = shown(letter)
+        seen = redact(letter)
         told = {**_as_dict(letter, seen), "reason": reason_text(letter.reason)}
         for name, value in told.items():
             self.stdout.write(f"{name + ':':<16}{value if value is not None else '-'}")
-        payload = f"{UNSEEN} {seen.reason}" if seen.reason else seen.text
+        payload = f"{NOT_SHOWN} {seen.reason}" if seen.reason else seen.text
         self.stdout.write(f"{'headers:':<16}{seen.header_text_of(letter)}")
         self.stdout.write(f"{'payload:':<16}{payload}")
         if MASK in payload:
@@ -237,7 +237,7 @@ class Command(BaseCommand):
         self.stdout.write(self.style.SUCCESS(f"Deleted {count}."))
 
 
-def _as_dict(letter: DeadLetter, seen: Shown) -> dict[str, Any]:
+def _as_dict(letter: DeadLetter, seen: RedactedMessage) -> dict[str, Any]:
     return {
         "id": letter.pk,
         "channel": letter.channel,
@@ -256,7 +256,7 @@ def _as_dict(letter: DeadLetter, seen: Shown) -> dict[str, Any]:
     }
 
 
-def _shortened(letter: DeadLetter, seen: Shown, width: int) -> str:
+def _shortened(letter: DeadLetter, seen: RedactedMessage, width: int) -> str:
     return _first_line(seen.error_of(letter) or letter.exception, width)
 
 

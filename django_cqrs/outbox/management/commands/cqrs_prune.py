@@ -12,10 +12,10 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.utils.dateparse import parse_duration
 
 from django_cqrs.exceptions import InvalidOption
-from django_cqrs.outbox.batches import SIZE
 from django_cqrs.outbox.management.commands.cqrs_worker import positive
 from django_cqrs.outbox.management.refusals import clear_errors
 from django_cqrs.outbox.pruning import Pruned, prune
+from django_cqrs.outbox.store.batches import SIZE
 
 LARGEST = 10_000
 

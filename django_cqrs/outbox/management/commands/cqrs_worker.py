@@ -18,18 +18,19 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, run_with_reloader
 
-from django_cqrs.buses import registry
+from django_cqrs.buses.registries import registry
 from django_cqrs.exceptions import InvalidChannel
-from django_cqrs.outbox.channel import Relay, outbox_of
+from django_cqrs.outbox.channel import outbox_of
 from django_cqrs.outbox.management.refusals import clear_errors
-from django_cqrs.outbox.supervisor import (
+from django_cqrs.outbox.worker.bounds import Bounds, StopWorker, megabytes_used
+from django_cqrs.outbox.worker.supervisor import (
     REPLACE,
     STOP,
     Supervisor,
     end_with_supervisor,
     supervised_by,
 )
-from django_cqrs.outbox.worker import Bounds, StopWorker, Worker, megabytes_used
+from django_cqrs.outbox.worker.worker import Relay, Worker
 
 
 class _OneLine(logging.Formatter):

@@ -1,0 +1,266 @@
+"""What the three buses share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from django.db import connections
+
+from django_cqrs.channels.channel import Envelope
+from django_cqrs.conversion.payloads import PayloadType, check_content_type
+from django_cqrs.declaration.declarations import Kind
+from django_cqrs.exceptions import InvalidOption, MessageConversionError, NoHandlerFound
+from django_cqrs.messages import HeaderValue, Message, current
+from django_cqrs.pipeline.compiler import Pipelines
+from django_cqrs.pipeline.idempotency import BusKey
+from django_cqrs.pipeline.outlet import NO_OPTIONS, Outlet, SendOptions
+from django_cqrs.retries import InstantRetry
+from django_cqrs.routing.endpoint import BUS_METHODS, Endpoint, JoinPoint, Run
+from django_cqrs.routing.table import RouteTable
+from django_cqrs.sync import in_thread, refuse_running_loop
+
+R = TypeVar("R")
+
+GivenHeaders = Mapping[str, HeaderValue]
+
+current_message = current.get
+
+
+class Host(Protocol):
+    """What a bus needs of the registry that it belongs to."""
+
+    @property
+    def routes(self) -> RouteTable:
+        """The route table."""
+        ...
+
+    @property
+    def pipelines(self) -> Pipelines:
+        """What puts interceptors and handlers together."""
+        ...
+
+    def deliver(self, envelope: Envelope) -> None:
+        """Handle a message that comes out of a channel."""
+        ...
+
+    def with_taps(self, kind: Kind, run: Run) -> Run:
+        """Return `run` preceded by what is told of every message."""
+        ...
+
+    def adopt(self, bus: Any) -> None:
+        """Have a bus forget its routes when they change."""
+        ...
+
+
+class BaseBus:
+    """What the three buses share: a registry, and what they learned of its routes."""
+
+    kind: Kind
+    default_registry: ClassVar[Host]
+    """The project's, which a bus uses that is given none."""
+    _key: BusKey | None = None
+
+    def __init__(self, *, registry: Host | None = None) -> None:
+        """Use a registry, by default the global one."""
+        self.registry: Host = (
+            registry if registry is not None else self.default_registry
+        )
+        self._by_type: dict[type, Any] = {}
+        self._compiled: dict[Any, Any] = {}
+        self.registry.adopt(self)
+        # One hop for the whole of it: the transaction is the thread's.
+        method = getattr(self, BUS_METHODS[self.kind].partition(".")[2])
+        self._in_thread = in_thread(method)
+
+    def _forget(self) -> None:
+        self._by_type = {}
+        self._compiled = {}
+
+    def _refuse_running_loop(self) -> None:
+        entrance = BUS_METHODS[self.kind]
+        bus, _, method = entrance.partition(".")
+        refuse_running_loop(entrance, f"await {bus}.a{method}()")
+
+    def _message(
+        self,
+        payload: Any,
+        headers: GivenHeaders | None,
+        using: str | None,
+        options: SendOptions = NO_OPTIONS,
+    ) -> Message:
+        __traceback_hide__ = True
+        message = Message(payload, current_message())
+        if headers:
+            message._add_headers(headers)
+        if using is not None:
+            connections[using]  # raises where there is no such alias
+            message._using = using
+        if options is not NO_OPTIONS:
+            message._options = options
+        return message
+
+    def _outlet(self, endpoint: Endpoint) -> Outlet:
+        key = endpoint, Outlet
+        outlet = self._compiled.get(key)
+        if outlet is None:
+            registry = self.registry
+            outlet = Outlet(endpoint, registry.routes.types, registry.deliver)
+            self._compiled[key] = outlet
+        return outlet
+
+    def _check_options(self, endpoint: Endpoint, options: SendOptions) -> None:
+        """Refuse options that an endpoint's way does not have."""
+        if options is NO_OPTIONS:
+            return
+        given = options.given()
+        if endpoint.channel is not None:
+            options.check(self._outlet(endpoint).channel)
+            return
+        msg = (
+            f"{' and '.join(f'{name}=' for name in given)} cannot be given to "
+            f"{endpoint.name}, which is called at once: only a message that waits in a "
+            f"channel can be delayed, expire, or be preferred."
+        )
+        raise InvalidOption(msg)
+
+    def _refuse_aggregate_id(self, endpoint: Endpoint, aggregate_id: Any) -> None:
+        if aggregate_id is None:
+            return
+        if endpoint.subject is None:
+            reason = "is not a handler of an aggregate"
+        elif endpoint.is_factory and endpoint.action is None:
+            reason = "makes a new object, whose identifier nobody can give"
+        else:
+            return
+        msg = f"aggregate_id= was given, but {endpoint.name} {reason}."
+        raise InvalidOption(msg)
+
+    def _check_address(
+        self, payload: Any, route: str | None, content_type: str | None
+    ) -> None:
+        __traceback_hide__ = True
+        method = BUS_METHODS[self.kind]
+        if route is not None and not isinstance(route, str):
+            msg = f"route= is a routing key, a string, not {route!r}."
+            raise InvalidOption(msg)
+        if route is None and content_type is not None:
+            msg = (
+                f"{method}(content_type=...) needs route= as well: text does not say "
+                f"which handler it is for."
+            )
+            raise InvalidOption(msg)
+        if route is None and payload is None:
+            msg = f"{method}() needs a payload, or route= and perhaps a payload."
+            raise InvalidOption(msg)
+        if isinstance(payload, type) and route is None:
+            name = payload.__qualname__
+            msg = f"{method}() takes an object: {name}(...), not the class {name}."
+            raise InvalidOption(msg)
+
+    def __repr__(self) -> str:
+        """Return the name and the registry."""
+        return f"<{type(self).__name__} of {self.registry!r}>"
+
+
+class SingleHandlerBus(BaseBus):
+    """A bus whose messages have exactly one handler."""
+
+    _retry: InstantRetry | None = None
+    _is_direct: bool = False
+
+    def _run_for(
+        self,
+        payload: Any,
+        route: str | None,
+        content_type: str | None,
+        using: str | None,
+    ) -> tuple[Endpoint, Any, Run]:
+        """Find the endpoint; convert the payload to what it takes."""
+        __traceback_hide__ = True
+        try:
+            return self._found_run_for(payload, route, content_type, using)
+        except (MessageConversionError, NoHandlerFound) as error:
+            error.at_entrance = is_at_entrance()
+            raise
+
+    def _found_run_for(
+        self,
+        payload: Any,
+        route: str | None,
+        content_type: str | None,
+        using: str | None,
+    ) -> tuple[Endpoint, Any, Run]:
+        __traceback_hide__ = True
+        self._check_address(payload, route, content_type)
+        # Taken before the table: a reset in between must not find stale routes here.
+        by_type, compiled = self._by_type, self._compiled
+        table = self.registry.routes
+        if route is None:
+            endpoint = table.handler_of(self.kind, payload)
+        else:
+            found = table.handler_of_key(self.kind, route)
+            if found is not None:
+                payload = converted_payload(found, payload, content_type)
+                endpoint = found
+            else:
+                named = PayloadType(table.named_class(route))
+                payload = read_payload(named, payload, content_type)
+                endpoint = table.handler_of(self.kind, payload)
+        key = endpoint, using, type(payload)
+        run = compiled.get(key)
+        if run is None:
+            run = self._compile(endpoint, using, type(payload))
+            run = compiled[key] = self.registry.with_taps(self.kind, run)
+        if route is None and using is None:
+            by_type[type(payload)] = run
+        return endpoint, payload, run
+
+    def _compile(self, endpoint: Endpoint, using: str | None, cls: type) -> Run:
+        point = JoinPoint(endpoint, self, cls)
+        pipelines = self.registry.pipelines
+        if endpoint.channel is not None:
+            outlet = self._outlet(endpoint)
+            return pipelines.sending(
+                point,
+                outlet.put,
+                alias_of=outlet.alias_for,
+                retry=self._retry,
+                key=self._key,
+            )
+        return pipelines.handling(
+            point,
+            using=using,
+            retry=self._retry,
+            key=self._key,
+            is_direct=self._is_direct,
+        )
+
+
+def read_payload(wanted: PayloadType, payload: Any, content_type: str | None) -> Any:
+    """Return a payload as a type says, from an object or from text."""
+    __traceback_hide__ = True
+    if content_type is None:
+        return wanted.from_python(payload)
+    check_content_type(content_type)
+    return wanted.from_json(payload)
+
+
+def converted_payload(
+    endpoint: Endpoint, payload: Any, content_type: str | None
+) -> Any:
+    """Return a payload as an endpoint takes it."""
+    __traceback_hide__ = True
+    wanted = endpoint.plan.payload
+    if wanted is None:  # nobody looks at it, but broken text is refused all the same
+        return read_payload(PayloadType(Any), payload, content_type)
+    has_default = endpoint.plan.payload_default is not inspect.Parameter.empty
+    if payload is None and content_type is None and has_default:
+        return None
+    return read_payload(wanted, payload, content_type)
+
+
+def is_at_entrance() -> bool:
+    """Tell whether no message is being handled here: a chain of them begins."""
+    return not isinstance(current_message(), Message)

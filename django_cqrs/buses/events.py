@@ -1,0 +1,293 @@
+"""The event bus: all handlers, one after the other."""
+
+from __future__ import annotations
+
+from asyncio import _get_running_loop
+from collections.abc import Mapping
+from typing import Any
+
+from django_cqrs.buses.bus import (
+    BaseBus,
+    GivenHeaders,
+    converted_payload,
+    current_message,
+    is_at_entrance,
+    read_payload,
+)
+from django_cqrs.conversion.payloads import PayloadType
+from django_cqrs.declaration.declarations import Kind
+from django_cqrs.exceptions import MessageConversionError
+from django_cqrs.messages import Message, scope_of
+from django_cqrs.parameters.services import with_dependencies
+from django_cqrs.pipeline.outlet import Seconds, release, send_options
+from django_cqrs.pipeline.stages import while_current
+from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
+
+
+class EventBus(BaseBus):
+    """Publishes an event to all of its handlers, one after the other."""
+
+    kind = Kind.EVENT
+
+    def publish(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        delay: Seconds | None = None,
+        expires: Seconds | None = None,
+        priority: int | None = None,
+    ) -> None:
+        """
+        Call every handler of an event, by priority and then by registration.
+
+        The first that raises ends it: its exception reaches the caller, and the
+        handlers after it are not called.
+
+        Args:
+            payload: the event; with `route`, any value or none.
+            route: an event's name, where its class does not say it.
+            headers: read by handlers and passed on to what they send.
+            content_type: ``"application/json"`` where the payload is such text.
+            using: a database alias, for handlers to read from their message.
+            delay: for handlers on a channel, in seconds or a timedelta.
+            expires: likewise.
+            priority: likewise; higher first.
+
+        Raises:
+            InvalidHandler: the declaration of one of its handlers is broken.
+            MessageConversionError: the payload is not what its name or a handler
+                says. No handler was called.
+            InvalidHeader: a header is reserved or cannot travel.
+            MissingHeader: a handler requires a header that is not there.
+            InvalidOption: the arguments do not fit together.
+            SynchronousDispatch: an event loop is running here.
+
+        """
+        __traceback_hide__ = True
+        if (
+            route is None
+            and headers is None
+            and using is None
+            and content_type is None
+            and delay is None
+            and expires is None
+            and priority is None
+            and _get_running_loop() is None
+        ):
+            run = self._by_type.get(type(payload))
+            if run is not None:
+                run(Message(payload, current_message()))
+                return
+        self._refuse_running_loop()
+        self._check_address(payload, route, content_type)
+        by_type = self._by_type  # taken before the table: as in _run_for()
+        table = self.registry.routes
+        try:
+            named = None if route is None else table.named_class(route)
+            if route is not None and named is None:
+                endpoints = table.subscribers_of_key(route)
+                # Every payload is converted before any handler is called.
+                payloads = [
+                    converted_payload(each, payload, content_type) for each in endpoints
+                ]
+                run = self._compile(
+                    endpoints, [type(each) for each in payloads], payloads
+                )
+                run = self.registry.with_taps(self.kind, run)
+            else:
+                if named is not None:
+                    payload = read_payload(PayloadType(named), payload, content_type)
+                # An object of a subclass has not the name, but may be sent by it.
+                sent_by = None if type(payload) is named else route
+                endpoints = table.subscribers_of(payload, sent_by)
+                cached = by_type.get(type(payload)) if sent_by is None else None
+                run = cached or self.registry.with_taps(
+                    self.kind, self._compile_for(endpoints, payload)
+                )
+                if sent_by is None:
+                    by_type[type(payload)] = run
+        except MessageConversionError as error:
+            error.at_entrance = is_at_entrance()
+            raise
+        options = send_options(delay, expires, priority)
+        for endpoint in endpoints:
+            self._check_options(endpoint, options)
+        run(self._message(payload, headers, using, options))
+
+    def publish_recorded(self, payload: Any, headers: Mapping[str, Any]) -> None:
+        """
+        Publish an event that an aggregate has recorded, from inside its handling.
+
+        Args:
+            payload: the event.
+            headers: what the message says of the aggregate; they are not passed on.
+
+        """
+        __traceback_hide__ = True
+        run = self._by_type.get(type(payload))
+        if run is None:
+            by_type = self._by_type
+            endpoints = self.registry.routes.subscribers_of(payload)
+            run = self._compile_for(endpoints, payload)
+            run = by_type[type(payload)] = self.registry.with_taps(self.kind, run)
+        message = Message(payload, current_message())
+        message._aggregate = headers
+        run(message)
+
+    async def apublish(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        delay: Seconds | None = None,
+        expires: Seconds | None = None,
+        priority: int | None = None,
+    ) -> None:
+        """Do what :meth:`publish` does, in one hop to the thread of the database."""
+        __traceback_hide__ = True
+        await self._in_thread(
+            payload,
+            route=route,
+            headers=headers,
+            content_type=content_type,
+            using=using,
+            delay=delay,
+            expires=expires,
+            priority=priority,
+        )
+
+    def _compile_for(self, endpoints: tuple[Endpoint, ...], payload: Any) -> Run:
+        """Return what handles the events of one class."""
+        __traceback_hide__ = True
+        if not endpoints:
+            return _do_nothing
+        cls = type(payload)
+        if len(endpoints) == 1 and _is_taken_at_once(endpoints[0], payload):
+            point = JoinPoint(endpoints[0], self, cls)
+            return self.registry.pipelines.handling(point)
+        if len(endpoints) == 1 and endpoints[0].channel is not None:
+            return self._compile_alone(endpoints, cls)
+        if all(_is_taken_at_once(each, payload) for each in endpoints):
+            return self._compile_in_turn(endpoints, cls)
+        return self._compile(endpoints, [cls] * len(endpoints), None)
+
+    def _compile_alone(self, endpoints: tuple[Endpoint, ...], cls: type) -> Run:
+        """Return what sends to the one handler there is, which is on a channel."""
+        _, [(_, send_at_once)], _ = self._parts_of(endpoints, [cls])
+        send_by_itself = self._compile(endpoints, [cls], None)
+
+        def run_alone(message: Message) -> None:
+            scope = scope_of(message)
+            if scope is not None and scope.is_open and message.using is None:
+                # In the command's transaction, and with nothing to hold it back for.
+                send_at_once(message)
+            else:
+                send_by_itself(message)
+
+        return run_alone
+
+    def _compile_in_turn(self, endpoints: tuple[Endpoint, ...], cls: type) -> Run:
+        """Return what calls handlers in turn, which all take the event as it is."""
+        at_once, _sendings, uses_dependencies = self._parts_of(
+            endpoints, [cls] * len(endpoints)
+        )
+        runs = [run for _index, run in at_once]
+
+        def run_in_turn(message: Message) -> None:
+            __traceback_hide__ = True
+            for run in runs:
+                run(message)
+
+        whole: Run = run_in_turn
+        if uses_dependencies:
+            whole = with_dependencies(whole)
+        return while_current(whole)
+
+    def _compile(
+        self,
+        endpoints: tuple[Endpoint, ...],
+        types: list[type],
+        payloads: list[Any] | None,
+    ) -> Run:
+        """
+        Return what calls handlers in turn, then sends to channels.
+
+        Args:
+            endpoints: in their order.
+            types: of the payload that each is given.
+            payloads: what each is given; None for the message's own, converted
+                where a handler takes its JSON form.
+
+        """
+        compiled, key = self._compiled, (endpoints, tuple(types))
+        parts = compiled.get(key)
+        if parts is None:
+            parts = compiled[key] = self._parts_of(endpoints, types)
+        at_once, sendings, uses_dependencies = parts
+
+        def run_all(message: Message) -> None:
+            __traceback_hide__ = True
+            given = payloads
+            if given is None:
+                given = [_given(each, message._payload) for each in endpoints]
+            held: list[Any] = []
+            if sendings:
+                message._held = held
+                for index, run in sendings:
+                    run(_with(message, given[index]))
+            for index, run in at_once:
+                run(_with(message, given[index]))
+            if held:
+                release(message, held)
+
+        whole: Run = run_all
+        if uses_dependencies:
+            whole = with_dependencies(whole)
+        return while_current(whole)
+
+    def _parts_of(
+        self, endpoints: tuple[Endpoint, ...], types: list[type]
+    ) -> tuple[list[tuple[int, Run]], list[tuple[int, Run]], bool]:
+        """Return what is called at once, what sends, and whether Depends is used."""
+        pipelines = self.registry.pipelines
+        at_once: list[tuple[int, Run]] = []
+        sendings: list[tuple[int, Run]] = []
+        for index, (endpoint, cls) in enumerate(zip(endpoints, types, strict=True)):
+            point = JoinPoint(endpoint, self, cls)
+            if endpoint.channel is None:
+                at_once.append((index, pipelines.subscription(point)))
+            else:
+                outlet = self._outlet(endpoint)
+                run = pipelines.sending(point, outlet.put, alias_of=outlet.alias_for)
+                sendings.append((index, run))
+        plans = pipelines.plans_at(endpoints, self, types)
+        return at_once, sendings, any(plan.uses_dependencies for plan in plans)
+
+
+def _given(endpoint: Endpoint, payload: Any) -> Any:
+    """Return what an endpoint is given of an object: a channel stores it whole."""
+    __traceback_hide__ = True
+    if endpoint.channel is not None:
+        return payload
+    return converted_payload(endpoint, payload, None)
+
+
+def _with(message: Message, payload: Any) -> Message:
+    return message if payload is message._payload else message.replace(payload=payload)
+
+
+def _is_taken_at_once(endpoint: Endpoint, payload: Any) -> bool:
+    """Tell whether an endpoint is called here and now, with the object as it is."""
+    wanted = endpoint.plan.payload
+    return endpoint.channel is None and (wanted is None or wanted.takes(payload))
+
+
+def _do_nothing(_message: Message) -> None:
+    """Handle an event that nobody listens to."""

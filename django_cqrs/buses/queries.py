@@ -1,0 +1,208 @@
+"""The query bus: one handler, whose result is the answer."""
+
+from __future__ import annotations
+
+from asyncio import _get_running_loop
+from typing import Any, Literal, overload
+
+from django_cqrs.buses.bus import GivenHeaders, R, SingleHandlerBus, current_message
+from django_cqrs.conversion.payloads import convert_result
+from django_cqrs.declaration.declarations import Kind
+from django_cqrs.messages import Message, Query
+
+
+class QueryBus(SingleHandlerBus):
+    """Asks a query's one handler, in no transaction."""
+
+    kind = Kind.QUERY
+
+    @overload
+    def ask(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        returns: Literal["application/json"],
+    ) -> str: ...
+    @overload
+    def ask(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        returns: type[R],
+    ) -> R: ...
+    @overload
+    def ask(
+        self,
+        payload: Query[R],
+        *,
+        route: None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: None = None,
+        using: str | None = None,
+        returns: None = None,
+    ) -> R: ...
+    @overload
+    def ask(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        returns: Any = None,
+    ) -> Any: ...
+    def ask(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        returns: Any = None,
+    ) -> Any:
+        """
+        Ask a query and return the answer.
+
+        Args:
+            payload: the query; with `route`, any value or none.
+            route: a routing key, where a class does not lead to the handler.
+            aggregate_id: the identifier of the aggregate that is asked.
+            headers: read by the handler and passed on to what it sends.
+            content_type: ``"application/json"`` where the payload is such text.
+            using: a database alias, for the handler to read from its message.
+            returns: a type to convert the answer to, or ``"application/json"``
+                for JSON text.
+
+        Raises:
+            NoHandlerFound: nothing takes it.
+            DuplicateHandler: more than one handler takes it.
+            InvalidHandler: its handler's declaration is broken.
+            MessageConversionError: the payload is not what the handler takes, or
+                the answer does not convert.
+            InvalidHeader: a header is reserved or cannot travel.
+            MissingHeader: the handler requires a header that is not there.
+            InvalidOption: the arguments do not fit together.
+            SynchronousDispatch: an event loop is running here.
+
+        """
+        __traceback_hide__ = True
+        if (
+            route is None
+            and headers is None
+            and returns is None
+            and using is None
+            and aggregate_id is None
+            and content_type is None
+            and _get_running_loop() is None
+        ):
+            run = self._by_type.get(type(payload))
+            if run is not None:
+                return run(Message(payload, current_message()))
+        self._refuse_running_loop()
+        endpoint, payload, run = self._run_for(payload, route, content_type, using)
+        self._refuse_aggregate_id(endpoint, aggregate_id)
+        message = self._message(payload, headers, using)
+        if aggregate_id is not None and endpoint.subject is not None:
+            subject = endpoint.subject
+            message._aggregate_id = subject.identifier_given(aggregate_id, message)
+        result = run(message)
+        return result if returns is None else convert_result(result, returns)
+
+    @overload
+    async def aask(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        returns: Literal["application/json"],
+    ) -> str: ...
+    @overload
+    async def aask(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        returns: type[R],
+    ) -> R: ...
+    @overload
+    async def aask(
+        self,
+        payload: Query[R],
+        *,
+        route: None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: None = None,
+        using: str | None = None,
+        returns: None = None,
+    ) -> R: ...
+    # For mypy, which tries a wrong R of the context first: it would go on to Any.
+    @overload
+    async def aask(
+        self,
+        payload: Query[Any],
+        *,
+        route: None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: None = None,
+        using: str | None = None,
+        returns: None = None,
+    ) -> object: ...
+    @overload
+    async def aask(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        returns: Any = None,
+    ) -> Any: ...
+    async def aask(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        returns: Any = None,
+    ) -> Any:
+        """Do what :meth:`ask` does, in one hop to the thread of the database."""
+        __traceback_hide__ = True
+        return await self._in_thread(
+            payload,
+            route=route,
+            aggregate_id=aggregate_id,
+            headers=headers,
+            content_type=content_type,
+            using=using,
+            returns=returns,
+        )

@@ -1,0 +1,440 @@
+"""The registry that ties the buses to handlers, and the project's own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
+
+from django.apps import apps
+from django.core.signals import setting_changed
+
+from django_cqrs import conf
+from django_cqrs.annotations import sole_type
+from django_cqrs.buses.bus import BaseBus
+from django_cqrs.buses.commands import CommandBus
+from django_cqrs.buses.events import EventBus
+from django_cqrs.buses.queries import QueryBus
+from django_cqrs.channels.channel import Envelope
+from django_cqrs.declaration.declarations import Kind, declarations_of, handlers_of
+from django_cqrs.declaration.discovery import Discovery, Found, discover
+from django_cqrs.exceptions import CQRSError
+from django_cqrs.inbox import find_inbox, no_inbox
+from django_cqrs.interception import interception_of
+from django_cqrs.messages import Message, Ran, message_name_of
+from django_cqrs.parameters.plan import Constant, Resolver
+from django_cqrs.parameters.planner import Unfillable, register_filler
+from django_cqrs.parameters.services import Services
+from django_cqrs.pipeline.compiler import Pipelines
+from django_cqrs.pipeline.envelopes import decode, message_of
+from django_cqrs.pipeline.interceptors import Interceptor, interceptors_of
+from django_cqrs.problems import Problem
+from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
+from django_cqrs.routing.table import RouteTable
+from django_cqrs.signals import on_change
+from django_cqrs.sync import refuse_running_loop
+
+HandlerT = TypeVar("HandlerT")
+
+_registries: WeakSet[Registry] = WeakSet()
+
+
+class Registry:
+    """
+    Handlers, their route table, and the three buses that use it.
+
+    There is a global one, filled by the app config. A test builds its own::
+
+        registry = Registry()
+        registry.add(open_ticket)
+        registry.command_bus.dispatch(OpenTicket("broken lamp"))
+    """
+
+    def __init__(self, source: Callable[[], Discovery] | None = None) -> None:
+        """Start with no handlers, or with what `source` finds when it is asked."""
+        self._source = source
+        self._added: list[Found] = []
+        self._services = Services(self)
+        self._table: RouteTable | None = None
+        self._pipelines = Pipelines(())
+        self._taps: list[Callable[[Kind, Message], None]] = []
+        self._consumptions: dict[Any, Run] = {}
+        self._lock = threading.RLock()
+        _registries.add(self)
+        self._is_compiling = False
+        # In the order of their making. Those that nobody else keeps are forgotten.
+        self._buses: WeakKeyDictionary[BaseBus, None] = WeakKeyDictionary()
+        self._direct: dict[Kind, CommandBus | QueryBus] = {}
+        self.implementations: dict[type, Any] = {}
+        """What implements a business interface here, by the interface."""
+        self.command_bus: CommandBus = CommandBus(registry=self)
+        self.query_bus: QueryBus = QueryBus(registry=self)
+        self.event_bus: EventBus = EventBus(registry=self)
+
+    def add(self, handler_or_class: HandlerT, /) -> HandlerT:
+        """
+        Add a handler, a class with handlers, a message class or an interceptor.
+
+        Returns:
+            What was given, so that it can be used as a decorator.
+
+        Raises:
+            TypeError: nothing is decorated.
+
+        """
+        target: Any = handler_or_class
+        is_class = isinstance(target, type)
+        if not (
+            (is_class and (message_name_of(target) or any(handlers_of(target))))
+            or (not is_class and declarations_of(target))
+            or interception_of(target) is not None
+        ):
+            msg = (
+                f"{target!r} is not decorated: nothing says which messages it takes. "
+                f"Use @command_handler, @query_handler or @event_handler."
+            )
+            raise TypeError(msg)
+        with self._lock:
+            if all(found.target is not target for found in self._added):
+                self._added.append(Found(target))
+            self.reset()
+        return handler_or_class
+
+    def reset(self) -> None:
+        """Forget the compiled table: it is made anew when it is next asked for."""
+        with self._lock:
+            self._table = None
+            self._services.reset()
+            self._forget_runs()
+
+    def _forget_runs(self) -> None:
+        """Put together anew what handles messages, on the same routes and services."""
+        with self._lock:
+            self._consumptions = {}
+            for bus in list(self._buses):
+                bus._forget()
+
+    @property
+    def routes(self) -> RouteTable:
+        """
+        The route table, compiled when it is first asked for.
+
+        Raises:
+            AppRegistryNotReady: Django has not loaded the apps yet.
+            CQRSError: a handlers module uses a bus while it is imported.
+
+        """
+        table = self._table
+        return table if table is not None else self._compile()
+
+    def _compile(self) -> RouteTable:
+        with self._lock:
+            if self._table is not None:
+                return self._table
+            if self._is_compiling:
+                msg = (
+                    "A bus was used while the handlers are being imported. "
+                    "Use buses inside functions, not at the top of a module."
+                )
+                raise CQRSError(msg)
+            self._is_compiling = True
+            try:
+                discovery = Discovery()
+                if self._source is not None:
+                    apps.check_models_ready()
+                    discovery = self._source()
+                for found in self._added:
+                    if interception_of(found.target) is not None:
+                        discovery.interceptors.append(found.target)
+                    else:
+                        discovery.handlers.append(found)
+                self._pipelines = Pipelines(
+                    interceptors_of(discovery.interceptors, self._services)
+                )
+                self._table = RouteTable(discovery, self._services)
+            finally:
+                self._is_compiling = False
+            return self._table
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Every mistake in what is declared here: what the system checks report."""
+        table = self.routes
+        found = [
+            problem
+            for kind in Kind
+            for problem in self.pipelines.problems_of(
+                (each for each in table.endpoints if each.kind is kind),
+                self._buses_of(kind),
+            )
+        ]
+        if find_inbox() is None:
+            found += [no_inbox(str(bus._key)) for bus in list(self._buses) if bus._key]
+        return [*table.problems, *table.late_problems, *dict.fromkeys(found)]
+
+    def interceptors_around(self, endpoint: Endpoint) -> list[Interceptor]:
+        """Return what may stand around an endpoint, whichever bus is used."""
+        buses = self._buses_of(endpoint.kind)
+        return self.pipelines.around(endpoint, buses, self.routes.types)
+
+    def _buses_of(self, kind: Kind) -> list[BaseBus]:
+        return [bus for bus in list(self._buses) if bus.kind is kind]
+
+    def bus_of(self, kind: Kind) -> CommandBus | QueryBus | EventBus:
+        """Return the bus of a kind of message."""
+        buses: dict[Kind, CommandBus | QueryBus | EventBus] = {
+            Kind.COMMAND: self.command_bus,
+            Kind.QUERY: self.query_bus,
+            Kind.EVENT: self.event_bus,
+        }
+        return buses[kind]
+
+    def direct_bus_of(self, kind: Kind) -> CommandBus | QueryBus:
+        """Return what leads straight to handlers: no bus's interceptors apply."""
+        if kind not in self._direct:
+            bus: CommandBus | QueryBus
+            bus = (CommandBus if kind is Kind.COMMAND else QueryBus)(registry=self)
+            bus._is_direct = True
+            self._direct[kind] = bus
+        return self._direct[kind]
+
+    @property
+    def pipelines(self) -> Pipelines:
+        """What puts interceptors and handlers together."""
+        self.routes  # noqa: B018 - compiles both
+        return self._pipelines
+
+    def deliver(self, envelope: Envelope, *, using: str | None = None) -> None:
+        """
+        Handle a message that comes out of a channel.
+
+        Args:
+            envelope: as it was stored.
+            using: the database that the message was sent in, which is that of a
+                handler that names none.
+
+        Raises:
+            UnknownEndpoint: no handler has the name that it is addressed to.
+            UnknownMessage: no registered class has its payload's name.
+            MessageConversionError: its payload is not what the handler takes.
+            InvalidHandler: the handler's declaration is broken.
+            SynchronousDispatch: an event loop is running here.
+            Exception: whatever the handler raises, unchanged.
+
+        """
+        __traceback_hide__ = True
+        refuse_running_loop("deliver", "await sync_to_async(deliver)(envelope)")
+        _, handle = self.unpack(envelope, using=using)
+        handle()
+
+    def unpack(
+        self,
+        envelope: Envelope,
+        *,
+        scope: Any = None,
+        opens_transaction: bool = True,
+        using: str | None = None,
+        note: Any = None,
+        ran: Ran | None = None,
+    ) -> tuple[Endpoint, Callable[[], Any]]:
+        """
+        Read a message that comes out of a channel; return what is to handle it.
+
+        Args:
+            envelope: as it was stored.
+            scope: the bus scope that is to take what its handler sends.
+            opens_transaction: False where the caller's savepoint is the handler's
+                transaction.
+            using: the database that the message was stored in, which is that of a
+                handler that names none.
+            note: what its handling is to be noted in, where the caller keeps that.
+            ran: what is to say which of a factory and an action has run.
+
+        Returns:
+            The endpoint, and a function that handles the message.
+
+        Raises:
+            UnknownEndpoint: no handler has the name that it is addressed to.
+            UnknownMessage: no registered class has its payload's name.
+            MessageConversionError: its payload is not what the handler takes.
+            InvalidHandler: the handler's declaration is broken.
+
+        """
+        __traceback_hide__ = True
+        consumptions = self._consumptions
+        table = self.routes
+        endpoint = table.endpoint_named(envelope.endpoint)
+        payload = decode(endpoint, table.types, envelope)
+        pair = table.with_action(endpoint, payload)
+        if pair is not endpoint:
+            if not envelope.name and pair.name != endpoint.name:
+                # A plain value is what the factory takes, as it was at the sending.
+                payload = decode(pair, table.types, envelope)
+            endpoint = pair
+        key = endpoint, type(payload), opens_transaction, using
+        run = consumptions.get(key)
+        if run is None:
+            bus = self.bus_of(endpoint.kind)
+            point = JoinPoint(endpoint, bus, type(payload))
+            run = consumptions[key] = self._pipelines.consumption(
+                point, opens_transaction=opens_transaction, using=using
+            )
+        message = message_of(envelope, payload, scope)
+        if note is not None:
+            message._note = note
+        if ran is not None:
+            message._ran = ran
+        return endpoint, partial(run, message)
+
+    @contextmanager
+    def tapped(self, tap: Callable[[Kind, Message], None]) -> Iterator[None]:
+        """
+        Have a function told of every message that passes the buses, for a test.
+
+        Args:
+            tap: called before the handlers, with the kind and the message.
+
+        """
+        self._taps.append(tap)
+        self._forget_runs()  # not the services: a fake keeps what it has recorded
+        try:
+            yield
+        finally:
+            self._taps.remove(tap)
+            self._forget_runs()
+
+    def adopt(self, bus: BaseBus) -> None:
+        """Have a bus forget its routes when they change."""
+        self._buses[bus] = None
+
+    def with_taps(self, kind: Kind, run: Run) -> Run:
+        """Return `run` preceded by what is told of every message, for tests."""
+        taps = tuple(self._taps)
+        if not taps:
+            return run
+
+        def run_tapped(message: Message) -> Any:
+            for tap in taps:
+                tap(kind, message)
+            return run(message)
+
+        return run_tapped
+
+    @contextmanager
+    def override(self, wanted: Any, replacement: Callable[[], Any]) -> Iterator[None]:
+        """
+        Replace a dependency inside a ``with`` block, for a test.
+
+        Args:
+            wanted: the factory of a ``Depends``, or the class of a service; a
+                Protocol or an abstract class as well.
+            replacement: called with nothing; what it returns is given instead.
+
+        """
+        # A handler that asks for what nobody can build is broken outside the block.
+        mends = self._services.is_unbuildable(wanted)
+        with self._services.override(wanted, replacement):
+            if mends:
+                self._compile_anew()
+            try:
+                yield
+            finally:
+                if mends:
+                    self._compile_anew()
+
+    def _compile_anew(self) -> None:
+        """Forget the routes and what runs on them, and keep the services."""
+        with self._lock:
+            self._table = None
+            self._forget_runs()
+
+    def __repr__(self) -> str:
+        """Return the number of endpoints, where they are known."""
+        count = len(self._table.endpoints) if self._table else "uncompiled"
+        return f"<Registry endpoints={count}>"
+
+
+def _bus_filler(annotation: Any, services: Services) -> Constant | Resolver | None:
+    owner = services.owner
+    if owner is None:
+        return None
+    bare = sole_type(annotation)
+    if bare is CommandBus:
+        return Constant(owner.command_bus)
+    if bare is QueryBus:
+        return Constant(owner.query_bus)
+    if bare is EventBus:
+        return Constant(owner.event_bus)
+    if isinstance(bare, type) and issubclass(bare, BaseBus):
+        return _own_bus(bare, services)
+    return None
+
+
+def _own_bus(cls: type[BaseBus], services: Services) -> Resolver | None:
+    """
+    Return what gives the one bus of a class of one's own that a registry has.
+
+    Raises:
+        Unfillable: it has none, and nothing else gives one, or it has several.
+
+    """
+    found = [bus for bus in list(services.owner._buses) if type(bus) is cls]
+    name = cls.__qualname__
+    if len(found) > 1:
+        msg = (
+            f"{len(found)} buses of the class {name} use this registry, and which is "
+            f"meant is not said; give each a class, or use Depends(...)"
+        )
+        raise Unfillable(msg)
+    if not found and conf.resolve("SERVICE_RESOLVER") is not None:
+        return None
+    if not found and cls not in services.overrides:
+        msg = (
+            f"no {name} has been made for this registry; write one, as in "
+            f"`{name.lower()} = {name}()`, in a module that is imported before the "
+            f"handlers"
+        )
+        raise Unfillable(msg)
+
+    def get(_message: Message) -> Any:
+        if cls in services.overrides:
+            return services.overrides[cls]()
+        return found[0]
+
+    return get
+
+
+register_filler(_bus_filler)
+
+registry: Registry = Registry(discover)
+"""The handlers of the installed apps."""
+
+BaseBus.default_registry = registry
+
+command_bus: CommandBus = registry.command_bus
+query_bus: QueryBus = registry.query_bus
+event_bus: EventBus = registry.event_bus
+
+
+def _reset_all() -> None:
+    for each in _registries:
+        each.reset()
+
+
+def _forget_all_runs() -> None:
+    for each in _registries:
+        each._forget_runs()
+
+
+on_change.append(_forget_all_runs)
+
+
+def _reset(*, setting: str, **_kwargs: Any) -> None:
+    if setting in (conf.NAME, "INSTALLED_APPS", "DATABASES"):
+        _reset_all()
+
+
+setting_changed.connect(_reset, dispatch_uid="django_cqrs.buses")

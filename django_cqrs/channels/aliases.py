@@ -1,0 +1,111 @@
+"""The channels of the settings, by alias."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+from django_cqrs import conf
+from django_cqrs.channels.channel import Channel
+from django_cqrs.exceptions import InvalidChannel
+
+
+class ChannelHandler:
+    """The channels of ``DJANGO_CQRS["CHANNELS"]``, by alias, each made once."""
+
+    def __init__(self) -> None:
+        """Make no channel yet."""
+        self._channels: dict[str, Channel] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, alias: str) -> Channel:
+        """
+        Return the channel of an alias.
+
+        Raises:
+            InvalidChannel: there is no such alias, or its backend cannot be made.
+
+        """
+        try:
+            return self._channels[alias]
+        except KeyError:
+            with self._lock:
+                if alias not in self._channels:
+                    self._channels[alias] = self._make(alias)
+                return self._channels[alias]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the aliases."""
+        return iter(_configured())
+
+    def _make(self, alias: str) -> Channel:
+        backend, options = _read(alias)
+        try:
+            return backend(alias, options)
+        except InvalidChannel:
+            raise
+        except ImproperlyConfigured as error:
+            msg = f"The channel {alias!r} cannot be made: {error}"
+            raise InvalidChannel(msg) from error
+
+    def reset(self) -> None:
+        """Forget the channels: they are made anew from the settings."""
+        with self._lock:
+            self._channels = {}
+
+
+def _configured() -> Mapping[str, Any]:
+    configured = conf.current().CHANNELS
+    # What is none is a check's business.
+    return configured if isinstance(configured, Mapping) else {}
+
+
+def _read(alias: str) -> tuple[type[Channel], dict[str, Any]]:
+    """
+    Return the class and the options that the settings give an alias.
+
+    Raises:
+        InvalidChannel: they give none, or what they give is no channel.
+
+    """
+    configured = _configured()
+    if alias not in configured:
+        near = difflib.get_close_matches(str(alias), map(str, configured), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        msg = f"There is no channel {alias!r} in {conf.NAME}['CHANNELS'].{hint}"
+        raise InvalidChannel(msg)
+    config = configured[alias]
+    config = dict(config) if isinstance(config, Mapping) else {"": config}
+    path, options = config.pop("BACKEND", None), config.pop("OPTIONS", {})
+    if config or not isinstance(path, str) or not isinstance(options, dict):
+        msg = (
+            f"The channel {alias!r} must be a dictionary of BACKEND, the path of a "
+            f"class, and perhaps OPTIONS, a dictionary."
+        )
+        raise InvalidChannel(msg)
+    try:
+        backend = import_string(path)
+    except ImportError as error:
+        msg = f"The channel {alias!r} has a BACKEND that cannot be imported: {error}."
+        raise InvalidChannel(msg) from error
+    if not (isinstance(backend, type) and issubclass(backend, Channel)):
+        msg = f"The channel {alias!r} has a BACKEND, {path}, that is no Channel."
+        raise InvalidChannel(msg)
+    return backend, options
+
+
+channels: ChannelHandler = ChannelHandler()
+
+
+def _reset(*, setting: str, **_kwargs: Any) -> None:
+    if setting == conf.NAME:
+        channels.reset()
+
+
+setting_changed.connect(_reset, dispatch_uid="django_cqrs.channels")

@@ -1,0 +1,276 @@
+"""
+Channels: where a message waits between its sender and an asynchronous handler.
+
+A channel is named by an alias in ``DJANGO_CQRS["CHANNELS"]``, as a cache is in
+``CACHES``. What it stores is an :class:`Envelope`: text, numbers and times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, ClassVar, Final, NamedTuple
+from uuid import UUID
+
+from django.core.checks import CheckMessage
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_cqrs.exceptions import InvalidChannel, InvalidOption
+
+logger: Final = logging.getLogger("django_cqrs.channels")
+
+DEFAULT_CHANNEL_ALIAS = "default"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """One message on its way to one endpoint, as it is stored."""
+
+    # Its bytes are text: kept with an answer, they can be read there.
+    __pydantic_config__ = {"ser_json_bytes": "utf8", "val_json_bytes": "utf8"}  # noqa: RUF012
+
+    endpoint: str
+    """The name of the endpoint that it is for."""
+    name: str
+    """The payload's message name; empty where the endpoint's annotation says it."""
+    version: int
+    payload: bytes = dataclasses.field(repr=False)
+    """JSON text in UTF-8."""
+    headers: bytes = dataclasses.field(repr=False)
+    """The user's headers, as a JSON object."""
+    message_id: UUID
+    correlation_id: UUID
+    causation_id: UUID | None
+    timestamp: datetime
+    sequence: int
+    """The order of sending. It grows from send to send in one process."""
+    available_at: datetime | None = None
+    """Not to be handled before; None is at once."""
+    expires_at: datetime | None = None
+    """Not to be handled from then on; None is never."""
+    priority: int = 0
+    """Higher is handled first."""
+    subject: str = dataclasses.field(default="", repr=False)
+    """The object that it is for, such as ``shop.Order:7``; empty if unknown."""
+    ordering_key: str | None = dataclasses.field(default=None, repr=False)
+    """Those of one endpoint and key are handled one at a time, as they were sent."""
+
+    @property
+    def group(self) -> tuple[str, str] | None:
+        """What its order is kept in; None for one that has none."""
+        if self.ordering_key is None:
+            return None
+        return self.endpoint, self.ordering_key
+
+    def is_due(self, now: datetime) -> bool:
+        """Tell whether its delay is over."""
+        return self.available_at is None or self.available_at <= now
+
+    def is_expired(self, now: datetime) -> bool:
+        """Tell whether it is too late for it."""
+        return self.expires_at is not None and self.expires_at <= now
+
+
+class Delivery(NamedTuple):
+    """An envelope, and what handles it where that is done in this very process."""
+
+    envelope: Envelope
+    deliver: Callable[[Envelope], None]
+
+
+class _Counter:
+    """Numbers that grow, also over a restart: nanoseconds, made unique."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._lock = threading.Lock()
+
+    def next(self) -> int:
+        with self._lock:
+            self._last = max(self._last + 1, time.time_ns())
+            return self._last
+
+
+next_sequence: Final = _Counter().next
+"""Return a number higher than every one before it in this process."""
+
+
+def as_timedelta(value: object, name: str) -> timedelta:
+    """
+    Return a delay or a life-time that was given as seconds or as a timedelta.
+
+    Raises:
+        InvalidOption: it is neither, or negative.
+
+    """
+    if isinstance(value, timedelta):
+        span = value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            span = timedelta(seconds=value)
+        except (OverflowError, ValueError):
+            msg = f"{name}={value!r} is no number of seconds."
+            raise InvalidOption(msg) from None
+    else:
+        msg = f"{name}= takes seconds or a timedelta, not {value!r}."
+        raise InvalidOption(msg)
+    if span < timedelta(0):
+        msg = f"{name}={value!r} is negative."
+        raise InvalidOption(msg)
+    return span
+
+
+class Channel:
+    """
+    The base of channels: a backend, as Django's caches and tasks have them.
+
+    A subclass writes; how messages are taken out again is its own affair. It must
+    pass the conformance suite in ``django_cqrs.testing.channels``.
+    """
+
+    supports_delay: ClassVar[bool] = False
+    """Whether a message can be kept back until a time."""
+    supports_expiry: ClassVar[bool] = False
+    """Whether a message can become too old to be handled."""
+    supports_priority: ClassVar[bool] = False
+    """Whether one message can overtake another."""
+    supports_ordering: ClassVar[bool] = False
+    """Whether the messages of one key are handled one at a time, as they were sent."""
+    supports_redelivery: ClassVar[bool] = False
+    """Whether a message whose handler failed is kept, to be handled again."""
+    known_options: ClassVar[tuple[str, ...]] = ()
+    """The keys that ``OPTIONS`` may have."""
+
+    def __init__(self, alias: str, options: dict[str, Any]) -> None:
+        """
+        Make the channel of an alias.
+
+        Raises:
+            InvalidChannel: an option means nothing to this channel.
+
+        """
+        self.alias = alias
+        self.options = options
+        unknown = set(options) - set(self.known_options)
+        if unknown:
+            names = ", ".join(repr(name) for name in sorted(unknown))
+            msg = (
+                f"The channel {alias!r} ({type(self).__name__}) has no option {names}."
+            )
+            raise InvalidChannel(msg)
+
+    def write(
+        self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
+    ) -> None:
+        """
+        Store messages, so that they exist only if the open transaction commits.
+
+        Args:
+            connection: that of the data the messages speak of.
+            entries: all of them or none are stored. The order of sending is that of
+                their envelopes' `sequence`, over all that one transaction writes.
+
+        """
+        raise NotImplementedError
+
+    def write_last(
+        self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
+    ) -> None:
+        """
+        Store messages as :meth:`write` does, as the last thing in a transaction.
+
+        A channel that stores them in that database may commit with them.
+
+        Args:
+            connection: that of the data. Nothing follows in its transaction, which
+                is a command's, but the commit.
+            entries: in the order of sending.
+
+        """
+        self.write(connection, entries)
+
+    def check_option(self, name: str, value: object) -> None:
+        """
+        Refuse what a message cannot be given on this channel.
+
+        Args:
+            name: ``"delay"``, ``"expires"``, ``"priority"`` or ``"ordering_key"``.
+            value: seconds or a timedelta; for the priority a whole number.
+
+        Raises:
+            InvalidOption: the channel knows no such thing, or the value is none.
+
+        """
+        supported = {
+            "delay": self.supports_delay,
+            "expires": self.supports_expiry,
+            "priority": self.supports_priority,
+            "ordering_key": self.supports_ordering,
+        }
+        if not supported[name]:
+            kind = type(self).__name__
+            msg = f"The channel {self.alias!r} ({kind}) knows no {name}=."
+            raise InvalidOption(msg)
+        if name in ("delay", "expires"):
+            as_timedelta(value, name)
+        elif name == "priority" and (
+            not isinstance(value, int) or isinstance(value, bool)
+        ):
+            msg = f"priority= takes a whole number, not {value!r}."
+            raise InvalidOption(msg)
+
+    def cancel(
+        self,
+        connection: BaseDatabaseWrapper,
+        subject: str,
+        *,
+        endpoints: Collection[str],
+    ) -> None:
+        """
+        Take back the timers of an object whose life is over.
+
+        Those are the delayed messages for it, and for some endpoints, that were never
+        tried: one that waits for its next attempt is none. They are taken back only if
+        the open transaction commits. A channel that cannot need not: they find that it
+        is over when they are due.
+
+        Args:
+            connection: that of the object's data; with the transaction open there.
+            subject: as the envelopes have it.
+            endpoints: the names of those whose messages are timers, former names
+                included.
+
+        """
+
+    def check(self) -> Iterable[CheckMessage]:
+        """Return what is wrong with the channel's options or surroundings."""
+        return ()
+
+    def __repr__(self) -> str:
+        """Return the class and the alias."""
+        return f"<{type(self).__name__} {self.alias!r}>"
+
+
+def log_dropped(channel: Channel, envelope: Envelope) -> None:
+    """Say that a message came too late to be handled."""
+    logger.info(
+        "Message %s for %s is dropped: it expired at %s",
+        envelope.message_id,
+        envelope.endpoint,
+        envelope.expires_at,
+        extra=log_extra(channel, envelope),
+    )
+
+
+def log_extra(channel: Channel, envelope: Envelope) -> dict[str, str]:
+    """Return what a log line about an envelope carries: ids and names, no payload."""
+    return {
+        "cqrs_channel": channel.alias,
+        "cqrs_message_id": str(envelope.message_id),
+        "cqrs_correlation_id": str(envelope.correlation_id),
+        "cqrs_endpoint": envelope.endpoint,
+    }

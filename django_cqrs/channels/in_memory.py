@@ -1,0 +1,244 @@
+"""A channel in the memory of the process, for tests and development."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_cqrs import clock
+from django_cqrs.callbacks import OwnCallback
+from django_cqrs.channels.channel import Channel, Delivery, Envelope, log_dropped
+from django_cqrs.retries import Retry
+
+
+class InMemoryChannel(Channel):
+    """
+    Keeps messages in this process, for tests.
+
+    They are truly converted to text and back, exist only if their transaction
+    commits, and can be looked at and handled inside a test's own transaction.
+    """
+
+    supports_delay = True
+    supports_expiry = True
+    supports_priority = True
+    supports_ordering = True
+    supports_redelivery = True
+
+    def __init__(self, alias: str, options: dict[str, Any]) -> None:
+        """Start empty."""
+        super().__init__(alias, options)
+        self._committed: list[Delivery] = []
+        self._attempts: dict[int, int] = {}
+
+    def write(
+        self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
+    ) -> None:
+        """Store messages with the transaction that is open, or at once without one."""
+        # Django forgets its callbacks where a savepoint is rolled back: no row needed.
+        connection.on_commit(_Uncommitted(self, connection, list(entries)))
+
+    def waiting(self) -> list[Envelope]:
+        """
+        Return what waits, in the order it will be handled, delayed ones last.
+
+        Seen are committed messages, and those of this thread's open transactions.
+        """
+        moment = clock.now()
+        held = [delivery.envelope for delivery, _ in self._held()]
+        return sorted(held, key=lambda e: (not e.is_due(moment), *_turn(e)))
+
+    def run(self, limit: int | None = None) -> int:
+        """
+        Handle what is due, and what that sends here, until nothing is.
+
+        Expired messages are dropped. A message whose handler raises stays; with
+        ``retry=`` it waits for its next attempt, and is gone after the last.
+
+        Args:
+            limit: stop after so many messages.
+
+        Returns:
+            How many were handled.
+
+        Raises:
+            Exception: whatever a handler raises, unchanged.
+
+        """
+        handled = 0
+        while limit is None or handled < limit:
+            moment = clock.now()
+            due = self._due(moment)
+            if not due:
+                break
+            delivery, store = min(due, key=lambda pair: _turn(pair[0].envelope))
+            group = delivery.envelope.group
+            if group is not None:  # in its key the first sent is the first
+                delivery, store = min(
+                    (pair for pair in due if pair[0].envelope.group == group),
+                    key=lambda pair: pair[0].envelope.sequence,
+                )
+            store.remove(delivery)
+            if delivery.envelope.is_expired(moment):
+                log_dropped(self, delivery.envelope)
+                continue
+            try:
+                delivery.deliver(delivery.envelope)
+            except BaseException as error:
+                kept = self._after(delivery, error)
+                if kept is not None:
+                    store.append(kept)
+                raise
+            self._attempts.pop(delivery.envelope.sequence, None)
+            handled += 1
+        return handled
+
+    def _due(self, now: datetime) -> list[tuple[Delivery, list[Delivery]]]:
+        """Return what is due; what comes after a failure of its key is not."""
+        held = list(self._held())
+        blocked = {
+            delivery.envelope.group
+            for delivery, _ in held
+            if delivery.envelope.sequence in self._attempts
+            and not delivery.envelope.is_due(now)
+        } - {None}
+        return [
+            (delivery, store)
+            for delivery, store in held
+            if delivery.envelope.is_due(now) and delivery.envelope.group not in blocked
+        ]
+
+    def _after(self, delivery: Delivery, error: BaseException) -> Delivery | None:
+        """Return what is kept of a message that failed, None where it is given up."""
+        retry: Retry | None = getattr(delivery.deliver, "retry", None)
+        if retry is None:
+            return delivery
+        envelope = delivery.envelope
+        attempts = self._attempts.get(envelope.sequence, 0) + 1
+        if retry.is_worth(error) and attempts < retry.attempts:
+            self._attempts[envelope.sequence] = attempts
+            until = clock.now() + retry.delay_after(attempts)
+            envelope = dataclasses.replace(envelope, available_at=until)
+            return delivery._replace(envelope=envelope)
+        self._attempts.pop(envelope.sequence, None)
+        return delivery if retry.final_failure == "stop" else None
+
+    def advance(self, span: timedelta) -> None:
+        """Let time pass for what waits: what is delayed falls due, or expires."""
+        for delivery, store in list(self._held()):
+            envelope = delivery.envelope
+            moved = dataclasses.replace(
+                envelope,
+                available_at=envelope.available_at and envelope.available_at - span,
+                expires_at=envelope.expires_at and envelope.expires_at - span,
+            )
+            store[store.index(delivery)] = delivery._replace(envelope=moved)
+
+    def cancel(
+        self,
+        connection: BaseDatabaseWrapper,
+        subject: str,
+        *,
+        endpoints: Collection[str],
+    ) -> None:
+        """Forget the timers of an object with the transaction that is open."""
+        moment = clock.now()
+        cancelled = [
+            delivery.envelope.sequence
+            for delivery, _ in self._held()
+            if delivery.envelope.subject == subject
+            and delivery.envelope.endpoint in endpoints
+            and not delivery.envelope.is_due(moment)
+            and delivery.envelope.sequence not in self._attempts
+        ]
+        if cancelled:
+            connection.on_commit(_Cancellation(self, connection, cancelled))
+
+    def clear(self) -> None:
+        """Forget everything that waits."""
+        for _, store in list(self._held()):
+            store.clear()
+
+    def _held(self) -> Iterator[tuple[Delivery, list[Delivery]]]:
+        """Yield what is held, and the list that holds it."""
+        stores = [self._committed]
+        cancelled: set[int] = set()
+        for connection in connections.all(initialized_only=True):
+            for _, callback, *_ in connection.run_on_commit:
+                if isinstance(callback, _Pending) and callback.channel is self:
+                    stores.append(callback.entries)
+                    cancelled.update(callback.cancelled)
+        for store in stores:
+            yield from (
+                (delivery, store)
+                for delivery in list(store)
+                if delivery.envelope.sequence not in cancelled
+            )
+
+
+class _Pending(OwnCallback):
+    """What an open transaction does to a channel: an ``on_commit`` callback."""
+
+    def __init__(
+        self, channel: InMemoryChannel, connection: BaseDatabaseWrapper
+    ) -> None:
+        self.channel = channel
+        self.entries: list[Delivery] = []
+        self.cancelled: Collection[int] = ()
+        self._connection = connection
+
+    def __call__(self) -> None:
+        # captureOnCommitCallbacks() calls what it leaves registered: they are seen
+        # there, and go with the test's transaction.
+        if not self._connection.in_atomic_block:
+            self.commit()
+
+    def commit(self) -> None:
+        """Do it, now that the transaction has committed."""
+        raise NotImplementedError
+
+
+class _Uncommitted(_Pending):
+    """Messages of an open transaction."""
+
+    def __init__(
+        self,
+        channel: InMemoryChannel,
+        connection: BaseDatabaseWrapper,
+        entries: list[Delivery],
+    ) -> None:
+        super().__init__(channel, connection)
+        self.entries = entries
+
+    def commit(self) -> None:
+        self.channel._committed += self.entries
+
+
+class _Cancellation(_Pending):
+    """Messages that an open transaction takes back, by their numbers."""
+
+    def __init__(
+        self,
+        channel: InMemoryChannel,
+        connection: BaseDatabaseWrapper,
+        sequences: Collection[int],
+    ) -> None:
+        super().__init__(channel, connection)
+        self.cancelled = frozenset(sequences)
+
+    def commit(self) -> None:
+        kept = [
+            delivery
+            for delivery in self.channel._committed
+            if delivery.envelope.sequence not in self.cancelled
+        ]
+        self.channel._committed[:] = kept
+
+
+def _turn(envelope: Envelope) -> tuple[int, int]:
+    return -envelope.priority, envelope.sequence

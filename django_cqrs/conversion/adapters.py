@@ -1,0 +1,450 @@
+"""
+Payloads to JSON and back, by pydantic's ``TypeAdapter``.
+
+pydantic is imported when the first adapter is built, never before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import inspect
+import json
+import math
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from django_cqrs.annotations import (
+    dotted,
+    field_names,
+    is_typed_dict,
+    name_of_type,
+    union_members,
+)
+from django_cqrs.conversion.masking import masking_of
+from django_cqrs.conversion.schemas import REFUSALS, Compiled, Fault, compiled, mistakes
+from django_cqrs.exceptions import FieldError, MessageConversionError
+
+CODES_FAULT = "no_converter"
+"""The code of what no payload could have helped: a class is at fault."""
+
+
+@dataclasses.dataclass(slots=True)
+class Converters:
+    """The two directions of one class, as far as they are registered."""
+
+    load: tuple[Any, Callable[[Any], Any]] | None = None
+    dump: tuple[Any, Callable[[Any], Any]] | None = None
+
+
+registered_converters: dict[type, Converters] = {}
+
+
+class Adapter:
+    """
+    Converts one type: JSON text strictly, Python values laxly.
+
+    Every method raises :class:`MessageConversionError` with all that is wrong.
+    """
+
+    def __init__(self, target: Any) -> None:
+        """
+        Compile the conversion of `target`.
+
+        A type that cannot be converted makes an adapter all the same, whose every
+        use raises: `reason` says why, and `path` where in it.
+        """
+        self.name: str = name_of_type(target)
+        self._target = target
+        self.reason: str | None = None
+        self.path = ""
+        try:
+            self._compiled = compiled(target)
+        except mistakes() as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            fault = _formless_part(target) or ((), lines[0].rstrip("."))
+            self.path, self.reason = dotted(fault[0]), fault[1]
+
+    @property
+    def fault(self) -> str | None:
+        """What of the type no JSON can be made into, and where; None if nothing."""
+        path, reason = self.path, self.reason
+        if reason is None and self._compiled.fault is not None:
+            path, reason = dotted(self._compiled.fault[0]), self._compiled.fault[1]
+        return f"{path}: {reason}" if path and reason else reason
+
+    def from_json(self, text: str | bytes | bytearray) -> Any:
+        """Read JSON text strictly: no string stands for a number."""
+        __traceback_hide__ = True
+        if not isinstance(text, (str, bytes, bytearray)):
+            given = type(text).__qualname__
+            fault = f"JSON text is str or bytes, not {given}"
+            raise self._error(fault, "json_type")
+        try:
+            octets = text.encode() if isinstance(text, str) else text
+        except UnicodeEncodeError as error:
+            fault = "JSON text cannot hold half of a surrogate pair"
+            raise self._error(fault, "json_invalid") from error
+        return self._read_text(Compiled.read_json, octets)
+
+    def from_stored_json(self, text: bytes | bytearray) -> Any:
+        """Read strictly what a channel has carried, as it went."""
+        return self._read_text(Compiled.read_stored, text)
+
+    def from_python(self, value: Any) -> Any:
+        """Read a Python value laxly: a string may stand for a number."""
+        __traceback_hide__ = True
+        return self._read(Compiled.read_python, value)
+
+    def to_json(self, value: Any) -> bytes:
+        """Write an object as JSON text in UTF-8."""
+        __traceback_hide__ = True
+        return bytes(self._write(Compiled.write_json, value))
+
+    def to_exact_json(self, value: Any) -> bytes | None:
+        """Write JSON text that says more of times and numbers; None if none can."""
+        if self.reason or not self._compiled.has_marks:
+            return None
+        try:
+            return bytes(self._compiled.write_exact(value))
+        except (*REFUSALS, RecursionError):
+            return None
+
+    @property
+    def has_models(self) -> bool:
+        """Whether a part of it may know which of its fields were given."""
+        return not self.reason and self._compiled.has_models
+
+    def to_plain_json(self, value: Any) -> bytes | None:
+        """Write JSON text that is certain to come back as it is; None if it is not."""
+        return None if self.reason else self._compiled.write_plain(value)
+
+    def to_jsonable(self, value: Any) -> Any:
+        """Write an object as the dicts, lists and scalars of its JSON form."""
+        __traceback_hide__ = True
+        return self._write(Compiled.write_jsonable, value)
+
+    def _read_text(
+        self, read: Callable[[Compiled, Any], Any], text: bytes | bytearray
+    ) -> Any:
+        value = self._read(read, text)
+        if _UNREAL.search(text):
+            self._read(_refuse_unreal, text)
+        return value
+
+    def _read(self, read: Callable[[Compiled, Any], Any], value: Any) -> Any:
+        __traceback_hide__ = True
+        from pydantic_core import ValidationError
+
+        if self.reason:
+            raise self._error(self.reason, CODES_FAULT, self.path)
+        try:
+            return read(self._compiled, value)
+        except ValidationError as error:
+            # pydantic quotes what it refuses: no report may show that.
+            count = error.error_count()
+            is_long = count > MOST_ERRORS
+            cause = None if is_long or masking_of(self._target).is_marked else error
+            told = self._beginning(read, value) if count > _TOO_MANY else None
+            errors = _field_errors(error if told is None else told, count)
+            raise MessageConversionError(self.name, errors) from cause
+        except (*REFUSALS, RecursionError) as error:
+            raise self._error(str(error), "refused") from error
+
+    def _beginning(self, read: Callable[[Compiled, Any], Any], value: Any) -> Any:
+        """
+        Return what pydantic says of the beginning of each list in a value, or None.
+
+        To list a million errors takes it a gigabyte, and there is no other way to know
+        the first of them.
+        """
+        __traceback_hide__ = True
+        from pydantic_core import ValidationError
+
+        try:
+            if isinstance(value, (str, bytes)):
+                read(self._compiled, json.dumps(_cut(json.loads(value))).encode())
+            else:
+                read(self._compiled, _cut(value))
+        except ValidationError as error:
+            if not MOST_ERRORS < error.error_count() <= _TOO_MANY:
+                return None
+            kinds = {each["type"] for each in error.errors(include_url=False)}
+            return None if "too_short" in kinds else error  # it may be by the cut
+        except (*REFUSALS, RecursionError):
+            return None
+        return None
+
+    def _write(self, write: Callable[[Compiled, Any], Any], value: Any) -> Any:
+        if self.reason:
+            raise self._error(self.reason, CODES_FAULT, self.path)
+        try:
+            return write(self._compiled, value)
+        except (*REFUSALS, RecursionError) as error:
+            raise self._error(_unwritten(error), "not_json") from error
+
+    def _error(self, message: str, code: str, path: str = "") -> MessageConversionError:
+        return MessageConversionError(self.name, [FieldError(path, message, code)])
+
+
+@functools.cache
+def cached_adapter(target: Any) -> Adapter:
+    """Return the adapter of a type that can be a key."""
+    return Adapter(target)
+
+
+def adapter_of(target: Any) -> Adapter:
+    """Return the adapter of a type, built when it is first asked for."""
+    try:
+        return cached_adapter(target)
+    except TypeError:  # an annotation that cannot be hashed
+        return Adapter(target)
+
+
+def _formless_part(annotation: Any, around: tuple[Any, ...] = ()) -> Fault | None:
+    """
+    Return the path of the part of a type that has no JSON form, and what it is.
+
+    None where no single part is to blame.
+    """
+    members = union_members(annotation)
+    if annotation in around or len(around) > DEEP:
+        return None
+    around = (*around, annotation)
+    if members != (annotation,):
+        return _first_fault((("", each) for each in members), around)
+    arguments = typing.get_args(annotation)
+    if arguments and typing.get_origin(annotation) is not typing.Literal:
+        within = [("", each) for each in arguments if each is not ...]
+        return _first_fault(within, around)
+    if not isinstance(annotation, type):
+        return None
+    names = _annotated_names(annotation)
+    if not names:
+        fault = adapter_of(annotation).reason if len(around) > 1 else ""
+        text = f"{name_of_type(annotation)} has no JSON form"
+        return None if fault is None else ((), text)
+    fields = []
+    for name, (hint, holder) in names.items():
+        try:
+            fields.append((name, _evaluated(hint, holder)))
+        except Exception as error:  # noqa: BLE001 - an annotation may run any code
+            shown = hint.strip("\"'") if isinstance(hint, str) else name_of_type(hint)
+            return (name,), f"its annotation {shown!r} cannot be evaluated ({error})"
+    return _first_fault(fields, around)
+
+
+def _annotated_names(cls: type) -> dict[str, tuple[Any, type]]:
+    """Return the annotation of each field of a class, and the class that has it."""
+    names = field_names(cls)
+    if names is None and is_typed_dict(cls):
+        names = tuple(cls.__annotations__)
+    found: dict[str, tuple[Any, type]] = {}
+    for base in reversed(cls.__mro__):
+        for name, hint in inspect.get_annotations(base).items():
+            found[name] = hint, base
+    return {name: found[name] for name in names or () if name in found}
+
+
+def _evaluated(hint: Any, holder: type) -> Any:
+    names = vars(sys.modules.get(holder.__module__, holder))
+    one = types.SimpleNamespace(__annotations__={"hint": hint})
+    return typing.get_type_hints(one, dict(names), {holder.__name__: holder})["hint"]
+
+
+def _first_fault(
+    parts: Iterable[tuple[str, Any]], around: tuple[Any, ...]
+) -> Fault | None:
+    for name, annotation in parts:
+        if adapter_of(annotation).reason is None:
+            continue
+        fault = _formless_part(annotation, around)
+        if fault is None:
+            fault = (), f"{name_of_type(annotation)} has no JSON form"
+        return ((name, *fault[0]) if name else fault[0]), fault[1]
+    return None
+
+
+# What may become NaN or infinity where nothing says that it is a number: a literal of
+# fewer digits and a shorter exponent is below 1e300.
+_UNREAL = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{200}")
+
+
+def _refuse_unreal(_compiled: Compiled, text: bytes | bytearray) -> None:
+    json.loads(text, parse_constant=_real, parse_float=_real)
+
+
+def _real(literal: str) -> float:
+    number = float(literal)
+    if not math.isfinite(number):
+        msg = "JSON has no NaN, no infinity and no number beyond the range of floats"
+        raise ValueError(msg)
+    return number
+
+
+MOST_ERRORS: typing.Final = 100
+"""So many wrong fields are told of; whoever sends a million wants no answer."""
+
+_LONGEST_TEXT = 500
+
+
+_TOO_MANY = 5000
+
+
+def _cut(value: Any) -> Any:
+    """Return a value with the beginning of each list in it."""
+    if isinstance(value, dict):
+        return {key: _cut(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_cut(part) for part in value[: MOST_ERRORS + 1]]
+    return value
+
+
+def _field_errors(error: Any, count: int) -> list[FieldError]:
+    errors = [
+        FieldError(
+            ".".join(_tidy(str(part)) for part in fault["loc"]),
+            _sentence_of(fault).rstrip("."),
+            fault["type"],
+        )
+        for fault in error.errors(include_url=False, include_input=False)[:MOST_ERRORS]
+    ]
+    if count > 1:  # a key that was sent may be as long as the body, and in each path
+        errors = [
+            each._replace(path=_shortened(each.path), message=_shortened(each.message))
+            for each in errors
+        ]
+    if count > MOST_ERRORS:
+        rest = f"there are {count - MOST_ERRORS} more errors, which are not listed"
+        errors.append(FieldError("", rest, "too_many_errors"))
+    return errors
+
+
+def _shortened(text: str) -> str:
+    """Return the beginning of a long text."""
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
+
+
+# What pydantic says with a part of the value in it.
+_SENTENCES = {
+    "union_tag_invalid": "Input's tag is none of those expected",
+    "uuid_parsing": "Input should be a valid UUID",
+}
+
+
+def _sentence_of(fault: Mapping[str, Any]) -> str:
+    raised = fault.get("ctx", {}).get("error")
+    if isinstance(raised, Exception):
+        return str(raised) or type(raised).__name__
+    return _SENTENCES.get(fault["type"]) or str(fault["msg"])
+
+
+def _tidy(part: str) -> str:
+    """
+    Return part of a path with functions left out of it.
+
+    The members of a union are parts of a path, and a type that is read by a function
+    is ``list[function-after[Money(), str]]`` there, where ``list[Money]`` will do.
+    """
+    while len(part) < _LONGEST_TYPE and (begin := _FUNCTION.search(part)):
+        end, depth = begin.end(), 1
+        while depth and end < len(part):
+            depth += {"[": 1, "]": -1}.get(part[end], 0)
+            end += 1
+        part = part[: begin.start()] + begin["name"] + part[end:]
+    return part
+
+
+_FUNCTION = re.compile(r"function-[a-z]+\[(?P<name>[^()]*)\(\)")
+
+_LONGEST_TYPE = 1000  # more is a key of the payload, and not ours to take apart
+
+
+def to_jsonable(value: Any) -> Any:
+    """
+    Return the JSON form of a value, by what it is.
+
+    Dataclasses, models and NamedTuples become dicts.
+
+    Raises:
+        MessageConversionError: part of it has no JSON form.
+
+    """
+    __traceback_hide__ = True
+    try:
+        return _jsonable(value)
+    except RecursionError as error:
+        raise _not_json(value, error) from error
+
+
+def to_json(value: Any) -> str:
+    """
+    Return the JSON text of a value, by what it is.
+
+    Raises:
+        MessageConversionError: part of it has no JSON form.
+
+    """
+    __traceback_hide__ = True
+    form = to_jsonable(value)
+    try:
+        text = json.dumps(
+            form, allow_nan=False, ensure_ascii=False, separators=(",", ":")
+        )
+        text.encode()  # half of a surrogate pair would come out only here
+    except ValueError as error:
+        raise _not_json(value, error) from error
+    return text
+
+
+def _jsonable(value: Any) -> Any:
+    if type(value) in registered_converters:
+        return adapter_of(type(value)).to_jsonable(value)
+    if isinstance(value, enum.Enum):
+        return _jsonable(value.value)
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {_key(key): _jsonable(each) for key, each in value.items()}
+    if field_names(type(value)) is None and isinstance(
+        value, (list, tuple, set, frozenset)
+    ):
+        return [_jsonable(each) for each in value]
+    return adapter_of(type(value)).to_jsonable(value)
+
+
+def _key(key: Any) -> str:
+    form = _jsonable(key)
+    return form if isinstance(form, str) else json.dumps(form)
+
+
+def _unwritten(error: Exception) -> str:
+    unknown = _UNKNOWN.fullmatch(str(error))
+    why = f"{unknown['name'].rpartition('.')[2]} has no JSON form" if unknown else error
+    return f"it cannot be written as JSON ({why})"
+
+
+_UNKNOWN = re.compile(
+    r"(?:Error [\w ]+: \w+: )?Unable to serialize unknown type: <class '(?P<name>.+)'>"
+)
+
+
+def _not_json(value: Any, error: Exception) -> MessageConversionError:
+    errors = [FieldError("", _unwritten(error), "not_json")]
+    return MessageConversionError(name_of_type(type(value)), errors)
+
+
+def is_subclass(cls: type, base: type) -> bool:
+    """Return whether objects of a class are, or may be, of another."""
+    try:
+        return issubclass(cls, base)
+    except TypeError:  # a Protocol with data: only an object can tell
+        return True
+
+
+DEEP = 20  # a value that holds itself has no end

@@ -1,0 +1,230 @@
+"""Keys of messages: what keeps them in order, and what tells a duplicate."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
+
+from django_cqrs.annotations import is_plain_class, is_protocol, name_of_type
+from django_cqrs.declaration.marks import Header
+from django_cqrs.exceptions import InvalidKey, MissingHeader
+from django_cqrs.messages import Message
+from django_cqrs.plain import as_plain
+
+KeySource = str | Header | Callable[[Message], object]
+"""An attribute of the payload, a header, or a callable that gets the message."""
+
+KeyReader = Callable[[Message], str | None]
+
+MAX_LENGTH: Final = 255
+"""Of a key as it is stored; a longer one is stored as its hash."""
+
+_SIMPLE = (str, int, UUID, Decimal, date)
+
+
+def is_key_source(source: object) -> bool:
+    """Tell whether a key can be had from something at all."""
+    return bool(source) and (isinstance(source, (str, Header)) or callable(source))
+
+
+def key_reader(source: KeySource, what: str, whose: str) -> KeyReader:
+    """
+    Return what reads a key from a message: text, or None for a message without one.
+
+    Args:
+        source: where the key is.
+        what: the keyword that it was given by.
+        whose: the endpoint or the bus, for errors.
+
+    """
+    get: Callable[[Message], object]
+    if isinstance(source, Header):
+        get = _header_getter(source.name, what, whose)
+    elif isinstance(source, str):
+        get = _attribute_getter(source, what, whose)
+    else:
+        get = source
+
+    def read(message: Message) -> str | None:
+        __traceback_hide__ = True
+        value = get(message)
+        if value is None:
+            return None
+        try:
+            return as_key(value)
+        except InvalidKey as error:
+            msg = f"The {what} of a message for {whose} cannot be one: {error}"
+            raise InvalidKey(msg) from None
+
+    return read
+
+
+def as_key(value: object) -> str:
+    """
+    Return a key as it is stored: what is too long, or ends in a space, as a hash.
+
+    Raises:
+        InvalidKey: the value is of no type that a key can be of.
+
+    """
+    if isinstance(value, Enum):
+        value = value.value
+    value = as_plain(value)
+    if isinstance(value, tuple):
+        return storable_key(joined(as_key(each) for each in value))
+    if isinstance(value, _SIMPLE):
+        text = str(value)
+        if text.startswith(_QUOTES):  # a tuple's key does
+            return _hash_of(text)
+    else:
+        msg = (
+            f"{type(value).__qualname__} is none of str, int, UUID, Decimal, date, "
+            f"datetime, an Enum of these, or a tuple of them."
+        )
+        raise InvalidKey(msg)
+    return storable_key(text)
+
+
+def joined(texts: Iterable[str]) -> str:
+    """Return several texts as one; no two sequences of texts give the same."""
+    return ",".join(map(repr, texts))
+
+
+def storable_key(text: str, *, room: int = MAX_LENGTH) -> str:
+    """
+    Return a text that every database takes and tells from others.
+
+    Args:
+        text: what is to be stored.
+        room: for how many characters there is room.
+
+    Returns:
+        The text itself; its hash where it is longer, ends in a space, holds NUL or a
+        lone surrogate, or looks like a hash.
+
+    """
+    # A database may not tell text from the same text with a space at its end.
+    if (
+        len(text) > room
+        or text != text.rstrip()
+        or text.startswith(_HASH)
+        or "\x00" in text
+        or not (text.isascii() or _is_unicode(text))
+    ):
+        return _hash_of(text)
+    return text
+
+
+_HASH: Final = "sha256:"
+_QUOTES: Final = ("'", '"')
+
+
+def _hash_of(text: str) -> str:
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return f"{_HASH}{digest}"
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether a text is whole: it holds no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _header_getter(name: str, what: str, whose: str) -> Callable[[Message], object]:
+    def get(message: Message) -> object:
+        __traceback_hide__ = True
+        try:
+            return message.headers[name]
+        except KeyError:
+            msg = (
+                f"{whose} has {what}=Header({name!r}), and the message has no such "
+                f"header. Give it with headers={{{name!r}: ...}}; None means a message "
+                f"without a key."
+            )
+            raise MissingHeader(msg) from None
+
+    return get
+
+
+def _attribute_getter(name: str, what: str, whose: str) -> Callable[[Message], object]:
+    def get(message: Message) -> object:
+        __traceback_hide__ = True
+        payload = message.payload
+        try:
+            if isinstance(payload, Mapping):
+                return payload[name]
+            return getattr(payload, name)
+        except (AttributeError, KeyError):
+            kind = type(payload).__qualname__
+            msg = f"{whose} has {what}={name!r}, and the {kind} sent has no such field."
+            raise InvalidKey(msg) from None
+
+    return get
+
+
+def faults_of(source: object, members: tuple[Any, ...] | None) -> Iterator[str]:
+    """
+    Yield what is wrong with where a key is to come from.
+
+    Args:
+        source: what was given.
+        members: the types that the payload may have, as annotated; None where the
+            handler takes none.
+
+    """
+    if isinstance(source, Header) and source.name in ("timestamp", "causation_id"):
+        yield f"The header {source.name!r} is no key: it says nothing of a message."
+    if not is_key_source(source):
+        yield "A key is an attribute's name, a Header, or a callable."
+    if not isinstance(source, str) or not source:
+        return
+    if members is None:
+        yield "It has no parameter for the payload."
+    for member in members or ():
+        if _lacks(member, source):
+            yield f"{name_of_type(member)} has no attribute {source!r}."
+
+
+def _lacks(member: Any, name: str) -> bool:
+    """Tell whether no object of a type can have an attribute, as far as one knows."""
+    if not is_plain_class(member) or member in (object, Any):
+        return False
+    if is_protocol(member) or issubclass(member, Mapping):
+        return False
+    if dataclasses.is_dataclass(member):
+        known = {field.name for field in dataclasses.fields(member)}
+    elif hasattr(member, "model_fields"):
+        known = set(member.model_fields)
+    else:
+        known = set(getattr(member, "_fields", ()))
+        known |= set(_annotations(member))
+    return name not in known and not hasattr(member, name)
+
+
+def _annotations(cls: type) -> Iterator[str]:
+    for base in cls.__mro__:
+        yield from typing.cast(
+            "Mapping[str, Any]", getattr(base, "__annotations__", {})
+        )
+
+
+__all__ = [
+    "KeyReader",
+    "KeySource",
+    "as_key",
+    "faults_of",
+    "is_key_source",
+    "joined",
+    "key_reader",
+    "storable_key",
+]

@@ -1,0 +1,82 @@
+"""Documents as operators see them: without what is sensitive."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from django_cqrs import buses
+from django_cqrs.conversion.masking import MASK, redactor_of
+from django_cqrs.documents.models import Document
+from django_cqrs.documents.rows import Rows, rows_called
+
+NOT_SHOWN: Final = "(not shown)"
+"""What stands in place of what cannot be told to be harmless."""
+
+
+def text_of(document: Document) -> str:
+    """
+    Return a document's content as JSON, one value a line, its sensitive fields masked.
+
+    Content of another version than its class is shown as far as the class has the same
+    in the same place. Where nothing here says what a collection holds, it is not shown.
+    """
+    content, _ = _masked(document)
+    if content is _UNKNOWN:
+        return (
+            f"{NOT_SHOWN} Nothing in this process says what the collection holds, so "
+            "what is sensitive in it cannot be told."
+        )
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def key_of(document: Document) -> str:
+    """
+    Return a document's key as operators may see it.
+
+    What the key has of a sensitive field is masked. The key of a collection of which
+    nothing here says what it holds is not shown.
+    """
+    key: str = document.key
+    if not may_hide(document.collection, document.shape):
+        return key
+    content, hidden = _masked(document)
+    if content is _UNKNOWN:
+        return NOT_SHOWN
+    return MASK if content == MASK else redactor_of(hidden)(key)
+
+
+def may_hide(collection: str, shape: int) -> bool:
+    """Return whether anything in documents of a collection may have to be masked."""
+    buses.registry.routes  # noqa: B018 - it finds the classes
+    known = rows_called(collection)
+    return not known or any(_is_masked(rows, shape) for rows in known)
+
+
+def _is_masked(rows: Rows, shape: int) -> bool:
+    return rows.shape.masking.is_marked or shape != rows.name.version
+
+
+_UNKNOWN: Final = object()
+
+
+def _masked(document: Document) -> tuple[Any, list[Any]]:
+    """Return the content without what is sensitive, and what that was."""
+    buses.registry.routes  # noqa: B018 - it finds the classes
+    content: Any = document.content
+    known = rows_called(document.collection)
+    if not known:
+        return _UNKNOWN, []
+    hidden: list[Any] = []
+
+    def mask(_path: object, value: Any) -> str:
+        hidden.append(value)
+        return MASK
+
+    for rows in known:
+        if _is_masked(rows, document.shape):
+            try:
+                content = rows.shape.masking.mask(content, mask)
+            except RecursionError:
+                content = MASK
+    return content, hidden

@@ -1,0 +1,220 @@
+"""The routes of a registry as rows, for ``cqrs_routes``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from django.apps import apps
+from django.db import DEFAULT_DB_ALIAS
+
+from django_cqrs.annotations import name_of_type, path_of
+from django_cqrs.buses.registries import Registry
+from django_cqrs.declaration.declarations import Kind
+from django_cqrs.modelling.interfaces.implementing import (
+    Method,
+    implement,
+    interfaces_of,
+    methods_of,
+)
+from django_cqrs.problems import Rule
+from django_cqrs.routing.endpoint import Endpoint
+from django_cqrs.routing.table import RouteTable
+
+SENDERS = "sender's"
+NONE = "none"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointRow:
+    """One route: what leads to one endpoint."""
+
+    kind: str
+    message: str
+    """The class's name or the routing key, as a reader would write it."""
+    message_class: str | None
+    """The dotted path of the class; None for a key."""
+    by: str
+    """``class``, ``key`` or ``pattern``."""
+    handler: str
+    """The dotted path of the function."""
+    module: str
+    endpoint: str
+    app: str | None
+    """The label of the app that the handler belongs to."""
+    file: str
+    line: int
+    channel: str | None
+    """The alias of the channel it waits in; None is called at once."""
+    transaction: str
+    """A database alias, ``none``, or ``sender's`` for a handler of events."""
+    priority: int
+    interceptors: tuple[str, ...]
+    """What stands around the handler, outermost first: ``around billing.audit``."""
+    object: str | None
+    """The dotted path of the aggregate or saga whose method it is, if it is one's."""
+    is_factory: bool
+    """Whether it makes such an object, and is not called on one."""
+    output: str | None
+    """The routing key of the command that its result is sent to; several by commas."""
+    problem: str | None
+    """The id of the check that fails, None where the route works."""
+
+    @property
+    def short_handler(self) -> str:
+        """The function's name without its module."""
+        return self.handler.removeprefix(f"{self.module}.")
+
+    @property
+    def where(self) -> str:
+        """The file and the line, as editors and terminals open them."""
+        return f"{self.file}:{self.line}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceRow:
+    """One method of a business interface, and where it leads."""
+
+    method: str
+    """The dotted path of the method."""
+    kind: str
+    """``command``, ``query``, ``event``, ``sql``, or ``?`` where it leads nowhere."""
+    message: str
+    """The class's name or the routing key; of SQL the database alias."""
+    handlers: tuple[str, ...]
+    """The dotted paths of the handlers."""
+    app: str | None
+    """The label of the app that holds the interface."""
+    problem: str | None
+    """The id of the check that fails, None where the method works."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which rows are wanted; None is all."""
+
+    app: str | None = None
+    bus: str | None = None
+    message: str | None = None
+
+    def keeps(self, each: EndpointRow | InterfaceRow) -> bool:
+        """Tell whether a row, or a method of a business interface, is wanted."""
+        return (
+            (self.app is None or each.app == self.app)
+            and (self.bus is None or each.kind == self.bus)
+            and (self.message is None or fnmatchcase(each.message, self.message))
+        )
+
+
+def rows_of(registry: Registry) -> list[EndpointRow]:
+    """Return every route, commands first, then queries, then events in order."""
+    table = registry.routes
+    rows = [row for endpoint in table.endpoints for row in _rows(registry, endpoint)]
+    kinds = list(Kind)
+
+    def order(row: EndpointRow) -> tuple[int, str, int]:
+        return kinds.index(Kind(row.kind)), row.message.lower(), -row.priority
+
+    return sorted(rows, key=order)
+
+
+def interface_rows(registry: Registry) -> list[InterfaceRow]:
+    """Return the methods of all business interfaces, each with where it leads."""
+    faces = [
+        _interface_row(method, registry.routes)
+        for cls in interfaces_of(registry)
+        for method in methods_of(implement(cls, registry=registry))
+    ]
+    return sorted(faces, key=lambda face: face.method.rpartition(".")[0])
+
+
+def _interface_row(method: Method, table: RouteTable) -> InterfaceRow:
+    problem = next(method.problems(table), None)
+    kind, message = "?", "?"
+    handlers: tuple[str, ...] = ()
+    if method.statement is not None:
+        kind, message = "sql", method.statement.using or DEFAULT_DB_ALIAS
+    elif problem is None or problem.rule is not Rule.UNREADABLE_SIGNATURE:
+        route = method.route(table)
+        if route is not None:
+            kind, message = str(route.kind), route.key or route.said
+            handlers = tuple(endpoint.place for endpoint in route.endpoints)
+    config = apps.get_containing_app_config(method.owner.__module__)
+    return InterfaceRow(
+        method=method.place,
+        kind=kind,
+        message=message,
+        handlers=handlers,
+        app=config.label if config else None,
+        problem=problem.rule.id if problem else None,
+    )
+
+
+def _rows(registry: Registry, endpoint: Endpoint) -> Iterator[EndpointRow]:
+    problem = registry.routes.problem_of(endpoint)
+    file, line = place(endpoint)
+    routes: list[tuple[str, str | None, str]] = [
+        (name_of_type(cls), path_of(cls), "class") for cls in endpoint.classes
+    ]
+    for key in endpoint.keys:
+        is_pattern = endpoint.kind is Kind.EVENT and any(sign in key for sign in "*?[")
+        routes.append((key, None, "pattern" if is_pattern else "key"))
+    for message, message_class, by in routes or [("?", None, "class")]:
+        yield EndpointRow(
+            kind=str(endpoint.kind),
+            message=message,
+            message_class=message_class,
+            by=by,
+            handler=endpoint.place,
+            module=endpoint.function.__module__,
+            endpoint=endpoint.name,
+            app=endpoint.app,
+            file=file,
+            line=line,
+            channel=endpoint.channel,
+            transaction=transaction_of(endpoint),
+            interceptors=tuple(interceptors_around(registry, endpoint)),
+            priority=endpoint.priority,
+            object=path_of(endpoint.subject.owner) if endpoint.subject else None,
+            is_factory=endpoint.subject is not None and endpoint.is_factory,
+            output=", ".join(endpoint.policies.outputs) or None,
+            problem=problem.rule.id if problem else None,
+        )
+
+
+def interceptors_around(registry: Registry, endpoint: Endpoint) -> Iterator[str]:
+    """Yield the kind and the path of what stands around a handler, outermost first."""
+    for each in registry.interceptors_around(endpoint):
+        yield f"{each.interception.when} {each.name}"
+
+
+def transaction_of(endpoint: Endpoint) -> str:
+    """Return in which transaction an endpoint runs, in a word."""
+    if endpoint.kind is Kind.EVENT and endpoint.channel is None:
+        return SENDERS
+    if not endpoint.is_atomic:
+        return NONE
+    return endpoint.alias or DEFAULT_DB_ALIAS
+
+
+def place(endpoint: Endpoint) -> tuple[str, int]:
+    """Return the file, from the current folder where it is inside, and the line."""
+    path, line = endpoint.source
+    try:
+        return str(path.relative_to(Path.cwd())), line
+    except ValueError:
+        return os.fspath(path), line
+
+
+def labels() -> list[str]:
+    """Return the labels of the installed apps."""
+    return sorted(config.label for config in apps.get_app_configs())
+
+
+def as_dict(row: EndpointRow | InterfaceRow) -> dict[str, Any]:
+    """Return a row as the object of the JSON listing."""
+    return dataclasses.asdict(row)

@@ -1,0 +1,364 @@
+"""Statements with named parameters, made ready for a database."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.connection import ConnectionDoesNotExist
+from django.utils.duration import duration_microseconds
+
+from django_cqrs.annotations import field_names, marks_of, name_of_type
+from django_cqrs.conversion.adapters import to_json, to_jsonable
+from django_cqrs.conversion.converters import has_converter
+from django_cqrs.exceptions import ParameterError
+from django_cqrs.modelling.sql.decorators import Json, Statement
+from django_cqrs.modelling.sql.rows import Values, reader_of
+
+# NOT and IN belong to a placeholder: a list that is empty takes their place.
+_SIGN = re.compile(
+    r"""
+    (?P<membership>\b (?P<not>NOT\s+)? IN \s* (?P<open>\(\s*)?)?
+    %\( (?P<name>[^()]*) \)s
+    (?(open)\s*\))
+    | (?P<literal>%%)
+    | (?P<stray>%)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Placeholder:
+    """Where a value belongs in a statement."""
+
+    name: str
+    """The parameter's."""
+    path: tuple[str, ...]
+    """The attributes that lead from the argument to the value."""
+    is_list: bool
+    is_negated: bool
+
+    @property
+    def written(self) -> str:
+        """The name with the attributes."""
+        return ".".join((self.name, *self.path))
+
+
+Part = str | Placeholder
+
+
+class Malformed(Exception):
+    """A signal between two functions here: what is wrong, and what to do."""
+
+
+# Where a driver still puts a value in, and the database no longer takes it for one.
+_QUOTED = r"""
+    '(?:[^']|'')*(?:'|\Z) | "(?:[^"]|"")*(?:"|\Z) | `(?:[^`]|``)*(?:`|\Z)
+    | --[^\n]* | (?<![\w$])(?P<tag>\$(?:[^\W\d]\w*)?\$)(?s:.*?)(?:(?P=tag)|\Z)
+"""
+_BLOCK = r"| /\*(?s:.*?)(?:\*/|\Z)"
+_REGIONS: Mapping[str, str] = {
+    # E'...' takes backslashes; a comment may hold another one, which is done by hand.
+    "postgresql": rf"\bE'(?:[^'\\]|\\(?s:.)|'')*(?:'|\Z) | {_QUOTED} | (?P<nested>/\*)",
+    # /*! is no comment but a condition on the version.
+    "mysql": r"""
+        '(?:[^'\\]|\\(?s:.)|'')*(?:'|\Z) | "(?:[^"\\]|\\(?s:.)|"")*(?:"|\Z)
+        | `(?:[^`]|``)*(?:`|\Z) | \#[^\n]* | --(?=\s|\Z)[^\n]*
+        | (?<![\w$])(?P<tag>\$(?:[^\W\d]\w*)?\$)(?s:.*?)(?:(?P=tag)|\Z)
+        | /\*(?!!)(?s:.*?)(?:\*/|\Z)
+    """,
+    "": rf"{_QUOTED} {_BLOCK} | \#[^\n]*",
+}
+_SQL_SAID = {
+    "'": "quotes",
+    '"': "double quotes",
+    "`": "backticks",
+    "$": "dollar quotes",
+}
+
+
+@functools.cache
+def _regions_of(vendor: str) -> re.Pattern[str]:
+    regions = _REGIONS.get(vendor, _REGIONS[""])
+    return re.compile(regions, re.VERBOSE | re.IGNORECASE)
+
+
+def _quoted(text: str, vendor: str) -> Iterator[tuple[int, int, str]]:
+    """Yield where a statement has quotes and comments, and what they are called."""
+    regions = _regions_of(vendor)
+    end = 0
+    while (found := regions.search(text, end)) is not None:
+        start, end = found.span()
+        if found.groupdict().get("nested"):
+            end = _end_of_comment(text, start)
+        sign = text[start].lower()
+        sign = "'" if sign == "e" else sign
+        yield start, end, _SQL_SAID.get(sign, "a comment")
+
+
+def _end_of_comment(text: str, start: int) -> int:
+    depth = 0
+    for sign in re.compile(r"/\*|\*/").finditer(text, start):
+        depth += 1 if sign[0] == "/*" else -1
+        if not depth:
+            return sign.end()
+    return len(text)
+
+
+def parsed(text: str, vendor: str) -> tuple[Part, ...]:
+    """
+    Return a statement as its SQL and the placeholders in it.
+
+    Args:
+        text: the statement.
+        vendor: of the database that it is for, as Django calls it.
+
+    Raises:
+        _Malformed: a percent sign begins no placeholder, or one stands in quotes or in
+            a comment, where its value would become part of the SQL.
+
+    """
+    parts: list[Part] = []
+    end = 0
+    quoted = list(_quoted(text, vendor))
+    for sign in _SIGN.finditer(text):
+        if sign["literal"]:
+            continue
+        if sign["stray"]:
+            rest = (
+                text[sign.start() : sign.start() + 10]
+                .split("\n", maxsplit=1)[0]
+                .rstrip()
+            )
+            raise Malformed(
+                f"has a percent sign that begins no placeholder, in {rest!r}",
+                "Write %(name)s for a parameter, and %% for a percent sign.",
+            )
+        if not _NAME.fullmatch(sign["name"]):
+            raise Malformed(
+                f"has the placeholder %({sign['name']})s, which names no parameter",
+                "Write %(name)s, or %(name.attribute)s.",
+            )
+        for first, behind, place in quoted:
+            if first <= sign.start("name") < behind:
+                raise Malformed(
+                    f"has the placeholder %({sign['name']})s in {place}, where its "
+                    f"value would become part of the SQL",
+                    "A value needs no quotes: write the placeholder outside of them, "
+                    "and join it to other text with || or CONCAT().",
+                )
+        name, *path = sign["name"].split(".")
+        parts.append(text[end : sign.start()])
+        parts.append(
+            Placeholder(name, tuple(path), bool(sign["membership"]), bool(sign["not"]))
+        )
+        end = sign.end()
+    return (*parts, text[end:])
+
+
+def vendor_of(using: str | None) -> str:
+    """Return what Django calls the database of an alias; empty if there is none."""
+    try:
+        return connections[using or DEFAULT_DB_ALIAS].vendor
+    except (ConnectionDoesNotExist, ImproperlyConfigured):
+        return ""
+
+
+class BoundQuery:
+    """A statement with the method that it stands behind, made once."""
+
+    def __init__(
+        self,
+        statement: Statement,
+        place: str,
+        parameters: Mapping[str, Any],
+        returns: Any,
+    ) -> None:
+        """
+        Take a sound statement.
+
+        Args:
+            statement: as it was written.
+            place: the dotted path of the method, for errors.
+            parameters: their annotations by name.
+            returns: the annotation of the result.
+
+        """
+        self.place = place
+        self.using: str = statement.using or DEFAULT_DB_ALIAS
+        self.parts = parsed(statement.text, vendor_of(self.using))
+        self.json: frozenset[str] = frozenset(
+            name for name, each in parameters.items() if is_json(each)
+        )
+        self.run: Callable[[Values], Any]
+        if statement.writes:
+            self.run = self._counting(returns)
+        else:
+            self.run = reader_of(returns, place)(self)
+
+    def _counting(self, returns: Any) -> Callable[[Values], Any]:
+        def write(values: Values) -> int | None:
+            connection = connections[self.using]
+            text, bound = self.bound(values, connection)
+            with connection.cursor() as cursor:
+                cursor.execute(text, bound)
+                count: int = cursor.rowcount
+            return None if returns in (None, type(None)) else count
+
+        return write
+
+    def bound(
+        self, values: Values, connection: BaseDatabaseWrapper
+    ) -> tuple[str, list[Any]]:
+        """
+        Return the SQL for these values, and the values as the database takes them.
+
+        Raises:
+            ParameterError: a value cannot be bound.
+
+        """
+        text: list[str] = []
+        bound: list[Any] = []
+        for part in self.parts:
+            if isinstance(part, str):
+                text.append(part)
+                continue
+            value = self._value(part, values)
+            if not part.is_list:
+                text.append("%s")
+                bound.append(self._bindable(part, value, connection))
+                continue
+            members = self._members(part, value)
+            if members:
+                text.append("NOT IN (" if part.is_negated else "IN (")
+                text.append(", ".join(["%s"] * len(members)) + ")")
+                bound += [self._bindable(part, each, connection) for each in members]
+            else:
+                # No database takes IN (). What precedes is NULL or not: one of both
+                # is true, whatever it is, as `NOT IN` nothing is and `IN` nothing not.
+                text.append("IS NULL IS NOT NULL" if part.is_negated else _NEVER)
+        return "".join(text), bound
+
+    def _value(self, part: Placeholder, values: Values) -> Any:
+        value = values[part.name]
+        for name in part.path:
+            try:
+                value = (
+                    value[name] if isinstance(value, Mapping) else getattr(value, name)
+                )
+            except (AttributeError, KeyError):
+                msg = (
+                    f"{self.place} cannot bind %({part.written})s: "
+                    f"{name_of_type(type(value))} has no {name!r}."
+                )
+                raise ParameterError(msg) from None
+        return value
+
+    def _members(self, part: Placeholder, value: Any) -> list[Any]:
+        is_many = isinstance(value, Iterable)
+        if not is_many or isinstance(value, (str, bytes, bytearray, Mapping)):
+            msg = (
+                f"{self.place} cannot bind %({part.written})s: IN takes a list, not "
+                f"{name_of_type(type(value))}."
+            )
+            raise ParameterError(msg)
+        return list(value)
+
+    def _bindable(
+        self, part: Placeholder, value: Any, connection: BaseDatabaseWrapper
+    ) -> Any:
+        if type(value) in _AS_THEY_ARE and part.name not in self.json:
+            return value
+        if part.name in self.json and not part.path:
+            return to_json(value)
+        try:
+            return bindable(value, connection)
+        except Malformed as reason:
+            msg = f"{self.place} cannot bind %({part.written})s: {reason.args[0]}."
+            raise ParameterError(msg) from None
+
+
+_NEVER = "IS NULL IS NULL"
+
+_AS_THEY_ARE = frozenset({bool, bytes, int, float, str, type(None)})
+
+
+def bindable(value: Any, connection: BaseDatabaseWrapper) -> Any:
+    """Return a value as the cursor of a database takes it."""
+    if has_converter(type(value)):
+        value = to_jsonable(value)
+        return to_json(value) if isinstance(value, (dict, list)) else value
+    if isinstance(value, enum.Enum):
+        return bindable(value.value, connection)
+    ops: Any = connection.ops
+    features: Any = connection.features
+    match value:
+        case None | bool() | bytes() | int() | float() | Decimal():
+            return value
+        case str():
+            return str(value)
+        case datetime():
+            return ops.adapt_datetimefield_value(value)
+        case date():
+            return ops.adapt_datefield_value(value)
+        case time():
+            return ops.adapt_timefield_value(value)
+        case timedelta():
+            native = features.has_native_duration_field
+            return value if native else duration_microseconds(value)
+        case UUID():
+            # Text, where the driver of a database with such a type has none.
+            native = features.has_native_uuid_field
+            return str(value) if native else value.hex
+        case bytearray() | memoryview():
+            return value
+        case dict():
+            return to_json(value)
+    cls = type(value)
+    if is_plain_sequence(cls):
+        msg = (
+            f"{name_of_type(cls)} belongs into `IN %(name)s`; to store it as JSON, "
+            f"annotate the parameter with Annotated[..., Json()]"
+        )
+        raise Malformed(msg)
+    if has_own_text(cls):
+        return str(value)
+    msg = (
+        f"{name_of_type(cls)} is no value of a database. Write a @converter for it, "
+        f"give it a __str__, or annotate the parameter with Annotated[..., Json()]"
+    )
+    raise Malformed(msg)
+
+
+def is_plain_sequence(cls: Any) -> bool:
+    """Tell whether a class is one of lists, not of objects with fields."""
+    return (
+        isinstance(cls, type)
+        and issubclass(cls, (list, tuple, set, frozenset))
+        and field_names(cls) is None
+    )
+
+
+def has_own_text(cls: type) -> bool:
+    """Tell whether a class says itself what its objects are as text."""
+    for base in cls.__mro__:
+        if "__str__" in vars(base):
+            return base is not object and not base.__module__.startswith("pydantic")
+    return False
+
+
+def is_json(annotation: Any) -> bool:
+    """Return whether an annotation is marked as JSON."""
+    return any(each is Json or isinstance(each, Json) for each in marks_of(annotation))

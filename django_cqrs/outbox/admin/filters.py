@@ -1,0 +1,201 @@
+"""Filters and paginators that stay fast on tables of any size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from django.contrib import admin
+from django.core.paginator import Paginator
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.functional import cached_property
+from django.utils.text import format_lazy
+from django.utils.translation import gettext_lazy as _
+
+from django_cqrs.outbox.models import Outcome, State
+from django_cqrs.outbox.statistics import is_delayed, is_pending, kept_channels
+
+if TYPE_CHECKING:
+    Mixin = admin.ModelAdmin[Any]
+    TypedModelAdmin = admin.ModelAdmin[Any]
+    TypedPaginator = Paginator[Any]
+else:  # Django's own take no parameter
+    Mixin = object
+    TypedModelAdmin = admin.ModelAdmin
+    TypedPaginator = Paginator
+
+LISTED: Final = 10_000
+"""How many rows a list has at the most: nobody pages through more."""
+
+RECENT: Final = 1_000
+"""Among how many of the newest rows filters look for their choices."""
+
+SEARCHED: Final = 100_000
+"""Among how many of the newest messages those of a name or an endpoint are found."""
+
+
+class BoundedPaginator(TypedPaginator):
+    """Counts no further than a list goes: a table may have a million rows."""
+
+    @cached_property
+    def count(self) -> int:
+        """Return how many rows the list has."""
+        return min(self._counted, LISTED)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Tell whether there are more rows than the list has."""
+        return self._counted > LISTED
+
+    @cached_property
+    def _counted(self) -> int:
+        rows: Any = self.object_list
+        return int(rows.order_by().values("pk")[: LISTED + 1].count())
+
+
+class _RecentFilter(admin.SimpleListFilter):
+    """Filters by a column; its choices are what the newest rows have in it."""
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, str]]:
+        """Return the choices, with one that is chosen already."""
+        name = str(self.parameter_name)
+        newest = model_admin.get_queryset(request).order_by("-pk")
+        found = set(newest.values_list(name, flat=True)[:RECENT])
+        if self.value():
+            found.add(self.value())
+        return [(value, value) for value in sorted(found)]
+
+    def has_output(self) -> bool:
+        """Show it always, so that its place is the same."""
+        return True
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Leave the rows that have the chosen value."""
+        value = self.value()
+        if value is None:
+            return None
+        return queryset.filter(**{str(self.parameter_name): value})
+
+
+class ChannelFilter(_RecentFilter):
+    """Messages of one channel."""
+
+    title = _("channel")
+    parameter_name = "channel"
+
+
+class EndpointFilter(_RecentFilter):
+    """Messages for one endpoint."""
+
+    title = _("endpoint")
+    parameter_name = "endpoint"
+
+
+class NewestEndpointFilter(EndpointFilter):
+    """Messages for one endpoint, among the newest: no index is worth its writes."""
+
+    title = format_lazy(_("endpoint (of the newest {count})"), count=f"{SEARCHED:,}")
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Leave the newest rows that have the chosen value."""
+        found = super().queryset(request, queryset)
+        return None if found is None else found.filter(is_newest(found))
+
+
+def is_newest(rows: QuerySet[Any]) -> Q:
+    """Return the condition of the newest rows of a table."""
+    keys = rows.model._default_manager.using(rows.db).values_list("pk", flat=True)
+    last = list(keys.order_by("-pk")[SEARCHED : SEARCHED + 1])
+    return Q(pk__gt=last[0]) if last else Q()
+
+
+class NewestOutcomeFilter(admin.SimpleListFilter):
+    """Entries of the journal with one outcome, among the newest for the same reason."""
+
+    title = format_lazy(_("outcome (of the newest {count})"), count=f"{SEARCHED:,}")
+    parameter_name = "outcome__exact"
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, Any]]:
+        """Return the choices."""
+        return list(Outcome.choices)
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Leave the newest entries with the chosen outcome."""
+        if self.value() not in Outcome.values:
+            return None
+        return queryset.filter(is_newest(queryset), outcome=self.value())
+
+
+class _ChannelsFilter(admin.SimpleListFilter):
+    """Filters by what an index has after the channel: so all channels are named."""
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Leave the rows of the chosen condition."""
+        condition = self.condition()
+        if condition is None:
+            return None
+        channels = tuple(kept_channels(queryset.db))
+        return queryset.filter(condition, channel__in=channels)
+
+    def condition(self) -> Q | None:
+        """Return what was chosen, None for everything."""
+        raise NotImplementedError
+
+
+class StateFilter(_ChannelsFilter):
+    """Messages whose rows have a state."""
+
+    title = _("state")
+    parameter_name = "state__exact"
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, Any]]:
+        """Return the choices."""
+        return [(str(value), label) for value, label in State.choices]
+
+    def condition(self) -> Q | None:
+        """Return what was chosen, None for everything."""
+        chosen = self.value() or ""
+        known = {str(state.value): state for state in State}
+        return Q(state=known[chosen]) if chosen in known else None
+
+
+class StandingFilter(_ChannelsFilter):
+    """Messages as the figures of channels count them, whatever their rows say."""
+
+    title = _("standing")
+    parameter_name = "standing"
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, Any]]:
+        """Return the choices."""
+        return [
+            ("pending", _("pending")),
+            ("delayed", _("delayed")),
+            ("parked", _("parked")),
+        ]
+
+    def condition(self) -> Q | None:
+        """Return what was chosen, None for everything."""
+        now = timezone.now()
+        conditions = {
+            "pending": is_pending(now),
+            "delayed": is_delayed(now),
+            "parked": Q(state=State.PARKED),
+        }
+        return conditions.get(self.value() or "")

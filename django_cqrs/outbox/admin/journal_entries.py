@@ -1,0 +1,92 @@
+"""The journal in the admin."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from django_cqrs.admin_lookups import OfferedLookupsMixin
+from django_cqrs.outbox.admin.filters import (
+    BoundedPaginator,
+    NewestEndpointFilter,
+    NewestOutcomeFilter,
+    TypedModelAdmin,
+)
+from django_cqrs.outbox.admin.outbox_messages import DatabaseFilter
+from django_cqrs.outbox.admin.stored_messages import ChosenDatabaseMixin
+from django_cqrs.outbox.admin.timeline_pages import BY_ID, CorrelationMixin
+from django_cqrs.outbox.models import JournalEntry
+
+
+@admin.register(JournalEntry)
+class JournalEntryAdmin(
+    OfferedLookupsMixin, ChosenDatabaseMixin, CorrelationMixin, TypedModelAdmin
+):
+    """What came of messages: the way to the timeline of one that has no row."""
+
+    paginator = BoundedPaginator
+    show_full_result_count = False
+    list_per_page = 50
+    list_max_show_all = 0
+    ordering = ("-pk",)
+    sortable_by = ()
+    list_display = ("at", "name", "endpoint", "outcome", "attempts", "error", "story")
+    list_filter = (DatabaseFilter, NewestOutcomeFilter, NewestEndpointFilter)
+    search_fields = ("correlation_id",)
+    search_help_text = _("A correlation id, whole.")
+    fields = (
+        *("at", "kind", "name", "endpoint", "channel", "outcome", "attempts"),
+        *("duration", "exception", "error"),
+        *("message_id", "correlation_id", "causation_id"),
+    )
+    change_list_template = "admin/django_cqrs_outbox/change_list.html"
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Refuse: an entry is written when something is handled."""
+        return False
+
+    def has_change_permission(
+        self, request: HttpRequest, obj: Model | None = None
+    ) -> bool:
+        """Refuse: it says what was."""
+        return False
+
+    def has_delete_permission(
+        self, request: HttpRequest, obj: Model | None = None
+    ) -> bool:
+        """Refuse: it goes when its time is over."""
+        return False
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Search for the whole of an id."""
+        if not search_term.strip():
+            return queryset, False
+        try:
+            wanted = UUID(search_term.strip())
+        except ValueError:
+            return queryset.none(), False
+        return queryset.filter(correlation_id=wanted), False
+
+    @admin.display(description=_("timeline"))
+    def story(self, obj: JournalEntry) -> str:
+        """Return a link to what belongs to it."""
+        # Who sees the list may see the page.
+        address = reverse(
+            f"admin:{BY_ID}",
+            args=(obj.correlation_id,),
+            current_app=self.admin_site.name,
+        )
+        label = gettext("Timeline of %(name)s") % {"name": obj}
+        return format_html(
+            '<a href="{}" aria-label="{}">{}</a>', address, label, gettext("Timeline")
+        )

@@ -1,0 +1,188 @@
+"""The messages that wait, in the admin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.db import router
+from django.db.models import Model, Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.text import format_lazy
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from django_cqrs.outbox.admin.channel_overview import glance, idle_channels
+from django_cqrs.outbox.admin.filters import (
+    LISTED,
+    SEARCHED,
+    ChannelFilter,
+    NewestEndpointFilter,
+    StandingFilter,
+    StateFilter,
+    is_newest,
+)
+from django_cqrs.outbox.admin.stored_messages import SHOWN, KeptMessageAdmin
+from django_cqrs.outbox.admin.timeline_pages import (
+    DATABASE,
+    database_of,
+    databases_of,
+    urls_of,
+)
+from django_cqrs.outbox.models import DeadLetter, OutboxMessage
+from django_cqrs.outbox.statistics import statistics_of
+
+
+class DatabaseFilter(admin.SimpleListFilter):
+    """The rows of one database: each has an outbox of its own."""
+
+    title = _("database")
+    parameter_name = DATABASE
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, str]]:
+        """Return the databases that may have the table, if they are several."""
+        self._usual = router.db_for_read(model_admin.model)
+        found = databases_of(model_admin.model)
+        return [(alias, alias) for alias in found] if len(found) > 1 else []
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        """Yield them, of which one is always chosen."""
+        chosen = self.value() or self._usual
+        for alias, title in self.lookup_choices:
+            yield {
+                "selected": alias == chosen,
+                "query_string": changelist.get_query_string({DATABASE: alias}),
+                "display": title,
+            }
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Leave the rows as they are: the page reads those of the database."""
+        return None
+
+
+@admin.register(OutboxMessage)
+class OutboxMessageAdmin(KeptMessageAdmin):
+    """What waits: a handled message has no row any more."""
+
+    list_display = (
+        "id",
+        "channel",
+        "endpoint",
+        "name",
+        "state",
+        "attempts",
+        "sent_at",
+        "available_at",
+        "error_text",
+        "key_text",
+    )
+    list_filter = (
+        DatabaseFilter,
+        ChannelFilter,
+        StandingFilter,
+        StateFilter,
+        NewestEndpointFilter,
+    )
+    search_help_text = format_lazy(
+        _(
+            "A message id, a correlation id, an ordering key, or the name of a message "
+            "or an endpoint; each whole. Names are looked for among the newest {count} "
+            "messages."
+        ),
+        count=f"{SEARCHED:,}",
+    )
+    actions = ("delete_selected",)
+    readonly_fields = ("payload_text", "headers_text", "key_text", "subject_text")
+    fieldsets = (
+        (None, {"fields": ("channel", "endpoint", "name", "version")}),
+        (_("Message"), {"fields": ("payload_text", "headers_text")}),
+        (
+            _("State"),
+            {
+                "fields": (
+                    "state",
+                    "attempts",
+                    "available_at",
+                    "expires_at",
+                    "owner",
+                    "lease_expires_at",
+                    "last_error",
+                )
+            },
+        ),
+        (
+            _("Identity"),
+            {
+                "fields": (
+                    "message_id",
+                    "correlation_id",
+                    "causation_id",
+                    "sent_at",
+                    "priority",
+                    "key_text",
+                    "subject_text",
+                )
+            },
+        ),
+    )
+
+    @admin.display(description=_("last error"))
+    def error_text(self, obj: OutboxMessage) -> str:
+        """Return how the last attempt failed, where the message is tried again."""
+        text = obj.last_error or "-"
+        return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+    def _are_searched(self, rows: QuerySet[Any]) -> Q:
+        """Return the condition of the rows that are searched by name."""
+        return is_newest(rows)
+
+    def get_urls(self) -> list[URLPattern]:
+        """Add the page of channels, and the timelines."""
+        view = self.admin_site.admin_view(self.channels_view)
+        own = path("channels/", view, name=f"{self.opts.app_label}_channels")
+        return [own, *urls_of(self), *super().get_urls()]
+
+    def channels_view(self, request: HttpRequest) -> HttpResponse:
+        """Show the figures of all channels."""
+        messages = self._list_of(request, OutboxMessage)
+        letters = self._list_of(request, DeadLetter)
+        if not messages and not letters:
+            raise PermissionDenied
+        asked = database_of(request, OutboxMessage)
+        using = asked or router.db_for_read(OutboxMessage)
+        figures = statistics_of(using, at_most=LISTED)
+        rows = glance(
+            figures, messages=messages, letters=letters, at_most=LISTED, database=asked
+        )
+        labels = [each.label for each in rows[0].figures] if rows else []
+        context = {
+            **self.admin_site.each_context(request),
+            "title": gettext("Channels at a glance"),
+            "opts": self.opts,
+            "media": self.media,
+            "now": timezone.localtime(),
+            "labels": labels,
+            "width": len(labels) + 1,
+            "databases": databases_of(OutboxMessage),
+            "using": using,
+            "rows": rows,
+            "idle_channels": idle_channels(figures, using) if messages else [],
+        }
+        return self._page(request, "channels.html", context)
+
+    def _list_of(self, request: HttpRequest, model: type[Model]) -> str:
+        """Return the address of a list, empty for who must not see it."""
+        if not self.admin_site.is_registered(model):
+            return ""
+        if not self.admin_site.get_model_admin(model).has_view_permission(request):
+            return ""
+        name = f"{model._meta.app_label}_{model._meta.model_name}_changelist"
+        return reverse(f"admin:{name}", current_app=self.admin_site.name)

@@ -1,0 +1,349 @@
+"""What the pages of waiting messages and of dead letters share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, ClassVar, Final
+from uuid import UUID
+
+from django.contrib import admin, messages
+from django.contrib.admin import helpers
+from django.contrib.admin.models import DELETION, LogEntry
+from django.db import Error, OperationalError, connections, router
+from django.db.models import Max, Model, Q, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.utils.html import format_html
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+
+from django_cqrs.admin_lookups import OfferedLookupsMixin
+from django_cqrs.conversion.masking import MASK
+from django_cqrs.outbox.admin.filters import (
+    LISTED,
+    BoundedPaginator,
+    Mixin,
+    TypedModelAdmin,
+)
+from django_cqrs.outbox.admin.timeline_pages import CorrelationMixin, database_of
+from django_cqrs.outbox.redaction import (
+    MASKED,
+    NOT_SHOWN,
+    RedactedMessage,
+    redact,
+    redact_list,
+)
+from django_cqrs.outbox.store.batches import retrying_deadlocks
+from django_cqrs.outbox.store.dead_letters import discard
+from django_cqrs.outbox.worker.outages import is_not_migrated
+
+LONGEST: Final = 100_000
+"""How many characters of a payload or a traceback are shown."""
+
+SHOWN: Final = 100
+"""How many of the chosen are named before something is done with them."""
+
+BATCH: Final = 500
+"""How many are replayed or deleted in one transaction."""
+
+
+class ChosenDatabaseMixin(Mixin):
+    """Reads the rows of the database that the address asks for."""
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return the rows of that database."""
+        rows = super().get_queryset(request)
+        asked = database_of(request, self.model)
+        return rows.using(asked) if asked else rows
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show the list; say so where the database does not have one."""
+        asked = database_of(request, self.model)
+        context = {"cqrs_database": asked, **(extra_context or {})}
+        try:
+            return super().changelist_view(request, context)
+        except Error as error:
+            if not asked or not (
+                is_not_migrated(error) or isinstance(error, OperationalError)
+            ):
+                raise
+        text = gettext("The database %(alias)s has no outbox, or is out of reach.")
+        self.message_user(request, text % {"alias": asked}, messages.WARNING)
+        return HttpResponseRedirect(request.path)
+
+
+class KeptMessageAdmin(
+    OfferedLookupsMixin, ChosenDatabaseMixin, CorrelationMixin, TypedModelAdmin
+):
+    """What the tables of messages have in common: they are looked at, not edited."""
+
+    paginator = BoundedPaginator
+    show_full_result_count = False
+    list_per_page = 50
+    list_max_show_all = 0
+    ordering = ("-pk",)
+    sortable_by = ()
+    search_fields = ("message_id",)
+    search_help_text = _(
+        "A message id, a correlation id, an ordering key, or the name of a message or "
+        "an endpoint; each whole."
+    )
+    change_list_template = "admin/django_cqrs_outbox/change_list.html"
+
+    class Media:
+        """What the pages need beside the admin's own."""
+
+        css: ClassVar[dict[str, tuple[str, ...]]] = {
+            "all": ("django_cqrs_outbox/desk.css",)
+        }
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Refuse: messages are sent by a bus."""
+        return False
+
+    def has_change_permission(
+        self, request: HttpRequest, obj: Model | None = None
+    ) -> bool:
+        """Refuse: a message is what was sent."""
+        return False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return the rows, without what lists do not show."""
+        wide = [
+            name
+            for name in ("payload", "headers", "traceback")
+            if any(field.name == name for field in self.model._meta.fields)
+        ]
+        return super().get_queryset(request).defer(*wide)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Search for the whole of an id, a key or a name."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        try:
+            value = UUID(term)
+        except ValueError:
+            named = Q(name=term) | Q(endpoint=term)
+            keyed = Q(ordering_key=term) & ~self._hide_key(queryset, term)
+            wanted = keyed | self._are_searched(queryset) & named
+        else:
+            wanted = Q(message_id=value) | Q(correlation_id=value)
+        return queryset.filter(wanted), False
+
+    def _hide_key(self, rows: QuerySet[Any], key: str) -> Q:
+        """
+        Return the condition of rows of a key that must not find them.
+
+        A key that the page masks would be confirmed by a search that finds it.
+        """
+        hidden = Q(pk__in=())
+        named = ("endpoint", "name", "version")
+        having = rows.filter(ordering_key=key)
+        for values in having.order_by().values(*named).distinct():
+            newest = having.filter(**values).order_by("-pk").defer(None)[:SHOWN]
+            if any(redact(row).key_of(row) != key for row in newest):
+                hidden |= Q(**values)
+        return hidden
+
+    def _are_searched(self, rows: QuerySet[Any]) -> Q:
+        """Return the condition of the rows that are searched by name."""
+        return Q()
+
+    # What is shown ------------------------------------------------------------------
+
+    def get_changelist_instance(self, request: HttpRequest) -> Any:
+        """Return the list, with what of its rows may be seen."""
+        changes = super().get_changelist_instance(request)
+        rows: Any = changes.result_list
+        seen = redact_list(rows, using=rows.db)
+        for each in rows:
+            each._shown = seen[each.pk]
+        return changes
+
+    def _shown(self, obj: Any) -> RedactedMessage:
+        if not hasattr(obj, "_shown"):
+            obj._shown = redact(obj)
+        found: RedactedMessage = obj._shown
+        return found
+
+    @admin.display(description=_("payload"))
+    def payload_text(self, obj: Any) -> str:
+        """Return the payload as JSON, without what is sensitive; or why it is not."""
+        seen = self._shown(obj)
+        if seen.reason:
+            return f"{NOT_SHOWN} {seen.reason}"
+        text = as_text(seen.pretty)
+        if MASK not in seen.pretty:
+            return text
+        return format_html('{}<p class="help">{}</p>', text, MASKED)
+
+    @admin.display(description=_("headers"))
+    def headers_text(self, obj: Any) -> str:
+        """Return the headers as JSON."""
+        return as_text(self._shown(obj).headers_of(obj))
+
+    @admin.display(description=_("ordering key"))
+    def key_text(self, obj: Any) -> str:
+        """Return the ordering key, without what is sensitive."""
+        return self._shown(obj).key_of(obj) or "-"
+
+    @admin.display(description=_("subject"))
+    def subject_text(self, obj: Any) -> str:
+        """Return the object that it is for, without what is sensitive."""
+        return self._shown(obj).subject_of(obj) or "-"
+
+    # Deletion -----------------------------------------------------------------------
+
+    def get_deleted_objects(
+        self, objs: Any, request: HttpRequest
+    ) -> tuple[list[str], dict[str, int], set[str], list[str]]:
+        """Return what is to be deleted; nothing hangs on a message."""
+        name = str(self.model._meta.verbose_name_plural)
+        is_query = isinstance(objs, QuerySet)
+        count = objs.count() if is_query else len(objs)
+        named = [str(each) for each in objs[:SHOWN]]
+        lacking = set() if self.has_delete_permission(request) else {name}
+        return named, {name: count}, lacking, []
+
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        """Delete one; what waited behind it goes on."""
+        rows = self._rows(request)
+        discard(rows.filter(pk=obj.pk), using=rows.db)
+
+    @admin.action(
+        permissions=["delete"],
+        description=_("Delete selected %(verbose_name_plural)s"),
+    )
+    def delete_selected(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> HttpResponse | None:
+        """Delete the chosen ones, once that is confirmed."""
+        if not self._is_confirmed(request):
+            question = gettext("Delete these for ever? Nobody will handle them.")
+            return self._ask(request, queryset, "delete_selected", question)
+        count = self._in_batches(request, queryset, self._delete_batch)
+        text = ngettext("Deleted %(count)d.", "Deleted %(count)d.", count)
+        self.message_user(request, text % {"count": count}, messages.SUCCESS)
+        return None
+
+    def _delete_batch(self, request: HttpRequest, batch: list[Any], using: str) -> int:
+        rows = self._rows(request)
+        # Whom nobody else has deleted or handled in the meantime.
+        kept = rows.select_for_update() if _locks(using) else rows
+        found = list(kept.filter(pk__in=[each.pk for each in batch]))
+        self._log(request, found, DELETION, "")
+        return discard(rows.filter(pk__in=[each.pk for each in found]), using=using)
+
+    # Confirmation and audit ---------------------------------------------------------
+
+    def _is_confirmed(self, request: HttpRequest) -> bool:
+        return request.method == "POST" and request.POST.get("post") == "yes"
+
+    def _ask(
+        self,
+        request: HttpRequest,
+        chosen: QuerySet[Any],
+        action: str,
+        question: str,
+    ) -> HttpResponse:
+        """Return the page that asks whether to go on."""
+        is_all = request.POST.get("select_across") == "1"
+        keys = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
+        total = chosen.order_by().values("pk")[: LISTED + 1].count()
+        redact = list(chosen[:SHOWN])
+        context = {
+            **self.admin_site.each_context(request),
+            "title": gettext("Are you sure?"),
+            "opts": self.opts,
+            "question": question,
+            "action": action,
+            # One stands for all: their filter is in the address.
+            "keys": keys[:1] if is_all else keys,
+            "select_across": "1" if is_all else "0",
+            "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
+            "total": min(total, LISTED),
+            "is_bounded": total > LISTED,
+            "shown": redact,
+            "more": total - len(redact),
+            "database": database_of(request, self.model),
+        }
+        return self._page(request, "confirmation.html", context)
+
+    def _page(
+        self, request: HttpRequest, template: str, context: dict[str, Any]
+    ) -> HttpResponse:
+        site: Any = request
+        site.current_app = self.admin_site.name
+        return TemplateResponse(
+            request, f"admin/django_cqrs_outbox/{template}", context
+        )
+
+    def _in_batches(
+        self,
+        request: HttpRequest,
+        chosen: QuerySet[Any],
+        handle: Callable[[HttpRequest, list[Any], str], int],
+    ) -> int:
+        """Handle the chosen in order of sending, each batch in one transaction."""
+        using, count = self._rows(request).db, 0
+
+        def handle_batch(keys: list[int]) -> int:
+            batch = list(self._rows(request).filter(pk__in=keys).order_by("sequence"))
+            return handle(request, batch, using)
+
+        for keys in _keys(chosen.using(using)):
+            count += retrying_deadlocks(partial(handle_batch, keys), using=using)
+        return count
+
+    def _rows(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return all rows, whole, of the database that is written to."""
+        asked = database_of(request, self.model)
+        using = asked or router.db_for_write(self.model)
+        rows: QuerySet[Any] = self.model._default_manager.using(using)
+        return rows
+
+    def _log(
+        self, request: HttpRequest, rows: list[Any], flag: int, message: str
+    ) -> None:
+        """Write who did it into the history of each."""
+        user: Any = request.user
+        chosen: Any = rows
+        if rows:
+            LogEntry.objects.log_actions(
+                user_id=user.pk,
+                queryset=chosen,
+                action_flag=flag,
+                change_message=message,
+            )
+
+
+def _keys(chosen: QuerySet[Any]) -> Iterator[list[int]]:
+    """
+    Yield the ids of the chosen, in order of sending, and each once.
+
+    What is given up again while this runs is a row of its own, and is left alone.
+    """
+    last = chosen.order_by().aggregate(last=Max("pk"))["last"]
+    rows = chosen.filter(pk__lte=last).order_by("sequence", "pk")
+    keys = list(rows.values_list("pk", flat=True)) if last is not None else []
+    for start in range(0, len(keys), BATCH):
+        yield keys[start : start + BATCH]
+
+
+def as_text(text: str) -> str:
+    """Return text as it stands, spaces and lines included."""
+    if len(text) > LONGEST:
+        more = gettext("… and %(count)d more characters")
+        text = f"{text[:LONGEST]}\n{more % {'count': len(text) - LONGEST}}"
+    # What is wider or higher than the page is scrolled, by the keyboard too.
+    return format_html('<pre class="cqrs-text" tabindex="0">{}</pre>', text or "-")
+
+
+def _locks(using: str) -> bool:
+    return connections[using].features.has_select_for_update

@@ -1,0 +1,209 @@
+"""Rows of the outbox as messages, and messages as rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_cqrs.channels.channel import Envelope
+from django_cqrs.outbox.models import State
+from django_cqrs.outbox.times import as_sent, as_stored
+
+CLAIMED_COLUMNS = (
+    "id",
+    "endpoint",
+    "name",
+    "version",
+    "payload",
+    "headers",
+    "message_id",
+    "correlation_id",
+    "causation_id",
+    "sent_at",
+    "sequence",
+    "priority",
+    "expires_at",
+    "attempts",
+    "channel",
+    "subject",
+    "ordering_key",  # the last of all columns that rows are taken with
+)
+"""What is read of a message that is claimed."""
+
+ENDPOINT = CLAIMED_COLUMNS.index("endpoint")
+_ATTEMPTS = CLAIMED_COLUMNS.index("attempts")
+
+
+class Taking(NamedTuple):
+    """What is to become of rows that are taken."""
+
+    state: State
+    owner: str
+    lease: timedelta
+    becomes: State = State.CLAIMED
+    columns: tuple[str, ...] = CLAIMED_COLUMNS
+    allowed: Callable[[str], int] | None = None
+
+    def is_tried(self, row: tuple[Any, ...]) -> bool:
+        """Tell whether an abandoned message has an attempt left."""
+        return self.allowed is None or row[_ATTEMPTS] < self.allowed(row[ENDPOINT])
+
+
+Group = tuple[str, str]
+"""An endpoint and an ordering key: their messages are handled one at a time."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Claimed:
+    """A message that this worker alone may handle, until its lease runs out."""
+
+    pk: int
+    envelope: Envelope
+    attempts: int
+    """How many times it was tried and counted, this one not included."""
+    channel: str
+    ordering_key: str | None = dataclasses.field(repr=False)
+    is_counted: bool = False
+    """Whether this attempt was counted already, when it was claimed."""
+    is_given_up: bool = False
+    """Whether it has killed as many workers as it may, and is not to be tried."""
+    group: Group | None = dataclasses.field(default=None, repr=False)
+    """What its order is kept in: its endpoint, under its present name, and its key."""
+
+
+PLACE_COLUMNS = "id", "endpoint", "ordering_key"
+
+SEQUENCE = CLAIMED_COLUMNS.index("sequence")
+
+
+def envelope_of(values: Mapping[str, Any]) -> Envelope:
+    """Return the envelope that is stored in columns, by their names."""
+    expires_at = values["expires_at"]
+    return Envelope(
+        endpoint=values["endpoint"],
+        name=values["name"],
+        version=values["version"],
+        payload=bytes(values["payload"]),
+        headers=bytes(values["headers"]),
+        message_id=values["message_id"],
+        correlation_id=values["correlation_id"],
+        causation_id=values["causation_id"],
+        timestamp=as_sent(values["sent_at"]),
+        sequence=values["sequence"],
+        expires_at=expires_at and as_sent(expires_at),
+        priority=values["priority"],
+        subject=values["subject"],
+        ordering_key=values["ordering_key"],
+    )
+
+
+def values_of(envelope: Envelope) -> dict[str, Any]:
+    """Return the columns that an envelope is stored in, by their names."""
+    return {
+        "endpoint": envelope.endpoint,
+        "name": envelope.name,
+        "version": envelope.version,
+        "payload": envelope.payload,
+        "headers": envelope.headers,
+        "message_id": envelope.message_id,
+        "correlation_id": envelope.correlation_id,
+        "causation_id": envelope.causation_id,
+        "sent_at": envelope.timestamp,
+        "sequence": envelope.sequence,
+        "priority": envelope.priority,
+        "expires_at": envelope.expires_at,
+        "ordering_key": envelope.ordering_key,
+        "subject": envelope.subject,
+    }
+
+
+def claimed_from(row: tuple[Any, ...], group: Group | None) -> Claimed:
+    """Return the message that a row of :data:`CLAIMED_COLUMNS` is."""
+    values: dict[str, Any] = dict(zip(CLAIMED_COLUMNS, row, strict=True))
+    envelope = envelope_of(values)
+    return Claimed(
+        values["id"],
+        envelope,
+        values["attempts"],
+        values["channel"],
+        values["ordering_key"],
+        group=group,
+    )
+
+
+INSERTED_COLUMNS: Final = (
+    "channel",
+    "endpoint",
+    "name",
+    "version",
+    "payload",
+    "headers",
+    "message_id",
+    "correlation_id",
+    "causation_id",
+    "sent_at",
+    "sequence",
+    "priority",
+    "expires_at",
+    "state",
+    "available_at",
+    "attempts",
+    "token",
+    "subject",
+    "ordering_key",
+)
+
+# With all parameters ------------------------------------------------------------------
+
+
+def adapters_of(
+    connection: BaseDatabaseWrapper,
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return what makes ids, bytes and times into what the driver takes."""
+    native = connection.features.has_native_uuid_field
+
+    def as_uuid(value: UUID | None) -> Any:
+        return value if native or value is None else value.hex
+
+    def as_time(value: datetime | None) -> Any:
+        return None if value is None else as_stored(value, connection)
+
+    driver: Any = connection
+    return as_uuid, driver.Database.Binary, as_time
+
+
+def row_of(
+    channel: str,
+    envelope: Envelope,
+    as_uuid: Callable[[Any], Any],
+    as_bytes: Callable[[Any], Any],
+    as_time: Callable[[Any], Any],
+) -> tuple[Any, ...]:
+    """Return a message as a row of :data:`INSERTED_COLUMNS`."""
+    is_delayed = envelope.available_at is not None
+    return (
+        channel,
+        envelope.endpoint,
+        envelope.name,
+        envelope.version,
+        as_bytes(envelope.payload),
+        as_bytes(envelope.headers),
+        as_uuid(envelope.message_id),
+        as_uuid(envelope.correlation_id),
+        as_uuid(envelope.causation_id),
+        as_time(envelope.timestamp),
+        envelope.sequence,
+        envelope.priority,
+        as_time(envelope.expires_at),
+        State.DELAYED.value if is_delayed else State.READY.value,
+        as_time(envelope.available_at),
+        0,
+        0,
+        envelope.subject,
+        envelope.ordering_key,
+    )

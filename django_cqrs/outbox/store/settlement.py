@@ -1,0 +1,180 @@
+"""Leases, and the ends of messages: settled, delayed, given back, dead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.db.models import QuerySet
+
+from django_cqrs.clock import now
+from django_cqrs.exceptions import CQRSError
+from django_cqrs.outbox.models import (
+    MOST_ATTEMPTS,
+    DeadLetter,
+    OutboxMessage,
+    Reason,
+    State,
+)
+from django_cqrs.outbox.store.dialects import among
+from django_cqrs.outbox.store.rows import Claimed, values_of
+from django_cqrs.outbox.store.table import Table
+
+
+class LeaseLost(CQRSError):
+    """Somebody else has taken over messages whose lease had run out."""
+
+
+class Settlement(Table):
+    """Renews leases, and writes down how messages end."""
+
+    def renew(self, owner: str, keys: Sequence[int], lease: timedelta) -> int:
+        """Extend a lease; return how many of the messages the owner still holds."""
+        held = self._held(owner, keys)
+        with transaction.atomic(using=self.using):
+            if self.connection.features.has_select_for_update_skip_locked:
+                # What is being settled needs no lease, and is not waited for.
+                locked = held.select_for_update(skip_locked=True)
+                keys = list(locked.values_list("pk", flat=True))
+            until = now() + lease
+            return self._held(owner, keys).update(lease_expires_at=until)
+
+    def held(self, owner: str, keys: Sequence[int]) -> set[int]:
+        """Return which messages an owner still holds."""
+        return set(self._held(owner, keys).values_list("pk", flat=True))
+
+    def abandon_expired(self, channels: Sequence[str], *, limit: int = 1000) -> int:
+        """Mark what dead workers hold, to be taken again one by one."""
+        return self._move(
+            self.rows()
+            .filter(
+                channel__in=channels,
+                state=State.CLAIMED,
+                lease_expires_at__lt=now(),
+            )
+            .order_by("pk"),
+            limit,
+            state=State.ABANDONED,
+            owner=None,
+            lease_expires_at=None,
+        )
+
+    def release_due(self, channels: Sequence[str], *, limit: int = 1000) -> int:
+        """Make ready what was delayed until now."""
+        return self._move(
+            self.rows()
+            .filter(
+                channel__in=channels,
+                state=State.DELAYED,
+                available_at__lte=now(),
+            )
+            .order_by("available_at"),
+            limit,
+            state=State.READY,
+        )
+
+    def settle(self, owner: str, keys: Sequence[int]) -> None:
+        """
+        Delete handled messages, in the transaction of what their handlers wrote.
+
+        Raises:
+            LeaseLost: somebody else has one of them now; roll back.
+
+        """
+        if not keys:
+            return
+        one_of, ids = among(self.connection, keys)
+        statement = (
+            f"DELETE FROM {self._table} WHERE id {one_of} "  # noqa: S608 - no value in it
+            f"AND owner = %s AND state = {State.CLAIMED.value}"
+        )
+        with self.connection.cursor() as cursor:
+            cursor.execute(statement, [*ids, owner])
+            deleted = cursor.rowcount
+        self._ensure_all(deleted, keys)
+
+    def delay(
+        self,
+        owner: str,
+        claimed: Claimed,
+        *,
+        until: datetime,
+        attempts: int,
+        error: str = "",
+    ) -> None:
+        """
+        Have a failed message tried again later.
+
+        Raises:
+            LeaseLost: somebody else has it now; roll back.
+
+        """
+        changed = self._held(owner, [claimed.pk]).update(
+            state=State.DELAYED,
+            available_at=until,
+            attempts=min(attempts, MOST_ATTEMPTS),
+            last_error=error,
+            owner=None,
+            lease_expires_at=None,
+        )
+        self._ensure_all(changed, [claimed.pk])
+
+    def give_back(self, owner: str, keys: Sequence[int], state: State) -> int:
+        """Let others have the messages of a claim again that it still holds."""
+        held = self._held(owner, keys)
+        return held.update(state=state, owner=None, lease_expires_at=None)
+
+    def bury(
+        self,
+        owner: str,
+        claimed: Claimed,
+        *,
+        reason: Reason,
+        attempts: int,
+        endpoint: str = "",
+        exception: str = "",
+        error: str = "",
+        traceback: str = "",
+    ) -> DeadLetter:
+        """
+        Move a message to the dead letters, its bytes untouched.
+
+        Args:
+            owner: whose it is.
+            claimed: the message.
+            reason: why it is given up.
+            attempts: how often it was tried.
+            endpoint: the name of the handler that has run, where that is another than
+                the one it was stored by.
+            exception: the dotted path of its class.
+            error: its text.
+            traceback: where it was raised.
+
+        Raises:
+            LeaseLost: somebody else has it now; roll back.
+
+        """
+        self.settle(owner, [claimed.pk])
+        envelope = claimed.envelope
+        return DeadLetter.objects.using(self.using).create(
+            channel=claimed.channel,
+            **(values_of(envelope) | {"endpoint": endpoint or envelope.endpoint}),
+            attempts=min(attempts, MOST_ATTEMPTS),
+            reason=reason,
+            exception=exception[:255],
+            error=error,
+            traceback=traceback,
+            failed_at=now(),
+        )
+
+    def _held(self, owner: str, keys: Sequence[int]) -> QuerySet[OutboxMessage]:
+        return self.rows().filter(pk__in=keys, owner=owner, state=State.CLAIMED)
+
+    def _ensure_all(self, changed: int, keys: Sequence[int]) -> None:
+        if changed != len(keys):
+            msg = (
+                f"{len(keys) - changed} of {len(keys)} messages are another worker's "
+                f"by now: their lease ran out while they were handled."
+            )
+            raise LeaseLost(msg)

@@ -1,0 +1,242 @@
+"""
+What a claim is, and claims on PostgreSQL that are a transaction of one round trip.
+
+Statements that are sent together, outside of any transaction, are one; each of them
+sees what was committed before it began.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Final, NamedTuple
+
+from django.db import DatabaseError
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_cqrs.clock import now
+from django_cqrs.outbox.models import MOST_ATTEMPTS, OutboxMessage, State
+from django_cqrs.outbox.store.dialects import (
+    ADVISORY_LOCK,
+    BY_INDEX,
+    NO_PLAN,
+    PATIENCE,
+    RELAX,
+    sends_several,
+    to_last_result,
+)
+from django_cqrs.outbox.store.rows import Taking
+
+# A row that nobody has claimed so often may say that somebody has: no number overflows.
+ATTEMPTED: Final = (
+    f"CASE WHEN attempts < {MOST_ATTEMPTS} THEN attempts + %s ELSE attempts END"
+)
+"""The attempts of a row with a parameter's added."""
+
+
+def counted_up(token: str) -> str:
+    """Return a token with one added, after the highest the lowest."""
+    return f"CASE WHEN {token} < {2**63 - 1} THEN {token} + 1 ELSE 0 END"
+
+
+class InOrder(NamedTuple):
+    """What a claim in order has taken."""
+
+    rows: list[tuple[Any, ...]]
+    has_keys: bool
+    """Whether any of what is next has a key."""
+    is_mixed: bool
+    """Whether nothing was taken, since there is something else of such a key."""
+
+
+class SingleRoundTripClaims:
+    """The claims of one connection."""
+
+    def __init__(self, connection: BaseDatabaseWrapper, *, is_mixed: str) -> None:
+        """
+        Prepare to make them, should that be possible.
+
+        Args:
+            connection: of the outbox's database.
+            is_mixed: a condition on a key `p.k` of an endpoint `p.e`, of which `p.c`
+                are next up to the sequence `p.s`: that there is something else.
+
+        """
+        self._connection = connection
+        self._is_mixed = is_mixed
+        self._statements: dict[tuple[str, ...], str] = {}
+        self._was_idle = False
+        self._keeps_plans = True
+        self._session: Any = None
+        self._prepared_names: dict[str, str] = {}
+
+    def can_be_made(self) -> bool:
+        """Tell whether the database can, and no transaction is open."""
+        connection = self._connection
+        return (
+            sends_several(connection)
+            and not connection.in_atomic_block
+            and connection.get_autocommit()
+        )
+
+    def plain(self, channel: str, limit: int, taking: Taking) -> list[tuple[Any, ...]]:
+        """
+        Take what is next and nobody is just taking, unless something has a key.
+
+        Args:
+            channel: the alias.
+            limit: how many at the most.
+            taking: what is to become of it; its last column is the key.
+
+        Returns:
+            The rows that are next, in their turn; the last column says which were
+            taken: all of them, or none.
+
+        """
+        key = ("plain", *taking.columns)
+        if key not in self._statements:
+            seen = f"{self._next(taking.columns)} FOR UPDATE SKIP LOCKED"
+            # Their state is not asked once more: they are locked, and a plan could
+            # look for it in an index where their ids say all.
+            no_key = "NOT EXISTS (SELECT 1 FROM seen WHERE ordering_key IS NOT NULL)"
+            own = ", ".join(f"seen.{column}" for column in taking.columns)
+            self._statements[key] = (
+                f"WITH seen AS MATERIALIZED ({seen}), "
+                f"{self._taken(no_key)} SELECT {own}, taken.id IS NOT NULL {_RESULT}"
+            )
+        values = self._values(channel, limit, taking)
+        # With much to take a plan is worth making; what wakes an idle worker is little.
+        rows = self._rows_by_plan(self._statements[key], values)
+        if rows is None:
+            rows = self._rows(f"{RELAX}; {self._statements[key]}", values)
+        self._was_idle = not rows
+        return rows
+
+    def in_order(self, channel: str, limit: int, taking: Taking) -> InOrder:
+        """
+        Take what is next, unless there is anything else of one of its keys.
+
+        Only one is at this at a time, as at every claim in order.
+
+        Args:
+            channel: the alias.
+            limit: how many at the most.
+            taking: what is to become of it.
+
+        Returns:
+            The rows that were taken, in their turn, and why there may be none.
+
+        Raises:
+            OperationalError: :data:`LOCK_TIMEOUT` includes it where others were at it
+                for too long.
+
+        """
+        key = ("in order", *taking.columns)
+        if key not in self._statements:
+            own = ", ".join(f"own.{column}" for column in taking.columns)
+            unmixed = (
+                f"own.state = {State.READY.value} "  # noqa: S608 - no value in it
+                "AND NOT EXISTS (SELECT 1 FROM mixed)"
+            )
+            self._statements[key] = (
+                f"{RELAX}; SET LOCAL lock_timeout = {round(PATIENCE * 1000)}; "  # noqa: S608 - no value in it
+                f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK}); "
+                f"WITH seen AS MATERIALIZED ({self._next(('id',))}), "
+                f"keys AS MATERIALIZED (SELECT ordering_key AS k, endpoint AS e, "
+                f"COUNT(*) AS c, MAX(sequence) AS s FROM seen "
+                f"WHERE ordering_key IS NOT NULL GROUP BY ordering_key, endpoint), "
+                f"mixed AS MATERIALIZED "
+                f"(SELECT 1 FROM keys p WHERE {self._is_mixed} LIMIT 1), "
+                f"{self._taken(unmixed, own)} SELECT taken.*, said.* FROM "
+                f"(SELECT EXISTS (SELECT 1 FROM keys), EXISTS (SELECT 1 FROM mixed)) "
+                f"said LEFT JOIN taken ON TRUE "
+                f"ORDER BY taken.priority DESC, taken.sequence"
+            )
+        values = self._values(channel, limit, taking)
+        rows = self._rows(self._statements[key], values)
+        has_keys, is_mixed = rows[0][-2:]
+        taken = [row[:-2] for row in rows if row[0] is not None]
+        return InOrder(taken, has_keys=has_keys, is_mixed=is_mixed)
+
+    @cached_property
+    def _table(self) -> str:
+        table: str = self._connection.ops.quote_name(OutboxMessage._meta.db_table)
+        return table
+
+    def _next(self, columns: Sequence[str]) -> str:
+        names = ", ".join(dict.fromkeys((*columns, *_TURN)))
+        return (
+            f"SELECT {names} FROM {self._table} "  # noqa: S608 - no value in it
+            f"WHERE channel = %s AND state = {State.READY.value} "
+            f"ORDER BY priority DESC, sequence LIMIT %s"
+        )
+
+    def _taken(self, condition: str, columns: str = "own.id") -> str:
+        return (
+            f"taken AS (UPDATE {self._table} AS own SET state = %s, owner = %s, "  # noqa: S608
+            f"lease_expires_at = %s, token = {counted_up('own.token')} "
+            f"WHERE own.id = ANY(ARRAY(SELECT id FROM seen)) "
+            f"AND {condition} RETURNING {columns})"
+        )
+
+    @staticmethod
+    def _values(channel: str, limit: int, taking: Taking) -> list[Any]:
+        until = now() + taking.lease
+        return [channel, limit, taking.becomes.value, taking.owner, until]
+
+    def _rows(self, statement: str, values: list[Any]) -> list[tuple[Any, ...]]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement, values)
+            to_last_result(cursor)
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+        return rows
+
+    def _rows_by_plan(
+        self, statement: str, values: list[Any]
+    ) -> list[tuple[Any, ...]] | None:
+        """
+        Do what a statement says by the plan that the session keeps of it.
+
+        Returns:
+            None where there is to be a new plan, or the session keeps none: a pooler
+            may hand each transaction to another.
+
+        """
+        if not (self._was_idle and self._keeps_plans):
+            return None
+        try:
+            name = self._prepared(statement)
+            places = ", ".join(["%s"] * len(values))
+            return self._rows(f"{BY_INDEX}; EXECUTE {name} ({places})", values)
+        except DatabaseError as error:
+            if not NO_PLAN.includes(error):
+                raise
+            self._keeps_plans = False
+            return None
+
+    def _prepared(self, statement: str) -> str:
+        """Return the name of a statement in the session, which is prepared at first."""
+        driver: Any = self._connection.connection
+        if self._session is None or self._session() is not driver:
+            # A weak reference: who holds the connection itself is told by counting.
+            self._session, self._prepared_names = weakref.ref(driver), {}
+        name = self._prepared_names.get(statement)
+        if name is None:
+            # Its own, also where a pooler shares sessions: the text is in the name.
+            digest = hashlib.sha256(statement.encode()).hexdigest()
+            name = self._prepared_names[statement] = f"django_cqrs_{digest[:16]}"
+            numbered = statement
+            for number in range(1, statement.count("%s") + 1):
+                numbered = numbered.replace("%s", f"${number}", 1)
+            with self._connection.cursor() as cursor:
+                cursor.execute(f"PREPARE {name} AS {numbered}")
+        return name
+
+
+_TURN = "priority", "sequence", "endpoint", "ordering_key"
+_RESULT = (
+    "FROM seen LEFT JOIN taken ON taken.id = seen.id "
+    "ORDER BY seen.priority DESC, seen.sequence"
+)

@@ -1,0 +1,150 @@
+"""The outbox's table: its rows, and how they are taken."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from django.db import connections, transaction
+from django.db.models import QuerySet
+
+from django_cqrs.clock import now
+from django_cqrs.outbox.models import OutboxMessage, State
+from django_cqrs.outbox.store.dialects import (
+    RELAX,
+    among,
+    sends_several,
+    to_last_result,
+)
+from django_cqrs.outbox.store.rows import ENDPOINT, Claimed, Group, Taking, claimed_from
+from django_cqrs.outbox.store.single_round_trip import ATTEMPTED, counted_up
+from django_cqrs.outbox.times import as_stored
+
+
+class Table:
+    """The rows of one database's outbox, and how they are taken."""
+
+    def __init__(
+        self, using: str, *, names: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
+        """
+        Use the database of an alias.
+
+        Args:
+            using: the alias.
+            names: of endpoints that have had other names: from each to all of them,
+                the present one first.
+
+        """
+        self.using = using
+        self.connection = connections[using]
+        self.was_contended = False
+        """Whether the last claim found nothing, and is soon to be made again."""
+        self._names = names or {}
+        self._queries: dict[tuple[Any, ...], QuerySet[Any, Any]] = {}
+        self._ordered: set[tuple[State, str]] = set()
+        self._saw_keys = False
+
+    @cached_property
+    def _table(self) -> str:
+        table: str = self.connection.ops.quote_name(OutboxMessage._meta.db_table)
+        return table
+
+    def rows(self) -> QuerySet[OutboxMessage]:
+        """Return the messages that wait."""
+        return OutboxMessage.objects.using(self.using)
+
+    def _taken(
+        self, query: QuerySet[Any, Any], taking: Taking
+    ) -> list[tuple[Any, ...]] | None:
+        """
+        Take what a query finds, rows from an id to a key, and commit that.
+
+        Returns:
+            None where a row has a key: then nothing is taken.
+
+        """
+        with transaction.atomic(using=self.using):
+            found = list(query.all())
+            if any(row[-1] is not None for row in found):
+                return None
+            return self._take(found, taking) if found else found
+
+    def _group_of(self, endpoint: str, key: str | None) -> Group | None:
+        if key is None:
+            return None
+        return self._names.get(endpoint, (endpoint,))[0], key
+
+    def _claimed(self, row: tuple[Any, ...]) -> Claimed:
+        return claimed_from(row, self._group_of(row[ENDPOINT], row[-1]))
+
+    def _claimed_alone(self, row: tuple[Any, ...], taking: Taking) -> Claimed:
+        claimed = self._claimed(row)
+        if not taking.is_tried(row):
+            return dataclasses.replace(claimed, is_given_up=True)
+        attempts = claimed.attempts + 1
+        return dataclasses.replace(claimed, attempts=attempts, is_counted=True)
+
+    def _take(
+        self,
+        found: Sequence[tuple[Any, ...]],
+        taking: Taking,
+        *,
+        also: State | None = None,
+    ) -> list[tuple[Any, ...]]:
+        """
+        Put an owner's name on rows that are still in a state; return those.
+
+        What is abandoned is claimed alone, and counted: see :meth:`claim_abandoned`.
+        """
+        keys = [row[0] for row in found]
+        state, owner, becomes = taking.state, taking.owner, taking.becomes
+        states = [state.value] if also is None else [state.value, also.value]
+        connection: Any = self.connection
+        one_of, ids = among(connection, keys)
+        statement = (
+            f"UPDATE {self._table} SET state = %s, owner = %s, "  # noqa: S608 - no value in it
+            f"lease_expires_at = %s, token = {counted_up('token')}, "
+            f"attempts = {ATTEMPTED} "
+            f"WHERE state IN ({', '.join(map(str, states))}) AND id {one_of}"
+        )
+        until = as_stored(now() + taking.lease, connection)
+        is_alone = state is State.ABANDONED and becomes is State.CLAIMED
+        counts = int(is_alone and taking.is_tried(found[0]))
+        values = [becomes.value, owner, until, counts, *ids]
+        with connection.cursor() as cursor:
+            # With a savepoint open, the transaction is somebody else's.
+            if connection.vendor != "postgresql" or connection.savepoint_ids:
+                cursor.execute(statement, values)
+            elif sends_several(connection):
+                cursor.execute(f"{RELAX}; {statement}", values)
+                to_last_result(cursor)
+            else:
+                cursor.execute(RELAX)
+                cursor.execute(statement, values)
+            taken: int = cursor.rowcount
+        if taken == len(keys):
+            return list(found)
+        # Where nothing locks what was read.
+        held = self.rows().filter(pk__in=keys, owner=owner, state=becomes)
+        ours = set(held.values_list("pk", flat=True))
+        return [row for row in found if row[0] in ours]
+
+    def _move(self, rows: QuerySet[OutboxMessage], limit: int, **changes: Any) -> int:
+        """Change rows, past those that somebody else is just changing."""
+        if not rows.exists():  # mostly so, and asking takes no lock
+            return 0
+        with transaction.atomic(using=self.using):
+            found = rows
+            if self.connection.features.has_select_for_update_skip_locked:
+                found = rows.select_for_update(skip_locked=True)
+            keys = list(found.values_list("pk", flat=True)[:limit])
+            return rows.order_by().filter(pk__in=keys).update(**changes)
+
+    def _in_turn(self, rows: QuerySet[OutboxMessage]) -> QuerySet[OutboxMessage]:
+        rows = rows.order_by("-priority", "sequence")
+        if self.connection.features.has_select_for_update_skip_locked:
+            rows = rows.select_for_update(skip_locked=True)
+        return rows

@@ -1,0 +1,193 @@
+"""What becomes of a message that failed."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import enum
+from datetime import timedelta
+
+from django.db import InterfaceError, OperationalError
+
+from django_cqrs.buses.registries import Registry
+from django_cqrs.exceptions import (
+    CQRSError,
+    MessageConversionError,
+    UnknownEndpoint,
+    UnknownMessage,
+)
+from django_cqrs.messages import Ran
+from django_cqrs.outbox import journal
+from django_cqrs.outbox.models import Reason
+from django_cqrs.outbox.store.rows import Claimed
+from django_cqrs.outbox.worker.outages import Outages
+from django_cqrs.outbox.worker.savepoints import TransactionLost
+from django_cqrs.retries import Retry
+
+DEFAULT_RETRY = Retry()
+
+# The database is away, or has ended the connection.
+OUTAGES = (OperationalError, InterfaceError)
+
+
+class FailureOutcome(enum.Enum):
+    """What becomes of a message that failed; the value is what the log says."""
+
+    RETRY = "it is tried again %s"
+    PAUSE = "it waits until the outage is over"
+    DEAD = "it is a dead letter"
+    DROP = "it is dropped, as its policy says"
+    STOP = "it waits, and the worker stops, as its policy says"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """A message whose handling failed, and what its endpoint says about that."""
+
+    claimed: Claimed
+    error: BaseException
+    reason: Reason
+    retry: Retry
+    attempts: int
+    """How often it has been tried, this time included."""
+    outcome: FailureOutcome
+    until: timedelta = timedelta()
+    """How long it waits for the next attempt, where there is one."""
+    is_tried: bool = True
+    """Whether a handler was called, which one is not that an outage has hit."""
+    endpoint: str = ""
+    """The name of the handler that has run, or that it was sent to."""
+
+    @property
+    def holds_key(self) -> bool:
+        """Whether what has the same key waits for it."""
+        return self.outcome is not FailureOutcome.DROP
+
+
+class FailurePolicies:
+    """What the endpoints of a registry say about messages that fail."""
+
+    def __init__(self, registry: Registry, outages: Outages) -> None:
+        """Ask the endpoints of a registry, unless an outage is to blame."""
+        self.registry = registry
+        self.outages = outages
+        self.ran = Ran()
+        self.can_stop = True
+        """Whether a policy may end the worker."""
+
+    def attempts_of(self, name: str) -> int:
+        return self.retry_of(name).attempts
+
+    def retry_of(self, name: str) -> Retry:
+        """Return the policy of the endpoint of a name."""
+        try:
+            endpoint = self.registry.routes.endpoint_named(name)
+        except CQRSError:  # then there is no policy to ask
+            return DEFAULT_RETRY
+        return endpoint.policies.retry or DEFAULT_RETRY
+
+    def failure_of(
+        self,
+        claimed: Claimed,
+        error: BaseException,
+        reason: Reason = Reason.FAILED,
+        *,
+        is_final: bool | None = None,
+    ) -> Failure:
+        retry = self.retry_of(claimed.envelope.endpoint)
+        attempts = claimed.attempts + (not claimed.is_counted)
+        if reason is Reason.POISON:
+            attempts = claimed.attempts  # this time it is not even tried
+        hit = None
+        # One that has ended its transaction counts: it may have saved something.
+        if reason is Reason.FAILED and is_final is None:
+            hit = self.outages.hits(
+                claimed.channel, claimed.envelope.endpoint, claimed.pk, error
+            )
+        if hit is not None:
+            failure = self._paused(claimed, error, retry)
+            hit.said = hit.said or self.said_of(failure)
+            return failure
+        is_worth = retry.is_worth(error) or isinstance(error, asyncio.CancelledError)
+        if reason is not Reason.FAILED:
+            outcome = FailureOutcome.DEAD
+        elif is_worth and attempts < retry.attempts and not is_final:
+            outcome = FailureOutcome.RETRY
+        else:
+            outcome = FINAL_OUTCOMES[retry.final_failure]
+            if outcome is FailureOutcome.STOP and not self.can_stop:
+                outcome = FailureOutcome.RETRY
+        until = retry.delay_after(attempts)
+        ran = self.ran.name or claimed.envelope.endpoint
+        return Failure(
+            claimed, error, reason, retry, attempts, outcome, until, endpoint=ran
+        )
+
+    def _paused(
+        self, claimed: Claimed, error: BaseException, retry: Retry, **more: bool
+    ) -> Failure:
+        """Return what is said of a message that an outage has hit."""
+        # The attempt is not counted, not even where the claim has counted it.
+        attempts = claimed.attempts - claimed.is_counted
+        until = timedelta(seconds=max(0.0, self.outages.seconds_left(claimed.channel)))
+        pause = FailureOutcome.PAUSE
+        return Failure(
+            claimed,
+            error,
+            Reason.FAILED,
+            retry,
+            attempts,
+            pause,
+            until,
+            endpoint=claimed.envelope.endpoint,
+            **more,
+        )
+
+    def set_aside(self, claimed: Claimed) -> Failure:
+        """Return what is said of a message that is not tried during an outage."""
+        retry = self.retry_of(claimed.envelope.endpoint)
+        return self._paused(claimed, Exception(), retry, is_tried=False)
+
+    def said_of(self, failure: Failure) -> str:
+        """Return one line of an exception, without what is sensitive in its message."""
+        if not failure.is_tried:
+            outage = self.outages.now.get(failure.claimed.channel)
+            return "" if outage is None else outage.said
+        envelope = failure.claimed.envelope
+        said = journal.failure_of_stored(
+            failure.error, envelope, failure.reason, self.registry
+        )
+        name = said["exception"].rpartition(".")[2]
+        return f"{name}: {said['error']}" if said["error"] else name
+
+
+FINAL_OUTCOMES = {
+    "dead_letter": FailureOutcome.DEAD,
+    "drop": FailureOutcome.DROP,
+    "stop": FailureOutcome.STOP,
+}
+
+
+class Poison(Exception):
+    """A message that every worker died of that tried to handle it."""
+
+    def __str__(self) -> str:
+        return "Every worker that tried to handle this message died of it."
+
+
+def blamed(error: BaseException) -> BaseException:
+    """Return what a handler raised, where that has ended the transaction."""
+    if isinstance(error, TransactionLost) and error.__cause__ is not None:
+        return error.__cause__
+    return error
+
+
+def reason_of(error: BaseException) -> Reason:
+    """Return why a message that could not be read is a dead letter."""
+    if isinstance(error, UnknownEndpoint):
+        return Reason.UNKNOWN_ENDPOINT
+    if isinstance(error, UnknownMessage):
+        return Reason.UNKNOWN_MESSAGE
+    if isinstance(error, MessageConversionError):
+        return Reason.UNDECODABLE
+    return Reason.FAILED

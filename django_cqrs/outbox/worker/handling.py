@@ -1,0 +1,638 @@
+"""How a worker handles what it has claimed, and settles it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.transaction import atomic
+
+from django_cqrs.clock import now
+from django_cqrs.messages import Origin
+from django_cqrs.outbox import journal
+from django_cqrs.outbox.journal import (
+    LONGEST,
+    described,
+    path_of_error,
+    shortened,
+    storable,
+)
+from django_cqrs.outbox.models import JournalEntry, Outcome, Reason, State
+from django_cqrs.outbox.redaction import NOT_SHOWN
+from django_cqrs.outbox.store.rows import Claimed, Group
+from django_cqrs.outbox.store.settlement import LeaseLost
+from django_cqrs.outbox.store.store import Store
+from django_cqrs.outbox.worker.batch import Batch, Habits, Turn, known_habits
+from django_cqrs.outbox.worker.bounds import Progress
+from django_cqrs.outbox.worker.failures import (
+    Failure,
+    FailureOutcome,
+    FailurePolicies,
+    Poison,
+    blamed,
+    reason_of,
+)
+from django_cqrs.outbox.worker.heartbeat import Heartbeat
+from django_cqrs.outbox.worker.outages import is_of_database
+from django_cqrs.outbox.worker.reporting import FailureReporter, log_extra
+from django_cqrs.outbox.worker.savepoints import (
+    Savepoints,
+    TransactionEnded,
+    TransactionLost,
+    forget_rollbacks,
+)
+from django_cqrs.outbox.worker.throughput import ThroughputRecorder
+from django_cqrs.pipeline.scopes import BusScope
+from django_cqrs.retries import DEADLOCKS
+from django_cqrs.routing.endpoint import Endpoint
+
+logger: Final = logging.getLogger("django_cqrs.worker")
+
+# What a handler may raise. An async one's cancelled task is no wish to end the worker.
+_FAILURES = (Exception, asyncio.CancelledError)
+
+
+class ClaimHandler:
+    """Handles the messages of one claim after the other, and settles them."""
+
+    # One transaction is ended after so many seconds, and others get the locks.
+    transaction_time = 0.05
+
+    def __init__(
+        self,
+        store: Store,
+        policies: FailurePolicies,
+        progress: Progress,
+        *,
+        lease: timedelta,
+    ) -> None:
+        """
+        Prepare to handle claims.
+
+        Args:
+            store: what the messages are claimed from.
+            policies: what becomes of those that fail.
+            progress: what counts them, and says when to stop.
+            lease: how long a message is kept from others without a sign of life.
+
+        """
+        self._store = store
+        self._registry = policies.registry
+        self._policies = policies
+        self._progress = progress
+        self._reporter = FailureReporter(policies, progress)
+        self._habits = known_habits.setdefault(policies.registry, Habits())
+        self.unsettled: dict[str, list[int]] = {}
+        """The messages of claims that are not done with, by the owner."""
+        # Of the claim that is being handled: how many of each key are not yet done,
+        # and the keys whose messages are not to be handled after one that failed.
+        self._open: Counter[Group] = Counter()
+        self._ended: set[Group] = set()
+        self.heartbeat = Heartbeat(store.using, lease)
+        self.throughput = ThroughputRecorder(store.using)
+        # What is noted of each message of the claim that is being handled, by its id.
+        self._notes: dict[int, journal.Note] | None = {} if journal.is_kept() else None
+
+    @property
+    def keeps_journal(self) -> bool:
+        """Whether it writes down what becomes of messages."""
+        return self._notes is not None
+
+    def handle(self, owner: str, claimed: Sequence[Claimed]) -> float:
+        """
+        Handle what was claimed; others get at once what there was no time for.
+
+        Returns:
+            The seconds that it took.
+
+        """
+        if not claimed:
+            return 0.0
+        started = time.monotonic()
+        self.unsettled[owner] = keys = [each.pk for each in claimed]
+        self._open = Counter(filter(None, (each.group for each in claimed)))
+        self._ended = set()
+        if self._notes:
+            self._notes.clear()
+        self.heartbeat.hold(owner, keys)
+        left = claimed
+        try:
+            while (
+                left
+                and not self._progress.is_ending()
+                and self._progress.seconds_left() > 0
+            ):
+                if self._rests(left):
+                    break
+                left = self._handle_some(owner, left)
+                if left and not self.heartbeat.is_kept():
+                    logger.warning(
+                        "A lease has run out; %d messages are left to others", len(left)
+                    )
+                    left = ()
+        except BaseException as error:
+            if is_of_database(error):
+                raise  # what is not settled is given back when the database is there
+            # It may be what ends the worker, so that each is next tried alone.
+            self.give_back(owner, State.ABANDONED)
+            raise
+        finally:
+            self.heartbeat.let_go()
+        if left:
+            self.give_back(owner, State.READY)
+        else:
+            del self.unsettled[owner]
+        return time.monotonic() - started
+
+    def _rests(self, claimed: Sequence[Claimed]) -> bool:
+        """Tell whether messages are left for the end of an outage."""
+        # An engine would only forward them anew: there each is set aside by itself.
+        return (
+            bool(self._policies.outages.now)
+            and self._policies.can_stop
+            and self._policies.outages.rests(claimed[0].channel)
+        )
+
+    def give_back(self, owner: str, state: State) -> None:
+        self._store.give_back(owner, self.unsettled[owner], state)
+        del self.unsettled[owner]
+
+    def _handle_some(self, owner: str, claimed: Sequence[Claimed]) -> Sequence[Claimed]:
+        """Handle messages in one transaction; return those it had no time for."""
+        batch = Batch()
+        try:
+            self._handle_batch(owner, claimed, batch)
+        except TransactionEnded as ended:
+            begun = self._settle_ended(owner, claimed[: batch.taken], batch, ended)
+            left = [*begun, *claimed[batch.taken :]]
+        except _FAILURES as error:
+            left = list(claimed[batch.taken :])
+            if batch.taken == len(batch.failures) == 1 and isinstance(error, Error):
+                self._start_afresh(error)
+                self._end(owner, claimed[0], batch.failures[0])
+                return left
+            begun = self._rolled_back(owner, claimed[: batch.taken], error)
+            while begun and not self._progress.is_ending() and not self._rests(begun):
+                self._handle_alone(owner, begun.pop(0))
+            return [*begun, *left]
+        else:
+            left = list(claimed[batch.taken :])
+        outside = batch.outside
+        while outside and not self._progress.is_ending() and not self._rests(claimed):
+            self._handle_outside(owner, *outside.pop(0))
+        return [*(each for each, _ in outside), *left]
+
+    def _rolled_back(
+        self, owner: str, begun: Sequence[Claimed], error: BaseException
+    ) -> list[Claimed]:
+        """Say that a batch was rolled back; return what is to be tried one by one."""
+        if not begun:
+            raise error  # it could not even begin
+        self._start_afresh(error)
+        if isinstance(error, LeaseLost):
+            logger.warning("%s", error)
+            ours = self._store.held(owner, self.unsettled[owner])
+            for each in begun:
+                if each.pk not in ours:
+                    self._let_go_of_key(owner, each)
+            return [each for each in begun if each.pk in ours]
+        logger.warning(
+            "A batch of %d was rolled back by %s; its messages are taken one by one",
+            len(begun),
+            type(blamed(error)).__name__,
+        )
+        return list(begun)
+
+    def _handle_batch(
+        self,
+        owner: str,
+        claimed: Sequence[Claimed],
+        batch: Batch,
+        *,
+        is_alone: bool = False,
+    ) -> None:
+        """
+        Handle as many messages as there is time for, and commit that.
+
+        Raises:
+            TransactionEnded: a handler has committed what was done until then.
+
+        """
+        connection = self._store.connection
+        with atomic(self._store.using):
+            callbacks = len(connection.run_on_commit)
+            scope = BusScope(connection, Origin())
+            savepoints: Savepoints[Turn] = Savepoints(connection)
+            try:
+                self._handle_each(claimed, batch, scope, savepoints, is_alone=is_alone)
+                savepoints.release()
+            except TransactionEnded as ended:
+                turn: Turn = ended.subject
+                batch.sent = scope.buffer[: turn.sent]
+                batch.callbacks = connection.run_on_commit[callbacks : turn.callbacks]
+                raise
+            scope.is_open = False
+            if scope.buffer:
+                scope.write_or_keep()
+            self._settle(owner, batch)
+            _make_robust(connection, callbacks)
+        self._report(batch)
+
+    def _handle_each(
+        self,
+        claimed: Sequence[Claimed],
+        batch: Batch,
+        scope: BusScope,
+        savepoints: Savepoints[Turn],
+        *,
+        is_alone: bool,
+    ) -> None:
+        """Call the handlers of messages, until it is time to end their transaction."""
+        connection, habits = self._store.connection, self._habits
+        moment = now()
+        before = started = time.monotonic()
+        for each in claimed:
+            name = each.envelope.endpoint
+            if (batch.done or batch.failures) and habits.is_slow(name):
+                break  # nothing that is done waits for it
+            batch.taken += 1
+            if each.group in batch.ended or each.group in self._ended:
+                continue  # it is set aside: one before it has failed
+            if each.group in batch.later or (
+                not is_alone and habits.is_to_be_alone(name)
+            ):
+                batch.outside.append((each, None))
+                if each.group is not None:
+                    batch.later.add(each.group)
+                continue
+            if each.envelope.is_expired(moment):
+                batch.expired.append(each)
+                continue
+            turn = Turn(each, len(scope.buffer), len(connection.run_on_commit))
+            outcome = self._attempt(turn, scope, savepoints)
+            if outcome is None:
+                batch.done.append(each)
+                if self._policies.outages.row:
+                    self._policies.outages.row.pop(each.channel, None)
+            elif not isinstance(outcome, Failure):
+                batch.outside.append((each, outcome))
+                if each.group is not None:
+                    batch.later.add(each.group)
+            else:
+                batch.failures.append(outcome)
+                if outcome.holds_key and each.group is not None:
+                    batch.ended.add(each.group)
+                if self._progress.ends_worker(outcome) or (
+                    outcome.outcome is FailureOutcome.PAUSE and outcome.is_tried
+                ):
+                    break
+            after = time.monotonic()
+            habits.note_time(name, after - before)
+            before = after
+            if after - started > self.transaction_time or self._progress.is_stopping:
+                break
+
+    def _settle_ended(
+        self,
+        owner: str,
+        begun: Sequence[Claimed],
+        batch: Batch,
+        ended: TransactionEnded[Turn],
+    ) -> list[Claimed]:
+        """
+        Settle what was done before a handler has committed it, and that handler's own.
+
+        Returns:
+            What was begun after that, and is to be handled.
+
+        """
+        culprit = ended.subject.claimed
+        self._habits.note_end(culprit.envelope.endpoint)
+        self._start_afresh(ended)
+        place = next(n for n, each in enumerate(begun) if each.pk == culprit.pk)
+        later = {each.pk for each in begun[place:]}
+        gone = {each.claimed.pk for each in batch.failures}
+        gone |= {each.pk for each in batch.expired}
+        gone |= {each.pk for each, _ in batch.outside}
+        batch.done = [each for each in batch.done if each.pk not in later]
+        # When it returned, what it wrote is saved: another attempt would write it anew.
+        failure = self._policies.failure_of(
+            culprit, ended.cause, is_final=ended.returned
+        )
+        batch.failures.append(failure)
+        connection = self._store.connection
+        try:
+            with atomic(self._store.using):
+                connection.run_on_commit.extend(batch.callbacks)
+                start = len(connection.run_on_commit) - len(batch.callbacks)
+                scope = BusScope(connection, Origin())
+                scope.buffer, scope.is_open = batch.sent, False
+                if scope.buffer:
+                    scope.write_or_keep()
+                self._settle(owner, batch)
+                _make_robust(connection, start)
+            self._report(batch)
+        except LeaseLost as error:
+            logger.warning("%s", error)
+            self._let_go_of_key(owner, culprit)
+        return [each for each in begun[place + 1 :] if each.pk not in gone]
+
+    def _attempt(
+        self, turn: Turn, scope: BusScope, savepoints: Savepoints[Turn]
+    ) -> Failure | Callable[[], object] | None:
+        """
+        Handle one message in its savepoint.
+
+        Returns:
+            Why it failed, if it did; or what handles it, where that is not to happen
+            in this transaction.
+
+        Raises:
+            TransactionLost: what failed has undone the whole transaction.
+            TransactionEnded: it, or what came before it, has committed it.
+
+        """
+        claimed = turn.claimed
+        if claimed.is_given_up:
+            self._policies.ran.name = ""
+            return self._policies.failure_of(claimed, Poison(), Reason.POISON)
+        if self._policies.outages.now and self._policies.outages.sets_aside(
+            claimed.channel, claimed.envelope.endpoint, claimed.pk
+        ):
+            return self._policies.set_aside(claimed)
+        is_read = False
+        note, self._policies.ran.name = self._note_of(claimed), ""
+        try:
+            with savepoints.around(turn):
+                endpoint, handle = self._registry.unpack(
+                    claimed.envelope,
+                    scope=scope,
+                    opens_transaction=False,
+                    using=self._store.using,
+                    note=note,
+                    ran=self._policies.ran,
+                )
+                is_read = True
+                if _is_of_this_transaction(endpoint, self._store.using):
+                    # What a handler activates, a language for example, ends with it.
+                    contextvars.copy_context().run(handle)
+                    return None
+            _, handle = self._registry.unpack(
+                claimed.envelope,
+                using=self._store.using,
+                note=note,
+                ran=self._policies.ran,
+            )
+        except (TransactionLost, TransactionEnded):
+            raise
+        except _FAILURES as error:
+            reason = Reason.FAILED if is_read else reason_of(error)
+            return self._policies.failure_of(claimed, error, reason)
+        return handle
+
+    def _handle_alone(self, owner: str, claimed: Claimed) -> None:
+        """Handle one message in a transaction that no other shares."""
+        if claimed.group in self._ended:
+            return
+        batch = Batch()
+        try:
+            self._handle_batch(owner, [claimed], batch, is_alone=True)
+        except TransactionEnded as ended:
+            self._settle_ended(owner, [claimed], batch, ended)
+        except LeaseLost as error:
+            logger.warning("%s", error)
+            self._let_go_of_key(owner, claimed)
+        except _FAILURES as error:
+            if not batch.taken:
+                raise
+            self._start_afresh(error)
+            # Where its handler failed as well, that is what there is to say.
+            failed = next(iter(batch.failures), None)
+            # A handler that returned, and left what cannot be settled, counts.
+            counts = False if batch.done else None
+            if failed is None:
+                failed = self._policies.failure_of(
+                    claimed, blamed(error), is_final=counts
+                )
+            self._end(owner, claimed, failed)
+        else:
+            for each, handle in batch.outside:
+                self._handle_outside(owner, each, handle)
+
+    def _handle_outside(
+        self, owner: str, claimed: Claimed, handle: Callable[[], object] | None
+    ) -> None:
+        """Handle a message at least once: its transaction is not that of the batch."""
+        if handle is None:  # it was not read: one of its key came before it
+            self._handle_alone(owner, claimed)
+            return
+        failure = None
+        self._policies.ran.name = ""
+        try:
+            contextvars.copy_context().run(handle)
+        except _FAILURES as error:
+            failure = self._policies.failure_of(claimed, error)
+        self._ensure_reachable()
+        self._end(owner, claimed, failure)
+
+    def _end(self, owner: str, claimed: Claimed, failure: Failure | None) -> None:
+        """Settle one message in a transaction of its own."""
+        try:
+            try:
+                batch = self._settle_one(owner, claimed, failure)
+            except Error:
+                if self._store.connection.in_atomic_block:  # a test's
+                    raise
+                # By what its handler has left in the session, locked tables or a
+                # setting: that must not keep the attempt from being counted.
+                self._store.connection.close()
+                batch = self._settle_one(owner, claimed, failure)
+        except LeaseLost as error:
+            logger.warning("%s", error)
+            self._let_go_of_key(owner, claimed)
+            return
+        self._report(batch)
+
+    def _settle_one(
+        self, owner: str, claimed: Claimed, failure: Failure | None
+    ) -> Batch:
+        batch = Batch()
+        if failure is None:
+            batch.done.append(claimed)
+        else:
+            batch.failures.append(failure)
+        with atomic(self._store.using):
+            self._settle(owner, batch)
+        return batch
+
+    def _settle(self, owner: str, batch: Batch) -> None:
+        """Write down what has become of messages, in the transaction that is open."""
+        ended = [*batch.done, *batch.expired]
+        self._store.settle(owner, [each.pk for each in ended])
+        for failure in batch.failures:
+            self._settle_failure(owner, failure)
+        if self._notes is not None:
+            journal.write(self._store.using, list(self._entries(batch)))
+        done = batch.done_of_keys()
+        if done:
+            # What came behind them was set aside, and nothing of ours keeps it now.
+            self._store.wake(key for key in done if self._open[key] <= done[key])
+
+    def _note_of(self, claimed: Claimed) -> journal.Note | None:
+        """Return what a message's handling is noted in, where a journal is kept."""
+        if self._notes is None:
+            return None
+        note = self._notes[claimed.pk] = journal.Note(is_workers=True)
+        return note
+
+    def _entries(self, batch: Batch) -> Iterator[JournalEntry]:
+        """Yield what the journal says of messages that are being settled."""
+        ended: list[tuple[Claimed, Outcome, Failure | None]] = [
+            *((each, Outcome.HANDLED, None) for each in batch.done),
+            *((each, Outcome.EXPIRED, None) for each in batch.expired),
+        ]
+        for each in batch.failures:
+            if not each.is_tried:
+                continue
+            is_dropped = each.outcome is FailureOutcome.DROP
+            outcome = Outcome.DROPPED if is_dropped else Outcome.FAILED
+            ended.append((each.claimed, outcome, each))
+        notes = self._notes or {}
+        for claimed, outcome, failure in ended:
+            note = notes.get(claimed.pk) or journal.Note(is_workers=True)
+            attempts, text = claimed.attempts + (not claimed.is_counted), {}
+            if failure is not None:
+                attempts = failure.attempts
+                text = journal.failure_of_stored(
+                    failure.error, claimed.envelope, failure.reason, self._registry
+                )
+            yield note.entry_of_stored(
+                claimed.envelope, claimed.channel, outcome, attempts=attempts, **text
+            )
+
+    def _let_go_of_key(self, owner: str, claimed: Claimed) -> None:
+        """Leave the rest of a message's key to whoever has the message now."""
+        if claimed.group is not None and claimed.group not in self._ended:
+            self._ended.add(claimed.group)
+            self._store.give_back_key(owner, claimed.group)
+
+    def _settle_failure(self, owner: str, failure: Failure) -> None:
+        claimed, attempts = failure.claimed, failure.attempts
+        match failure.outcome:
+            case FailureOutcome.RETRY | FailureOutcome.PAUSE:
+                self._store.delay(
+                    owner,
+                    claimed,
+                    until=now() + failure.until,
+                    attempts=attempts,
+                    error=self._policies.said_of(failure),
+                )
+            case FailureOutcome.DROP:
+                self._store.settle(owner, [claimed.pk])
+            case FailureOutcome.STOP:
+                self._store.give_back(owner, [claimed.pk], State.READY)
+            case FailureOutcome.DEAD:
+                error = failure.error
+                self._store.bury(
+                    owner,
+                    claimed,
+                    endpoint=failure.endpoint,
+                    reason=failure.reason,
+                    attempts=attempts,
+                    exception=path_of_error(error),
+                    **self._texts_of(failure),
+                )
+        if failure.holds_key and claimed.group is not None:
+            self._store.park_rest(owner, claimed.group)
+
+    def _texts_of(self, failure: Failure) -> dict[str, str]:
+        """Return the text of an exception and its traceback, as long as is kept."""
+        error, envelope = failure.error, failure.claimed.envelope
+        texts = {
+            "error": described(error),
+            "traceback": storable("".join(traceback.format_exception(error))),
+        }
+        if any(len(text) > LONGEST[name] for name, text in texts.items()):
+            # What is sensitive goes before anything is cut: half of a value that is
+            # masked where it is shown could not be told from another text.
+            try:
+                redact = journal.redactor_of_stored(
+                    envelope, failure.reason, self._registry
+                )
+                texts = {name: (redact or str)(each) for name, each in texts.items()}
+            except Exception:  # noqa: BLE001 - of somebody's converter
+                texts = dict.fromkeys(texts, NOT_SHOWN)
+        return {name: shortened(text, LONGEST[name]) for name, text in texts.items()}
+
+    def _report(self, batch: Batch) -> None:
+        """Count and log what has been committed."""
+        self._open.subtract(batch.done_of_keys())
+        if self._notes is not None:
+            journal.flush(self._store.connection)
+        for failure in batch.failures:
+            if failure.holds_key and failure.claimed.group is not None:
+                self._ended.add(failure.claimed.group)
+        tried = [each for each in batch.failures if each.is_tried]
+        self._progress.tally.handled += len(batch.done)
+        self._progress.tally.expired += len(batch.expired)
+        self._progress.tally.failed += len(tried)
+        self.throughput.count(batch.done, [each.claimed for each in tried])
+        for claimed in batch.expired:
+            logger.info(
+                "Message %s for %s is dropped: it expired at %s",
+                claimed.envelope.message_id,
+                claimed.envelope.endpoint,
+                claimed.envelope.expires_at,
+                extra=log_extra(claimed),
+            )
+        if batch.done and (self._policies.outages.now or self._policies.outages.row):
+            self._reporter.report_recovery(batch.done)
+        for failure in tried:
+            self._reporter.report_failure(failure)
+
+    def _ensure_reachable(self) -> None:
+        """
+        Connect again where a handler, or the server, has ended the connection.
+
+        Raises:
+            OperationalError: the database is away.
+
+        """
+        connection = self._store.connection
+        if connection.in_atomic_block:  # a test's
+            return
+        forget_rollbacks(connection)
+        if connection.connection is not None and (
+            connection.get_autocommit() != connection.settings_dict["AUTOCOMMIT"]
+            or (connection.errors_occurred and not connection.is_usable())
+        ):
+            connection.close()
+        connection.ensure_connection()
+        connection.errors_occurred = False
+
+    def _start_afresh(self, error: BaseException) -> None:
+        """Connect anew: who knows what a handler has left in the session."""
+        connection = self._store.connection
+        if not connection.in_atomic_block and not DEADLOCKS.includes(blamed(error)):
+            connection.close()
+        self._ensure_reachable()
+
+
+def _is_of_this_transaction(endpoint: Endpoint, using: str) -> bool:
+    """Tell whether the batch's transaction can be the endpoint's."""
+    return endpoint.is_atomic and endpoint.policies.using in (None, using)
+
+
+def _make_robust(connection: BaseDatabaseWrapper, start: int) -> None:
+    """Have a callback that raises after the commit keep no other from running."""
+    callbacks: list[Any] = connection.run_on_commit
+    callbacks[start:] = [(sids, func, True) for sids, func, _ in callbacks[start:]]

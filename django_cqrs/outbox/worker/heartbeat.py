@@ -1,0 +1,87 @@
+"""The heartbeat: renews the lease of what is being handled."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from datetime import timedelta
+from typing import Final
+
+from django.db import Error
+from django.db import connections as all_connections
+
+from django_cqrs.outbox.store.store import Store
+
+logger: Final = logging.getLogger("django_cqrs.worker")
+
+
+class Heartbeat:
+    """
+    Renews the lease of what is being handled: one thread, which mostly sleeps.
+
+    It uses a connection of its own, and only where something takes long.
+    """
+
+    def __init__(self, using: str, lease: timedelta) -> None:
+        self._using = using
+        self._lease = lease
+        self._interval = lease.total_seconds() / 3
+        self._held: tuple[str, list[int]] | None = None
+        self._renewed = 0.0
+        self._is_lost = False
+        # Of two renewals at once, the rows of one are locked to the other, as if gone.
+        self._renewing = threading.Lock()
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._done.clear()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        if self._thread is not None:
+            self._thread.join(timeout=1)
+            self._thread = None
+
+    def hold(self, owner: str, keys: list[int]) -> None:
+        self._is_lost = False
+        self._renewed = time.monotonic()
+        self._held = owner, keys
+
+    def let_go(self) -> None:
+        self._held = None
+
+    def is_kept(self) -> bool:
+        """Renew where it is time to; tell whether anything is still held."""
+        if not self._is_lost and self._is_time():
+            self._renew()
+        return not self._is_lost
+
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._renewed >= self._interval
+
+    def _renew(self) -> None:
+        with self._renewing:
+            held = self._held
+            if held is None or not self._is_time():  # the other thread has done it
+                return
+            count = Store(self._using).renew(*held, self._lease)
+            if self._held is held:
+                self._renewed = time.monotonic()
+                self._is_lost = not count
+
+    def _run(self) -> None:
+        while not self._done.wait(self._interval / 2):
+            if not self._is_time():
+                continue
+            try:
+                self._renew()
+            except Error as error:
+                logger.warning(
+                    "A lease could not be renewed (%s)", type(error).__name__
+                )
+            finally:
+                all_connections[self._using].close()

@@ -1,0 +1,456 @@
+"""
+The worker: claims messages, handles them in batches, settles them with what they wrote.
+
+A claim is committed before anything is handled. The handlers of a batch then share
+one transaction, each in a savepoint that is set when it first queries, and the
+messages are deleted in that same transaction: what a handler wrote in this database
+and that its message is done become true together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final, Protocol
+
+from django.db import Error, reset_queries
+from django.db import connections as all_connections
+
+from django_cqrs.buses.registries import Registry
+from django_cqrs.outbox import journal
+from django_cqrs.outbox.journal import described
+from django_cqrs.outbox.models import State
+from django_cqrs.outbox.store.dialects import NOTIFICATION
+from django_cqrs.outbox.store.rows import Claimed
+from django_cqrs.outbox.store.store import Store
+from django_cqrs.outbox.worker.bounds import Bounds, Progress, Tally
+from django_cqrs.outbox.worker.failures import OUTAGES, FailurePolicies
+from django_cqrs.outbox.worker.handling import ClaimHandler
+from django_cqrs.outbox.worker.notifications import can_listen, wakes_workers
+from django_cqrs.outbox.worker.outages import Outages, is_of_database
+from django_cqrs.retries import DEADLOCKS
+
+
+class Relay(Protocol):
+    """What forwards the messages of one channel to an engine that handles them."""
+
+    def forward(self, owner: str, *, limit: int | None) -> int:
+        """
+        Forward what is ready.
+
+        Args:
+            owner: a name for it that is used once.
+            limit: how many messages at the most.
+
+        Returns:
+            How many were forwarded. 0 is time to rest: also where the engine is out
+            of reach, which raises nothing.
+
+        """
+        ...
+
+    def look_after(self) -> int:
+        """Make ready again what the engine has lost; return how many messages."""
+        ...
+
+    def close(self) -> None:
+        """End the connection to the engine, if there is one."""
+        ...
+
+
+logger: Final = logging.getLogger("django_cqrs.worker")
+
+# So many batches of old journal entries are deleted at once at the most.
+PURGED: Final = 10
+
+# So many times in a row a deadlock over the outbox's own rows is nothing to report.
+_CALM_DEADLOCKS = 5
+
+
+class Worker:
+    """Handles the messages of some channels in one database."""
+
+    # An idle worker that nothing wakes looks again within this time.
+    poll_time = 0.05
+    # At first it looks more often: what is sent within the quiet time of a channel, so
+    # soon after a notification, comes with none.
+    quick_time = 0.004
+    quick_rounds = 6
+    # One that is woken by notifications does so within this, once it has been idle
+    # for some rounds: a notification that was not sent is made up for by them.
+    listen_time = 0.5
+    rounds_of_polling = 10
+    # What was parked and then forgotten, by rows that somebody deleted, is sought.
+    sweep_time = 30.0
+    # A claim is to be handled in about so many seconds, so that others get a share.
+    claim_time = 1.0
+
+    def __init__(
+        self,
+        registry: Registry,
+        channels: Sequence[str],
+        *,
+        using: str,
+        batch: int = 100,
+        lease: timedelta = timedelta(seconds=30),
+        bounds: Bounds | None = None,
+        relays: Mapping[str, Relay] | None = None,
+        outages: Outages | None = None,
+    ) -> None:
+        """
+        Prepare a worker.
+
+        Args:
+            registry: whose handlers are called.
+            channels: their aliases; the first is looked at first.
+            using: the alias of the database that holds the messages.
+            batch: how many messages are claimed at once at the most.
+            lease: how long a message is kept from others without a sign of life.
+            bounds: when to stop.
+            relays: what forwards the messages of some of the channels, by alias,
+                where they are not to be handled here.
+            outages: what is known of them already, of workers before this one.
+
+        """
+        self.registry = registry
+        self.channels = tuple(channels)
+        self.store = Store(using, names=names_of(registry))
+        self.batch = batch
+        self.lease = lease
+        self.progress = Progress(bounds or Bounds())
+        self.relays = relays or {}
+        self.name = f"{socket.gethostname()[:60]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._claims = 0
+        self._limit = batch
+        self._looked_after: float | None = None
+        self._seeks_abandoned = True
+        self._swept: float | None = None
+        self.outages = outages if outages is not None else Outages()
+        self._policies = FailurePolicies(registry, self.outages)
+        self._handler = ClaimHandler(
+            self.store, self._policies, self.progress, lease=lease
+        )
+        self._listens = all(map(wakes_workers, self.channels))
+
+    @property
+    def tally(self) -> Tally:
+        """What it has done so far."""
+        return self.progress.tally
+
+    def _handle_claim(self, owner: str, claimed: Sequence[Claimed]) -> None:
+        seconds = self._handler.handle(owner, claimed)
+        if claimed:
+            self._adapt(len(claimed), seconds)
+
+    def stop(self) -> None:
+        """Ask to stop after what is being handled. Safe in a signal handler."""
+        self.progress.is_stopping = True
+
+    def paused_channels(self) -> list[str]:
+        """Return the aliases of the channels in which an outage has begun, sorted."""
+        return sorted(self.outages.now)
+
+    def run(self) -> Tally:
+        """
+        Handle messages until asked to stop or a bound is reached.
+
+        Returns:
+            What was done.
+
+        Raises:
+            StopWorker: a handler's policy, or the bounds, say to stop at a failure.
+
+        """
+        idle_rounds = outages = 0
+        away_since = 0.0
+        is_nested = self.store.connection.in_atomic_block  # in a test's transaction
+        if not is_nested:
+            self._handler.heartbeat.start()
+        try:
+            while not self.progress.is_over():
+                try:
+                    if self.run_once():
+                        idle_rounds = 0
+                    elif self.progress.bounds.until_empty:
+                        if not self._look_after(at_once=True):
+                            break
+                    else:
+                        idle_rounds += 1
+                        if self._wait(idle_rounds):
+                            idle_rounds = 0
+                    if away_since:
+                        logger.warning(
+                            "The database %r is back after %d s",
+                            self.store.using,
+                            time.monotonic() - away_since,
+                        )
+                        away_since = 0.0
+                    outages = 0
+                except Error as error:
+                    if is_nested or not is_of_database(error):
+                        raise
+                    if DEADLOCKS.includes(error) and outages < _CALM_DEADLOCKS:
+                        # Of two that met at the same rows one had to give way.
+                        logger.debug("Giving way", exc_info=True)
+                        outages += 1
+                        self._sleep(0.001 * 2**outages)
+                        continue
+                    if not away_since:
+                        away_since = time.monotonic()
+                        logger.error(  # noqa: TRY400 - one line, not one per try
+                            "The database %r is out of reach (%s: %s); the worker "
+                            "tries again until it is back",
+                            self.store.using,
+                            type(error).__name__,
+                            _line(described(error)),
+                        )
+                    self.store.connection.close()
+                    self._sleep(min(5.0, 0.1 * 2 ** min(outages, 6)))
+                    outages += 1
+        finally:
+            self._handler.heartbeat.stop()
+            for relay in self.relays.values():
+                relay.close()
+            if not is_nested:
+                self._handler.throughput.write_at_last()
+        if self.progress.stopped_by is not None:
+            raise self.progress.stopped_by
+        return self.tally
+
+    def run_once(self) -> int:
+        """
+        Handle one batch of each channel.
+
+        Returns:
+            How many messages were claimed or became ready; 0 is time to rest.
+
+        """
+        for owner in list(self._handler.unsettled):
+            self._handler.give_back(owner, State.READY)
+        if self._looked_after is None:
+            self._look_after()
+        found = 0
+        # What is ready comes first: somebody may have woken the worker for it.
+        for channel in self.channels:
+            if not self.progress.is_over():
+                relay = self.relays.get(channel)
+                found += self._run_ready(channel) if relay is None else self._run(relay)
+        if not self.progress.is_over():
+            found += self._look_after()
+        if self._seeks_abandoned:
+            self._seeks_abandoned = False
+            for channel in self.channels:
+                if channel not in self.relays and not self.progress.is_over():
+                    found += self._run_abandoned(channel)
+        if self._handler.throughput.is_due():
+            self._handler.throughput.write()
+        self._clean_up()
+        return found
+
+    def _run(self, relay: Relay) -> int:
+        forwarded = relay.forward(
+            self._next_owner(), limit=self.progress.messages_left()
+        )
+        self.tally.forwarded += forwarded
+        return forwarded
+
+    def _run_ready(self, channel: str) -> int:
+        left = self.progress.messages_left()
+        limit = self._limit if left is None else min(self._limit, left)
+        if self.outages.now:
+            limit = self.outages.limit(channel, limit)
+            if not limit:
+                return 0
+        owner = self._next_owner()
+        claimed = self.store.claim(channel, limit=limit, owner=owner, lease=self.lease)
+        self._handle_claim(owner, claimed)
+        return len(claimed) or self.store.was_contended
+
+    def _run_abandoned(self, channel: str) -> int:
+        if self.outages.rests(channel):
+            return 0
+        owner = self._next_owner()
+        claimed = self.store.claim_abandoned(
+            channel, owner=owner, lease=self.lease, allowed=self._policies.attempts_of
+        )
+        self._handle_claim(owner, claimed)
+        self._seeks_abandoned |= bool(claimed)
+        return len(claimed)
+
+    def handle_forwarded(self, keys: Sequence[int]) -> Tally:
+        """
+        Handle messages that were forwarded: what an engine's task does.
+
+        A message that somebody else has by now is passed over. Those that there was
+        no time for, within the bounds, are ready again: they are forwarded anew.
+
+        Args:
+            keys: their ids in the outbox.
+
+        Returns:
+            What was done.
+
+        Raises:
+            OperationalError: the database is out of reach.
+            InterfaceError: so it is.
+
+        """
+        # The process is the engine's: a policy that says so does not end it.
+        self._policies.can_stop = False
+        is_nested = self.store.connection.in_atomic_block
+        if not is_nested:
+            self._handler.heartbeat.start()
+        try:
+            owner = self._next_owner()
+            self._handle_claim(
+                owner, self.store.claim_forwarded(keys, owner=owner, lease=self.lease)
+            )
+            while not self.progress.is_over():
+                owner = self._next_owner()
+                claimed = self.store.claim_forwarded_abandoned(
+                    keys,
+                    owner=owner,
+                    lease=self.lease,
+                    allowed=self._policies.attempts_of,
+                )
+                if not claimed:
+                    break
+                self._handle_claim(owner, claimed)
+        except OUTAGES:
+            if not is_nested:
+                self.store.connection.close()
+                with contextlib.suppress(*OUTAGES):  # then the leases run out
+                    for owner in list(self._handler.unsettled):
+                        self._handler.give_back(owner, State.READY)
+            raise
+        finally:
+            self._handler.heartbeat.stop()
+        if not is_nested:
+            self._handler.throughput.write_at_last()
+        self._clean_up()
+        return self.tally
+
+    def _next_owner(self) -> str:
+        """Return a name for one claim: what it holds is told from every other's."""
+        self._claims += 1
+        return f"{self.name}:{self._claims}"
+
+    def _adapt(self, count: int, seconds: float) -> None:
+        """Claim as many messages next as can be handled before others grow idle."""
+        if seconds > self.claim_time:
+            self._limit = max(1, int(count * self.claim_time / seconds))
+        elif count == self._limit:
+            self._limit = min(self.batch, self._limit * 2)
+
+    def _look_after(self, *, at_once: bool = False) -> int:
+        """Release what is due and take up what dead workers held, now and then."""
+        now = time.monotonic()
+        last = self._looked_after
+        if not at_once and last is not None and now - last < self.poll_time:
+            return 0
+        self._looked_after = now
+        self._seeks_abandoned = True
+        found = self.store.release_due(self.channels)
+        found += self.store.abandon_expired(self.channels)
+        if self._swept is None or now - self._swept > self.sweep_time:
+            self._swept = now
+            found += self.store.wake_stranded(self.channels)
+            if self._handler.keeps_journal:
+                journal.purge(self.store.using, batches=PURGED)
+        return found + sum(relay.look_after() for relay in self.relays.values())
+
+    def _clean_up(self) -> None:
+        """Forget what handlers have left: logged queries, broken connections."""
+        reset_queries()
+        for connection in all_connections.all(initialized_only=True):
+            if connection.errors_occurred and not connection.in_atomic_block:
+                # MySQL's cannot tell it of one that has never come about.
+                if connection.connection is None or not connection.is_usable():
+                    connection.close()
+                connection.errors_occurred = False
+
+    def _wait(self, idle_rounds: int) -> bool:
+        """
+        Wait for a notification, or for a while that grows to the poll time.
+
+        Returns:
+            Whether there was one for us. More may then follow that say nothing.
+
+        """
+        slow_rounds = max(0, idle_rounds - self.quick_rounds)
+        seconds = min(self.poll_time, self.quick_time * 2 ** min(slow_rounds, 10))
+        connection = self.store.connection
+        for other in all_connections.all(initialized_only=True):
+            if other is not connection:
+                other.close_if_unusable_or_obsolete()
+        if (
+            not self._listens
+            or connection.in_atomic_block
+            or not can_listen(connection)
+        ):
+            self._sleep(seconds)
+            return False
+        driver = connection.connection
+        if driver is None or not getattr(driver, "_cqrs_listens", False):
+            with connection.cursor() as cursor:
+                cursor.execute(f"LISTEN {NOTIFICATION}")
+                driver = connection.connection
+                driver._cqrs_listens = True
+                driver._cqrs_is_pooled = _is_pooled(driver, cursor)
+            return False  # what was sent before is claimed before this waits
+        if driver._cqrs_is_pooled:
+            self._sleep(seconds)
+            return False
+        if idle_rounds > self.rounds_of_polling:
+            seconds = max(0.001, min(self.listen_time, self.progress.seconds_left()))
+        with connection.wrap_database_errors:
+            notes = driver.notifies(timeout=seconds, stop_after=1)
+            return any(note.payload in self.channels for note in notes)
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep, and not much longer than until asked to stop."""
+        end = time.monotonic() + min(seconds, max(0.0, self.progress.seconds_left()))
+        while not self.progress.is_stopping and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.05))
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def names_of(registry: Registry) -> dict[str, tuple[str, ...]]:
+    """
+    Return all names of the endpoints that have had others, by each of them.
+
+    A factory and an action that keep an order keep it together: a message for the two
+    is stored by the factory's name, and a dead letter has that of the one which ran.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    by_name = {endpoint.name: endpoint for endpoint in registry.routes.endpoints}
+    for endpoint in registry.routes.endpoints:
+        names = endpoint.names
+        if endpoint.policies.ordering_key is not None:
+            for partner in endpoint.partners:
+                names += by_name[partner].names
+            if endpoint.partners:
+                names = tuple(sorted(names))  # the same from whichever of them
+        if len(names) > 1:
+            found.update(dict.fromkeys(names, names))
+    return found
+
+
+def _is_pooled(driver: Any, cursor: Any) -> bool:
+    """
+    Tell whether a pooler stands between a connection and its session.
+
+    It gives its clients process ids of its own. There `LISTEN` succeeds, and what is
+    notified reaches whoever has the session just then.
+    """
+    cursor.execute("SELECT pg_backend_pid()")
+    return bool(cursor.fetchone()[0] != driver.info.backend_pid)

@@ -1,0 +1,223 @@
+"""Plans: how one function is called with a message."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from django_cqrs.annotations import EMPTY, bare_type
+from django_cqrs.conversion.adapters import adapter_of
+from django_cqrs.conversion.payloads import PayloadType
+from django_cqrs.exceptions import FieldError, MessageConversionError
+from django_cqrs.messages import Message
+from django_cqrs.problems import Problem
+
+Resolver = Callable[[Message], Any]
+
+READING = "reading"
+"""The attribute by which a resolver that locks names its twin for queries."""
+UNLOCKED = "unlocked"
+"""The same, of the twin for handlers that write without a lock on what they read."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Constant:
+    """A value that is the same for every message."""
+
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Given:
+    """What the caller itself gives, by a name: an interceptor's ``proceed``, say."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Argument:
+    """One parameter and what fills it."""
+
+    name: str
+    positional: bool
+    source: Constant | Given | Resolver
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ArgumentPlan:
+    """
+    How one function is called with a message: compiled once, at start-up.
+
+    `payload` is what the payload parameter takes and `payload_name` its name, None
+    where there is no such parameter; `problems` what stands in the way of any call.
+    """
+
+    arguments: tuple[Argument, ...] = ()
+    payload: PayloadType | None = None
+    payload_name: str | None = None
+    payload_default: Any = EMPTY
+    uses_dependencies: bool = False
+    problems: tuple[Problem, ...] = ()
+    returns: Any = EMPTY
+
+    @property
+    def is_payload_only(self) -> bool:
+        """Tell whether the call is simply ``function(payload)``."""
+        return (
+            self.payload is not None
+            and len(self.arguments) == 1
+            and self.arguments[0].positional
+            and self.arguments[0].source is payload_of
+        )
+
+    @property
+    def reading(self) -> ArgumentPlan:
+        """The plan of who only reads: what would lock, does not."""
+        return self._with_twins(READING)
+
+    @property
+    def unlocked(self) -> ArgumentPlan:
+        """The plan of who may write, where what would lock does not."""
+        return self._with_twins(UNLOCKED)
+
+    def _with_twins(self, name: str) -> ArgumentPlan:
+        arguments = tuple(
+            dataclasses.replace(each, source=getattr(each.source, name, each.source))
+            for each in self.arguments
+        )
+        return dataclasses.replace(self, arguments=arguments)
+
+    def bind(self, function: Callable[..., Any]) -> Callable[[Message], Any]:
+        """Return the function as a function of the message alone."""
+        constants = {
+            argument.name: argument.source.value
+            for argument in self.arguments
+            if isinstance(argument.source, Constant) and not argument.positional
+        }
+        positional = [_resolver(a.source) for a in self.arguments if a.positional]
+        named = [
+            (argument.name, _resolver(argument.source))
+            for argument in self.arguments
+            if not argument.positional and not isinstance(argument.source, Constant)
+        ]
+        if named:
+
+            def call(message: Message) -> Any:
+                given = {name: resolve(message) for name, resolve in named}
+                args = [resolve(message) for resolve in positional]
+                return function(*args, **constants, **given)
+
+        elif len(positional) == 1 and not constants:
+            (only,) = positional
+
+            def call(message: Message) -> Any:
+                return function(only(message))
+
+        elif len(positional) == 1:
+            (only,) = positional
+
+            def call(message: Message) -> Any:
+                return function(only(message), **constants)
+
+        else:
+
+            def call(message: Message) -> Any:
+                return function(
+                    *[resolve(message) for resolve in positional], **constants
+                )
+
+        return call
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The names of what the caller has to give beside the message."""
+        sources = (argument.source for argument in self.arguments)
+        return frozenset(each.name for each in sources if isinstance(each, Given))
+
+    def bind_given(
+        self, function: Callable[..., Any]
+    ) -> Callable[[Message, Mapping[str, Any]], Any]:
+        """Return the function as one of the message and of what the caller gives."""
+        positional = [
+            _given_resolver(each.source) for each in self.arguments if each.positional
+        ]
+        named = [
+            (each.name, _given_resolver(each.source))
+            for each in self.arguments
+            if not each.positional
+        ]
+
+        def call(message: Message, given: Mapping[str, Any]) -> Any:
+            return function(
+                *[resolve(message, given) for resolve in positional],
+                **{name: resolve(message, given) for name, resolve in named},
+            )
+
+        return call
+
+
+def payload_of(message: Message) -> Any:
+    """Return the payload of a message."""
+    return message._payload
+
+
+def _resolver(source: Constant | Given | Resolver) -> Resolver:
+    if isinstance(source, Constant):
+        value = source.value
+        return lambda _message: value
+    assert not isinstance(source, Given)  # noqa: S101 - bind_given() takes those
+    return source
+
+
+def _given_resolver(
+    source: Constant | Given | Resolver,
+) -> Callable[[Message, Mapping[str, Any]], Any]:
+    if isinstance(source, Given):
+        name = source.name
+        return lambda _message, given: given[name]
+    resolve = _resolver(source)
+    return lambda message, _given: resolve(message)
+
+
+def header_converter(name: str, wanted: Any) -> Callable[[Any], Any]:
+    """Return what makes a header's value one of the type that is wanted."""
+    wanted = bare_type(wanted)
+    if wanted in (EMPTY, Any, object):
+        return lambda value: value
+    exact = wanted if isinstance(wanted, type) else None
+
+    def convert(value: Any) -> Any:
+        if type(value) is exact:
+            return value
+        if exact is str and isinstance(value, _TEXTUAL):
+            return text_of_header(value)
+        try:
+            return adapter_of(wanted).from_python(value)
+        except MessageConversionError as error:
+            path = f"headers.{name}"
+            errors = [
+                FieldError(f"{path}.{e.path}" if e.path else path, e.message, e.code)
+                for e in error.errors
+            ]
+            fault = MessageConversionError(error.target, errors)
+            fault.what = "header"
+            raise fault from error
+
+    return convert
+
+
+_TEXTUAL = (int, float, UUID, Decimal, datetime, Enum)
+
+
+def text_of_header(value: Any) -> str:
+    """Return a header's value as the text that a channel would carry."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value)

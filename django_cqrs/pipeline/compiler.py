@@ -1,0 +1,477 @@
+"""What runs from a bus, or from a channel, to a handler: stages put together once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS
+
+from django_cqrs.annotations import is_plain_class
+from django_cqrs.conversion.payloads import PayloadType
+from django_cqrs.conversion.stored import MessageTypes
+from django_cqrs.declaration.declarations import Kind
+from django_cqrs.exceptions import InvalidOption
+from django_cqrs.interception import RETRY, TRANSACTION, When
+from django_cqrs.messages import Message, scope_of
+from django_cqrs.parameters.plan import ArgumentPlan
+from django_cqrs.parameters.planner import method_callable
+from django_cqrs.parameters.services import with_dependencies
+from django_cqrs.pipeline.idempotency import (
+    BusKey,
+    idempotency_key_of,
+    once,
+    once_on_bus,
+)
+from django_cqrs.pipeline.interceptors import (
+    Interceptor,
+    intercepted,
+    nobody,
+    target_of,
+)
+from django_cqrs.pipeline.observation import Step, observed, observed_in_transaction
+from django_cqrs.pipeline.stages import (
+    handle_payload,
+    in_transaction,
+    inside_transaction,
+    on_alias,
+    retried,
+    while_current,
+)
+from django_cqrs.problems import Problem
+from django_cqrs.retries import InstantRetry
+from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run, Subject
+from django_cqrs.sync import sync_callable
+
+
+class Pipelines:
+    """Compiles what handles a message, with the interceptors of one registry."""
+
+    def __init__(self, interceptors: Sequence[Interceptor]) -> None:
+        """Take compiled interceptors, the outermost first."""
+        self.interceptors: tuple[Interceptor, ...] = tuple(interceptors)
+
+    def handling(
+        self,
+        point: JoinPoint,
+        *,
+        using: str | None = None,
+        retry: InstantRetry | None = None,
+        key: BusKey | None = None,
+        is_direct: bool = False,
+    ) -> Run:
+        """
+        Return what handles a command or a query, whole: from message to result.
+
+        Args:
+            point: a sound endpoint, the bus and the payload's type.
+            using: the alias that the caller asks for, before the endpoint's own.
+            retry: the bus's policy.
+            key: what the bus tells duplicates by.
+            is_direct: whether it goes past the bus: without the interceptors that
+                look at it, and without its transaction.
+
+        Raises:
+            InvalidHandler: an interceptor that stands here is broken.
+            InvalidOption: the bus has a key, and nothing can remember it.
+
+        """
+        found = self._at(point, *_HANDLING)
+        endpoint = point.endpoint
+        if key is not None and not endpoint.is_atomic:
+            raise InvalidOption(_unremembered(endpoint))
+        is_atomic = None
+        if is_direct:
+            found = [e for e in found if not e.interception.pointcut.looks_at_bus]
+            # A key is remembered in a transaction, or it might outlive a failure.
+            is_atomic = idempotency_key_of(endpoint) is not None
+        run = self._staged(
+            point,
+            found,
+            using=using,
+            retry=retry,
+            key=key,
+            is_atomic=is_atomic,
+            answers=True,
+        )
+        opens = endpoint.is_atomic and is_atomic is not False
+        sends = bool(endpoint.policies.outputs)
+        plain = not (found or retry or opens or sends or endpoint.subject)
+        whole = observed(run, point, Step.HANDLE)
+        if plain and whole is run and endpoint.plan.is_payload_only:
+            return handle_payload(sync_callable(endpoint.function))
+        return while_current(whole)
+
+    def subscription(self, point: JoinPoint) -> Run:
+        """
+        Return what handles an event at once, to be run while the event is current.
+
+        The handlers of one event share what ``Depends`` makes for it: their publisher
+        sees to that.
+
+        Raises:
+            InvalidHandler: an interceptor that stands here is broken.
+
+        """
+        found = self._at(point, *_HANDLING)
+        run = self._staged(point, found, makes_dependencies=False)
+        return observed(run, point, Step.HANDLE)
+
+    def consumption(
+        self,
+        point: JoinPoint,
+        *,
+        opens_transaction: bool = True,
+        using: str | None = None,
+    ) -> Run:
+        """
+        Return what handles a message that comes out of a channel.
+
+        Args:
+            point: a sound endpoint, the bus of its kind and the payload's type.
+            opens_transaction: False where the caller's savepoint is to be the
+                endpoint's transaction.
+            using: the alias of an endpoint that names none.
+
+        Raises:
+            InvalidHandler: an interceptor that stands here is broken.
+
+        """
+        found = [
+            each
+            for each in self._at(point, *_HANDLING)
+            if not each.interception.pointcut.looks_at_bus
+        ]
+        if point.endpoint.subject is not None:
+            using = None  # its objects say where they are
+        run = self._staged(
+            point,
+            found,
+            using=point.endpoint.policies.using or using,
+            # Messages may still wait for an event handler that has no channel now.
+            is_atomic=point.endpoint.policies.atomic is not False,
+            opens_transaction=opens_transaction,
+        )
+        run = observed(run, point, Step.CONSUME)
+        return while_current(run, takes_time=False)
+
+    def sending(
+        self,
+        point: JoinPoint,
+        put: Run,
+        *,
+        alias_of: Callable[[Message], str],
+        retry: InstantRetry | None = None,
+        key: BusKey | None = None,
+    ) -> Run:
+        """
+        Return what sends a message to a channel: interceptors, then `put`.
+
+        Those that look at the bus stand here, since only the sender has one.
+
+        Args:
+            point: the endpoint that it is for, the bus and the payload's type.
+            put: sends it.
+            alias_of: returns the database that a message is stored in.
+            retry: the bus's policy, for the transaction that its key needs.
+            key: what the bus tells duplicates by.
+
+        Raises:
+            InvalidHandler: an interceptor that stands here is broken.
+            InvalidOption: the bus has a key, and nothing can remember it.
+
+        """
+        before_channel = self._at(point, When.PRE_SEND)
+        at_bus = [
+            each
+            for each in self._at(point, *_HANDLING)
+            if each.interception.pointcut.looks_at_bus
+        ]
+        put = observed(put, point, Step.SEND)
+        if key is None and not before_channel and not at_bus:
+            return put
+        run = intercepted(put, before_channel, point)
+        if key is not None:
+            if retry is not None and _use_dependencies(_plans_of(before_channel)):
+                run = with_dependencies(run)  # each attempt has its own
+            run = on_alias(partial(_sent_once, run, point, key, retry), alias_of)
+        run = intercepted(run, at_bus, point)
+        if _use_dependencies(_plans_of([*before_channel, *at_bus])):
+            run = with_dependencies(run)
+        return while_current(run, takes_time=False)
+
+    def around(
+        self, endpoint: Endpoint, buses: Sequence[Any], known: MessageTypes
+    ) -> list[Interceptor]:
+        """
+        Return the interceptors that may stand around an endpoint, outermost first.
+
+        Args:
+            endpoint: the handler.
+            buses: those that may be used.
+            known: the message classes, of which the handler may take more than it
+                names.
+
+        """
+        if not self.interceptors:
+            return []
+        points = list(_points(endpoint, buses, known))
+        kinds = When if endpoint.channel is not None else _HANDLING
+        return [
+            each
+            for each in self.interceptors
+            if each.interception.when in kinds and any(map(each.is_at, points))
+        ]
+
+    def problems_of(
+        self, endpoints: Iterable[Endpoint], buses: Sequence[Any]
+    ) -> Iterator[Problem]:
+        """Yield what is wrong with interceptors, alone and where they stand."""
+        for each in self.interceptors:
+            yield from each.problems
+        sound = [each for each in self.interceptors if not each.problems]
+        for endpoint in endpoints:
+            for point in () if endpoint.problems else _points(endpoint, buses):
+                for each in sound:
+                    problem = each.problem_at(point) if each.is_at(point) else None
+                    if problem is not None:
+                        yield problem
+
+    def plans_at(
+        self, endpoints: Sequence[Endpoint], bus: Any, types: Sequence[type]
+    ) -> list[ArgumentPlan]:
+        """Return the plans of endpoints called at once, and of their interceptors."""
+        plans = []
+        for endpoint, cls in zip(endpoints, types, strict=True):
+            if endpoint.channel is None:
+                point = JoinPoint(endpoint, bus, cls)
+                found = self._at(point, *_HANDLING)
+                plans += [*endpoint.plans, *(each.plan for each in found)]
+        return plans
+
+    def _at(self, point: JoinPoint, *kinds: When) -> list[Interceptor]:
+        return [
+            each
+            for each in self.interceptors
+            if each.interception.when in kinds and each.is_at(point)
+        ]
+
+    def _staged(
+        self,
+        point: JoinPoint,
+        interceptors: Sequence[Interceptor],
+        *,
+        using: str | None = None,
+        retry: InstantRetry | None = None,
+        key: BusKey | None = None,
+        is_atomic: bool | None = None,
+        opens_transaction: bool = True,
+        makes_dependencies: bool = True,
+        answers: bool = False,
+    ) -> Run:
+        """Put the stages together, from the handler outwards."""
+        endpoint = point.endpoint
+        compile_for = partial(
+            self._staged_on,
+            point,
+            interceptors,
+            retry=retry,
+            key=key,
+            is_atomic=endpoint.is_atomic if is_atomic is None else is_atomic,
+            opens_transaction=opens_transaction,
+            makes_dependencies=makes_dependencies,
+            answers=answers,
+        )
+        alias = using or endpoint.policies.using
+        if alias is None and endpoint.subject is not None:
+            return on_alias(compile_for, partial(_alias_of, endpoint, endpoint.subject))
+        return compile_for(alias or DEFAULT_DB_ALIAS)
+
+    def _staged_on(
+        self,
+        point: JoinPoint,
+        interceptors: Sequence[Interceptor],
+        alias: str,
+        *,
+        retry: InstantRetry | None,
+        key: BusKey | None,
+        is_atomic: bool,
+        opens_transaction: bool,
+        makes_dependencies: bool,
+        answers: bool,
+    ) -> Run:
+        """Put the stages together for one database."""
+        endpoint = point.endpoint
+        outer, middle, inner = _zones(interceptors)
+        stage = None
+        target = target_of(point)
+        subject = endpoint.subject
+        if subject is not None:
+            stage = partial(subject.surround, point=point, alias=alias)
+        run = intercepted(_call_of(point), inner, point, target, stage)
+        run = _sent_on(run, point)
+        run = once(run, point, alias, answers=answers)
+        if key is not None:
+            run = once_on_bus(run, point, alias, key, answers=answers)
+        run = observed_in_transaction(run, point, alias)
+        if is_atomic:
+            run = in_transaction(run, alias, endpoint.name, opens=opens_transaction)
+        elif (
+            subject is not None
+            and endpoint.kind is Kind.EVENT
+            and endpoint.policies.atomic is not False
+        ):
+            run = inside_transaction(run, alias, endpoint.name)
+        # Outside the transaction there is no object yet, only a service.
+        run = intercepted(run, middle, point, nobody if subject else target)
+        plans = [*endpoint.plans, *(each.plan for each in (*middle, *inner))]
+        if retry is not None:
+            if _use_dependencies(plans):  # each attempt has its own
+                run = with_dependencies(run)
+            run = retried(run, retry, alias, endpoint.name)
+            plans = []
+        run = intercepted(run, outer, point)
+        plans += [each.plan for each in outer]
+        if makes_dependencies and _use_dependencies(plans):
+            run = with_dependencies(run)
+        return run
+
+
+_HANDLING = (When.BEFORE, When.AROUND, When.AFTER)
+
+
+def _zones(
+    interceptors: Sequence[Interceptor],
+) -> tuple[list[Interceptor], list[Interceptor], list[Interceptor]]:
+    """Part interceptors by where they stand to the retry and to the transaction."""
+    outer: list[Interceptor] = []
+    middle: list[Interceptor] = []
+    inner: list[Interceptor] = []
+    for each in interceptors:
+        if each.interception.precedence < RETRY:
+            outer.append(each)
+        elif each.interception.precedence < TRANSACTION:
+            middle.append(each)
+        else:
+            inner.append(each)
+    return outer, middle, inner
+
+
+def _sent_once(
+    run: Run, point: JoinPoint, key: BusKey, retry: InstantRetry | None, alias: str
+) -> Run:
+    """Return `run`, which sends, for the first message of each key of the bus."""
+    name = point.endpoint.name
+    run = once_on_bus(run, point, alias, key, answers=False)
+    run = in_transaction(run, alias, name)
+    return run if retry is None else retried(run, retry, alias, name)
+
+
+def _unremembered(endpoint: Endpoint) -> str:
+    return (
+        f"{endpoint.place} has atomic=False, and the bus has idempotency_key=: the key "
+        f"would be remembered although the handler had failed. Send to it through "
+        f"another bus, or take atomic=False away."
+    )
+
+
+def _sent_on(run: Run, point: JoinPoint) -> Run:
+    """
+    Return `run` with its result sent to the commands that ``output=`` names.
+
+    That is what a dispatch gives back: of an object that was made, its identifier. A
+    factory may say what else is to be sent.
+    """
+    endpoint, registry = point.endpoint, point.bus.registry
+    outputs = endpoint.policies.outputs
+    if not outputs:
+        return run
+    may_say = endpoint.is_factory and endpoint.subject is not None
+
+    def run_then_send(message: Message) -> Any:
+        if may_say:
+            message._output = []
+        result = run(message)
+        sent = message._output[0] if may_say and message._output else result
+        if sent is not None:
+            for output in outputs:
+                registry.command_bus.dispatch(sent, route=output)
+        return result
+
+    return run_then_send
+
+
+def _alias_of(endpoint: Endpoint, subject: Subject, message: Message) -> str:
+    """Return the database of a message for an object."""
+    if message.using is not None:
+        return message.using
+    if endpoint.kind is Kind.QUERY and scope_of(message) is None:
+        return subject.read_alias()
+    return subject.write_alias()
+
+
+def _call_of(point: JoinPoint) -> Run:
+    """Return the handler as a function of the message alone."""
+    endpoint = point.endpoint
+    make = _call_of_one(endpoint)
+    if endpoint.action is None:
+        return make
+    act = _call_of_one(endpoint.action)
+    making, acting = endpoint.name, endpoint.action.name
+
+    def call(message: Message) -> Any:
+        if message._subject is None:
+            message._ran.name = making
+            return make(message)
+        message._ran.name = acting
+        return act(message)
+
+    return call
+
+
+def _call_of_one(endpoint: Endpoint) -> Run:
+    if endpoint.method is not None:
+        function = method_callable(endpoint.function, endpoint.method)
+    else:
+        function = sync_callable(endpoint.function)
+    if endpoint.plan.is_payload_only:
+        return lambda message: function(message._payload)
+    plan = endpoint.plan
+    if endpoint.kind is Kind.QUERY:
+        plan = plan.reading
+    elif endpoint.kind is Kind.EVENT and endpoint.channel is not None:
+        plan = plan.unlocked  # it may take long, and no command waits for it
+    return plan.bind(function)
+
+
+def _plans_of(interceptors: Iterable[Interceptor]) -> list[ArgumentPlan]:
+    return [each.plan for each in interceptors]
+
+
+def _use_dependencies(plans: Iterable[ArgumentPlan]) -> bool:
+    return any(plan.uses_dependencies for plan in plans)
+
+
+def _points(
+    endpoint: Endpoint, buses: Sequence[Any], known: MessageTypes | None = None
+) -> Iterator[JoinPoint]:
+    """Yield where an interceptor may stand: by the bus, and by the payload's class."""
+    payload = endpoint.plan.payload
+    types: list[type | None] = [None]
+    if payload is not None:
+        named = [cls for cls in payload.members if is_plain_class(cls)]
+        taken = _taken_by(payload, named, known) if known is not None else ()
+        types = [*named, *taken] or [None]
+    for bus in buses:
+        for cls in types:
+            yield JoinPoint(endpoint, bus, cls)
+
+
+def _taken_by(
+    payload: PayloadType, named: Sequence[type], known: MessageTypes
+) -> Iterable[type]:
+    """Return the known classes that a handler takes as they are."""
+    if payload.takes_anything:
+        return known
+    return dict.fromkeys(cls for each in named for cls in known.subclasses_of(each))

@@ -1,0 +1,189 @@
+"""Messages as envelopes, and envelopes as messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from django_cqrs.annotations import is_value_type
+from django_cqrs.channels.channel import Envelope
+from django_cqrs.conversion.adapters import adapter_of, to_jsonable
+from django_cqrs.conversion.payloads import PayloadType
+from django_cqrs.conversion.stored import MessageTypes, Unset, restore_unset, unset_in
+from django_cqrs.exceptions import FieldError, InvalidHeader, MessageConversionError
+from django_cqrs.messages import (
+    EPOCH,
+    RESERVED_PREFIX,
+    HeaderValue,
+    Message,
+    Origin,
+    aggregate_headers_of,
+)
+from django_cqrs.routing.endpoint import Endpoint
+
+TRACE = "django_cqrs.trace"
+"""Where the headers of an envelope hold the context of a trace, an object of text."""
+
+AGGREGATE_ID = "django_cqrs.aggregate_id"
+"""Where they hold the identifier that the sender gave."""
+
+UNSET = "django_cqrs.unset"
+"""Where they hold which fields of pydantic models were not given, by their paths."""
+
+
+def headers_of(message: Message) -> dict[str, Any]:
+    """Return the headers that an envelope of a message takes along."""
+    __traceback_hide__ = True
+    headers = {**message._user, **aggregate_headers_of(message)}
+    trace = getattr(message, "_trace", None)
+    if trace:
+        headers[TRACE] = trace
+    if message.aggregate_id is not None:
+        headers[AGGREGATE_ID] = message.aggregate_id
+    return headers
+
+
+def encode(
+    endpoint: Endpoint, types: MessageTypes, payload: Any
+) -> tuple[str, int, bytes]:
+    """
+    Return a payload's name, version and JSON text. A plain value has no name.
+
+    Raises:
+        UnknownMessage: its class is not registered.
+        MessageConversionError: it would not come back as it is.
+
+    """
+    __traceback_hide__ = True
+    if is_value_type(type(payload)):
+        wanted = endpoint.plan.payload or PayloadType(Any)
+        return "", 0, wanted.to_json(payload)
+    name, text = types.encode(payload)
+    return name.name, name.version, text
+
+
+def unset_of(endpoint: Endpoint, payload: Any) -> Unset:
+    """Return the fields of a payload that were not given, where it needs them back."""
+    __traceback_hide__ = True
+    if is_value_type(type(payload)):
+        wanted = endpoint.plan.payload or PayloadType(Any)
+        return wanted.unset_in(payload)
+    return unset_in(adapter_of(type(payload)), payload)
+
+
+def decode(endpoint: Endpoint, types: MessageTypes, envelope: Envelope) -> Any:
+    """
+    Return the payload of an envelope, as the endpoint's handler takes it.
+
+    Raises:
+        UnknownMessage: no registered class has its name.
+        MessageConversionError: the text is not one of its class.
+
+    """
+    __traceback_hide__ = True
+    wanted = endpoint.plan.payload or PayloadType(Any)
+    if not envelope.name:
+        payload = wanted.from_stored_json(envelope.payload)
+        _restore_unset(payload, envelope)
+        return payload
+    payload = types.decode(envelope.name, envelope.payload, envelope.version)
+    _restore_unset(payload, envelope)
+    return wanted.from_python(payload)
+
+
+def _restore_unset(payload: Any, envelope: Envelope) -> None:
+    __traceback_hide__ = True
+    if _UNSET in envelope.headers:
+        restore_unset(payload, decode_headers(envelope.headers).get(UNSET, []))
+
+
+_UNSET = UNSET.encode()
+
+
+_NO_HEADERS = b"{}"
+
+
+def encode_headers(headers: Mapping[str, HeaderValue]) -> bytes:
+    """
+    Return the user's headers as a JSON object.
+
+    Raises:
+        InvalidHeader: a value has no JSON form, an Enum's for example.
+
+    """
+    __traceback_hide__ = True
+    if not headers:  # mostly so
+        return _NO_HEADERS
+    try:
+        return json.dumps(to_jsonable(headers), allow_nan=False).encode()
+    except ValueError as error:
+        msg = f"A header has no JSON form, which a channel needs. {error}"
+        raise InvalidHeader(msg) from error
+
+
+def decode_headers(text: bytes) -> dict[str, Any]:
+    """
+    Return the user's headers, of the types that JSON has.
+
+    Raises:
+        MessageConversionError: the text is no JSON object.
+
+    """
+    __traceback_hide__ = True
+    if text == _NO_HEADERS:  # mostly so
+        return {}
+    try:
+        headers = json.loads(text)
+    except (ValueError, RecursionError):
+        headers = None
+    if not isinstance(headers, dict):
+        fault = FieldError("", "what is stored is no JSON object", "headers")
+        error = MessageConversionError("a dict", [fault])
+        error.what = "headers"
+        raise error
+    return headers
+
+
+def message_of(envelope: Envelope, payload: Any, scope: Any = None) -> Message:
+    """
+    Return the message that was sent, its identity and headers as they were.
+
+    Args:
+        envelope: as it was stored.
+        payload: read from it.
+        scope: the bus scope that surrounds its handling, if any.
+
+    Raises:
+        MessageConversionError: its headers cannot be read.
+
+    """
+    __traceback_hide__ = True
+    headers = decode_headers(envelope.headers)
+    trace = headers.pop(TRACE) if isinstance(headers.get(TRACE), dict) else None
+    aggregate_id = headers.pop(AGGREGATE_ID, None)
+    headers.pop(UNSET, None)
+    own = {
+        name: headers.pop(name)
+        for name in list(headers)
+        if name.startswith(RESERVED_PREFIX)
+    }
+    origin = Origin(
+        headers,
+        envelope.correlation_id,
+        envelope.causation_id,
+        scope,
+    )
+    message = Message(payload, origin)
+    if trace:
+        message._trace = trace
+    if aggregate_id is not None:
+        message._aggregate_id = aggregate_id
+    if own:
+        message._aggregate = own
+    message._message_id = envelope.message_id
+    message._nanoseconds = (
+        (envelope.timestamp - EPOCH) // timedelta(microseconds=1) * 1000
+    )
+    return message

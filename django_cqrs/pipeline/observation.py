@@ -1,0 +1,184 @@
+"""
+Who watches messages go by: signals, the debug log, tracing.
+
+An observer wraps what handles or sends a message. It is asked when that is compiled,
+so where nobody watches, nothing of this is in a message's way.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Final
+
+from django_cqrs.annotations import is_value_type, name_of_type
+from django_cqrs.messages import Message, Ran, message_name_of, name_run
+from django_cqrs.routing.endpoint import JoinPoint, Run
+from django_cqrs.signals import message_failed, message_handled, tell_change
+
+logger: Final = logging.getLogger("django_cqrs.pipeline")
+
+
+class Step(enum.Enum):
+    """What is observed of a message."""
+
+    HANDLE = "handle"
+    """A handler is called where the message is sent."""
+    SEND = "send"
+    """It is given to a channel."""
+    CONSUME = "consume"
+    """A handler is called with a message that comes out of a channel."""
+
+
+Observer = Callable[[Run, JoinPoint, Step], Run]
+"""Returns what it is given, itself around it; where it does not watch, as it is."""
+
+TransactionObserver = Callable[[Run, JoinPoint, str], Run]
+"""Does so inside the handler's transaction, if it has one; the last is its database."""
+
+_observers: list[Observer] = []
+_transaction_observers: list[TransactionObserver] = []
+
+
+def add_observer(observer: Observer) -> None:
+    """Have an observer asked, once, about everything that is compiled from now on."""
+    if observer not in _observers:
+        _observers.append(observer)
+        tell_change()
+
+
+def remove_observer(observer: Observer) -> None:
+    """Take an observer out of everything."""
+    _observers.remove(observer)
+    tell_change()
+
+
+def add_transaction_observer(witness: TransactionObserver) -> None:
+    """Have a witness asked, once, about every handler that is compiled from now on."""
+    if witness not in _transaction_observers:
+        _transaction_observers.append(witness)
+        tell_change()
+
+
+def observed(run: Run, point: JoinPoint, step: Step) -> Run:
+    """Return `run` with all who watch it around it, those added last outermost."""
+    for observer in (_signalled, _logged, *_observers):
+        run = observer(run, point, step)
+    if point.endpoint.action is not None and step is not Step.SEND:
+        return _named(run)
+    return run
+
+
+def _named(run: Run) -> Run:
+    """Have it known which of a factory and an action has run."""
+
+    def run_named(message: Message) -> Any:
+        # A worker that wants to know it gives a message of its own.
+        before: Ran | None = getattr(message, "_ran", None)
+        if before is None:
+            message._ran = Ran()
+        try:
+            return run(message)
+        finally:
+            if before is None:
+                del message._ran  # another handler of the event has another one
+
+    return run_named
+
+
+def observed_in_transaction(run: Run, point: JoinPoint, alias: str) -> Run:
+    """Return `run` with all around it who watch from inside the transaction."""
+    for witness in _transaction_observers:
+        run = witness(run, point, alias)
+    return run
+
+
+def label_of(point: JoinPoint) -> str:
+    """Return what people call the messages here: by name, class or routing key."""
+    cls, endpoint = point.payload_type, point.endpoint
+    if cls is not None and (name := message_name_of(cls)) is not None:
+        return name.name
+    if cls is not None and not is_value_type(cls):
+        return name_of_type(cls)
+    return endpoint.keys[0] if endpoint.keys else endpoint.name
+
+
+def name_of_error(error: BaseException) -> str:
+    """Return the dotted path of an exception's class; its text may be secret."""
+    cls = type(error)
+    is_builtin = cls.__module__ == "builtins"
+    return cls.__qualname__ if is_builtin else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _signalled(run: Run, point: JoinPoint, step: Step) -> Run:
+    """Have the signals about messages sent, where somebody listens."""
+    has_receivers = message_handled.receivers or message_failed.receivers
+    if step is Step.SEND or not has_receivers:
+        return run
+    sender = type(point.bus)
+    endpoint = point.endpoint.name
+
+    def run_signalled(message: Message) -> Any:
+        start = perf_counter()
+        try:
+            result = run(message)
+        except BaseException as error:
+            message_failed.send_robust(
+                sender,
+                message=message,
+                endpoint=name_run(message, endpoint),
+                duration=perf_counter() - start,
+                exception=error,
+            )
+            raise
+        message_handled.send_robust(
+            sender,
+            message=message,
+            endpoint=name_run(message, endpoint),
+            duration=perf_counter() - start,
+        )
+        return result
+
+    return run_signalled
+
+
+def _logged(run: Run, point: JoinPoint, step: Step) -> Run:
+    """Have a line logged for each message, where the logger is at DEBUG by now."""
+    if not logger.isEnabledFor(logging.DEBUG):
+        return run
+    label, endpoint = label_of(point), point.endpoint.name
+
+    def extra(message: Message) -> dict[str, str]:
+        return {
+            "cqrs_message_id": str(message.message_id),
+            "cqrs_correlation_id": str(message.correlation_id),
+            "cqrs_endpoint": name_run(message, endpoint),
+        }
+
+    def run_logged(message: Message) -> Any:
+        start = perf_counter()
+        try:
+            result = run(message)
+        except BaseException as error:
+            milliseconds = (perf_counter() - start) * 1000
+            text = "%s failed in %s after %.3f ms with %s"
+            name = name_of_error(error)
+            ran = name_run(message, endpoint)
+            logger.debug(text, label, ran, milliseconds, name, extra=extra(message))
+            raise
+        milliseconds = (perf_counter() - start) * 1000
+        text = "%s was handled by %s in %.3f ms"
+        ran = name_run(message, endpoint)
+        logger.debug(text, label, ran, milliseconds, extra=extra(message))
+        return result
+
+    def run_sending_logged(message: Message) -> Any:
+        result = run(message)
+        text = "%s was sent to the channel %r for %s"
+        channel = point.endpoint.channel
+        logger.debug(text, label, channel, endpoint, extra=extra(message))
+        return result
+
+    return run_sending_logged if step is Step.SEND else run_logged

@@ -1,0 +1,256 @@
+"""Messages into envelopes, envelopes into channels, and back again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.transaction import atomic
+
+from django_cqrs import clock
+from django_cqrs.channels.aliases import channels
+from django_cqrs.channels.channel import (
+    Channel,
+    Delivery,
+    Envelope,
+    as_timedelta,
+    next_sequence,
+)
+from django_cqrs.conversion.stored import MessageTypes
+from django_cqrs.declaration.key_sources import KeyReader, key_reader
+from django_cqrs.exceptions import InvalidOption
+from django_cqrs.messages import Message, scope_of
+from django_cqrs.pipeline.envelopes import (
+    UNSET,
+    encode,
+    encode_headers,
+    headers_of,
+    unset_of,
+)
+from django_cqrs.pipeline.scopes import BusScope, send, send_all
+from django_cqrs.retries import Retry
+from django_cqrs.routing.endpoint import Endpoint
+
+Seconds = timedelta | float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendOptions:
+    """What one call says about its message's way; None is "as declared"."""
+
+    delay: Seconds | None = None
+    expires: Seconds | None = None
+    priority: int | None = None
+
+    def given(self) -> list[str]:
+        """Return the names of what is said."""
+        return [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) is not None
+        ]
+
+    def check(self, channel: Channel) -> None:
+        """
+        Refuse what a channel cannot do, and what is no time or number.
+
+        Raises:
+            InvalidOption: something is.
+
+        """
+        for name in self.given():
+            channel.check_option(name, getattr(self, name))
+
+
+NO_OPTIONS = SendOptions()
+
+
+def send_options(
+    delay: Seconds | None, expires: Seconds | None, priority: int | None
+) -> SendOptions:
+    """Return what one call says; ``NO_OPTIONS`` itself where it says nothing."""
+    if delay is None and expires is None and priority is None:
+        return NO_OPTIONS
+    return SendOptions(delay, expires, priority)
+
+
+class _Deliverer:
+    """Handles messages of one endpoint that were sent in one database."""
+
+    __slots__ = ("_deliver", "_using", "retry")
+
+    def __init__(
+        self, deliver: Callable[..., None], using: str, retry: Retry | None
+    ) -> None:
+        """
+        Take what handles an envelope, and what is to be known of the endpoint.
+
+        Args:
+            deliver: called with the envelope and ``using=``.
+            using: the database, on which a handler that names none runs.
+            retry: the endpoint's policy, for a channel in this process that keeps it.
+
+        """
+        self._deliver = deliver
+        self._using = using
+        self.retry = retry
+
+    def __call__(self, envelope: Envelope) -> None:
+        """Handle a message."""
+        self._deliver(envelope, using=self._using)
+
+
+class Outlet:
+    """Where the messages of one endpoint on a channel leave."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        types: MessageTypes,
+        deliver: Callable[..., None],
+    ) -> None:
+        """
+        Open the outlet of an endpoint.
+
+        Args:
+            endpoint: a handler on a channel.
+            types: the message classes, by their names on the wire.
+            deliver: handles an envelope, ``using=`` the database it was sent in.
+
+        Raises:
+            InvalidChannel: the endpoint's channel cannot be made.
+
+        """
+        assert endpoint.channel is not None  # noqa: S101 - for the type checker
+        self.endpoint = endpoint
+        self.channel: Channel = channels[endpoint.channel]
+        self._types = types
+        self._deliver = deliver
+        self._deliverers: dict[str, _Deliverer] = {}
+        self._addresses: dict[type, Callable[[Message], str]] = {}
+        source = endpoint.policies.ordering_key
+        self._ordering_key: KeyReader | None = None
+        if source is not None:
+            self._ordering_key = key_reader(source, "ordering_key", endpoint.name)
+
+    def put(self, message: Message) -> None:
+        """
+        Send a message, or hold it back where its publisher does so.
+
+        Raises:
+            UnknownMessage: its payload's class has no name on the wire.
+            MessageConversionError: the payload would not come back as it is.
+            InvalidHeader: a header's value has no JSON form.
+            InvalidOption: it would expire before it is due, or after all time.
+            InvalidKey: its ordering key is not there, or cannot be one.
+            MissingHeader: the header that is to be its ordering key is not there.
+
+        """
+        __traceback_hide__ = True
+        envelope = self._envelope_of(message)
+        scope = scope_of(message)
+        alias = self._alias_in(scope, message)
+        deliver = self._deliverers.get(alias)
+        if deliver is None:
+            retry = self.endpoint.policies.retry
+            deliver = _Deliverer(self._deliver, alias, retry)
+            self._deliverers[alias] = deliver
+        delivery = Delivery(envelope, deliver)
+        held = getattr(message, "_held", None)
+        if held is not None:
+            held.append((alias, self.channel, delivery))
+        else:
+            send(scope, connections[alias], self.channel, delivery)
+
+    def alias_for(self, message: Message) -> str:
+        """Return the database that the message is stored in: that of its data."""
+        return self._alias_in(scope_of(message), message)
+
+    def _alias_in(self, scope: BusScope | None, message: Message) -> str:
+        using = message.using
+        if using is not None:
+            return using
+        if scope is not None:
+            alias: str = scope.connection.alias
+            return alias
+        return self.endpoint.alias or DEFAULT_DB_ALIAS
+
+    def _envelope_of(self, message: Message) -> Envelope:
+        __traceback_hide__ = True
+        options: SendOptions = getattr(message, "_options", NO_OPTIONS)
+        policies = self.endpoint.policies
+        delay = policies.delay if options.delay is None else options.delay
+        expires = policies.expires if options.expires is None else options.expires
+        priority = policies.priority if options.priority is None else options.priority
+        available_at = expires_at = None
+        if delay or expires is not None:  # seldom
+            moment = clock.now()
+            available_at = _after(moment, delay, "delay") if delay else None
+            expires_at = None if expires is None else _after(moment, expires, "expires")
+        if available_at and expires_at and expires_at <= available_at:
+            msg = (
+                f"A message for {self.endpoint.name} would expire before it is due: "
+                f"delay={delay!r}, expires={expires!r}, both from the sending on."
+            )
+            raise InvalidOption(msg)
+        name, version, text = encode(self.endpoint, self._types, message._payload)
+        return Envelope(
+            endpoint=self.endpoint.name,
+            name=name,
+            version=version,
+            payload=text,
+            headers=encode_headers(self._headers_of(message)),
+            message_id=message.message_id,
+            correlation_id=message.correlation_id,
+            causation_id=message.causation_id,
+            timestamp=message.timestamp,
+            sequence=next_sequence(),
+            available_at=available_at,
+            expires_at=expires_at,
+            priority=priority or 0,
+            subject=self._subject_of(message),
+            ordering_key=self._ordering_key and self._ordering_key(message),
+        )
+
+    def _headers_of(self, message: Message) -> dict[str, Any]:
+        __traceback_hide__ = True
+        headers = headers_of(message)
+        unset = unset_of(self.endpoint, message._payload)
+        if unset:
+            headers[UNSET] = unset
+        return headers
+
+    def _subject_of(self, message: Message) -> str:
+        subject, cls = self.endpoint.subject, type(message._payload)
+        if subject is None:
+            return ""
+        address = self._addresses.get(cls)
+        if address is None:
+            address = self._addresses[cls] = subject.address(self.endpoint, cls)
+        return address(message)
+
+
+def _after(now: datetime, span: Seconds, name: str) -> datetime:
+    try:
+        return now + as_timedelta(span, name)
+    except OverflowError:
+        msg = f"{name}={span!r} ends after the last date there is."
+        raise InvalidOption(msg) from None
+
+
+def release(message: Message, held: list[tuple[str, Channel, Delivery]]) -> None:
+    """
+    Send what a publisher held back until its synchronous handlers had succeeded.
+
+    Outside any transaction all of it is stored in one.
+    """
+    scope = scope_of(message)
+    for alias in dict.fromkeys(alias for alias, _, _ in held):
+        connection = connections[alias]
+        entries = [(channel, each) for to, channel, each in held if to == alias]
+        with nullcontext() if connection.in_atomic_block else atomic(alias):
+            send_all(scope, connection, entries)

@@ -1,0 +1,288 @@
+"""The stages that may stand around a handler: each takes a ``Run`` and returns one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from datetime import date, time, timedelta, tzinfo
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.transaction import Atomic
+
+from django_cqrs.exceptions import BrokenTransaction
+from django_cqrs.messages import Message, Origin, current, name_run, sending_time
+from django_cqrs.pipeline.scopes import BusScope
+from django_cqrs.retries import InstantRetry
+from django_cqrs.routing.endpoint import Run
+
+logger: Final = logging.getLogger("django_cqrs.pipeline")
+
+_set_current = current.set
+_reset_current = current.reset
+
+
+def handle_payload(handler: Callable[[Any], Any]) -> Run:
+    """Do what :func:`while_current` does in one frame less, and take no time."""
+
+    def run(message: Message) -> Any:
+        token = _set_current(message)
+        try:
+            return handler(message._payload)
+        finally:
+            _reset_current(token)
+
+    return run
+
+
+def while_current(run: Run, *, takes_time: bool = True) -> Run:
+    """
+    Have messages sent by `run` inherit from the message it handles.
+
+    Args:
+        run: what is run inside.
+        takes_time: whether the message was sent just now; one out of a channel has
+            its time already.
+
+    """
+
+    def run_while_current(message: Message) -> Any:
+        if takes_time:
+            message._nanoseconds = sending_time()
+        token = _set_current(message)
+        try:
+            return run(message)
+        finally:
+            _reset_current(token)
+
+    return run_while_current
+
+
+def in_transaction(run: Run, alias: str, name: str, *, opens: bool = True) -> Run:
+    """
+    Have `run` commit as a whole or leave nothing, in a bus scope of its own.
+
+    Args:
+        run: what is run inside.
+        alias: the database alias.
+        name: the endpoint's name, for errors.
+        opens: False where somebody else's savepoint is this transaction.
+
+    """
+    block: Any = nullcontext()
+    if opens:
+        block = Atomic(alias, savepoint=True, durable=False)  # its state is elsewhere
+
+    def run_in_transaction(message: Message) -> Any:
+        connection = connections[alias]
+        if connection.in_atomic_block and is_broken(connection):
+            raise _broken_before(name_run(message, name), connection)
+        with block:
+            scope = message._scope = BusScope(connection, message._parent)
+            try:
+                result = run(message)
+                if is_broken(connection):
+                    raise _broken_inside(name_run(message, name), connection)
+                scope.is_open = False
+                if scope.buffer:
+                    scope.write_or_keep(is_last=opens)
+            except BaseException:
+                scope.drop()
+                raise
+        if scope.buffer:
+            scope.hand_over()
+        return result
+
+    return run_in_transaction
+
+
+def inside_transaction(run: Run, alias: str, name: str) -> Run:
+    """Have `run` run in the transaction that is open, or else in one of its own."""
+    in_its_own = in_transaction(run, alias, name)
+
+    def run_inside(message: Message) -> Any:
+        if is_inside_transaction(connections[alias]):
+            return run(message)
+        return in_its_own(message)
+
+    return run_inside
+
+
+def on_alias(
+    compile_for: Callable[[str], Run], alias_of: Callable[[Message], str]
+) -> Run:
+    """Return what handles a message on the database that is asked for just then."""
+    runs: dict[str, Run] = {}
+
+    def run_there(message: Message) -> Any:
+        alias = alias_of(message)
+        run = runs.get(alias)
+        if run is None:
+            run = runs[alias] = compile_for(alias)
+        return run(message)
+
+    return run_there
+
+
+class UntouchedDriver:
+    """
+    What has the place of the driver's connection until that is first used.
+
+    ``touch`` is called at every use, and returns the driver's connection.
+    """
+
+    __slots__ = ("_touch",)
+
+    def __init__(self, touch: Callable[[], Any]) -> None:
+        """Stand in for what `touch` returns."""
+        object.__setattr__(self, "_touch", touch)
+
+    def __getattribute__(self, name: str) -> Any:
+        """Use the driver's connection; `isinstance()` may ask for its class as well."""
+        return getattr(object.__getattribute__(self, "_touch")(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it on the driver's connection."""
+        setattr(object.__getattribute__(self, "_touch")(), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Delete it from the driver's connection."""
+        delattr(object.__getattribute__(self, "_touch")(), name)
+
+    def __enter__(self) -> Any:
+        """Enter the driver's connection."""
+        return object.__getattribute__(self, "_touch")().__enter__()
+
+    def __exit__(self, *failure: object) -> Any:
+        """Leave the driver's connection."""
+        return object.__getattribute__(self, "_touch")().__exit__(*failure)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Call the driver's connection: SQLite's makes a statement of it."""
+        return object.__getattribute__(self, "_touch")()(*args, **options)
+
+
+def is_broken(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether the open transaction can only be rolled back."""
+    if connection.needs_rollback:
+        return True
+    if connection.vendor != "postgresql":
+        return False
+    if type(connection.connection) is UntouchedDriver:
+        return False  # nothing was asked of it
+    # Any error ends a transaction here, also of a statement that Django does not
+    # watch (a query, plain SQL), and COMMIT then rolls back and reports success.
+    # psycopg makes an object for its `info`, which is what psycopg2 has alone.
+    raw = connection.connection
+    session = getattr(raw, "pgconn", None) or getattr(raw, "info", None)
+    return getattr(session, "transaction_status", None) == _IN_ERROR
+
+
+_IN_ERROR = 3  # TransactionStatus.INERROR in psycopg and in psycopg2
+
+
+def _broken_before(name: str, connection: BaseDatabaseWrapper) -> BrokenTransaction:
+    error = BrokenTransaction(
+        f"{name} was not called: the transaction open on {connection.alias!r} can only "
+        f"be rolled back, since an earlier database error in it was caught without a "
+        f"savepoint. Wrap what may fail in transaction.atomic()."
+    )
+    error.__cause__ = getattr(connection, "rollback_exc", None)
+    return error
+
+
+def _broken_inside(name: str, connection: BaseDatabaseWrapper) -> BrokenTransaction:
+    error = BrokenTransaction(
+        f"{name} returned, but its transaction on {connection.alias!r} can only be "
+        f"rolled back, so nothing of it was saved: a database error in it was caught "
+        f"without a savepoint, or set_rollback(True) was called. Wrap what may fail in "
+        f"transaction.atomic(); to give up on purpose, raise an exception."
+    )
+    error.__cause__ = getattr(connection, "rollback_exc", None)
+    return error
+
+
+def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
+    """Have `run` tried again, where this is the outermost transaction and attempt."""
+
+    def run_retried(message: Message) -> Any:
+        __traceback_hide__ = True
+        if is_inside_transaction(connections[alias]) or _is_retried(message._parent):
+            return run(message)
+        message._is_retried = True
+        sent = _copied(message._payload)
+        for retries in range(retry.retries):
+            try:
+                return run(message)
+            except Exception as error:
+                if not retry.is_worth(error):
+                    raise
+                message._payload = _copied(sent)  # what was sent, for each attempt
+                logger.warning(
+                    "%s failed with %s and is tried again (%d of %d)",
+                    name_run(message, name),
+                    type(error).__name__,
+                    retries + 1,
+                    retry.retries,
+                    extra={
+                        "cqrs_message_id": str(message.message_id),
+                        "cqrs_correlation_id": str(message.correlation_id),
+                        "cqrs_endpoint": name_run(message, name),
+                    },
+                )
+        return run(message)
+
+    return run_retried
+
+
+# What no handler can change.
+_FIXED: Final = (
+    *(bool, int, float, complex, str, bytes, type(None), range, Enum),
+    *(date, time, timedelta, tzinfo, Decimal, UUID),
+)
+
+
+def _copied(payload: Any) -> Any:
+    """Return a copy that shares nothing which can be changed, where one can be made."""
+    if _is_fixed(payload):
+        return payload
+    try:
+        return deepcopy(payload)
+    except Exception:  # noqa: BLE001 - whatever the parts of a payload raise
+        return payload
+
+
+def _is_fixed(value: object) -> bool:
+    """Tell of the commonest values that nothing in them can change: it is quicker."""
+    if isinstance(value, _FIXED):
+        return True
+    kind: Any = type(value)
+    if isinstance(value, (tuple, frozenset)) and kind in (tuple, frozenset):
+        return all(map(_is_fixed, value))
+    params = getattr(kind, "__dataclass_params__", None)
+    return (
+        params is not None
+        and params.frozen
+        and not hasattr(value, "__dict__")
+        and all(_is_fixed(getattr(value, name)) for name in kind.__dataclass_fields__)
+    )
+
+
+def is_inside_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Tell whether somebody's transaction is open; a test case's own does not count."""
+    blocks = getattr(connection, "atomic_blocks", ())
+    return any(not getattr(block, "_from_testcase", False) for block in blocks)
+
+
+def _is_retried(message: Message | Origin) -> bool:
+    while isinstance(message, Message):
+        if getattr(message, "_is_retried", False):
+            return True
+        message = message._parent
+    return False

@@ -1,0 +1,239 @@
+"""Endpoints, the places around them, and the objects that they are called on."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from django_cqrs.annotations import place_of
+from django_cqrs.channels.channel import DEFAULT_CHANNEL_ALIAS
+from django_cqrs.declaration.declarations import Kind, Policies
+from django_cqrs.declaration.keywords import HandlerRole
+from django_cqrs.messages import Message
+from django_cqrs.parameters.plan import ArgumentPlan
+from django_cqrs.problems import Problem
+
+if TYPE_CHECKING:
+    from django_cqrs.parameters.services import Services
+
+BUS_METHODS = {
+    Kind.COMMAND: "command_bus.dispatch",
+    Kind.QUERY: "query_bus.ask",
+    Kind.EVENT: "event_bus.publish",
+}
+
+
+_NOTHING_SAID: Final = Policies()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Endpoint:
+    """A handler with its policies, under a stable name."""
+
+    kind: Kind
+    name: str
+    app: str | None
+    """The label of the app that it belongs to, None outside all apps."""
+    function: Callable[..., Any]
+    """What is called: plain, or bound to its class."""
+    owner: type | None
+    """The class whose method it is."""
+    attribute: str | None
+    """The name of that method in the class."""
+    plan: ArgumentPlan
+    keys: tuple[str, ...]
+    """The routing keys, and for events the patterns, that lead here."""
+    classes: tuple[type, ...]
+    """The classes that lead here."""
+    policies: Policies
+    order: int
+    """Its place in the order of registration."""
+    problems: tuple[Problem, ...]
+    subject: Subject | None = None
+    """What finds and keeps the object that its method is called on."""
+    is_factory: bool = False
+    """Whether it makes such an object, and is not called on one."""
+    action: Endpoint | None = None
+    """What is called instead of this factory where the object is there already."""
+    own: Policies = _NOTHING_SAID
+    """What its own decorators say; `policies` has what its partner says as well."""
+    partners: tuple[str, ...] = ()
+    """The names of the factories and actions that share its messages."""
+    is_alone_somewhere: bool = True
+    """Whether a message leads here that leads to no factory."""
+
+    @property
+    def role(self) -> HandlerRole:
+        """What it is to the objects of its class."""
+        if self.subject is None:
+            return HandlerRole.PLAIN
+        if self.partners:
+            is_saga = self.subject.has_an_end
+            return HandlerRole.SAGA_PAIR if is_saga else HandlerRole.PAIR
+        return HandlerRole.FACTORY if self.is_factory else HandlerRole.ACTION
+
+    @property
+    def method(self) -> str | None:
+        """The name of a method that is called on an object; None for another one."""
+        return None if self.is_factory or self.owner is None else self.attribute
+
+    @property
+    def priority(self) -> int:
+        """The higher the earlier, among the handlers of one event."""
+        return self.policies.priority or 0
+
+    @property
+    def channel(self) -> str | None:
+        """The alias of the channel its messages wait in; None is called at once."""
+        channel = self.policies.channel
+        if channel is True:
+            return DEFAULT_CHANNEL_ALIAS
+        return None if channel is False else channel
+
+    @property
+    def alias(self) -> str | None:
+        """The database that its declaration, or its objects, ask for now."""
+        if self.policies.using is not None or self.subject is None:
+            return self.policies.using
+        return self.subject.write_alias()
+
+    @property
+    def is_atomic(self) -> bool:
+        """Whether it runs in a transaction of its own."""
+        may_be = self.kind is Kind.COMMAND or self.channel is not None
+        return may_be and self.policies.atomic is not False
+
+    @property
+    def plans(self) -> tuple[ArgumentPlan, ...]:
+        """Its own plan, and that of the action that may be called instead."""
+        return (self.plan,) if self.action is None else (self.plan, self.action.plan)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name, those that it had, and those of the action beside it."""
+        beside = () if self.action is None else self.action.names
+        return (self.name, *self.policies.aliases, *beside)
+
+    @property
+    def place(self) -> str:
+        """The dotted path of the handler."""
+        return place_of(self.function)
+
+    @property
+    def source(self) -> tuple[Path, int]:
+        """The file and the line where the handler begins."""
+        code = inspect.unwrap(self.function).__code__
+        return Path(code.co_filename), code.co_firstlineno
+
+    def __repr__(self) -> str:
+        """Return the kind and the name."""
+        return f"<Endpoint {self.kind} {self.name}>"
+
+
+def payload_types_of(endpoint: Endpoint) -> tuple[Any, ...]:
+    """Return the types of payload that an endpoint takes."""
+    return endpoint.plan.payload.members if endpoint.plan.payload else ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JoinPoint:
+    """Where an interceptor may stand: an endpoint, the bus used, the payload's type."""
+
+    endpoint: Endpoint
+    bus: Any
+    payload_type: type | None
+
+    @property
+    def views(self) -> Iterator[JoinPoint]:
+        """It as a factory's, and as that of the action which may be called instead."""
+        yield self
+        if self.endpoint.action is not None:
+            yield dataclasses.replace(self, endpoint=self.endpoint.action)
+
+
+Run = Callable[[Message], Any]
+
+
+class Role(ABC):
+    """What a decorator says that the objects of a class are."""
+
+    decorator: str
+    """How it is written, for hints: ``@aggregate``."""
+
+    @abstractmethod
+    def subject_of(self, owner: type, services: Services) -> Subject:
+        """Return what finds and keeps the objects of a class in this role."""
+
+
+class Subject(ABC):
+    """Finds the object that a method is called on, and keeps it afterwards."""
+
+    owner: type
+    has_an_end: bool = False
+    """Whether an object can be over, is kept then, and takes no more messages."""
+
+    @abstractmethod
+    def write_alias(self) -> str:
+        """Return the database alias that objects are kept in, asked per message."""
+
+    @abstractmethod
+    def read_alias(self) -> str:
+        """Return the database alias that objects are only read from."""
+
+    @abstractmethod
+    def identifier_given(self, given: Any, message: Message) -> Any:
+        """
+        Return what ``aggregate_id=`` gives, of the plain values that a header may have.
+
+        Args:
+            given: by the call.
+            message: that is for the object.
+
+        Raises:
+            InvalidIdentifier: it cannot be one.
+
+        """
+
+    @abstractmethod
+    def problems_of(self, endpoint: Any) -> Iterator[Problem]:
+        """Yield what keeps an endpoint from working."""
+
+    @abstractmethod
+    def result_of(self, endpoint: Any) -> Any:
+        """Return the type of what a dispatch gives back."""
+
+    @abstractmethod
+    def address(self, endpoint: Any, cls: type) -> Callable[[Message], str]:
+        """
+        Return what says which object a message is for, before it waits in a channel.
+
+        Args:
+            endpoint: the handler.
+            cls: of the payloads.
+
+        Returns:
+            A function to a text such as ``shop.Order:7``, empty where nothing says.
+
+        """
+
+    @abstractmethod
+    def surround(self, run: Run, point: JoinPoint, alias: str) -> Run:
+        """
+        Return `run` with the finding of the object before it, the keeping after it.
+
+        Args:
+            run: calls the method on the message's ``_subject``, which is None where
+                a class-method is to make the object.
+            point: where this is.
+            alias: of the database.
+
+        """
+
+
+def subject_of(message: Message) -> Any:
+    """Return the object that a message's method is called on."""
+    return message._subject

@@ -1,0 +1,309 @@
+"""What can be wrong with the policies of an endpoint, and with what it promises."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+
+from django_cqrs.annotations import is_plain_class, name_of_type, place_of
+from django_cqrs.channels.aliases import channels
+from django_cqrs.channels.channel import DEFAULT_CHANNEL_ALIAS, Channel, as_timedelta
+from django_cqrs.conversion.compatibility import fits
+from django_cqrs.declaration.declarations import Kind, Policies
+from django_cqrs.declaration.key_sources import faults_of
+from django_cqrs.declaration.keywords import KEYWORDS, HandlerRole
+from django_cqrs.exceptions import InvalidChannel, InvalidOption
+from django_cqrs.inbox import find_inbox, no_inbox
+from django_cqrs.messages import result_type_of
+from django_cqrs.problems import Problem, Rule
+from django_cqrs.retries import Retry
+
+if TYPE_CHECKING:
+    from django_cqrs.routing.endpoint import Endpoint
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_keys(value: object) -> bool:
+    several = value if isinstance(value, tuple) else (value,)
+    return bool(several) and all(map(_is_text, several))
+
+
+# The others are compared with what there is: databases, channels, attributes.
+_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("a name", _is_text),
+    "aliases": ("names", lambda value: all(map(_is_text, value))),
+    "using": ("the alias of a database", lambda value: isinstance(value, str)),
+    "atomic": ("True or False", lambda value: isinstance(value, bool)),
+    "priority": ("a whole number", _is_whole),
+    "retry": ("a Retry", lambda value: isinstance(value, Retry)),
+    "output": ("a routing key, or a tuple of them", _are_keys),
+}
+
+
+def with_sound_values(
+    policies: Policies, function: Callable[..., Any]
+) -> tuple[Policies, list[Problem]]:
+    """Return policies without the values they cannot have, and a problem for each."""
+    unsaid: dict[str, Any] = {}
+    problems = []
+    for field in dataclasses.fields(policies):
+        value = getattr(policies, field.name)
+        wanted, is_sound = _VALUES.get(field.name, ("", None))
+        if is_sound is None or value == field.default or is_sound(value):
+            continue
+        unsaid[field.name] = field.default
+        problems.append(
+            Problem(
+                Rule.BAD_POLICY,
+                f"{place_of(function)} has {field.name}={value!r}: it takes {wanted}.",
+                f"Give {wanted}, or take {field.name}= away.",
+                function,
+            )
+        )
+    return dataclasses.replace(policies, **unsaid), problems
+
+
+def are_equal(name: str, one: Any, other: Any) -> bool:
+    """Tell whether two values of a keyword say the same."""
+    if name == "channel":
+        one, other = (
+            DEFAULT_CHANNEL_ALIAS if each is True else each for each in (one, other)
+        )
+    elif name in _SPANS and _is_span(one) and _is_span(other):
+        one, other = as_timedelta(one, name), as_timedelta(other, name)
+    return bool(one == other)
+
+
+def problems_of(endpoint: Endpoint) -> Iterator[Problem]:
+    """
+    Yield what is wrong with an endpoint's policies and results.
+
+    What a factory and an action share is reported where it is written.
+    """
+    yield from _database(endpoint)
+    yield from _places(endpoint)
+    yield from _channel(endpoint)
+    yield from _object(endpoint)
+    yield from _keys(endpoint)
+    yield from _result(endpoint)
+
+
+def _database(endpoint: Endpoint) -> Iterator[Problem]:
+    using = endpoint.own.using
+    if using is not None and using not in settings.DATABASES:
+        yield Problem(
+            Rule.UNKNOWN_DATABASE,
+            f"{place_of(endpoint.function)} uses the database {using!r}, "
+            f"which is not in DATABASES.",
+            f"The aliases are {', '.join(sorted(settings.DATABASES))}.",
+            endpoint.function,
+        )
+
+
+def _places(endpoint: Endpoint) -> Iterator[Problem]:
+    """Yield the keywords that mean nothing where they stand."""
+    where, is_waiting = place_of(endpoint.function), endpoint.channel is not None
+    roles = [endpoint.role]
+    if endpoint.role is HandlerRole.PAIR and endpoint.is_alone_somewhere:
+        roles.append(HandlerRole.ACTION)
+    for name in endpoint.own.said():
+        if name == "channel":  # it has checks of its own
+            continue
+        may_stand = KEYWORDS[name].where(endpoint.kind)
+        if any(may_stand.fits(role, is_waiting=is_waiting) for role in roles):
+            continue
+        if any(may_stand.fits(role, is_waiting=True) for role in roles):
+            yield Problem(
+                Rule.CHANNEL_POLICY,
+                f"{where} has {name}=, but is called at once.",
+                f"Give it a channel=, or take {name}= away.",
+                endpoint.function,
+            )
+        elif not (is_waiting and endpoint.kind is Kind.QUERY):
+            yield Problem(
+                Rule.MISPLACED_POLICY,
+                f"{where} has {name}=, but {endpoint.role}.",
+                f"Take {name}= away.",
+                endpoint.function,
+            )
+
+
+def _channel(endpoint: Endpoint) -> Iterator[Problem]:
+    where = place_of(endpoint.function)
+    policies, own = endpoint.policies, endpoint.own
+    alias = endpoint.channel
+    if alias is None:
+        return
+    if endpoint.kind is Kind.QUERY:
+        yield Problem(
+            Rule.CHANNELLED_QUERY,
+            f"{where} answers a query and has a channel: who asks would get no answer.",
+            "Take channel= away.",
+            endpoint.function,
+        )
+        return
+    try:
+        channel = channels[alias] if isinstance(alias, str) else None
+    except InvalidChannel as error:
+        if own.channel is not None:
+            yield Problem(
+                Rule.UNKNOWN_CHANNEL,
+                f"{where} has channel={alias!r}. {error}",
+                "Name a channel that DJANGO_CQRS['CHANNELS'] describes.",
+                endpoint.function,
+            )
+        return
+    if channel is None:
+        if own.channel is not None:
+            yield Problem(
+                Rule.UNKNOWN_CHANNEL,
+                f"{where} has channel={alias!r}.",
+                "Give the alias of one channel, or True for 'default'.",
+                endpoint.function,
+            )
+        return
+    faults = list(_option_faults(channel, own))
+    for name, fault, hint in faults:
+        yield Problem(
+            Rule.CHANNEL_POLICY,
+            f"{where} has {name}={getattr(own, name)!r}. {fault}",
+            hint,
+            endpoint.function,
+        )
+    if faults or (own.delay is None and own.expires is None):
+        return
+    if not (policies.delay and _is_span(policies.delay) and _is_span(policies.expires)):
+        return
+    if as_timedelta(policies.expires, "") <= as_timedelta(policies.delay, ""):
+        yield Problem(
+            Rule.CHANNEL_POLICY,
+            f"{where} has delay={policies.delay!r} and expires={policies.expires!r}: "
+            f"its messages expire before they are due.",
+            "Both count from the sending on: make expires= the longer one.",
+            endpoint.function,
+        )
+
+
+def _option_faults(
+    channel: Channel, policies: Policies
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the policies that a channel cannot keep: what is wrong, what to do."""
+    for name in ("delay", "expires", "priority", "ordering_key"):
+        value = getattr(policies, name)
+        if value is None:
+            continue
+        try:
+            channel.check_option(name, value)
+        except InvalidOption as error:
+            hint = f"Take {name}= away, or choose another channel."
+            if name in _SPANS and not _is_span(value):
+                hint = f"Give {name}= seconds, or a timedelta, of 0 or more."
+            yield name, str(error), hint
+    if policies.retry is not None and not channel.supports_redelivery:
+        kind = type(channel).__name__
+        yield (
+            "retry",
+            f"The channel {channel.alias!r} ({kind}) never tries a message again.",
+            "Take retry= away, or choose another channel.",
+        )
+
+
+_SPANS = ("delay", "expires")
+
+
+def _is_span(value: object) -> bool:
+    try:
+        as_timedelta(value, "")
+    except InvalidOption:
+        return False
+    return True
+
+
+def _object(endpoint: Endpoint) -> Iterator[Problem]:
+    where, policies = place_of(endpoint.function), endpoint.own
+    if endpoint.owner is not None and endpoint.function.__name__ == "__init__":
+        yield Problem(
+            Rule.CONSTRUCTOR_HANDLER,
+            f"{where} is decorated, but a constructor cannot be a handler.",
+            "Decorate a class-method that makes an object and returns it.",
+            endpoint.function,
+        )
+    if policies.on_missing not in (None, "raise", "ignore"):
+        yield Problem(
+            Rule.MISPLACED_POLICY,
+            f"{where} has on_missing={policies.on_missing!r}.",
+            'Write on_missing="raise" or on_missing="ignore".',
+            endpoint.function,
+        )
+
+
+def _keys(endpoint: Endpoint) -> Iterator[Problem]:
+    where, wanted = place_of(endpoint.function), endpoint.plan.payload
+    members = None if wanted is None else wanted.members
+    for name in ("ordering_key", "idempotency_key"):
+        source = getattr(endpoint.own, name)
+        for fault in () if source is None else faults_of(source, members):
+            yield Problem(
+                Rule.BROKEN_KEY,
+                f"{where} has {name}={source!r}. {fault}",
+                "Name an attribute that every message it takes has, or give a Header "
+                "or a callable that gets the message.",
+                endpoint.function,
+            )
+    if endpoint.own.idempotency_key is None:
+        return
+    if find_inbox() is None:
+        yield no_inbox(where, endpoint.function)
+    if endpoint.policies.atomic is False:
+        yield Problem(
+            Rule.UNREMEMBERED_KEY,
+            f"{where} has idempotency_key= and atomic=False: its key would be "
+            f"remembered although the handler had failed.",
+            "Take one of the two away.",
+            endpoint.function,
+        )
+
+
+def _result(endpoint: Endpoint) -> Iterator[Problem]:
+    if endpoint.kind is Kind.EVENT or endpoint.plan.payload is None:
+        return
+    returns = endpoint.plan.returns
+    if endpoint.subject is not None:
+        returns = endpoint.subject.result_of(endpoint)
+    for cls in endpoint.plan.payload.members:
+        promised = result_type_of(cls) if is_plain_class(cls) else Any
+        if promised is Any:
+            continue
+        name, where = name_of_type(cls), place_of(endpoint.function)
+        promises = f"{name} promises a result of type {_said(promised)}, but {where}"
+        if endpoint.channel is not None and promised not in (None, type(None)):
+            yield Problem(
+                Rule.CHANNELLED_RESULT,
+                f"{promises} handles it in the background.",
+                f"Derive {name} from Command[None], or take channel= away.",
+                endpoint.function,
+            )
+        elif endpoint.channel is None and not fits(returns, promised):
+            gives = "makes an object identified by a"
+            verb = "is annotated to return"
+            yield Problem(
+                Rule.RESULT_TYPE,
+                f"{promises} {verb if returns is endpoint.plan.returns else gives} "
+                f"{_said(returns)}.",
+                "Make the two agree.",
+                endpoint.function,
+            )
+
+
+def _said(annotation: Any) -> str:
+    return "None" if annotation in (None, type(None)) else name_of_type(annotation)

@@ -1,0 +1,186 @@
+"""The route table: which endpoints take a message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from django_cqrs.annotations import name_of_type
+from django_cqrs.declaration.declarations import Kind
+from django_cqrs.exceptions import (
+    DuplicateHandler,
+    InvalidHandler,
+    NoHandlerFound,
+    UnknownEndpoint,
+)
+from django_cqrs.messages import message_name_of
+from django_cqrs.problems import Problem
+from django_cqrs.routing.diagnosis import (
+    RouteDiagnosis,
+    ambiguous_handlers,
+    duplicate_handlers,
+)
+from django_cqrs.routing.endpoint import Endpoint
+from django_cqrs.routing.index import nearest_route, turn_of
+
+
+class RouteTable(RouteDiagnosis):
+    """All routes of one registry: built once, never changed."""
+
+    def ensure_sound(self, endpoint: Endpoint) -> Endpoint:
+        """
+        Return the endpoint.
+
+        Raises:
+            InvalidHandler: it is broken, with the text of its check.
+
+        """
+        for each in self._parts.get(endpoint, (endpoint,)):
+            if each in self._broken:
+                raise InvalidHandler(str(self._broken[each]))
+        return endpoint
+
+    def endpoint_named(self, name: str) -> Endpoint:
+        """
+        Return the endpoint of a name, an old one included.
+
+        Raises:
+            UnknownEndpoint: no handler has it.
+            InvalidHandler: its declaration is broken.
+
+        """
+        endpoint = self._by_name.get(name)
+        if endpoint is None:
+            msg = (
+                f"No handler has the endpoint name {name!r}. Where it was renamed, "
+                f"give the old name in aliases=[...] of its decorator."
+            )
+            raise UnknownEndpoint(msg)
+        return self.ensure_sound(endpoint)
+
+    def problem_of(self, endpoint: Endpoint) -> Problem | None:
+        """Return what its route raises, None where it works."""
+        if endpoint in self._broken:
+            return self._broken[endpoint]
+        for problem in self.problems:
+            if problem.rule.is_error and problem.obj is endpoint.function:
+                return problem
+        return None
+
+    def handler_of(self, kind: Kind, payload: Any) -> Endpoint:
+        """
+        Return the one endpoint that takes an object.
+
+        Raises:
+            NoHandlerFound: there is none.
+            DuplicateHandler: there are several, none nearer than the others.
+            InvalidHandler: its declaration is broken.
+
+        """
+        __traceback_hide__ = True
+        cls = type(payload)
+        routes = self._by_class[kind]
+        nearest, rivals = nearest_route(cls, routes)
+        exact = routes[cls] if nearest is cls else []
+        found = self._with_own_name(kind, cls, exact)
+        if not found and rivals:
+            bases = (nearest, *rivals)
+            raise DuplicateHandler(str(ambiguous_handlers(kind, cls, bases, routes)))
+        if not found and nearest is not None:
+            found = routes[nearest]
+        if not found:
+            found = self._by_nature(kind, payload)
+        if not found:
+            self._refuse_unroutable(kind, cls=cls)
+            raise NoHandlerFound(self._no_handler(kind, cls=cls))
+        found = self.paired(found)
+        if len(found) > 1:
+            raise DuplicateHandler(
+                str(duplicate_handlers(kind, name_of_type(cls), found))
+            )
+        return self.ensure_sound(found[0])
+
+    def handler_of_key(self, kind: Kind, key: str) -> Endpoint | None:
+        """
+        Return the one endpoint of a routing key, or None where a message class has it.
+
+        Raises:
+            NoHandlerFound: nothing has this key.
+            DuplicateHandler: several endpoints have it.
+            InvalidHandler: its declaration is broken.
+
+        """
+        found = self.paired(self._by_key[kind].get(key, ()))
+        if len(found) > 1:
+            raise DuplicateHandler(str(duplicate_handlers(kind, repr(key), found)))
+        if found:
+            return self.ensure_sound(found[0])
+        if self.named_class(key) is None:
+            self._refuse_unroutable(kind, key=key)
+            raise NoHandlerFound(self._no_handler(kind, key=key))
+        return None
+
+    def named_class(self, key: str) -> type | None:
+        """
+        Return the message class that ``@message`` gave this name.
+
+        Raises:
+            InvalidHandler: two classes have it.
+
+        """
+        if key in self.types.clashes:
+            raise InvalidHandler(str(self.types.clashes[key]))
+        return self.types.named(key)
+
+    def subscribers_of(
+        self, payload: Any, sent_by: str | None = None
+    ) -> tuple[Endpoint, ...]:
+        """
+        Return the endpoints that an event reaches, in the order they are called.
+
+        Args:
+            payload: the event.
+            sent_by: a name it was published by, beside its class's own.
+
+        Raises:
+            InvalidHandler: the declaration of one of them is broken.
+
+        """
+        __traceback_hide__ = True
+        cls = type(payload)
+        self._refuse_unroutable(Kind.EVENT, cls=cls)
+        found = [
+            endpoint
+            for routed, endpoints in self._by_class[Kind.EVENT].items()
+            if routed is object or isinstance(payload, routed)
+            for endpoint in endpoints
+        ]
+        name = message_name_of(cls)
+        if name is not None:
+            found.extend(self._listening_to(name.name))
+        if sent_by is not None:
+            found.extend(self._listening_to(sent_by))
+        return self._in_order(found)
+
+    def subscribers_of_key(self, key: str) -> tuple[Endpoint, ...]:
+        """
+        Return the endpoints that listen to a name itself, in order.
+
+        Raises:
+            InvalidHandler: the declaration of one of them is broken.
+
+        """
+        return self._in_order(self._listening_to(key))
+
+    def _listening_to(self, key: str) -> list[Endpoint]:
+        self.named_class(key)  # raises where two classes have it
+        self._refuse_unroutable(Kind.EVENT, key=key)
+        return [
+            *self._by_key[Kind.EVENT].get(key, ()),
+            *(e for pattern, e in self._by_pattern if fnmatchcase(key, pattern)),
+        ]
+
+    def _in_order(self, endpoints: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
+        once = self.paired(self.ensure_sound(endpoint) for endpoint in endpoints)
+        return tuple(sorted(once, key=turn_of))

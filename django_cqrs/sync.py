@@ -1,0 +1,143 @@
+"""The crossings between synchronous code and event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import threading
+from asyncio import CancelledError, _get_running_loop
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from contextvars import copy_context
+from typing import Any
+
+from asgiref.sync import async_to_sync, sync_to_async
+
+from django_cqrs.exceptions import SynchronousDispatch
+from django_cqrs.messages import current
+
+_UNSET: Any = object()
+_LONGEST_PASS = 1.0
+"""Seconds; a loop that is ending may never come to what it was given."""
+
+
+def sync_callable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that can be called in the synchronous frame of a bus."""
+    call_of = type(function).__call__
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call_of):
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return _wait_for(function, *args, **kwargs)
+
+        return call
+    if inspect.iscoroutinefunction(inspect.unwrap(function)):
+
+        def call_wrapped(*args: Any, **kwargs: Any) -> Any:
+            # A plain decorator around a coroutine function may hand on its coroutine.
+            result = function(*args, **kwargs)
+            if inspect.isawaitable(result):
+                return _wait_for(_finish, result)
+            return result
+
+        return call_wrapped
+    return function
+
+
+def _wait_for(
+    function: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any
+) -> Any:
+    # In a context of its own: a request that is cancelled meanwhile takes over what
+    # its thread has in the context, and would send its last signals to the executor
+    # of this wait. What the function sets is taken over when the wait has ended.
+    context = copy_context()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def noting_its_loop() -> Any:
+        loops.append(asyncio.get_running_loop())
+        return await function(*args, **kwargs)
+
+    try:
+        # Made anew for each call: it remembers the event loop around it.
+        return context.run(async_to_sync(noting_its_loop))
+    except asyncio.CancelledError:
+        if loops:
+            _let_pass(loops[0])
+        raise
+    finally:
+        for variable, value in context.items():
+            if variable.get(_UNSET) is not value:
+                variable.set(value)
+
+
+def _let_pass(loop: asyncio.AbstractEventLoop) -> None:
+    # Who cancelled is told by the loop and looks whether this thread is done: only if
+    # it is not will they take its error, which asyncio would log otherwise.
+    passed = threading.Event()
+    with suppress(RuntimeError):  # closed: a loop of this wait alone
+        loop.call_soon_threadsafe(passed.set)
+        passed.wait(_LONGEST_PASS)
+
+
+async def _finish(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _CancelledInThread:
+    """That the thread ended with a cancellation, on its way to the caller."""
+
+    error: CancelledError
+
+
+def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    """Return a function's async twin: it runs in the thread of the database."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        __traceback_hide__ = True
+        try:
+            return function(*args, **kwargs)
+        except CancelledError as error:
+            # Not as an exception of the future, which the bridge may never look at
+            # once its caller is cancelled: asyncio would log that.
+            return _CancelledInThread(error)
+
+    in_database_thread = sync_to_async(run, thread_sensitive=True)
+
+    async def hop(*args: Any, **kwargs: Any) -> Any:
+        __traceback_hide__ = True
+        # Each name travels through several calls, and what is None is as not given.
+        kwargs = {name: each for name, each in kwargs.items() if each is not None}
+        token = current.set(current.get())
+        before = copy_context()
+        try:
+            result = await in_database_thread(*args, **kwargs)
+            if isinstance(result, _CancelledInThread):
+                raise result.error
+        except CancelledError:
+            # It has brought back the context of a thread that is still at it.
+            for variable, value in before.items():
+                if variable.get(None) is not value:
+                    variable.set(value)
+            raise
+        finally:
+            current.reset(token)
+        return result
+
+    return hop
+
+
+def refuse_running_loop(entrance: str, instead: str) -> None:
+    """
+    Refuse to block an event loop.
+
+    Raises:
+        SynchronousDispatch: one is running in this thread.
+
+    """
+    if _get_running_loop() is not None:
+        msg = (
+            f"{entrance}() was called where an event loop is running, and would "
+            f"block it. Use `{instead}`."
+        )
+        raise SynchronousDispatch(msg)

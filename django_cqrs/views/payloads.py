@@ -1,0 +1,294 @@
+"""What a request sends, read as the payload of a message."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from django.http import QueryDict
+
+from django_cqrs.annotations import is_typed_dict, name_of_type, union_members
+from django_cqrs.conversion.payloads import PayloadType
+from django_cqrs.conversion.schemas import core_schema_of, mistakes, schemas_in
+from django_cqrs.exceptions import FieldError, MessageConversionError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the payload of a view's messages is to be."""
+
+    type: PayloadType | None
+    """None where the handler looks at no payload."""
+    name: str | None = None
+    """The handler's parameter, where a routing key leads to it."""
+    is_optional: bool = False
+
+    @property
+    def fields(self) -> dict[str, Any] | None:
+        """The fields by name, none of them for a dict; None for one plain value."""
+        if self.type is None:
+            return None
+        found = [_fields_of(member) for member in self.type.members]
+        known = [each for each in found if each is not None]
+        if not known:
+            return None
+        return {name: each for fields in known for name, each in fields.items()}
+
+    def nothing(self) -> Any:
+        """Return the payload of a request that says none."""
+        assert self.type is not None  # noqa: S101 - else nobody asks
+        return None if self.is_optional else self.type.from_python(None)
+
+
+@functools.cache
+def _fields_of(member: Any) -> dict[str, Any] | None:
+    origin = typing.get_origin(member) or member
+    if origin in (dict, Mapping, object, Any, inspect.Parameter.empty):
+        return {}
+    if not isinstance(origin, type):
+        return None
+    models: dict[str, Any] | None = getattr(origin, "model_fields", None)
+    if models is not None:
+        keys = _keys_of(member)
+        return {
+            each: field.annotation
+            for name, field in models.items()
+            for each in (name, *(key for key, *more in keys[name].paths if not more))
+        }
+    if not (
+        dataclasses.is_dataclass(origin)
+        or hasattr(origin, "_fields")
+        or is_typed_dict(origin)
+    ):
+        return None
+    try:
+        return typing.get_type_hints(origin)
+    except NameError:  # of a class inside a function
+        return dict.fromkeys(origin.__annotations__, Any)
+
+
+class _Keys(typing.NamedTuple):
+    """Under which keys a field may be sent."""
+
+    name: str
+    paths: tuple[tuple[Any, ...], ...]
+    """Its aliases; one that leads into another value has several steps."""
+    by_name: bool
+    """Whether its own name is taken as well."""
+
+    def place_of(self, key: str) -> tuple[str, ...]:
+        """Return where a value belongs that the URL has under a key."""
+        if (key == self.name and self.by_name) or (key,) in self.paths:
+            return (key,)
+        of_text = [path for path in self.paths if all(isinstance(k, str) for k in path)]
+        return min(of_text, key=len, default=(key,))
+
+
+@functools.cache
+def _keys_of(member: Any) -> dict[str, _Keys]:
+    """Return the keys of each field of a type, by the field's name."""
+    try:
+        schema = core_schema_of(member)
+    except mistakes():  # said where it is converted
+        return {}
+    named = {each["ref"]: each for each in schemas_in(schema) if "ref" in each}
+    by_name = by_alias = None
+    while "fields" not in schema or schema["type"] == "dataclass":
+        config = schema.get("config") or {}
+        by_name = config.get(
+            "validate_by_name", config.get("populate_by_name", by_name)
+        )
+        by_alias = config.get("validate_by_alias", by_alias)
+        inner = schema.get("schema") or named.get(schema.get("schema_ref", ""))
+        if not isinstance(inner, dict):
+            return {}
+        schema = inner
+    config = schema.get("config") or {}
+    by_name = config.get("validate_by_name", config.get("populate_by_name", by_name))
+    fields = schema["fields"]
+    pairs = (
+        fields.items()
+        if isinstance(fields, dict)
+        else ((field["name"], field) for field in fields)
+    )
+    return {
+        name: _Keys(name, paths, bool(by_name) or not paths)
+        for name, field in pairs
+        for paths in [() if by_alias is False else _paths_of(field)]
+    }
+
+
+def _paths_of(field: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:
+    alias = field.get("validation_alias")
+    if not alias:
+        return ()
+    if isinstance(alias, str):
+        return ((alias,),)
+    return tuple(map(tuple, alias if isinstance(alias[0], list) else [alias]))
+
+
+def _rivals_of(wanted: Wanted, key: str) -> Iterator[_Keys]:
+    """Yield the fields that a key of the URL gives, one of each type it may be for."""
+    for member in wanted.type.members if wanted.type is not None else ():
+        for each in _keys_of(member).values():
+            if key == each.name or (key,) in each.paths:
+                yield each
+
+
+def _has(sent: Any, path: Sequence[str | int]) -> bool:
+    """Return whether something was sent under a path of keys."""
+    for step in path:
+        try:
+            sent = sent[step]
+        except (LookupError, TypeError):
+            return False
+    return True
+
+
+def _with_given(
+    wanted: Wanted, own: dict[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """
+    Return what was sent with the URL's values, each under a key that its field takes.
+
+    Raises:
+        MessageConversionError: a field is given twice, under whatever keys.
+
+    """
+    __traceback_hide__ = True
+    twice: dict[str, None] = {}
+    places: list[tuple[tuple[str, ...], Any]] = []
+    for key, value in given.items():
+        rivals = list(_rivals_of(wanted, key))
+        paths = [(key,), *((each.name,) for each in rivals)]
+        paths += [path for each in rivals for path in each.paths]
+        twice |= {".".join(map(str, path)): None for path in paths if _has(own, path)}
+        own_places = [each.place_of(key) for each in rivals] or [(key,)]
+        places += [(place, value) for place in dict.fromkeys(own_places)]
+    if twice:
+        assert wanted.type is not None  # noqa: S101 - it has fields
+        fault = "it is in the path of the URL, and cannot be given here as well"
+        errors = [FieldError(name, fault, "in_path") for name in sorted(twice)]
+        raise MessageConversionError(name_of_type(wanted.type.annotation), errors)
+    whole = dict(own)
+    for (*steps, last), value in places:
+        inner = whole
+        for step in steps:
+            nested = inner.get(step)
+            inner[step] = inner = dict(nested) if isinstance(nested, dict) else {}
+        inner[last] = value
+    return whole
+
+
+def _takes_many(annotation: Any) -> bool:
+    """Tell whether a field has several values, so that a query string repeats it."""
+    for member in union_members(annotation):
+        origin = typing.get_origin(member) or member
+        is_many = isinstance(origin, type) and issubclass(origin, Collection)
+        if is_many and not issubclass(origin, (str, bytes, Mapping)):
+            return True
+    return False
+
+
+def aggregate_id_in(wanted: Wanted, endpoint: Any, given: Mapping[str, Any]) -> Any:
+    """
+    Return the identifier that the URL's path gives beside a payload without fields.
+
+    Args:
+        wanted: what the payload is to be.
+        endpoint: the handler's.
+        given: what the path captures.
+
+    Returns:
+        One value, or for several parts a dict; None where the payload has fields, the
+        handler is no aggregate's, or the path has not all of them.
+
+    """
+    storage = getattr(endpoint.subject, "storage", None)
+    if not given or storage is None or wanted.fields is not None:
+        return None
+    if "aggregate_id" in given and wanted.name != "aggregate_id":
+        return given["aggregate_id"]
+    found = {}
+    for part in storage.parts:
+        names = (*part.aliases, part.name)
+        name = next((n for n in names if n in given and n != wanted.name), None)
+        if name is None:
+            return None
+        found[part.name] = given[name]
+    return found if len(found) > 1 else next(iter(found.values()), None)
+
+
+def read_json(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> Any:
+    """Return the payload that a body says, the URL's fields added to an object's."""
+    __traceback_hide__ = True
+    if wanted.type is None:
+        PayloadType(Any).from_json(text or b"null")
+        return None
+    if wanted.fields is not None:
+        text = _with_fields(wanted, text, given)
+    elif not text and wanted.name is not None and wanted.name in given:
+        text = json.dumps(given[wanted.name]).encode()
+    if text:
+        return wanted.type.from_json(text)
+    if wanted.is_optional or wanted.type.takes_none or wanted.fields is None:
+        return wanted.nothing()
+    return wanted.type.from_json(b"{}")
+
+
+def _with_fields(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> bytes:
+    """Add fields to the text of a JSON object; leave alone what is none."""
+    __traceback_hide__ = True
+    if not given:
+        return text
+    try:
+        own = json.loads(text or b"{}")
+    except (ValueError, RecursionError):
+        return text  # what is wrong with it is said where it is converted
+    if not isinstance(own, dict):
+        return text
+    return json.dumps(_with_given(wanted, own, given)).encode()
+
+
+def read_query(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any:
+    """Return the payload that a query string says, the URL's fields added."""
+    __traceback_hide__ = True
+    if wanted.type is None:
+        return None
+    fields = wanted.fields
+    if fields is None:
+        return _read_value(wanted, sent, given)
+    values: dict[str, Any] = {}
+    for name in sent:
+        many = sent.getlist(name)
+        is_many = _takes_many(fields[name]) if name in fields else len(many) > 1
+        values[name] = many if is_many else many[-1]
+    values = _with_given(wanted, values, given)
+    if not values and (wanted.is_optional or wanted.type.takes_none):
+        return wanted.nothing()
+    return wanted.type.from_python(values)
+
+
+def _read_value(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any:
+    """Return a payload that is no object: it goes by its parameter's name."""
+    __traceback_hide__ = True
+    assert wanted.type is not None  # noqa: S101 - None is read elsewhere
+    value = None
+    if wanted.name is not None and wanted.name in given:
+        value = given[wanted.name]
+    elif wanted.name is not None and wanted.name in sent:
+        many = sent.getlist(wanted.name)
+        value = many if _takes_many(wanted.type.annotation) else many[-1]
+    try:
+        return wanted.nothing() if value is None else wanted.type.from_python(value)
+    except MessageConversionError as error:
+        errors = [
+            each._replace(path=".".join(filter(None, (wanted.name, each.path))))
+            for each in error.errors
+        ]
+        raise MessageConversionError(error.target, errors) from error

@@ -1,0 +1,117 @@
+"""Errors as problem details (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from django.db import connections
+from django.http import HttpResponse
+
+from django_cqrs.conversion.adapters import CODES_FAULT
+from django_cqrs.exceptions import (
+    AggregateAlreadyExists,
+    AggregateNotFound,
+    ConcurrencyError,
+    InvalidIdentifier,
+    MessageConversionError,
+    MissingHeader,
+    NoHandlerFound,
+)
+
+logger: Final = logging.getLogger("django_cqrs.http")
+
+PROBLEM_JSON: Final = "application/problem+json"
+"""The media type of problem details, RFC 9457."""
+
+
+def problem_of(error: Exception) -> dict[str, Any] | None:
+    """
+    Return the problem details of an error that is the request's fault.
+
+    They name the fields that are wrong and what is wrong with them. They hold no
+    value that was sent, and nothing about the code: what a developer has to know of
+    it is logged.
+
+    Returns:
+        The members of the JSON object, ``status`` among them; None where the error
+        is the code's own fault or none of this package's.
+
+    """
+    if isinstance(error, NoHandlerFound) and error.at_entrance:
+        logger.warning("404 is answered: %s", error)
+        return problem(404, "Nothing here handles this message.")
+    of_object = _status_of_object(error)
+    if of_object is not None:
+        status, detail = of_object
+        logger.warning("%d is answered: %s", status, type(error).__name__)
+        return problem(status, detail)
+    if isinstance(error, MissingHeader):
+        logger.warning("400 is answered: %s", error)
+        return problem(400, "The message lacks a header that it needs.")
+    if isinstance(error, MessageConversionError) and _is_of_request(error):
+        errors = [
+            {"path": each.path, "detail": each.message, "code": each.code}
+            for each in error.errors
+        ]
+        return problem(400, "What was sent is not valid; see errors.", errors=errors)
+    return None
+
+
+OF_OBJECTS: Final = (
+    *(AggregateNotFound, InvalidIdentifier),
+    *(AggregateAlreadyExists, ConcurrencyError),
+)
+"""What is wrong with the object that a message is for."""
+
+
+def _status_of_object(error: Exception) -> tuple[int, str] | None:
+    """Return what is said of an object that the request's own message is for."""
+    if not isinstance(error, OF_OBJECTS) or not error.at_entrance:
+        return None
+    if isinstance(error, ConcurrencyError):
+        return 409, "The object has been changed meanwhile. Load it again."
+    if isinstance(error, AggregateAlreadyExists):
+        return 409, "There is an object with this identifier already."
+    if isinstance(error, InvalidIdentifier):
+        return 400, "The identifier is not valid."
+    if not error.is_named:
+        return 400, "The message does not say which object it is for."
+    return 404, "There is no object with this identifier."
+
+
+def _is_of_request(error: MessageConversionError) -> bool:
+    # Headers are the request's as well, and converted for each handler that asks.
+    if any(each.code == CODES_FAULT for each in error.errors):
+        return False  # no other payload would have done
+    of_headers = all(each.path.startswith("headers.") for each in error.errors)
+    return error.at_entrance or of_headers
+
+
+def problem(status: int, detail: str, **members: Any) -> dict[str, Any]:
+    """Return problem details of the type ``about:blank``: the title says the status."""
+    details = {"detail": detail} if detail else {}
+    return {"title": HTTPStatus(status).phrase, "status": status, **details, **members}
+
+
+def response_to(details: Mapping[str, Any]) -> HttpResponse:
+    """Return problem details as a response; the request's transaction is undone."""
+    roll_back_request()
+    return HttpResponse(
+        json.dumps(details), status=details["status"], content_type=PROBLEM_JSON
+    )
+
+
+def roll_back_request() -> None:
+    """
+    Have the transactions of ``ATOMIC_REQUESTS`` rolled back, not committed.
+
+    Whoever answers an exception with a response hides it from Django, which would
+    commit what the request had written before.
+    """
+    for connection in connections.all(initialized_only=True):
+        if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block:
+            connection.set_rollback(True)
