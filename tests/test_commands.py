@@ -53,6 +53,7 @@ from django_cqrs.exceptions import (
 )
 from django_cqrs.problems import Rule
 from tests.limits import LIMIT
+from tests.support import faults_of, registry_of, rules_of
 from tests.testapp import handlers
 from tests.testapp.messages import OpenTicket
 from tests.testapp.models import Note
@@ -62,25 +63,10 @@ pytestmark = pytest.mark.django_db
 JSON = "application/json"
 
 
-def registry_of(*targets):
-    registry = Registry()
-    for target in targets:
-        registry.add(target)
-    return registry
-
-
-def rules_of(registry):
-    return [problem.rule for problem in registry.routes.problems]
-
-
 def place_of(function):
     code = inspect.unwrap(function).__code__
     name = f"{function.__module__}.{function.__qualname__}"
     return f"{name} ({code.co_filename}:{code.co_firstlineno})"
-
-
-def faults_of(caught):
-    return [(error.path, error.message) for error in caught.value.errors]
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,22 +31,12 @@ from django_cqrs.exceptions import (
     MissingHeader,
 )
 from django_cqrs.problems import Rule
+from tests.support import registry_of, rules_of
 from tests.testapp import handlers
 from tests.testapp.messages import TicketOpened
 from tests.testapp.models import Note
 
 JSON = "application/json"
-
-
-def registry_of(*targets):
-    registry = Registry()
-    for target in targets:
-        registry.add(target)
-    return registry
-
-
-def rules_of(registry):
-    return [problem.rule for problem in registry.routes.problems]
 
 
 def texts():

@@ -34,6 +34,7 @@ from django_cqrs.exceptions import (
 )
 from django_cqrs.messages import RESERVED_HEADERS, current, inherited_headers
 from tests.limits import LIMIT
+from tests.support import registry_of
 from tests.testapp.models import Note
 
 ORIGIN = current.get()
@@ -62,13 +63,6 @@ class FindOwner:
 class Role(enum.Enum):
     ADMIN = "admin"
     GUEST = "guest"
-
-
-def registry_of(*targets):
-    registry = Registry()
-    for target in targets:
-        registry.add(target)
-    return registry
 
 
 def handling(function):

@@ -17,7 +17,6 @@ from django_cqrs import (
     Header,
     Query,
     QueryBus,
-    Registry,
     command_handler,
     event_handler,
     message,
@@ -33,17 +32,11 @@ from django_cqrs.exceptions import (
     NoHandlerFound,
 )
 from django_cqrs.problems import Rule
+from tests.support import registry_of
 from tests.testapp.messages import FindTickets
 from tests.testapp.models import Note
 
 JSON = "application/json"
-
-
-def registry_of(*targets):
-    registry = Registry()
-    for target in targets:
-        registry.add(target)
-    return registry
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from django_cqrs import (
 from django_cqrs.channels import channels
 from django_cqrs.interception import STOP, before, pointcut
 from django_cqrs.signals import message_failed, message_handled
+from tests.support import registry_of
 from tests.testapp.models import Note
 
 pytestmark = pytest.mark.django_db
@@ -56,13 +57,6 @@ class Find:
 
 class Refused(Exception):
     """What a handler here raises on purpose."""
-
-
-def registry_of(*targets):
-    registry = Registry()
-    for target in targets:
-        registry.add(target)
-    return registry
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from django_cqrs.exceptions import (
     MessageConversionError,
     NoHandlerFound,
 )
+from tests.support import registry_of
 from tests.testapp.models import Note
 
 pytestmark = [
@@ -65,13 +66,6 @@ class Look:
 
 class Refused(Exception):
     """What a handler here raises on purpose."""
-
-
-def registry_of(*targets):
-    registry = Registry()
-    for target in targets:
-        registry.add(target)
-    return registry
 
 
 def texts(using="default"):

@@ -81,8 +81,8 @@ def _stale_columns(alias: str, tables: Collection[str]) -> Iterator[CheckMessage
         return
     for model in MODELS:
         table = model._meta.db_table
-        columns = {
-            field.column: "NULL" if field.null else "NOT NULL"
+        columns: dict[str, str] = {
+            str(field.column): "NULL" if field.null else "NOT NULL"
             for field in model._meta.fields
             if isinstance(field, models.UUIDField)
         }

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from django_cqrs import DEADLOCKS, CommandBus, InstantRetry, Registry
+from django_cqrs import DEADLOCKS, CommandBus, InstantRetry
 from django_cqrs.documents import DocumentStore
 from django_cqrs.documents.models import Document
 from django_cqrs.exceptions import (
@@ -26,19 +26,13 @@ from tests.documents.kinds import (
     Visit,
 )
 from tests.modelling.test_concurrency import THREADS, at_once, server
+from tests.support import registry_of
 
 __all__ = ["server"]  # a fixture
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.database]
 
 ONE = UUID(int=1)
-
-
-def registry_of(*targets):
-    registry = Registry()
-    for target in targets:
-        registry.add(target)
-    return registry
 
 
 def test_m11_2_no_lost_update(server):

@@ -5,7 +5,7 @@ import pytest
 from django_cqrs import Registry
 from tests.engines.support import consume
 from tests.outbox.support import note, numbers, on_databases, registry_of, send
-from tests.outbox.test_worker_command import run
+from tests.outbox.worker.test_worker_command import run
 
 pytestmark = on_databases
 

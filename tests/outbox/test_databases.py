@@ -21,8 +21,8 @@ from django_cqrs import (
     event_handler,
 )
 from django_cqrs.channels import channels
-from tests.channel_support import Placed
-from tests.channel_support import registry_of as knowing
+from tests.channels.support import Placed
+from tests.channels.test_channels_messages import PLACED, PLACED_JSON, PUBLISHED
 from tests.limits import LIMIT
 from tests.outbox.support import (
     letters,
@@ -33,7 +33,7 @@ from tests.outbox.support import (
     worker_of,
 )
 from tests.outbox.work import OtherWork, Work
-from tests.test_channels_messages import PLACED, PLACED_JSON, PUBLISHED
+from tests.support import registry_of as knowing
 from tests.testapp.models import Note
 
 ROOT = Path(__file__).resolve().parents[2]

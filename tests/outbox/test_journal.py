@@ -37,6 +37,7 @@ from django_cqrs.outbox.models import JournalEntry, OutboxMessage, Outcome
 from django_cqrs.testing.flow import Flow
 from tests.modelling.messages import OrderPlaced
 from tests.outbox.support import letters, make_due, work, worker_of
+from tests.support import registry_of
 from tests.testapp.models import Note
 
 pytestmark = [
@@ -98,13 +99,6 @@ def second(event: Opened) -> None:
 def mail(event: Opened) -> None:
     if event.fails == "mail":
         raise Refused("no stamps\x00")
-
-
-def registry_of(*handlers):
-    registry = Registry()
-    for handler in handlers:
-        registry.add(handler)
-    return registry
 
 
 @pytest.fixture

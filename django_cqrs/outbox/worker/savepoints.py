@@ -336,7 +336,8 @@ def _own_references() -> dict[str, int]:
     if not hasattr(sys, "getrefcount"):
         return {}
     plain = SimpleNamespace(connection=object())
-    found = dict.fromkeys(("psycopg", "psycopg2", "pymysql", "MySQLdb"), plain)
+    names = "psycopg", "psycopg2", "pymysql", "MySQLdb"
+    found: dict[str, Any] = dict.fromkeys(names, plain)
     # It refers to itself.
     found["sqlite3"] = SimpleNamespace(connection=sqlite3.connect(":memory:"))
     counts = {name: _references(each) for name, each in found.items()}
