@@ -24,6 +24,7 @@ time its tables exist. ``<!-- a new project -->`` begins another one. The tutori
 itself begins in an empty folder. A block of Python after a change of files sees those
 files: the shell is started anew, as a reader would have to.
 
-Where the page has ``...``, anything may be printed. Ids, addresses, times and the
-place of the project differ from run to run and count as equal.
+Where the page has ``...``, anything may be printed. Ids, addresses, times, counts of
+tests and the place of the project differ from run to run and count as equal; the page
+may have ``... passed`` and ``... seconds`` for them.
 """

@@ -6,7 +6,8 @@ import difflib
 import doctest
 import re
 
-# What differs from run to run, and the word that stands for it on both sides.
+# What differs from run to run, and the word that stands for it on both sides. A page may
+# have ``...`` in place of a count of tests or of a time.
 VARYING = [
     (
         re.compile(r"\bStarting WSGI development server\b"),
@@ -15,8 +16,11 @@ VARYING = [
     (re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "<uuid>"),
     (re.compile(r"\b0x[0-9a-f]+\b"), "<address>"),
     (re.compile(r"\bWEB-[0-9A-F]{8}\b"), "<order>"),
-    (re.compile(r"^=+ \d+ passed\b.* =+$", re.MULTILINE), "<tests passed>"),
-    (re.compile(r"\b\d+\.\d+ ?s(?:econds)?\b"), "<seconds>"),
+    (
+        re.compile(r"^=+ (?:\d+|\.{3}) passed\b.* =+$", re.MULTILINE),
+        "<tests passed>",
+    ),
+    (re.compile(r"\b\d+\.\d+ ?s(?:econds)?\b|\.{3} seconds\b"), "<seconds>"),
     (re.compile(r"[ \t]+$", re.MULTILINE), ""),
 ]
 

@@ -53,9 +53,9 @@ GRETAS_ORDER = PlaceOrder(
     customer="greta.vogel@mail.example", lines=(OrderedItem("TEA-MINT", 1),)
 )
 GOODS = "goods in stock"
-# So many of each article the demo leaves on the shelves before it begins.
+# The demo puts at least this many of each product that it orders in stock.
 ENOUGH = 20
-# So many seconds it waits for a worker that is handling its messages.
+# The demo waits at most this many seconds for a worker that handles its messages.
 PATIENCE = 60
 WATCHED: dict[str, type[Model]] = {
     "orders": Order,
@@ -68,7 +68,7 @@ WATCHED: dict[str, type[Model]] = {
 
 
 class Command(BaseCommand):
-    """Nine short sections, each with a sentence that explains it."""
+    """Prints nine short sections, each with an explanation."""
 
     help = "Imports the order book and shows commands, queries and events at work."
 
@@ -76,11 +76,12 @@ class Command(BaseCommand):
         self.width = shutil.get_terminal_size().columns
         require_tables()
         load_catalogue()
-        prepare_for_demo()
         self.introduce()
         self.show_routes()
         self.import_order_book()
         self.ask_for_revenue()
+        # After the import: the orders of the book need the credit that was agreed.
+        prepare_for_demo()
         self.fail_half_way()
         self.work_in_the_background()
         self.wait_for_the_money()
@@ -89,21 +90,21 @@ class Command(BaseCommand):
     def introduce(self) -> None:
         self.section("1. What you are about to see")
         self.say(
-            "This is a small tea shop. Its code is sorted by three words: a COMMAND "
-            "changes something ('place this order'), a QUERY only asks ('who ordered "
-            "most?'), and an EVENT tells what has happened ('an order was placed'), "
-            "so that others can react to it. Keeping the three apart is called CQRS. "
-            "Now an order book is imported through commands, one question is asked, "
-            "one command is made to fail, a worker does what nobody waits for, and a "
-            "process waits for its money."
+            "This is a small tea shop, built from three kinds of message. A COMMAND "
+            "changes something ('place this order'). A QUERY only asks ('who ordered "
+            "most?'). An EVENT says what has happened ('an order was placed'), so that "
+            "other code can react to it. Keeping the three apart is called CQRS. You "
+            "will now see an order book imported through commands, a query answered, "
+            "and a command that fails. Then a worker handles messages in the "
+            "background, and a process waits for its money."
         )
 
     def show_routes(self) -> None:
         self.section("2. Who handles what")
         self.say(
-            "Messages are plain objects; which function handles which was read from "
-            "the type annotations in each app's handlers.py and models.py. This is "
-            "'manage.py cqrs_routes':"
+            "Messages are plain objects. The type annotations in each app's "
+            "handlers.py and models.py say which function handles which message. This "
+            "is the output of 'manage.py cqrs_routes':"
         )
         call_command("cqrs_routes", stdout=self.stdout)
         self.stdout.write()
@@ -113,9 +114,9 @@ class Command(BaseCommand):
         self.section("3. An order book becomes commands")
         self.say(
             f"Each of the {len(lines)} lines of data/orders.csv becomes a PlaceOrder "
-            'command: command_bus.dispatch(line, route="order.place"). The order, its '
-            "payment and its parcel are written by three apps in one transaction: all "
-            "of them or none."
+            'command: command_bus.dispatch(line, route="order.place"). Three apps '
+            "write the order, its payment and its parcel in one transaction: all of "
+            "them or none."
         )
         started = perf_counter()
         # disable=None: a bar for a terminal, nothing for a file or a pipe.
@@ -129,23 +130,23 @@ class Command(BaseCommand):
         if report.known:
             self.say(
                 f"The other {report.known} orders were in the shop from an earlier "
-                "run. Their commands were refused because no reference is taken twice, "
-                "so an import may be repeated without harm."
+                "run. Their commands were refused, because each reference is accepted "
+                "only once. So you can safely repeat an import."
             )
 
         self.section("4. The lines that were refused")
         self.say(
-            "A refused line disturbs no other and leaves nothing behind. Some could "
-            "not be read as a PlaceOrder, the others broke a rule of the shop. Before "
-            "the colon stands the part at fault: lines.0.quantity is the quantity in "
-            "the order's first line."
+            "A refused line does not affect the others, and it leaves nothing behind. "
+            "Some lines could not be read as a PlaceOrder; the others broke a rule of "
+            "the shop. The text before the colon is the path of the wrong field: "
+            "lines.0.quantity is the quantity in the first line of the order."
         )
         self.table(("line", "reference", "reason"), report.refused)
 
     def ask_for_revenue(self) -> None:
-        self.section("5. A question: who ordered most?")
+        self.section("5. A query: who ordered most?")
         self.say(
-            "A query changes nothing and answers with plain rows. "
+            "A query changes nothing and returns plain rows. "
             'This one is query_bus.ask(8, route="customer.revenue"):'
         )
         rows = query_bus.ask(8, route="customer.revenue")
@@ -156,12 +157,12 @@ class Command(BaseCommand):
         )
 
     def fail_half_way(self) -> None:
-        self.section("6. A command that fails half-way")
+        self.section("6. A command that fails halfway")
         self.say(
             "Samuel Weiss orders two electric kettles. His order is written and the "
-            "goods are taken; then the payments app hears of it, finds his credit too "
-            "small and raises an error. All of that is one transaction, so all of it "
-            "is undone. The counts before and after prove it:"
+            "goods leave the stock. Then the payments app handles the event, finds "
+            "that his credit is too low, and raises an error. All of this is one "
+            "transaction, so all of it is undone. The counts before and after prove it:"
         )
         writes = WriteCounter()
         reference = new_reference()
@@ -175,28 +176,28 @@ class Command(BaseCommand):
         self.table(
             ("", "before", "while it ran", "after"),
             [
-                (name, before[name], writes.said_of(name), after[name])
+                (name, before[name], writes.describe(name), after[name])
                 for name in before
             ],
             align=("left", "right", "left", "right"),
         )
         if Order.objects.filter(reference=reference).exists():
-            raise CommandError("Something of the refused order stayed.")
-        self.say("Nothing of it stayed.", self.style.SUCCESS)
+            raise CommandError("The refused order left something behind.")
+        self.say("The command left nothing behind.", self.style.SUCCESS)
 
     def work_in_the_background(self) -> None:
-        self.section("7. Work that nobody waits for")
+        self.section("7. Work in the background")
         self.say(
-            "Every order has an invoice and a letter, but no customer waits for them: "
-            'their handlers say channel="mail", so the event was stored in the '
-            "transaction of its order, once for each of the two. "
-            f"{waiting('mail').count()} messages wait for 'manage.py cqrs_worker "
-            "mail', which handles them now:"
+            "Every order gets an invoice and a letter, but the customer does not wait "
+            'for them. Their two handlers have channel="mail", so the event was stored '
+            "once for each of them, in the transaction of the order. "
+            f"{waiting('mail').count()} messages are waiting for 'manage.py "
+            "cqrs_worker mail', which handles them now:"
         )
         self.run_worker()
-        self.say("Samuel's mailbox is full when he orders once more:")
+        self.say("Samuel orders again, but his mailbox is full:")
         FullMailbox.objects.get_or_create(address=SMALL_ORDER.customer)
-        # What belongs together has one correlation id: others' messages are left alone.
+        # The correlation id tells these messages from everybody else's.
         order = uuid4()
         command_bus.dispatch(
             replace(SMALL_ORDER, reference=new_reference()),
@@ -205,10 +206,10 @@ class Command(BaseCommand):
         letters = DeadLetter.objects.filter(correlation_id=order)
         self.run_worker()
         self.say(
-            "One letter was refused. Its handler says Retry(attempts=2, delay=1): a "
-            "second later it is tried again, and then it is a dead letter. The invoice "
-            "of the same order was written all the same. 'manage.py cqrs_failed list' "
-            "shows it:"
+            "One letter was refused. Its handler has Retry(attempts=2, delay=1), so "
+            "the worker tries again one second later, and then the message becomes a "
+            "dead letter. The invoice of the same order was written nevertheless. "
+            "'manage.py cqrs_failed list' shows the dead letter:"
         )
         sleep(1.1)
         self.run_worker_until(letters.exists)
@@ -217,8 +218,8 @@ class Command(BaseCommand):
             [(letter.endpoint, letter.attempts, letter.error) for letter in letters],
         )
         self.say(
-            "Somebody empties the mailbox; 'manage.py cqrs_failed replay' puts the "
-            "letter back, for its own handler alone:"
+            "Somebody empties the mailbox. 'manage.py cqrs_failed replay' puts the "
+            "message back into the channel, for the failed handler only:"
         )
         FullMailbox.objects.filter(address=SMALL_ORDER.customer).delete()
         numbers = [str(letter.pk) for letter in letters]
@@ -226,18 +227,19 @@ class Command(BaseCommand):
         mail = waiting("mail").filter(correlation_id=order)
         self.run_worker_until(lambda: not mail.exists())
         if letters.all().exists():
-            raise CommandError("A message was left over.")
-        self.say("Nothing is left over.", self.style.SUCCESS)
+            raise CommandError("A message is still a dead letter.")
+        self.say("Every message is handled.", self.style.SUCCESS)
 
     def wait_for_the_money(self) -> None:
         self.section("8. A process that waits for its money")
         hours = settings.PAYMENT_TIME / timedelta(hours=1)
         self.say(
-            "An order is shipped when it is paid. What waits for the money is called a "
-            "SAGA: a row that remembers how far its order has come, and hears of the "
-            "events that move it on. It also has a timer, a message in the outbox that "
-            f"no worker handles before {hours:g} hours have gone by. Greta Vogel "
-            "orders twice, and pays once: payments.pay(PayOrder(order_id))."
+            "An order is shipped when it is paid. A SAGA waits for the money: it is a "
+            "row that stores how far its order has come, and its handlers react to the "
+            "events that move the order forward. A saga can set a timer, which is a "
+            "message in the outbox. Here, a worker does not handle it until "
+            f"{hours:g} hours have passed. Greta Vogel orders twice, and pays once: "
+            "payments.pay(PayOrder(order_id))."
         )
         paid, unpaid = (
             command_bus.dispatch(replace(GRETAS_ORDER, reference=new_reference()))
@@ -246,10 +248,10 @@ class Command(BaseCommand):
         payments.pay(PayOrder(paid))
         self.show_orders(paid, unpaid)
         self.say(
-            "The saga of the paid order has sent ShipOrder and is over, so its timer "
-            "was taken back. The other timer still waits. To spare you the time, the "
-            "demo has it fall due now, as if those hours had gone by, and 'manage.py "
-            "cqrs_worker timers' handles it as it would have then:"
+            "The saga of the paid order has sent ShipOrder and is complete, so its "
+            "timer was removed. The other timer is still waiting. To save you the "
+            "time, the demo makes it due now, as if those hours had passed. 'manage.py "
+            "cqrs_worker timers' handles it as it would have done then:"
         )
         timers = waiting("timers")
         timers.filter(subject=f"fulfilment.Fulfilment:{unpaid}").update(
@@ -258,51 +260,52 @@ class Command(BaseCommand):
         self.run_worker("timers")
         self.show_orders(paid, unpaid)
         self.say(
-            "The saga found no payment and sent CancelOrder: the goods are back in "
-            "stock, and Greta owes nothing. The letters of both orders go out:"
+            "The saga did not find a payment, so it sent CancelOrder. The goods are "
+            "back in stock, and Greta owes nothing. The worker sends the letters of "
+            "both orders:"
         )
         self.run_worker("mail")
         states = Order.objects.in_bulk([paid, unpaid])  # whoever has handled it
         if (states[paid].status, states[unpaid].status) != ("shipped", "cancelled"):
-            raise CommandError("A saga did not do its work.")
-        self.say("One order is shipped, one is cancelled.", self.style.SUCCESS)
+            raise CommandError("A saga did not ship or cancel its order.")
+        self.say("One order is shipped, the other is cancelled.", self.style.SUCCESS)
 
     def show_orders(self, *order_ids: int) -> None:
-        """Print what each app knows of these orders."""
+        """Print the state of these orders in each app."""
         rows = []
         for order_id in order_ids:
             order = query_bus.ask(GetOrder(order_id))
             payment = payments.find(GetPayment(order_id))
             process = query_bus.ask(GetFulfilment(order_id))
             rows.append((order.reference, order.status, payment.status, process.state))
-        self.table(("order", "is", "payment", "saga"), rows)
+        self.table(("order", "status", "payment", "saga"), rows)
 
     def run_worker(self, channel: str = "mail") -> None:
-        """Handle what is ready, as the worker does that runs beside a site."""
-        # What it logs of each failure is told here in other words.
+        """Handle the messages that are ready, as a worker of a real site does."""
+        # The demo explains each failure itself, so the worker's log is not shown.
         logging.getLogger("django_cqrs.worker").disabled = True
         call_command("cqrs_worker", channel, "--until-empty", stdout=self.stdout)
         self.stdout.write()
 
     def run_worker_until(self, is_done: Callable[[], bool]) -> None:
-        """Handle what is ready, or let a worker beside this do it, until it is done."""
+        """Handle messages, or let another worker handle them, until `is_done()`."""
         self.run_worker()
         for _ in range(PATIENCE):
             if is_done():
                 return
             sleep(1)
             self.run_worker()
-        raise CommandError("A message was not handled; see 'manage.py cqrs_stats'.")
+        raise CommandError("A message was not handled. Run 'manage.py cqrs_stats'.")
 
     def say_what_next(self) -> None:
         self.section("9. What to do next")
-        self.say("The same shop in a browser:")
+        self.say("Open the same shop in a browser:")
         self.say("    make serve")
         self.say(
-            "The code, best read in this order: messages.py, models.py and handlers.py "
-            "in example_project/orders, then those in payments, shipping, fulfilment, "
-            "audit and office. The documentation: docs/ (make docs). And run this "
-            "again: it does no harm."
+            "Read the code in this order: messages.py, models.py and handlers.py in "
+            "example_project/orders, then those in payments, shipping, fulfilment, "
+            "audit and office. The documentation is in docs/ (make docs). You can "
+            "safely run this demo again."
         )
 
     def section(self, title: str) -> None:
@@ -318,7 +321,7 @@ class Command(BaseCommand):
         rows: Sequence[Sequence[object]],
         align: Sequence[str] | None = None,
     ) -> None:
-        """Print a table; its last column gives way where the terminal is narrow."""
+        """Print a table; wrap its last column where the terminal is too narrow."""
         cells = [[str(cell) for cell in row] for row in rows]
         rows_of_text = ([f"{heading}  " for heading in headings], *cells)
         columns = zip(*rows_of_text, strict=True)
@@ -336,10 +339,10 @@ class Command(BaseCommand):
 @transaction.atomic
 def prepare_for_demo() -> None:
     """
-    Leave the two customers the credit, and the shelves the goods, that are needed.
+    Give the two customers the credit, and the shop the goods, that the demo needs.
 
-    Whatever was ordered before in the shop, or by the demo: Samuel's credit is enough
-    for a small order and not for a large one, Greta's for both of hers.
+    This does not depend on earlier orders: Samuel's credit is enough for a small order
+    but not for a large one, and Greta's is enough for both of hers.
     """
     skus = {
         item.sku
@@ -358,7 +361,7 @@ def prepare_for_demo() -> None:
 
 
 class WriteCounter:
-    """Counts what is written while it is installed, undone or not."""
+    """Counts the rows written while it is installed, whether or not they stay."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -379,7 +382,7 @@ class WriteCounter:
                 self.counts[name, "changed"] += 1
         return execute(sql, params, many, context)
 
-    def said_of(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         found = (
             f"{self.counts[name, verb]} {verb}"
             for verb in ("written", "changed")
@@ -389,13 +392,13 @@ class WriteCounter:
 
 
 def waiting(channel: str) -> QuerySet[OutboxMessage]:
-    """Find what waits in a channel."""
+    """Return the messages that wait in a channel."""
     return OutboxMessage.objects.filter(channel=channel)
 
 
 def snapshot() -> dict[str, int]:
-    """Count what there is."""
+    """Count the rows of each table, and the goods in stock."""
     counts = {name: model._default_manager.count() for name, model in WATCHED.items()}
-    # Products stay as many as they are; what an order changes is their stock.
+    # An order changes the stock of a product, not the number of products.
     counts[GOODS] = Product.objects.aggregate(goods=Sum("stock"))["goods"]
     return counts
