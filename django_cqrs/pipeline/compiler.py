@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from django.db import DEFAULT_DB_ALIAS
 
@@ -81,21 +82,14 @@ class Pipelines:
         endpoint = point.endpoint
         if key is not None and not endpoint.is_atomic:
             raise InvalidOption(_unremembered(endpoint))
-        is_atomic = None
+        is_atomic = endpoint.is_atomic
         if is_direct:
             found = [e for e in found if not e.interception.pointcut.looks_at_bus]
             # A key is remembered in a transaction, or it might outlive a failure.
             is_atomic = idempotency_key_of(endpoint) is not None
-        run = self._staged(
-            point,
-            found,
-            using=using,
-            retry=retry,
-            key=key,
-            is_atomic=is_atomic,
-            answers=True,
-        )
-        opens = endpoint.is_atomic and is_atomic is not False
+        mode = Mode(is_atomic=is_atomic, answers=True)
+        run = self._staged(point, found, mode, using=using, retry=retry, key=key)
+        opens = endpoint.is_atomic and is_atomic
         sends = bool(endpoint.policies.outputs)
         plain = not (found or retry or opens or sends or endpoint.subject)
         whole = observed(run, point, Step.HANDLE)
@@ -115,7 +109,8 @@ class Pipelines:
 
         """
         found = self._at(point, *_HANDLING)
-        run = self._staged(point, found, makes_dependencies=False)
+        mode = Mode(is_atomic=point.endpoint.is_atomic, makes_dependencies=False)
+        run = self._staged(point, found, mode)
         return observed(run, point, Step.HANDLE)
 
     def consumption(
@@ -145,14 +140,13 @@ class Pipelines:
         ]
         if point.endpoint.subject is not None:
             using = None  # its objects say where they are
-        run = self._staged(
-            point,
-            found,
-            using=point.endpoint.policies.using or using,
+        mode = Mode(
             # Messages may still wait for an event handler that has no channel now.
             is_atomic=point.endpoint.policies.atomic is not False,
             opens_transaction=opens_transaction,
         )
+        alias = point.endpoint.policies.using or using
+        run = self._staged(point, found, mode, using=alias)
         run = observed(run, point, Step.CONSUME)
         return while_current(run, takes_time=False)
 
@@ -261,81 +255,178 @@ class Pipelines:
         self,
         point: JoinPoint,
         interceptors: Sequence[Interceptor],
+        mode: Mode,
         *,
         using: str | None = None,
         retry: InstantRetry | None = None,
         key: BusKey | None = None,
-        is_atomic: bool | None = None,
-        opens_transaction: bool = True,
-        makes_dependencies: bool = True,
-        answers: bool = False,
     ) -> Run:
-        """Put the stages together, from the handler outwards."""
+        """Put the stages together: once, or where objects say so, once a database."""
         endpoint = point.endpoint
-        compile_for = partial(
-            self._staged_on,
-            point,
-            interceptors,
-            retry=retry,
-            key=key,
-            is_atomic=endpoint.is_atomic if is_atomic is None else is_atomic,
-            opens_transaction=opens_transaction,
-            makes_dependencies=makes_dependencies,
-            answers=answers,
-        )
+        zones = _zones(interceptors)
+
+        def compile_for(alias: str) -> Run:
+            place = Place(point, alias, mode, retry, key, *zones)
+            run = _call_of(point)
+            for stage in reversed(STAGES):
+                run = stage(run, place)
+            return run
+
         alias = using or endpoint.policies.using
         if alias is None and endpoint.subject is not None:
             return on_alias(compile_for, partial(_alias_of, endpoint, endpoint.subject))
         return compile_for(alias or DEFAULT_DB_ALIAS)
 
-    def _staged_on(
-        self,
-        point: JoinPoint,
-        interceptors: Sequence[Interceptor],
-        alias: str,
-        *,
-        retry: InstantRetry | None,
-        key: BusKey | None,
-        is_atomic: bool,
-        opens_transaction: bool,
-        makes_dependencies: bool,
-        answers: bool,
-    ) -> Run:
-        """Put the stages together for one database."""
-        endpoint = point.endpoint
-        outer, middle, inner = _zones(interceptors)
-        stage = None
-        target = target_of(point)
-        subject = endpoint.subject
-        if subject is not None:
-            stage = partial(subject.surround, point=point, alias=alias)
-        run = intercepted(_call_of(point), inner, point, target, stage)
-        run = _sent_on(run, point)
-        run = once(run, point, alias, answers=answers)
-        if key is not None:
-            run = once_on_bus(run, point, alias, key, answers=answers)
-        run = observed_in_transaction(run, point, alias)
-        if is_atomic:
-            run = in_transaction(run, alias, endpoint.name, opens=opens_transaction)
-        elif (
-            subject is not None
-            and endpoint.kind is Kind.EVENT
-            and endpoint.policies.atomic is not False
-        ):
-            run = inside_transaction(run, alias, endpoint.name)
-        # Outside the transaction there is no object yet, only a service.
-        run = intercepted(run, middle, point, nobody if subject else target)
-        plans = [*endpoint.plans, *(each.plan for each in (*middle, *inner))]
-        if retry is not None:
-            if _use_dependencies(plans):  # each attempt has its own
-                run = with_dependencies(run)
-            run = retried(run, retry, alias, endpoint.name)
-            plans = []
-        run = intercepted(run, outer, point)
-        plans += [each.plan for each in outer]
-        if makes_dependencies and _use_dependencies(plans):
-            run = with_dependencies(run)
+
+# ---------------------------------------------------------------------------- stages
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """What the way that a message has come by asks of the stages."""
+
+    is_atomic: bool
+    """Whether the handler runs in a transaction."""
+    opens_transaction: bool = True
+    """Whether that is opened here; it may be a savepoint of the caller's."""
+    makes_dependencies: bool = True
+    """Whether what ``Depends`` makes is closed here; the publisher may do it."""
+    answers: bool = False
+    """Whether the result goes to the sender, so that a repeated command has it too."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where stages are put together: around which endpoint, and with what."""
+
+    point: JoinPoint
+    alias: str
+    """The database of the transaction and of the objects."""
+    mode: Mode
+    retry: InstantRetry | None
+    key: BusKey | None
+    outer: Sequence[Interceptor]
+    """The interceptors outside the retry."""
+    middle: Sequence[Interceptor]
+    """Those between the retry and the transaction."""
+    inner: Sequence[Interceptor]
+    """Those inside the transaction."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The handler."""
+        return self.point.endpoint
+
+    @property
+    def attempted(self) -> list[ArgumentPlan]:
+        """The plans of all that a retry would call again."""
+        return [*self.endpoint.plans, *_plans_of((*self.middle, *self.inner))]
+
+
+Stage = Callable[[Run, Place], Run]
+"""Returns a run with something around it, or the run itself where nothing is to be."""
+
+
+def with_dependencies_of_message(run: Run, place: Place) -> Run:
+    """Close, after the message, what ``Depends`` made for it."""
+    plans = _plans_of(place.outer)
+    if place.retry is None:
+        plans += place.attempted
+    is_ours = place.mode.makes_dependencies and _use_dependencies(plans)
+    return with_dependencies(run) if is_ours else run
+
+
+def with_outer_interceptors(run: Run, place: Place) -> Run:
+    """Call the interceptors that see a message once, however often it is tried."""
+    return intercepted(run, place.outer, place.point)
+
+
+def with_retry(run: Run, place: Place) -> Run:
+    """Try again what failed, as the bus says."""
+    if place.retry is None:
         return run
+    return retried(run, place.retry, place.alias, place.endpoint.name)
+
+
+def with_dependencies_of_attempt(run: Run, place: Place) -> Run:
+    """Close, after each attempt, what ``Depends`` made for it."""
+    is_needed = place.retry is not None and _use_dependencies(place.attempted)
+    return with_dependencies(run) if is_needed else run
+
+
+def with_middle_interceptors(run: Run, place: Place) -> Run:
+    """Call the interceptors that stand outside the transaction."""
+    # Outside the transaction there is no object yet, only a service.
+    has_object = place.endpoint.subject is not None
+    target = nobody if has_object else target_of(place.point)
+    return intercepted(run, place.middle, place.point, target)
+
+
+def with_transaction(run: Run, place: Place) -> Run:
+    """Open the transaction, or have an object's event handler run in the sender's."""
+    endpoint = place.endpoint
+    if place.mode.is_atomic:
+        opens = place.mode.opens_transaction
+        return in_transaction(run, place.alias, endpoint.name, opens=opens)
+    if (
+        endpoint.subject is not None
+        and endpoint.kind is Kind.EVENT
+        and endpoint.policies.atomic is not False
+    ):
+        return inside_transaction(run, place.alias, endpoint.name)
+    return run
+
+
+def with_transaction_observers(run: Run, place: Place) -> Run:
+    """Tell those that write down, in the transaction, what happens in it."""
+    return observed_in_transaction(run, place.point, place.alias)
+
+
+def with_key_of_bus(run: Run, place: Place) -> Run:
+    """Handle once what the bus tells to be the same."""
+    if place.key is None:
+        return run
+    answers = place.mode.answers
+    return once_on_bus(run, place.point, place.alias, place.key, answers=answers)
+
+
+def with_key_of_endpoint(run: Run, place: Place) -> Run:
+    """Handle once what the handler's own key tells to be the same."""
+    return once(run, place.point, place.alias, answers=place.mode.answers)
+
+
+def with_output(run: Run, place: Place) -> Run:
+    """Send the result on to the command that ``output=`` names."""
+    return _sent_on(run, place.point)
+
+
+def with_inner_interceptors(run: Run, place: Place) -> Run:
+    """Call the interceptors inside the transaction; find and keep the object there."""
+    point, subject = place.point, place.endpoint.subject
+    stage = None
+    if subject is not None:
+        stage = partial(subject.surround, point=point, alias=place.alias)
+    return intercepted(run, place.inner, point, target_of(point), stage)
+
+
+STAGES: Final[tuple[Stage, ...]] = (
+    with_dependencies_of_message,
+    with_outer_interceptors,
+    with_retry,
+    with_dependencies_of_attempt,
+    with_middle_interceptors,
+    with_transaction,
+    with_transaction_observers,
+    with_key_of_bus,
+    with_key_of_endpoint,
+    with_output,
+    with_inner_interceptors,
+)
+"""
+What stands around a handler, the outermost first.
+
+Around all of it a message becomes the current one, and observers see it begin and end.
+"""
 
 
 _HANDLING = (When.BEFORE, When.AROUND, When.AFTER)
