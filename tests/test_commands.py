@@ -83,8 +83,8 @@ class Close:
 # B01 ------------------------------------------------------------------------------
 
 
-def test_b01_1_the_very_object_reaches_the_handler_of_an_installed_app():
-    """A handler in an app's handlers module is called once, with the same object."""
+def test_the_very_object_reaches_the_handler_of_an_installed_app():
+    """A handler in an app's handlers module is called once, with the same object. [B01.1]"""
     handlers.seen.clear()
     command = OpenTicket("broken lamp")
 
@@ -94,8 +94,8 @@ def test_b01_1_the_very_object_reaches_the_handler_of_an_installed_app():
     assert handlers.seen[0] is command
 
 
-def test_b01_1_a_command_is_not_converted():
-    """Sent by class, a command is not validated: whoever made it answers for it."""
+def test_a_command_is_not_converted():
+    """Sent by class, a command is not validated: whoever made it answers for it. [B01.1]"""
     seen = []
 
     @command_handler
@@ -109,8 +109,8 @@ def test_b01_1_a_command_is_not_converted():
     assert seen[0] is command
 
 
-def test_b01_2_adding_a_handler_twice_registers_it_once():
-    """The same function added again changes nothing."""
+def test_adding_a_handler_twice_registers_it_once():
+    """The same function added again changes nothing. [B01.2]"""
 
     @command_handler
     def open_ticket(command: Open) -> str:
@@ -122,8 +122,8 @@ def test_b01_2_adding_a_handler_twice_registers_it_once():
     assert registry.command_bus.dispatch(Open("x")) == "x"
 
 
-def test_b01_2_a_handler_added_later_is_found():
-    """A registry that was used takes more handlers."""
+def test_a_handler_added_later_is_found():
+    """A registry that was used takes more handlers. [B01.2]"""
     registry = Registry()
     with pytest.raises(NoHandlerFound):
         registry.command_bus.dispatch(Open("x"))
@@ -136,8 +136,8 @@ def test_b01_2_a_handler_added_later_is_found():
     assert registry.command_bus.dispatch(Open("x")) == "x"
 
 
-def test_b01_3_one_class_holds_several_handlers():
-    """A service's methods are handlers: of the instance, the class, or neither."""
+def test_one_class_holds_several_handlers():
+    """A service's methods are handlers: of the instance, the class, or neither. [B01.3]"""
 
     @service
     class Tickets:
@@ -167,8 +167,8 @@ def test_b01_3_one_class_holds_several_handlers():
     assert bus.dispatch(route="ticket.ping") == "pong"
 
 
-def test_b01_3_classmethod_works_in_either_order():
-    """@classmethod and @staticmethod stand above or below the handler decorator."""
+def test_classmethod_works_in_either_order():
+    """@classmethod and @staticmethod stand above or below the handler decorator. [B01.3]"""
 
     @service
     class Tickets:
@@ -200,8 +200,8 @@ def test_b01_3_classmethod_works_in_either_order():
     assert bus.dispatch(4, route="two") == 8
 
 
-def test_b01_3_a_class_needs_no_base_class():
-    """Services and messages have no base but object."""
+def test_a_class_needs_no_base_class():
+    """Services and messages have no base but object. [B01.3]"""
 
     @service
     class Tickets:
@@ -214,8 +214,8 @@ def test_b01_3_a_class_needs_no_base_class():
     assert registry_of(Tickets).command_bus.dispatch(Open("x")) == "x"
 
 
-def test_b01_3_a_dataclass_with_slots_is_a_service():
-    """@service outermost registers the class that @dataclass(slots=True) makes."""
+def test_a_dataclass_with_slots_is_a_service():
+    """@service outermost registers the class that @dataclass(slots=True) makes. [B01.3]"""
 
     @service
     @dataclass(slots=True)
@@ -233,8 +233,8 @@ def test_b01_3_a_dataclass_with_slots_is_a_service():
     assert bus.dispatch(Open("x")) == 2
 
 
-def test_b01_4_two_handlers_for_a_class_are_a_check_and_raise():
-    """A second handler of a class is a check and raises, naming both places."""
+def test_two_handlers_for_a_class_are_a_check_and_raise():
+    """A second handler of a class is a check and raises, naming both places. [B01.4]"""
 
     @command_handler
     def one(command: Open) -> None:
@@ -258,8 +258,8 @@ def test_b01_4_two_handlers_for_a_class_are_a_check_and_raise():
     assert Note.objects.count() == 0
 
 
-def test_b01_4_two_handlers_for_a_key_are_a_check_and_raise():
-    """A second handler of a key is a check and raises, naming both places."""
+def test_two_handlers_for_a_key_are_a_check_and_raise():
+    """A second handler of a key is a check and raises, naming both places. [B01.4]"""
 
     @command_handler("ticket.close")
     def one() -> None:
@@ -283,8 +283,8 @@ def test_b01_4_two_handlers_for_a_key_are_a_check_and_raise():
     assert Note.objects.count() == 0
 
 
-def test_b01_4_a_duplicate_raises_every_time():
-    """A duplicate does not become one of the two at the second try."""
+def test_a_duplicate_raises_every_time():
+    """A duplicate does not become one of the two at the second try. [B01.4]"""
 
     @command_handler
     def one(command: Open) -> None: ...
@@ -299,8 +299,8 @@ def test_b01_4_a_duplicate_raises_every_time():
             bus.dispatch(Open("x"))
 
 
-def test_b01_4_a_name_and_a_class_that_meet_are_a_duplicate():
-    """A class's own name and the class itself are one route: two handlers are many."""
+def test_a_name_and_a_class_that_meet_are_a_duplicate():
+    """A class's own name and the class itself are one route: two handlers are many. [B01.4]"""
 
     @message("ticket.meet")
     @dataclass
@@ -320,8 +320,8 @@ def test_b01_4_a_name_and_a_class_that_meet_are_a_duplicate():
     assert rules_of(registry) == [Rule.DUPLICATE_HANDLER]
 
 
-def test_b01_4_the_kinds_do_not_meet():
-    """A command, a query and an event handler of one class are no duplicates."""
+def test_the_kinds_do_not_meet():
+    """A command, a query and an event handler of one class are no duplicates. [B01.4]"""
 
     @command_handler
     def command(message: Open) -> str:
@@ -341,8 +341,8 @@ def test_b01_4_the_kinds_do_not_meet():
     assert registry.query_bus.ask(Open("x")) == "query"
 
 
-def test_b01_5_no_handler_names_the_class():
-    """A command without a handler raises, with its class and what to look at."""
+def test_no_handler_names_the_class():
+    """A command without a handler raises, with its class and what to look at. [B01.5]"""
     with pytest.raises(NoHandlerFound) as caught:
         Registry().command_bus.dispatch(Open("x"))
 
@@ -354,8 +354,8 @@ def test_b01_5_no_handler_names_the_class():
     assert isinstance(caught.value, LookupError)
 
 
-def test_b01_5_no_handler_suggests_a_near_class():
-    """Where a class of nearly the same name is handled, it is suggested."""
+def test_no_handler_suggests_a_near_class():
+    """Where a class of nearly the same name is handled, it is suggested. [B01.5]"""
 
     @dataclass
     class OpenTickets:
@@ -376,8 +376,8 @@ def test_b01_5_no_handler_suggests_a_near_class():
     )
 
 
-def test_b01_5_no_handler_tells_two_classes_of_one_name_apart():
-    """Where another class of the very name is handled, its module is said."""
+def test_no_handler_tells_two_classes_of_one_name_apart():
+    """Where another class of the very name is handled, its module is said. [B01.5]"""
 
     @dataclass
     class OpenTicket:
@@ -396,8 +396,8 @@ def test_b01_5_no_handler_tells_two_classes_of_one_name_apart():
     )
 
 
-def test_b01_5_an_unknown_key_suggests_a_near_key():
-    """An unknown routing key raises, with the key that was probably meant."""
+def test_an_unknown_key_suggests_a_near_key():
+    """An unknown routing key raises, with the key that was probably meant. [B01.5]"""
 
     @command_handler("ticket.close")
     def close() -> None:
@@ -419,8 +419,8 @@ def test_b01_5_an_unknown_key_suggests_a_near_key():
     assert Note.objects.count() == 0
 
 
-def test_b01_5_the_wrong_bus_is_pointed_out():
-    """A query or event given to dispatch is refused with the bus it belongs to."""
+def test_the_wrong_bus_is_pointed_out():
+    """A query or event given to dispatch is refused with the bus it belongs to. [B01.5]"""
 
     @query_handler
     def query(message: Open) -> None: ...
@@ -450,8 +450,8 @@ def test_b01_5_the_wrong_bus_is_pointed_out():
     )
 
 
-def test_b01_6_a_handler_of_a_base_class_takes_a_subclass():
-    """An abstract base class's handler takes every class that derives from it."""
+def test_a_handler_of_a_base_class_takes_a_subclass():
+    """An abstract base class's handler takes every class that derives from it. [B01.6]"""
 
     class Change(ABC):
         @abstractmethod
@@ -468,8 +468,8 @@ def test_b01_6_a_handler_of_a_base_class_takes_a_subclass():
     assert registry_of(change).command_bus.dispatch(Rename()) == "renamed"
 
 
-def test_b01_6_the_nearest_class_wins():
-    """Of handlers for a class, its parent and its grandparent, the nearest is called."""
+def test_the_nearest_class_wins():
+    """Of handlers for a class, its parent and its grandparent, the nearest is called. [B01.6]"""
 
     class Base: ...
 
@@ -497,8 +497,8 @@ def test_b01_6_the_nearest_class_wins():
     assert bus.dispatch(Base()) == "base"
 
 
-def test_b01_6_two_equally_near_are_a_check_and_raise():
-    """Handlers of two parents of one class are refused; one of its own settles it."""
+def test_two_equally_near_are_a_check_and_raise():
+    """Handlers of two parents of one class are refused; one of its own settles it. [B01.6]"""
 
     class Left: ...
 
@@ -531,8 +531,8 @@ def test_b01_6_two_equally_near_are_a_check_and_raise():
     assert registry.command_bus.dispatch(Both()) == "both"
 
 
-def test_b01_6_one_handler_of_both_parents_is_not_two():
-    """A handler typed with a union of two parents is near once, not twice."""
+def test_one_handler_of_both_parents_is_not_two():
+    """A handler typed with a union of two parents is near once, not twice. [B01.6]"""
 
     class Left: ...
 
@@ -550,8 +550,8 @@ def test_b01_6_one_handler_of_both_parents_is_not_two():
     assert registry.command_bus.dispatch(Both()) == "Both"
 
 
-def test_b01_6_a_diamond_is_no_ambiguity():
-    """A parent stands before a common grandparent, whichever way leads there."""
+def test_a_diamond_is_no_ambiguity():
+    """A parent stands before a common grandparent, whichever way leads there. [B01.6]"""
 
     class Top: ...
 
@@ -576,8 +576,8 @@ def test_b01_6_a_diamond_is_no_ambiguity():
     assert registry.command_bus.dispatch(Left()) == "top"
 
 
-def test_b01_6_a_base_written_again_is_no_rival():
-    """A parent's parent that is also written as a base stands behind the parent."""
+def test_a_base_written_again_is_no_rival():
+    """A parent's parent that is also written as a base stands behind the parent. [B01.6]"""
 
     class Top: ...
 
@@ -599,8 +599,8 @@ def test_b01_6_a_base_written_again_is_no_rival():
     assert registry.command_bus.dispatch(Bottom()) == "middle"
 
 
-def test_b01_6_a_union_takes_each_member():
-    """A handler typed `A | B` is the handler of both, in either spelling."""
+def test_a_union_takes_each_member():
+    """A handler typed `A | B` is the handler of both, in either spelling. [B01.6]"""
 
     @command_handler
     def handle(command: Open | Close) -> str:
@@ -612,8 +612,8 @@ def test_b01_6_a_union_takes_each_member():
     assert bus.dispatch(Close(1)) == "Close"
 
 
-def test_b01_6_object_and_protocols_come_last():
-    """A class's handler stands before a Protocol's, and that before `object`'s."""
+def test_object_and_protocols_come_last():
+    """A class's handler stands before a Protocol's, and that before `object`'s. [B01.6]"""
 
     @runtime_checkable
     class Titled(Protocol):
@@ -649,8 +649,8 @@ def test_b01_6_object_and_protocols_come_last():
     assert bus.dispatch(Close(1)) == "object"
 
 
-def test_b01_6_a_protocol_that_a_class_derives_from_comes_last_too():
-    """A base class stands before a Protocol, also where both are written as bases."""
+def test_a_protocol_that_a_class_derives_from_comes_last_too():
+    """A base class stands before a Protocol, also where both are written as bases. [B01.6]"""
 
     @runtime_checkable
     class Titled(Protocol):
@@ -676,8 +676,8 @@ def test_b01_6_a_protocol_that_a_class_derives_from_comes_last_too():
     assert registry.command_bus.dispatch(Rename()) == "base"
 
 
-def test_b01_6_a_protocol_is_decided_on_the_first_object_and_remembered():
-    """What the first object of a class says goes for all of the class."""
+def test_a_protocol_is_decided_on_the_first_object_and_remembered():
+    """What the first object of a class says goes for all of the class. [B01.6]"""
 
     @runtime_checkable
     class Titled(Protocol):
@@ -701,8 +701,8 @@ def test_b01_6_a_protocol_is_decided_on_the_first_object_and_remembered():
     assert bus.dispatch(Loose()) == "titled"
 
 
-def test_b01_6_a_class_registered_with_an_abc_is_taken_by_its_handler():
-    """A virtual subclass, which does not derive, is taken like a real one."""
+def test_a_class_registered_with_an_abc_is_taken_by_its_handler():
+    """A virtual subclass, which does not derive, is taken like a real one. [B01.6]"""
 
     class Change(ABC):
         @abstractmethod
@@ -718,8 +718,8 @@ def test_b01_6_a_class_registered_with_an_abc_is_taken_by_its_handler():
     assert registry_of(change).command_bus.dispatch(Rename()) == "changed"
 
 
-def test_b01_6_two_protocols_that_fit_are_refused():
-    """Two Protocols that an object fits are equally near."""
+def test_two_protocols_that_fit_are_refused():
+    """Two Protocols that an object fits are equally near. [B01.6]"""
 
     @runtime_checkable
     class Titled(Protocol):
@@ -739,8 +739,8 @@ def test_b01_6_two_protocols_that_fit_are_refused():
         registry_of(of_titled, of_ranked).command_bus.dispatch(Open("x"))
 
 
-def test_b01_6_a_protocol_that_isinstance_cannot_decide_is_a_check():
-    """A Protocol that is not @runtime_checkable leads to no handler."""
+def test_a_protocol_that_isinstance_cannot_decide_is_a_check():
+    """A Protocol that is not @runtime_checkable leads to no handler. [B01.6]"""
 
     class Titled(Protocol):
         title: str
@@ -759,8 +759,8 @@ def test_b01_6_a_protocol_that_isinstance_cannot_decide_is_a_check():
     ]
 
 
-def test_b01_6_a_class_with_type_parameters_is_a_check():
-    """`Rename[int]` is no class of any object; its dispatch says so."""
+def test_a_class_with_type_parameters_is_a_check():
+    """`Rename[int]` is no class of any object; its dispatch says so. [B01.6]"""
     T = TypeVar("T")
 
     @dataclass
@@ -778,8 +778,8 @@ def test_b01_6_a_class_with_type_parameters_is_a_check():
     assert str(caught.value) == str(registry.routes.problems[0])
 
 
-def test_b01_7_one_endpoint_name_for_two_functions_is_a_check():
-    """Two functions of one name in one app need another `name=`; both raise."""
+def test_one_endpoint_name_for_two_functions_is_a_check():
+    """Two functions of one name in one app need another `name=`; both raise. [B01.7]"""
 
     def first():
         @command_handler("one")
@@ -807,8 +807,8 @@ def test_b01_7_one_endpoint_name_for_two_functions_is_a_check():
     assert str(caught.value) == text
 
 
-def test_b01_7_another_name_settles_it():
-    """`name=` on one of two functions of one name makes both work."""
+def test_another_name_settles_it():
+    """`name=` on one of two functions of one name makes both work. [B01.7]"""
 
     def make(key, name):
         @command_handler(key, name=name)
@@ -824,8 +824,8 @@ def test_b01_7_another_name_settles_it():
     assert registry.command_bus.dispatch(route="two") == "two"
 
 
-def test_b01_7_an_alias_is_a_name_too():
-    """An old name kept by `aliases=` is not another handler's name."""
+def test_an_alias_is_a_name_too():
+    """An old name kept by `aliases=` is not another handler's name. [B01.7]"""
 
     @command_handler("one", name="tests.new", aliases=["tests.old"])
     def one() -> None: ...
@@ -836,8 +836,8 @@ def test_b01_7_an_alias_is_a_name_too():
     assert rules_of(registry_of(one, two)) == [Rule.DUPLICATE_NAME]
 
 
-def test_b01_8_a_decorated_function_is_a_plain_function():
-    """Called directly, a handler runs with no bus and takes any argument."""
+def test_a_decorated_function_is_a_plain_function():
+    """Called directly, a handler runs with no bus and takes any argument. [B01.8]"""
 
     def plain(command: Open, events: EventBus | None = None) -> str:
         return command.title
@@ -849,8 +849,8 @@ def test_b01_8_a_decorated_function_is_a_plain_function():
     assert decorated(command=Open("y"), events=None) == "y"
 
 
-def test_b01_8_a_decorated_method_is_a_plain_method():
-    """Called directly, the methods of a service run with no bus."""
+def test_a_decorated_method_is_a_plain_method():
+    """Called directly, the methods of a service run with no bus. [B01.8]"""
 
     @service
     class Tickets:
@@ -1059,8 +1059,8 @@ def test_two_services_with_one_inherited_handler_are_a_duplicate():
 # B02 ------------------------------------------------------------------------------
 
 
-def test_b02_1_a_key_is_the_only_way_to_its_handler():
-    """A handler with a key is not found by the class it takes; the error says how."""
+def test_a_key_is_the_only_way_to_its_handler():
+    """A handler with a key is not found by the class it takes; the error says how. [B02.1]"""
 
     @command_handler("ticket.close")
     def close(command: Close) -> int:
@@ -1079,8 +1079,8 @@ def test_b02_1_a_key_is_the_only_way_to_its_handler():
     assert bus.dispatch(Close(1), route="ticket.close") == 1
 
 
-def test_b02_1_stacked_with_the_bare_decorator_both_work():
-    """Two decorators of one kind make one endpoint with two routes."""
+def test_stacked_with_the_bare_decorator_both_work():
+    """Two decorators of one kind make one endpoint with two routes. [B02.1]"""
 
     @command_handler("ticket.close")
     @command_handler
@@ -1094,8 +1094,8 @@ def test_b02_1_stacked_with_the_bare_decorator_both_work():
     assert registry.command_bus.dispatch(Close(1), route="ticket.close") == 1
 
 
-def test_b02_1_several_keys_lead_to_one_handler():
-    """Stacked keys are routes of one endpoint."""
+def test_several_keys_lead_to_one_handler():
+    """Stacked keys are routes of one endpoint. [B02.1]"""
 
     @command_handler("ticket.close")
     @command_handler("ticket.shut")
@@ -1108,8 +1108,8 @@ def test_b02_1_several_keys_lead_to_one_handler():
     assert bus.dispatch(2, route="ticket.shut") == 2
 
 
-def test_b02_1_one_function_may_be_of_two_kinds():
-    """Stacked decorators of two kinds make two endpoints, and their names clash."""
+def test_one_function_may_be_of_two_kinds():
+    """Stacked decorators of two kinds make two endpoints, and their names clash. [B02.1]"""
 
     @command_handler("ticket.close", name="tests.close")
     @query_handler("ticket.number")
@@ -1123,8 +1123,8 @@ def test_b02_1_one_function_may_be_of_two_kinds():
     assert registry.query_bus.ask(2, route="ticket.number") == 2
 
 
-def test_b02_1_a_named_class_reaches_the_handler_of_its_name():
-    """An object finds the handler of its class's own name; a subclass does not."""
+def test_a_named_class_reaches_the_handler_of_its_name():
+    """An object finds the handler of its class's own name; a subclass does not. [B02.1]"""
 
     @message("ticket.rename")
     @dataclass
@@ -1146,8 +1146,8 @@ def test_b02_1_a_named_class_reaches_the_handler_of_its_name():
         bus.dispatch(RenameTwice("z"))
 
 
-def test_b02_1_a_name_leads_to_the_handler_of_the_class():
-    """A class's own name sends to the handler of the class, converted to it."""
+def test_a_name_leads_to_the_handler_of_the_class():
+    """A class's own name sends to the handler of the class, converted to it. [B02.1]"""
 
     @message("ticket.rename")
     @dataclass
@@ -1201,8 +1201,8 @@ UUID_VALUE = UUID("9b5c8cd8-4dec-4797-9b5a-068614fb7a79")  # the same in every p
     ],
     ids=lambda value: "" if type(value) is object else repr(value),
 )
-def test_b02_2_a_payload_of_the_right_type_is_delivered_unchanged(annotation, value):
-    """Sent by key, what the annotation allows is the very object that arrives."""
+def test_a_payload_of_the_right_type_is_delivered_unchanged(annotation, value):
+    """Sent by key, what the annotation allows is the very object that arrives. [B02.2]"""
 
     def handle(value):
         return value
@@ -1213,8 +1213,8 @@ def test_b02_2_a_payload_of_the_right_type_is_delivered_unchanged(annotation, va
     assert bus.dispatch(value, route="x") is value
 
 
-def test_b02_2_without_annotation_anything_is_delivered():
-    """A handler with a key may leave its parameter bare: it takes what comes."""
+def test_without_annotation_anything_is_delivered():
+    """A handler with a key may leave its parameter bare: it takes what comes. [B02.2]"""
 
     @command_handler("x")
     def handle(value):
@@ -1228,8 +1228,8 @@ def test_b02_2_without_annotation_anything_is_delivered():
     assert bus.dispatch(b"[1]", route="x", content_type=JSON) == [1]
 
 
-def test_b02_2_without_payload_a_handler_without_parameters_is_called():
-    """A key is enough for a handler that takes nothing; a payload does no harm."""
+def test_without_payload_a_handler_without_parameters_is_called():
+    """A key is enough for a handler that takes nothing; a payload does no harm. [B02.2]"""
 
     @command_handler("x")
     def handle() -> str:
@@ -1241,8 +1241,8 @@ def test_b02_2_without_payload_a_handler_without_parameters_is_called():
     assert bus.dispatch({"ignored": 1}, route="x") == "called"
 
 
-def test_b02_2_a_payload_with_a_default_may_be_left_out():
-    """A default, or an optional annotation, stands for a missing payload."""
+def test_a_payload_with_a_default_may_be_left_out():
+    """A default, or an optional annotation, stands for a missing payload. [B02.2]"""
 
     @command_handler("default")
     def default(status: str = "open") -> str:
@@ -1260,8 +1260,8 @@ def test_b02_2_a_payload_with_a_default_may_be_left_out():
     assert bus.dispatch("closed", route="optional") == "closed"
 
 
-def test_b02_2_falsy_payloads_are_payloads():
-    """Zero, "", False and empty containers are delivered, not taken for none."""
+def test_falsy_payloads_are_payloads():
+    """Zero, "", False and empty containers are delivered, not taken for none. [B02.2]"""
 
     @command_handler("x")
     def handle(value: Any = "default") -> Any:
@@ -1278,8 +1278,8 @@ def test_b02_2_falsy_payloads_are_payloads():
     ]
 
 
-def test_b02_2_a_missing_payload_is_an_error():
-    """A handler that needs a payload is not called without one."""
+def test_a_missing_payload_is_an_error():
+    """A handler that needs a payload is not called without one. [B02.2]"""
 
     @command_handler("x")
     def handle(command: Open) -> None:
@@ -1298,8 +1298,8 @@ def test_b02_2_a_missing_payload_is_an_error():
 @pytest.mark.parametrize(
     "content_type", [JSON, "application/json; charset=utf-8", "Application/JSON"]
 )
-def test_b02_3_json_text_becomes_the_annotated_class(text, content_type):
-    """JSON as str or bytes gives the handler an object of its own type."""
+def test_json_text_becomes_the_annotated_class(text, content_type):
+    """JSON as str or bytes gives the handler an object of its own type. [B02.3]"""
 
     @command_handler("ticket.open")
     def handle(command: Open) -> Open:
@@ -1333,8 +1333,8 @@ def test_b02_3_json_text_becomes_the_annotated_class(text, content_type):
         (b'{"title": null}', [("title", "Input should be a valid string")]),
     ],
 )
-def test_b02_3_text_that_does_not_fit_names_every_field(text, faults):
-    """Broken JSON, missing fields and wrong types are refused before the handler."""
+def test_text_that_does_not_fit_names_every_field(text, faults):
+    """Broken JSON, missing fields and wrong types are refused before the handler. [B02.3]"""
 
     @command_handler("ticket.open")
     def handle(command: Open) -> None:
@@ -1353,8 +1353,8 @@ def test_b02_3_text_that_does_not_fit_names_every_field(text, faults):
 
 
 @pytest.mark.parametrize("payload", [{"title": "x"}, Open("x"), 5, None], ids=type)
-def test_b02_3_a_content_type_says_that_the_payload_is_text(payload):
-    """With content_type= the payload is str or bytes; anything else is refused."""
+def test_a_content_type_says_that_the_payload_is_text(payload):
+    """With content_type= the payload is str or bytes; anything else is refused. [B02.3]"""
 
     @command_handler("ticket.open")
     def handle(command: Open) -> None: ...
@@ -1369,8 +1369,8 @@ def test_b02_3_a_content_type_says_that_the_payload_is_text(payload):
     ]
 
 
-def test_b02_3_another_content_type_is_refused():
-    """JSON is the one wire format."""
+def test_another_content_type_is_refused():
+    """JSON is the one wire format. [B02.3]"""
 
     @command_handler("ticket.open")
     def handle(command: Open) -> None: ...
@@ -1386,8 +1386,8 @@ def test_b02_3_another_content_type_is_refused():
     )
 
 
-def test_b02_3_text_for_a_handler_without_payload_is_read_all_the_same():
-    """Broken text is refused even where the handler does not look at it."""
+def test_text_for_a_handler_without_payload_is_read_all_the_same():
+    """Broken text is refused even where the handler does not look at it. [B02.3]"""
 
     @command_handler("ticket.tidy")
     def handle() -> str:
@@ -1474,15 +1474,15 @@ def place_order(command: Order) -> Order:
     return command
 
 
-def test_b02_4_a_dict_becomes_the_annotated_class():
-    """Nested dataclasses, lists, UUID, Decimal, datetime, Enum and value objects."""
+def test_a_dict_becomes_the_annotated_class():
+    """Nested dataclasses, lists, UUID, Decimal, datetime, Enum and value objects. [B02.4]"""
     bus = registry_of(place_order).command_bus
 
     assert bus.dispatch(ORDER_DICT, route="order.place") == ORDER
 
 
-def test_b02_4_a_dict_may_hold_python_values():
-    """Values that are already of their type stay as they are."""
+def test_a_dict_may_hold_python_values():
+    """Values that are already of their type stay as they are. [B02.4]"""
     bus = registry_of(place_order).command_bus
     given = {
         **ORDER_DICT,
@@ -1496,8 +1496,8 @@ def test_b02_4_a_dict_may_hold_python_values():
     assert bus.dispatch(given, route="order.place") == ORDER
 
 
-def test_b02_4_a_dict_with_errors_names_every_field_with_its_path():
-    """Every wrong field of a nested dict is reported at once, by its path."""
+def test_a_dict_with_errors_names_every_field_with_its_path():
+    """Every wrong field of a nested dict is reported at once, by its path. [B02.4]"""
     bus = registry_of(place_order).command_bus
     given = {
         **ORDER_DICT,
@@ -1518,8 +1518,8 @@ def test_b02_4_a_dict_with_errors_names_every_field_with_its_path():
     ]
 
 
-def test_b02_4_a_dict_sent_by_class_has_no_handler():
-    """Without a key a dict is a dict, and no handler takes one."""
+def test_a_dict_sent_by_class_has_no_handler():
+    """Without a key a dict is a dict, and no handler takes one. [B02.4]"""
     with pytest.raises(NoHandlerFound) as caught:
         registry_of(place_order).command_bus.dispatch(ORDER_DICT)
 
@@ -1548,10 +1548,8 @@ def test_b02_4_a_dict_sent_by_class_has_no_handler():
     ],
     ids=str,
 )
-def test_b02_4_values_and_containers_become_what_is_annotated(
-    annotation, given, expected
-):
-    """What equals the wanted value but is of another type is converted all the same."""
+def test_values_and_containers_become_what_is_annotated(annotation, given, expected):
+    """What equals the wanted value but is of another type is converted all the same. [B02.4]"""
 
     def handle(value):
         return value
@@ -1566,8 +1564,8 @@ def test_b02_4_values_and_containers_become_what_is_annotated(
 
 
 @pytest.mark.parametrize("payload", [17, "x", ["x"], Close(1), Open, object], ids=repr)
-def test_b02_4_a_payload_of_a_wrong_type_is_refused(payload):
-    """What cannot become the annotated class raises before the handler."""
+def test_a_payload_of_a_wrong_type_is_refused(payload):
+    """What cannot become the annotated class raises before the handler. [B02.4]"""
 
     @command_handler("ticket.open")
     def handle(command: Open) -> None:
@@ -1599,8 +1597,8 @@ class Typed(TypedDict):
 
 
 @pytest.mark.parametrize("cls", [Model, Pair, Open])
-def test_b02_5_models_and_named_tuples_work_like_dataclasses(cls):
-    """They are routed by class unconverted, and by key from a dict or from JSON."""
+def test_models_and_named_tuples_work_like_dataclasses(cls):
+    """They are routed by class unconverted, and by key from a dict or from JSON. [B02.5]"""
 
     def handle(command):
         return command
@@ -1619,8 +1617,8 @@ def test_b02_5_models_and_named_tuples_work_like_dataclasses(cls):
     assert type(bus.dispatch({"title": "x"}, route="ticket.open")) is cls
 
 
-def test_b02_5_a_models_own_rules_hold():
-    """A pydantic model's field rules are field errors."""
+def test_a_models_own_rules_hold():
+    """A pydantic model's field rules are field errors. [B02.5]"""
 
     @command_handler("ticket.open")
     def handle(command: Model) -> None: ...
@@ -1636,8 +1634,8 @@ def test_b02_5_a_models_own_rules_hold():
     )
 
 
-def test_b02_5_a_typed_dict_works_by_key():
-    """A TypedDict is converted and checked, and stays a dict."""
+def test_a_typed_dict_works_by_key():
+    """A TypedDict is converted and checked, and stays a dict. [B02.5]"""
 
     @command_handler("ticket.open")
     def handle(command: Typed) -> Typed:
@@ -1654,8 +1652,8 @@ def test_b02_5_a_typed_dict_works_by_key():
     assert faults_of(caught) == [("priority", "Field required")]
 
 
-def test_b02_5_a_typed_dict_by_class_is_a_check():
-    """No object is of a TypedDict, so the bare decorator finds no route."""
+def test_a_typed_dict_by_class_is_a_check():
+    """No object is of a TypedDict, so the bare decorator finds no route. [B02.5]"""
 
     @command_handler
     def handle(command: Typed) -> None: ...
@@ -1669,8 +1667,8 @@ def test_b02_5_a_typed_dict_by_class_is_a_check():
     )
 
 
-def test_b02_5_a_dict_handler_gets_the_json_form():
-    """An object sent to a `dict` handler arrives as the dict that JSON would hold."""
+def test_a_dict_handler_gets_the_json_form():
+    """An object sent to a `dict` handler arrives as the dict that JSON would hold. [B02.5]"""
 
     @command_handler("order.place")
     def handle(command: dict[str, Any]) -> dict[str, Any]:
@@ -1689,8 +1687,8 @@ def test_b02_5_a_dict_handler_gets_the_json_form():
 
 
 @pytest.mark.parametrize("result", [None, 0, "x", [1], Close(1)], ids=repr)
-def test_b03_1_dispatch_returns_what_the_handler_returns(result):
-    """A synchronous handler's result reaches the caller as it is."""
+def test_dispatch_returns_what_the_handler_returns(result):
+    """A synchronous handler's result reaches the caller as it is. [B03.1]"""
 
     @command_handler
     def handle(command: Open) -> Any:
@@ -1703,8 +1701,8 @@ def test_b03_1_dispatch_returns_what_the_handler_returns(result):
     assert bus.dispatch(Open("x"), headers={"a": 1}) is result
 
 
-def test_b03_1_a_typed_command_is_a_command_like_another():
-    """`Command[R]` as a base changes nothing at run time."""
+def test_a_typed_command_is_a_command_like_another():
+    """`Command[R]` as a base changes nothing at run time. [B03.1]"""
 
     @dataclass(frozen=True, slots=True)
     class OpenTyped(Command[int]):
@@ -1720,8 +1718,8 @@ def test_b03_1_a_typed_command_is_a_command_like_another():
     assert not hasattr(OpenTyped("abc"), "__dict__")
 
 
-def test_b03_1_a_nested_dispatch_returns_too():
-    """A handler gets what the command that it sends returns."""
+def test_a_nested_dispatch_returns_too():
+    """A handler gets what the command that it sends returns. [B03.1]"""
 
     @command_handler
     def inner(command: Close) -> int:
@@ -1734,8 +1732,8 @@ def test_b03_1_a_nested_dispatch_returns_too():
     assert registry_of(inner, outer).command_bus.dispatch(Open("x")) == 3
 
 
-def test_b03_3_publish_returns_none():
-    """What event handlers return goes nowhere."""
+def test_publish_returns_none():
+    """What event handlers return goes nowhere. [B03.3]"""
 
     @event_handler
     def one(event: Open) -> int:

@@ -74,8 +74,8 @@ class PlaceOrder:
 # B05.1 ----------------------------------------------------------------------------
 
 
-def test_b05_1_no_subscriber_is_silent():
-    """Publishing what nobody listens to does nothing, by class or by name."""
+def test_no_subscriber_is_silent():
+    """Publishing what nobody listens to does nothing, by class or by name. [B05.1]"""
     bus = Registry().event_bus
 
     assert bus.publish(Shipped(1)) is None
@@ -85,8 +85,8 @@ def test_b05_1_no_subscriber_is_silent():
     assert bus.publish("{}", route="order.shipped", content_type=JSON) is None
 
 
-def test_b05_1_each_subscriber_is_called_once_with_the_very_object():
-    """Several handlers of one class are each called once, unconverted."""
+def test_each_subscriber_is_called_once_with_the_very_object():
+    """Several handlers of one class are each called once, unconverted. [B05.1]"""
     seen = []
 
     @event_handler
@@ -110,8 +110,8 @@ def test_b05_1_each_subscriber_is_called_once_with_the_very_object():
     assert all(received is event for _, received in seen)
 
 
-def test_b05_1_the_handlers_of_installed_apps_are_called():
-    """The global bus publishes to what the test app's handlers module holds."""
+def test_the_handlers_of_installed_apps_are_called():
+    """The global bus publishes to what the test app's handlers module holds. [B05.1]"""
     handlers.seen.clear()
     event = TicketOpened("lamp")
 
@@ -121,8 +121,8 @@ def test_b05_1_the_handlers_of_installed_apps_are_called():
     assert handlers.seen[0] is event
 
 
-def test_b05_1_commands_and_queries_do_not_hear_events():
-    """A published object reaches event handlers alone."""
+def test_commands_and_queries_do_not_hear_events():
+    """A published object reaches event handlers alone. [B05.1]"""
     seen = []
 
     @command_handler
@@ -138,8 +138,8 @@ def test_b05_1_commands_and_queries_do_not_hear_events():
     assert seen == []
 
 
-def test_b05_1_a_handler_added_later_is_called():
-    """A bus that has published a class before sees its new handlers."""
+def test_a_handler_added_later_is_called():
+    """A bus that has published a class before sees its new handlers. [B05.1]"""
     seen = []
     registry = Registry()
     registry.event_bus.publish(Shipped(1))
@@ -157,8 +157,8 @@ def test_b05_1_a_handler_added_later_is_called():
 # B05.2 ----------------------------------------------------------------------------
 
 
-def test_b05_2_by_class_base_abc_protocol_union_and_object():
-    """Handlers of whatever an object is are called, and no others."""
+def test_by_class_base_abc_protocol_union_and_object():
+    """Handlers of whatever an object is are called, and no others. [B05.2]"""
 
     class Happened(ABC):
         @abstractmethod
@@ -222,8 +222,8 @@ def test_b05_2_by_class_base_abc_protocol_union_and_object():
     assert seen == ["object", "any"]
 
 
-def test_b05_2_a_handler_that_matches_in_several_ways_is_called_once():
-    """Stacked routes, a union of related classes and a name make one call."""
+def test_a_handler_that_matches_in_several_ways_is_called_once():
+    """Stacked routes, a union of related classes and a name make one call. [B05.2]"""
     seen = []
 
     @event_handler
@@ -242,8 +242,8 @@ def test_b05_2_a_handler_that_matches_in_several_ways_is_called_once():
     assert seen == [OrderPlaced(1), GiftPlaced(2), OrderPlaced(3)]
 
 
-def test_b05_2_a_subclass_reaches_its_bases_handlers_not_the_reverse():
-    """A handler of a subclass does not hear its base class."""
+def test_a_subclass_reaches_its_bases_handlers_not_the_reverse():
+    """A handler of a subclass does not hear its base class. [B05.2]"""
     seen = []
 
     @event_handler
@@ -261,8 +261,8 @@ def test_b05_2_a_subclass_reaches_its_bases_handlers_not_the_reverse():
     assert seen == ["order", "gift", "order"]
 
 
-def test_b05_2_two_handlers_of_equally_near_bases_are_both_called():
-    """Events have any number of handlers: nearness does not matter."""
+def test_two_handlers_of_equally_near_bases_are_both_called():
+    """Events have any number of handlers: nearness does not matter. [B05.2]"""
 
     class Left: ...
 
@@ -287,8 +287,8 @@ def test_b05_2_two_handlers_of_equally_near_bases_are_both_called():
     assert seen == ["left", "right"]
 
 
-def test_b05_2_a_protocol_that_isinstance_cannot_decide_is_a_check():
-    """Publishing does not pass over a handler whose Protocol cannot be asked."""
+def test_a_protocol_that_isinstance_cannot_decide_is_a_check():
+    """Publishing does not pass over a handler whose Protocol cannot be asked. [B05.2]"""
 
     class Numbered(Protocol):
         number: int
@@ -331,8 +331,8 @@ def test_b05_2_a_protocol_that_isinstance_cannot_decide_is_a_check():
         ("order.placed", "order.placed2", False),
     ],
 )
-def test_b05_3_a_pattern_matches_whole_names(pattern, name, is_heard):
-    """A pattern is fnmatch's, case counts, and `*` matches dots too."""
+def test_a_pattern_matches_whole_names(pattern, name, is_heard):
+    """A pattern is fnmatch's, case counts, and `*` matches dots too. [B05.3]"""
     seen = []
 
     @event_handler(pattern)
@@ -344,8 +344,8 @@ def test_b05_3_a_pattern_matches_whole_names(pattern, name, is_heard):
     assert seen == ([name] if is_heard else [])
 
 
-def test_b05_3_a_pattern_hears_the_names_of_classes():
-    """A class with a name reaches the patterns that match it; others do not."""
+def test_a_pattern_hears_the_names_of_classes():
+    """A class with a name reaches the patterns that match it; others do not. [B05.3]"""
     seen = []
 
     @event_handler("order.*")
@@ -362,8 +362,8 @@ def test_b05_3_a_pattern_hears_the_names_of_classes():
 # B05.4 ----------------------------------------------------------------------------
 
 
-def test_b05_4_a_key_does_not_hear_a_class_without_that_name():
-    """A handler with a key is not called for the class that it takes."""
+def test_a_key_does_not_hear_a_class_without_that_name():
+    """A handler with a key is not called for the class that it takes. [B05.4]"""
     seen = []
 
     @event_handler("order.shipped")
@@ -379,8 +379,8 @@ def test_b05_4_a_key_does_not_hear_a_class_without_that_name():
     assert seen == [Shipped(2)]
 
 
-def test_b05_4_a_name_does_not_reach_a_classs_handlers():
-    """Publishing by a name that no class has calls the handlers of that name alone."""
+def test_a_name_does_not_reach_a_classs_handlers():
+    """Publishing by a name that no class has calls the handlers of that name alone. [B05.4]"""
     seen = []
 
     @event_handler
@@ -454,8 +454,8 @@ ORDER = OrderPlaced(1, (Line(UUID(int=1)),))
 ORDER_JSON = {"number": 1, "lines": [{"product": str(UUID(int=1)), "price": "1.50"}]}
 
 
-def test_b05_5_an_object_reaches_class_name_and_pattern():
-    """A named class's object is heard by class, by name and by pattern, once each."""
+def test_an_object_reaches_class_name_and_pattern():
+    """A named class's object is heard by class, by name and by pattern, once each. [B05.5]"""
     seen = []
 
     subscribers(seen).publish(ORDER)
@@ -484,8 +484,8 @@ def test_b05_5_an_object_reaches_class_name_and_pattern():
     ],
     ids=["dict", "mixed", "json", "object"],
 )
-def test_b05_5_a_name_converts_once_to_its_class(payload, content_type):
-    """By the class's name every handler gets one object; `dict` ones its JSON form."""
+def test_a_name_converts_once_to_its_class(payload, content_type):
+    """By the class's name every handler gets one object; `dict` ones its JSON form. [B05.5]"""
     seen = []
 
     subscribers(seen).publish(payload, route="order.placed", content_type=content_type)
@@ -503,8 +503,8 @@ def test_b05_5_a_name_converts_once_to_its_class(payload, content_type):
     assert all(event is received[0] for event in received)
 
 
-def test_b05_5_a_name_that_does_not_convert_calls_nobody():
-    """A payload that is not of the name's class raises before the first handler."""
+def test_a_name_that_does_not_convert_calls_nobody():
+    """A payload that is not of the name's class raises before the first handler. [B05.5]"""
     seen = []
     bus = subscribers(seen)
 
@@ -519,8 +519,8 @@ def test_b05_5_a_name_that_does_not_convert_calls_nobody():
     assert seen == []
 
 
-def test_b05_5_a_subclass_does_not_inherit_the_name():
-    """A subclass is heard by class handlers, and not by those of its base's name."""
+def test_a_subclass_does_not_inherit_the_name():
+    """A subclass is heard by class handlers, and not by those of its base's name. [B05.5]"""
     seen = []
     event = GiftPlaced(1, (), "socks")
 
@@ -529,8 +529,8 @@ def test_b05_5_a_subclass_does_not_inherit_the_name():
     assert seen == [("class", event), ("union", event), ("object", event)]
 
 
-def test_b05_5_a_subclass_sent_by_the_name_reaches_its_handlers():
-    """Sent by its base's name on purpose, a subclass's object is not cut down."""
+def test_a_subclass_sent_by_the_name_reaches_its_handlers():
+    """Sent by its base's name on purpose, a subclass's object is not cut down. [B05.5]"""
     seen = []
     event = GiftPlaced(1, (), "socks")
 
@@ -547,8 +547,8 @@ def test_b05_5_a_subclass_sent_by_the_name_reaches_its_handlers():
     ]
 
 
-def test_b05_5_a_name_used_twice_is_a_check_and_raises():
-    """Two classes of one name are refused, and publishing by it raises the text."""
+def test_a_name_used_twice_is_a_check_and_raises():
+    """Two classes of one name are refused, and publishing by it raises the text. [B05.5]"""
 
     @message("order.sent")
     @dataclass
@@ -580,8 +580,8 @@ def test_b05_5_a_name_used_twice_is_a_check_and_raises():
     assert str(caught.value) == text
 
 
-def test_b05_5_an_alias_is_no_route():
-    """`aliases=` of @message name stored messages; they route nothing."""
+def test_an_alias_is_no_route():
+    """`aliases=` of @message name stored messages; they route nothing. [B05.5]"""
 
     @message("order.returned", aliases=["order.back"])
     @dataclass
@@ -605,8 +605,8 @@ def test_b05_5_an_alias_is_no_route():
 
 
 @pytest.mark.parametrize("outermost", ["message", "dataclass"])
-def test_b05_5_a_name_and_slots_in_either_order(outermost):
-    """@dataclass(slots=True) makes a second class, which has the name all the same."""
+def test_a_name_and_slots_in_either_order(outermost):
+    """@dataclass(slots=True) makes a second class, which has the name all the same. [B05.5]"""
     if outermost == "message":
 
         @message("order.slotted")
@@ -639,8 +639,8 @@ def test_b05_5_a_name_and_slots_in_either_order(outermost):
     assert seen == ["class", "pattern", "class", "pattern"]
 
 
-def test_b05_5_the_copies_that_slots_leave_behind_do_not_clash():
-    """The class from before @dataclass(slots=True) lives on as a subclass: no clash."""
+def test_the_copies_that_slots_leave_behind_do_not_clash():
+    """The class from before @dataclass(slots=True) lives on as a subclass: no clash. [B05.5]"""
 
     class Happened: ...
 
@@ -663,8 +663,8 @@ def test_b05_5_the_copies_that_slots_leave_behind_do_not_clash():
     assert seen == [Slotted(1)]
 
 
-def test_b05_5_a_message_class_can_be_added_by_itself():
-    """A registry learns a name that stands in no annotation from the class."""
+def test_a_message_class_can_be_added_by_itself():
+    """A registry learns a name that stands in no annotation from the class. [B05.5]"""
     seen = []
 
     @event_handler("order.placed")
@@ -678,8 +678,8 @@ def test_b05_5_a_message_class_can_be_added_by_itself():
 
 
 @pytest.mark.parametrize("name", ["", None, 5, Shipped])
-def test_b05_5_a_message_needs_a_name(name):
-    """@message without a name is refused where it stands."""
+def test_a_message_needs_a_name(name):
+    """@message without a name is refused where it stands. [B05.5]"""
     with pytest.raises(TypeError) as caught:
         message(name)
 
@@ -694,8 +694,8 @@ def test_b05_5_a_message_needs_a_name(name):
 @pytest.mark.parametrize("is_named", [True, False], ids=["named", "unnamed"])
 @pytest.mark.parametrize("published", ["object", "dict"])
 @pytest.mark.parametrize("taken", ["class", "object", "dict"])
-def test_b05_6_published_by_name_each_way_gives_one_call(published, taken, is_named):
-    """An object or dict, published by name, is one call with what the handler takes."""
+def test_published_by_name_each_way_gives_one_call(published, taken, is_named):
+    """An object or dict, published by name, is one call with what the handler takes. [B05.6]"""
     cls = OrderPlaced if is_named else Shipped
     annotation = {"class": cls, "object": object, "dict": dict}[taken]
     payload = cls(1) if published == "object" else {"number": 1}
@@ -724,8 +724,8 @@ def test_b05_6_published_by_name_each_way_gives_one_call(published, taken, is_na
 
 
 @pytest.mark.parametrize("taken", ["class", "object", "dict"])
-def test_b05_6_published_by_class_each_handler_of_the_name_is_called(taken):
-    """A named class's object, published without a key, is one call as well."""
+def test_published_by_class_each_handler_of_the_name_is_called(taken):
+    """A named class's object, published without a key, is one call as well. [B05.6]"""
     annotation = {"class": OrderPlaced, "object": object, "dict": dict}[taken]
     seen = []
 
@@ -739,8 +739,8 @@ def test_b05_6_published_by_class_each_handler_of_the_name_is_called(taken):
     assert seen == [{"number": 1, "lines": []} if taken == "dict" else OrderPlaced(1)]
 
 
-def test_b05_6_each_handler_of_a_name_converts_for_itself():
-    """By a name that no class has, each handler gets what its annotation says."""
+def test_each_handler_of_a_name_converts_for_itself():
+    """By a name that no class has, each handler gets what its annotation says. [B05.6]"""
 
     @dataclass
     class Other:
@@ -781,8 +781,8 @@ def test_b05_6_each_handler_of_a_name_converts_for_itself():
     ],
     ids=["wrong", "broken", "missing"],
 )
-def test_b05_6_where_one_handler_cannot_take_it_none_is_called(publish):
-    """All are converted before the first is called."""
+def test_where_one_handler_cannot_take_it_none_is_called(publish):
+    """All are converted before the first is called. [B05.6]"""
     seen = []
 
     @event_handler("order.shipped")
@@ -799,8 +799,8 @@ def test_b05_6_where_one_handler_cannot_take_it_none_is_called(publish):
     assert seen == []
 
 
-def test_b05_6_an_object_that_a_handler_of_its_name_cannot_take_calls_nobody():
-    """A named object that one handler's type refuses raises before the first call."""
+def test_an_object_that_a_handler_of_its_name_cannot_take_calls_nobody():
+    """A named object that one handler's type refuses raises before the first call. [B05.6]"""
     seen = []
 
     @event_handler("order.placed", priority=1)
@@ -817,8 +817,8 @@ def test_b05_6_an_object_that_a_handler_of_its_name_cannot_take_calls_nobody():
     assert seen == []
 
 
-def test_b05_6_the_json_form_is_nobody_elses():
-    """What one handler does to its dict, no other handler sees."""
+def test_the_json_form_is_nobody_elses():
+    """What one handler does to its dict, no other handler sees. [B05.6]"""
     seen = []
 
     @event_handler("order.placed")
@@ -838,8 +838,8 @@ def test_b05_6_the_json_form_is_nobody_elses():
     assert seen == [1, 1]
 
 
-def test_b05_6_a_converted_event_is_the_same_message():
-    """A handler that gets the JSON form sees the identity and headers of the one event."""
+def test_a_converted_event_is_the_same_message():
+    """A handler that gets the JSON form sees the identity and headers of the one event. [B05.6]"""
     seen = []
 
     @event_handler("order.placed")
@@ -887,13 +887,13 @@ def ordered(*specs):
         ([5, -5, 5, 0], [0, 2, 3, 1]),
     ],
 )
-def test_b06_1_higher_priority_first_then_registration(priorities, order):
-    """Higher first, 0 by default, negative last; ties in order of registration."""
+def test_higher_priority_first_then_registration(priorities, order):
+    """Higher first, 0 by default, negative last; ties in order of registration. [B06.1]"""
     assert ordered(*priorities) == order
 
 
-def test_b06_1_priority_counts_among_all_routes():
-    """Class, base, name, pattern and object handlers stand in one order."""
+def test_priority_counts_among_all_routes():
+    """Class, base, name, pattern and object handlers stand in one order. [B06.1]"""
     seen = []
 
     @event_handler
@@ -938,8 +938,8 @@ def test_b06_1_priority_counts_among_all_routes():
     assert seen == expected
 
 
-def test_b06_1_priority_counts_among_handlers_of_a_name_without_class():
-    """Published by a name that no class has, handlers stand in the same order."""
+def test_priority_counts_among_handlers_of_a_name_without_class():
+    """Published by a name that no class has, handlers stand in the same order. [B06.1]"""
     seen = []
 
     @event_handler("order.shipped", priority=-1)
@@ -959,8 +959,8 @@ def test_b06_1_priority_counts_among_handlers_of_a_name_without_class():
     assert seen == ["first", "middle", "last"]
 
 
-def test_b06_3_inheritance_changes_no_order():
-    """Handlers of bases and of the class itself are called as they were registered."""
+def test_inheritance_changes_no_order():
+    """Handlers of bases and of the class itself are called as they were registered. [B06.3]"""
     seen = []
 
     @event_handler
@@ -985,8 +985,8 @@ def test_b06_3_inheritance_changes_no_order():
         assert seen == [each.__name__.removeprefix("of_") for each in order]
 
 
-def test_b06_3_inherited_handlers_of_a_service_come_base_first():
-    """A service's handlers stand as they are written, its base's before its own."""
+def test_inherited_handlers_of_a_service_come_base_first():
+    """A service's handlers stand as they are written, its base's before its own. [B06.3]"""
     seen = []
 
     class Base:
@@ -1018,8 +1018,8 @@ def test_b06_3_inherited_handlers_of_a_service_come_base_first():
 
 @pytest.mark.database
 @pytest.mark.django_db(transaction=True)
-def test_b07_1_the_second_of_three_handlers_raises():
-    """The third is not called, the same exception arrives, and all writes are gone."""
+def test_the_second_of_three_handlers_raises():
+    """The third is not called, the same exception arrives, and all writes are gone. [B07.1]"""
     error = RuntimeError("out of stock")
 
     @event_handler
@@ -1056,8 +1056,8 @@ def test_b07_1_the_second_of_three_handlers_raises():
 
 @pytest.mark.database
 @pytest.mark.django_db(transaction=True)
-def test_b07_1_all_succeed_and_all_stay():
-    """Where none raises, the writes of the command and of all handlers commit."""
+def test_all_succeed_and_all_stay():
+    """Where none raises, the writes of the command and of all handlers commit. [B07.1]"""
 
     @event_handler
     def first(event: OrderPlaced) -> None:
@@ -1080,8 +1080,8 @@ def test_b07_1_all_succeed_and_all_stay():
 
 @pytest.mark.database
 @pytest.mark.django_db(transaction=True)
-def test_b07_1_outside_a_command_earlier_writes_stay():
-    """An event published in no transaction opens none: what was written is written."""
+def test_outside_a_command_earlier_writes_stay():
+    """An event published in no transaction opens none: what was written is written. [B07.1]"""
 
     @event_handler
     def first(event: OrderPlaced) -> None:
@@ -1100,8 +1100,8 @@ def test_b07_1_outside_a_command_earlier_writes_stay():
 
 @pytest.mark.database
 @pytest.mark.django_db(transaction=True)
-def test_b07_1_a_failing_command_of_a_handler_fails_the_first_command():
-    """A failure two messages deep undoes everything above it."""
+def test_a_failing_command_of_a_handler_fails_the_first_command():
+    """A failure two messages deep undoes everything above it. [B07.1]"""
 
     @dataclass
     class Reserve:
@@ -1143,8 +1143,8 @@ def failing_pair():
 
 @pytest.mark.database
 @pytest.mark.django_db(transaction=True)
-def test_b07_3_a_caught_publish_keeps_what_earlier_handlers_wrote():
-    """`publish` makes no savepoint: who catches its failure keeps the writes."""
+def test_a_caught_publish_keeps_what_earlier_handlers_wrote():
+    """`publish` makes no savepoint: who catches its failure keeps the writes. [B07.3]"""
 
     @command_handler
     def place(command: PlaceOrder, events: EventBus) -> None:
@@ -1160,8 +1160,8 @@ def test_b07_3_a_caught_publish_keeps_what_earlier_handlers_wrote():
 
 @pytest.mark.database
 @pytest.mark.django_db(transaction=True)
-def test_b07_3_a_publish_wrapped_in_atomic_keeps_nothing():
-    """Wrapped in `atomic()`, a failed publish leaves nothing of its handlers."""
+def test_a_publish_wrapped_in_atomic_keeps_nothing():
+    """Wrapped in `atomic()`, a failed publish leaves nothing of its handlers. [B07.3]"""
 
     @command_handler
     def place(command: PlaceOrder, events: EventBus) -> None:

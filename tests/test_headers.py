@@ -110,16 +110,16 @@ NOON = datetime(2026, 5, 1, 12, 0, 0, 123456, tzinfo=UTC)
     ],
     ids=repr,
 )
-def test_b08_1_a_header_is_converted_to_its_parameters_type(wanted, sent, given):
-    """A header reaches its parameter as the annotated type, from text or from itself."""
+def test_a_header_is_converted_to_its_parameters_type(wanted, sent, given):
+    """A header reaches its parameter as the annotated type, from text or from itself. [B08.1]"""
     received = taking(wanted).dispatch(Open(), headers={"value": sent})
 
     assert received == given
     assert type(received) is type(given)
 
 
-def test_b08_1_the_acceptance_case():
-    """headers={"executor_id": "1"} reaches Annotated[int, Header("executor_id")]."""
+def test_the_acceptance_case():
+    """headers={"executor_id": "1"} reaches Annotated[int, Header("executor_id")]. [B08.1]"""
 
     def handle(command: Open, executor: Annotated[int, Header("executor_id")]):
         return executor
@@ -142,8 +142,8 @@ def test_b08_1_the_acceptance_case():
         (Role, "secret", "Input should be 'admin' or 'guest'"),
     ],
 )
-def test_b08_1_a_header_that_does_not_fit_is_one_error(wanted, sent, sentence):
-    """A header of a wrong type raises with its path, and the handler is not called."""
+def test_a_header_that_does_not_fit_is_one_error(wanted, sent, sentence):
+    """A header of a wrong type raises with its path, and the handler is not called. [B08.1]"""
     called = []
 
     def handle(command: Open, value: Annotated[wanted, Header("value")]):
@@ -161,8 +161,8 @@ def test_b08_1_a_header_that_does_not_fit_is_one_error(wanted, sent, sentence):
     assert called == []
 
 
-def test_b08_1_queries_and_events_take_headers_too():
-    """All three buses take headers=."""
+def test_queries_and_events_take_headers_too():
+    """All three buses take headers=. [B08.1]"""
     seen = []
 
     @query_handler
@@ -180,8 +180,8 @@ def test_b08_1_queries_and_events_take_headers_too():
     assert seen == [2]
 
 
-def test_b08_2_a_missing_header_is_its_default():
-    """Without the header its parameter has the default, even where None would do."""
+def test_a_missing_header_is_its_default():
+    """Without the header its parameter has the default, even where None would do. [B08.2]"""
 
     def handle(
         command: Open,
@@ -196,8 +196,8 @@ def test_b08_2_a_missing_header_is_its_default():
     assert bus.dispatch(Open(), headers={"limit": 5, "tenant": None}) == (5, None)
 
 
-def test_b08_2_a_missing_header_is_none_where_it_is_optional():
-    """Without the header and without a default, an optional parameter is None."""
+def test_a_missing_header_is_none_where_it_is_optional():
+    """Without the header and without a default, an optional parameter is None. [B08.2]"""
 
     def handle(command: Open, tenant: Annotated[str | None, Header("tenant")]):
         return tenant
@@ -206,8 +206,8 @@ def test_b08_2_a_missing_header_is_none_where_it_is_optional():
 
 
 @pytest.mark.django_db
-def test_b08_2_a_required_header_that_is_missing_raises():
-    """Without default or None the call raises MissingHeader, and writes nothing."""
+def test_a_required_header_that_is_missing_raises():
+    """Without default or None the call raises MissingHeader, and writes nothing. [B08.2]"""
 
     @command_handler
     def open_ticket(command: Open, executor: Annotated[int, Header("executor_id")]):
@@ -225,8 +225,8 @@ def test_b08_2_a_required_header_that_is_missing_raises():
     assert Note.objects.count() == 0
 
 
-def test_b08_3_headers_shows_the_users_and_the_messages_own():
-    """Headers holds all headers of the message, and cannot be written to."""
+def test_headers_shows_the_users_and_the_messages_own():
+    """Headers holds all headers of the message, and cannot be written to. [B08.3]"""
     seen = []
 
     def handle(command: Open, headers: Headers, message: Message):
@@ -252,8 +252,8 @@ def test_b08_3_headers_shows_the_users_and_the_messages_own():
         headers["tenant"] = "other"
 
 
-def test_b08_3_a_headers_mapping_given_is_copied():
-    """What the sender does to its dict afterwards changes no message."""
+def test_a_headers_mapping_given_is_copied():
+    """What the sender does to its dict afterwards changes no message. [B08.3]"""
     seen = []
 
     def handle(command: Open, headers: Headers):
@@ -268,8 +268,8 @@ def test_b08_3_a_headers_mapping_given_is_copied():
     assert "more" not in seen[0]
 
 
-def test_b08_3_a_messages_own_headers_are_parameters_too():
-    """Header("timestamp") and its like fill a parameter, as the type it asks for."""
+def test_a_messages_own_headers_are_parameters_too():
+    """Header("timestamp") and its like fill a parameter, as the type it asks for. [B08.3]"""
 
     def handle(
         command: Open,
@@ -311,8 +311,8 @@ RESERVED_TEXT = (
     ],
 )
 @pytest.mark.django_db
-def test_b08_4_a_reserved_header_is_refused(name):
-    """A reserved name raises on every bus; no handler runs and nothing is written."""
+def test_a_reserved_header_is_refused(name):
+    """A reserved name raises on every bus; no handler runs and nothing is written. [B08.4]"""
 
     @command_handler
     def command(command: Open):
@@ -341,8 +341,8 @@ def test_b08_4_a_reserved_header_is_refused(name):
     assert Note.objects.count() == 0
 
 
-def test_b08_4_the_reserved_names_are_these():
-    """A name joins the reserved ones on purpose: it takes one from users."""
+def test_the_reserved_names_are_these():
+    """A name joins the reserved ones on purpose: it takes one from users. [B08.4]"""
     names = {"message_id", "causation_id", "timestamp", "content_type"}
     names |= {"delay", "expires", "priority"}
 
@@ -350,8 +350,8 @@ def test_b08_4_the_reserved_names_are_these():
 
 
 @pytest.mark.parametrize("near", ["aggregate", "Message_ID", "delays", "x-priority"])
-def test_b08_4_a_name_that_is_only_near_is_free(near):
-    """Reserved are whole names, and the prefix aggregate_ with its underscore."""
+def test_a_name_that_is_only_near_is_free(near):
+    """Reserved are whole names, and the prefix aggregate_ with its underscore. [B08.4]"""
 
     def handle(command: Open, headers: Headers):
         return headers[near]
@@ -374,8 +374,8 @@ def test_b08_4_a_name_that_is_only_near_is_free(near):
         (int, "type"),
     ],
 )
-def test_b08_4_a_value_that_could_not_travel_is_refused(value, kind):
-    """A header holds what a channel could carry, whichever route is taken."""
+def test_a_value_that_could_not_travel_is_refused(value, kind):
+    """A header holds what a channel could carry, whichever route is taken. [B08.4]"""
 
     def handle(command: Open): ...
 
@@ -389,8 +389,8 @@ def test_b08_4_a_value_that_could_not_travel_is_refused(value, kind):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_b08_4_a_number_that_json_cannot_say_is_refused(value):
-    """A header is no NaN and not infinite."""
+def test_a_number_that_json_cannot_say_is_refused(value):
+    """A header is no NaN and not infinite. [B08.4]"""
 
     def handle(command: Open): ...
 
@@ -403,8 +403,8 @@ def test_b08_4_a_number_that_json_cannot_say_is_refused(value):
 
 
 @pytest.mark.parametrize("name", [1, None, b"x"])
-def test_b08_4_a_name_is_a_string(name):
-    """A header's name that is no string raises."""
+def test_a_name_is_a_string(name):
+    """A header's name that is no string raises. [B08.4]"""
 
     def handle(command: Open): ...
 
@@ -414,8 +414,8 @@ def test_b08_4_a_name_is_a_string(name):
     assert str(caught.value) == f"A header's name must be a string, not {name!r}."
 
 
-def test_b08_4_headers_are_a_mapping():
-    """headers= that is no mapping raises, and its content is not shown."""
+def test_headers_are_a_mapping():
+    """headers= that is no mapping raises, and its content is not shown. [B08.4]"""
 
     def handle(command: Open): ...
 
@@ -428,8 +428,8 @@ def test_b08_4_headers_are_a_mapping():
 
 
 @pytest.mark.parametrize("given", [KEY, str(KEY), KEY.hex])
-def test_b08_4_a_correlation_id_may_be_given(given):
-    """correlation_id alone of a message's own headers is the sender's to choose."""
+def test_a_correlation_id_may_be_given(given):
+    """correlation_id alone of a message's own headers is the sender's to choose. [B08.4]"""
 
     def handle(command: Open, message: Message):
         return message
@@ -443,8 +443,8 @@ def test_b08_4_a_correlation_id_may_be_given(given):
 
 
 @pytest.mark.parametrize("given", ["secret", 5, None, ""])
-def test_b08_4_a_correlation_id_is_a_uuid(given):
-    """A correlation_id that is no UUID raises."""
+def test_a_correlation_id_is_a_uuid(given):
+    """A correlation_id that is no UUID raises. [B08.4]"""
 
     def handle(command: Open): ...
 
@@ -459,8 +459,8 @@ def test_b08_4_a_correlation_id_is_a_uuid(given):
 # B09 ------------------------------------------------------------------------------
 
 
-def test_b09_1_from_a_command_to_the_handlers_of_its_events():
-    """A command's headers are seen by every handler of the events it publishes."""
+def test_from_a_command_to_the_handlers_of_its_events():
+    """A command's headers are seen by every handler of the events it publishes. [B09.1]"""
     seen = []
 
     @command_handler(atomic=False)
@@ -482,8 +482,8 @@ def test_b09_1_from_a_command_to_the_handlers_of_its_events():
     assert seen == [("first", "t"), ("second", "t")]
 
 
-def test_b09_1_from_an_event_handler_to_the_commands_it_sends():
-    """An event's headers are seen by the handlers of commands its handlers send."""
+def test_from_an_event_handler_to_the_commands_it_sends():
+    """An event's headers are seen by the handlers of commands its handlers send. [B09.1]"""
     seen = []
 
     @event_handler
@@ -499,8 +499,8 @@ def test_b09_1_from_an_event_handler_to_the_commands_it_sends():
     assert seen == ["t"]
 
 
-def test_b09_1_from_a_command_to_the_commands_it_sends():
-    """A command's headers are seen by the handlers of commands it sends."""
+def test_from_a_command_to_the_commands_it_sends():
+    """A command's headers are seen by the handlers of commands it sends. [B09.1]"""
     seen = []
 
     @command_handler(atomic=False)
@@ -518,8 +518,8 @@ def test_b09_1_from_a_command_to_the_commands_it_sends():
     assert seen == ["t"]
 
 
-def test_b09_1_from_a_command_to_the_queries_it_asks():
-    """A command's headers are seen by the handlers of queries it asks."""
+def test_from_a_command_to_the_queries_it_asks():
+    """A command's headers are seen by the handlers of queries it asks. [B09.1]"""
 
     @command_handler(atomic=False)
     def open_ticket(command: Open, queries: QueryBus):
@@ -534,8 +534,8 @@ def test_b09_1_from_a_command_to_the_queries_it_asks():
     assert bus.dispatch(Open(), headers={"tenant": "t"}) == "t"
 
 
-def test_b09_1_from_a_query_to_the_queries_it_asks():
-    """A query's headers are seen by the handlers of queries it asks."""
+def test_from_a_query_to_the_queries_it_asks():
+    """A query's headers are seen by the handlers of queries it asks. [B09.1]"""
 
     @query_handler("outer")
     def outer(queries: QueryBus):
@@ -551,8 +551,8 @@ def test_b09_1_from_a_query_to_the_queries_it_asks():
 
 
 @pytest.mark.django_db
-def test_b09_1_through_a_chain_of_hops_and_transactions():
-    """Headers pass through command, event, command and query, in transactions too."""
+def test_through_a_chain_of_hops_and_transactions():
+    """Headers pass through command, event, command and query, in transactions too. [B09.1]"""
     seen = []
 
     @command_handler
@@ -579,8 +579,8 @@ def test_b09_1_through_a_chain_of_hops_and_transactions():
     assert seen == [{"tenant": "t", "number": 7}]
 
 
-def test_b09_1_a_header_keeps_its_type_on_the_way():
-    """What passes on inside a process is the value itself, not its text."""
+def test_a_header_keeps_its_type_on_the_way():
+    """What passes on inside a process is the value itself, not its text. [B09.1]"""
     seen = []
 
     @command_handler(atomic=False)
@@ -598,8 +598,8 @@ def test_b09_1_a_header_keeps_its_type_on_the_way():
     assert seen == [Role.ADMIN]
 
 
-def test_b09_2_an_explicit_header_wins_for_that_send_only():
-    """A nested send's own headers stand before the inherited ones, and end with it."""
+def test_an_explicit_header_wins_for_that_send_only():
+    """A nested send's own headers stand before the inherited ones, and end with it. [B09.2]"""
     seen = []
 
     @command_handler(atomic=False)
@@ -625,8 +625,8 @@ def test_b09_2_an_explicit_header_wins_for_that_send_only():
     ]
 
 
-def test_b09_2_an_explicit_header_passes_on_from_there():
-    """What a nested send is given is inherited by what it causes in turn."""
+def test_an_explicit_header_passes_on_from_there():
+    """What a nested send is given is inherited by what it causes in turn. [B09.2]"""
     seen = []
 
     @command_handler(atomic=False)
@@ -650,8 +650,8 @@ def test_b09_2_an_explicit_header_passes_on_from_there():
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.django_db
-def test_b09_3_the_next_message_sees_nothing_of_the_one_before(fails):
-    """After a dispatch returns or raises, nothing of its headers is left."""
+def test_the_next_message_sees_nothing_of_the_one_before(fails):
+    """After a dispatch returns or raises, nothing of its headers is left. [B09.3]"""
     seen = []
 
     @command_handler
@@ -675,8 +675,8 @@ def test_b09_3_the_next_message_sees_nothing_of_the_one_before(fails):
 
 
 @pytest.mark.parametrize("bus", ["query_bus", "event_bus"])
-def test_b09_3_a_failed_query_or_event_leaves_nothing(bus):
-    """A query or an event that raises ends as a command does."""
+def test_a_failed_query_or_event_leaves_nothing(bus):
+    """A query or an event that raises ends as a command does. [B09.3]"""
 
     @query_handler
     def find(query: Open):
@@ -694,8 +694,8 @@ def test_b09_3_a_failed_query_or_event_leaves_nothing(bus):
     assert current.get() is ORIGIN
 
 
-def test_b09_3_a_failed_nested_send_leaves_its_senders_headers():
-    """A handler that catches a nested failure still has its own message's headers."""
+def test_a_failed_nested_send_leaves_its_senders_headers():
+    """A handler that catches a nested failure still has its own message's headers. [B09.3]"""
     seen = []
 
     @command_handler(atomic=False)
@@ -719,8 +719,8 @@ def test_b09_3_a_failed_nested_send_leaves_its_senders_headers():
     assert seen == ["t"]
 
 
-def test_b09_4_reserved_headers_do_not_pass_on():
-    """A nested message has an id, a time and a cause of its own."""
+def test_reserved_headers_do_not_pass_on():
+    """A nested message has an id, a time and a cause of its own. [B09.4]"""
     messages = []
 
     @command_handler(atomic=False)
@@ -749,8 +749,8 @@ def test_b09_4_reserved_headers_do_not_pass_on():
     }
 
 
-def test_b09_4_the_alias_asked_for_does_not_pass_on():
-    """using= is of one message; what its handler sends is not told of it."""
+def test_the_alias_asked_for_does_not_pass_on():
+    """using= is of one message; what its handler sends is not told of it. [B09.4]"""
     seen = []
 
     @query_handler
@@ -792,8 +792,8 @@ def relay(barrier_wait):
     return registry_of(open_ticket, audit).command_bus
 
 
-def test_b09_5_threads_do_not_see_each_others_headers():
-    """Commands handled at one time in several threads keep their headers apart."""
+def test_threads_do_not_see_each_others_headers():
+    """Commands handled at one time in several threads keep their headers apart. [B09.5]"""
     count = 8
     bus = relay(threading.Barrier(count, timeout=LIMIT).wait)
     results = {}
@@ -811,8 +811,8 @@ def test_b09_5_threads_do_not_see_each_others_headers():
     assert current.get() is ORIGIN
 
 
-def test_b09_5_a_thread_begins_anew():
-    """A thread that a handler starts is no part of the handler's message."""
+def test_a_thread_begins_anew():
+    """A thread that a handler starts is no part of the handler's message. [B09.5]"""
     seen = []
 
     @command_handler(atomic=False)
@@ -838,8 +838,8 @@ def test_b09_5_a_thread_begins_anew():
     assert headers["causation_id"] is None
 
 
-async def test_b09_5_asyncio_tasks_do_not_see_each_others_headers():
-    """Commands handled at one time from several tasks keep their headers apart."""
+async def test_asyncio_tasks_do_not_see_each_others_headers():
+    """Commands handled at one time from several tasks keep their headers apart. [B09.5]"""
     count = 4
     bus = relay(threading.Barrier(count, timeout=LIMIT).wait)
 
@@ -852,8 +852,8 @@ async def test_b09_5_asyncio_tasks_do_not_see_each_others_headers():
     assert current.get() is ORIGIN
 
 
-async def test_b09_5_asyncio_tasks_keep_what_they_inherit_apart():
-    """What a request's headers are in one task they are in no other."""
+async def test_asyncio_tasks_keep_what_they_inherit_apart():
+    """What a request's headers are in one task they are in no other. [B09.5]"""
 
     def handle(command: Open, tenant: Annotated[str | None, Header("tenant")]):
         return tenant
@@ -872,8 +872,8 @@ async def test_b09_5_asyncio_tasks_keep_what_they_inherit_apart():
     assert await asyncio.gather(run("a"), run(None), run("b")) == ["a", None, "b"]
 
 
-def test_b09_5_a_nested_event_loop_has_the_headers_and_leaves_none():
-    """An async handler's loop sees its message, and what it sends inherits from it."""
+def test_a_nested_event_loop_has_the_headers_and_leaves_none():
+    """An async handler's loop sees its message, and what it sends inherits from it. [B09.5]"""
     seen = []
 
     @command_handler(atomic=False)
@@ -893,8 +893,8 @@ def test_b09_5_a_nested_event_loop_has_the_headers_and_leaves_none():
     assert current.get() is ORIGIN
 
 
-def test_b09_5_nested_event_loops_do_not_see_each_others_headers():
-    """Loops in several threads, each in a handler of its own, are strangers."""
+def test_nested_event_loops_do_not_see_each_others_headers():
+    """Loops in several threads, each in a handler of its own, are strangers. [B09.5]"""
     count = 4
     barrier = threading.Barrier(count, timeout=LIMIT)
     results = {}
@@ -919,8 +919,8 @@ def test_b09_5_nested_event_loops_do_not_see_each_others_headers():
     assert results == {str(n): (str(n), str(n)) for n in range(count)}
 
 
-def test_b09_5_a_task_of_a_handler_changes_nothing_for_the_handler():
-    """What a task inside a handler's loop inherits anew ends with that task."""
+def test_a_task_of_a_handler_changes_nothing_for_the_handler():
+    """What a task inside a handler's loop inherits anew ends with that task. [B09.5]"""
     seen = []
 
     @command_handler(atomic=False)
@@ -948,8 +948,8 @@ def test_b09_5_a_task_of_a_handler_changes_nothing_for_the_handler():
     [("command_bus", "dispatch"), ("query_bus", "ask"), ("event_bus", "publish")],
 )
 @pytest.mark.parametrize("headers", [None, {"tenant": "t"}])
-def test_b09_5_a_synchronous_call_in_a_running_loop_raises(bus, method, headers):
-    """A bus does not block an event loop: it says which method is to be awaited."""
+def test_a_synchronous_call_in_a_running_loop_raises(bus, method, headers):
+    """A bus does not block an event loop: it says which method is to be awaited. [B09.5]"""
     registry = Registry()
 
     async def call():
@@ -964,8 +964,8 @@ def test_b09_5_a_synchronous_call_in_a_running_loop_raises(bus, method, headers)
     )
 
 
-def test_b09_headers_of_a_block():
-    """inherited_headers() gives all messages sent inside its block these headers."""
+def test_headers_of_a_block():
+    """inherited_headers() gives all messages sent inside its block these headers. [B09]"""
 
     def handle(command: Open, headers: Headers, message: Message):
         return dict(headers), message
@@ -987,8 +987,8 @@ def test_b09_headers_of_a_block():
 # B10 ------------------------------------------------------------------------------
 
 
-def test_b10_1_a_first_message_is_the_beginning_of_its_chain():
-    """At top level correlation_id == message_id, and there is no cause."""
+def test_a_first_message_is_the_beginning_of_its_chain():
+    """At top level correlation_id == message_id, and there is no cause. [B10.1]"""
 
     def handle(command: Open, message: Message):
         return message
@@ -1002,8 +1002,8 @@ def test_b10_1_a_first_message_is_the_beginning_of_its_chain():
     assert bus.dispatch(Open()).message_id != message.message_id
 
 
-def test_b10_1_a_given_correlation_id_is_kept():
-    """A correlation id that the sender gives is the chain's."""
+def test_a_given_correlation_id_is_kept():
+    """A correlation id that the sender gives is the chain's. [B10.1]"""
     seen = []
 
     @command_handler(atomic=False)
@@ -1027,8 +1027,8 @@ def test_b10_1_a_given_correlation_id_is_kept():
 
 
 @pytest.mark.parametrize("read", ["outer first", "inner first"])
-def test_b10_2_a_nested_message_knows_its_cause(read):
-    """Nested: a new id, the same correlation id, caused by the message being handled."""
+def test_a_nested_message_knows_its_cause(read):
+    """Nested: a new id, the same correlation id, caused by the message being handled. [B10.2]"""
     messages = []
 
     @command_handler(atomic=False)
@@ -1060,8 +1060,8 @@ def test_b10_2_a_nested_message_knows_its_cause(read):
     assert first.timestamp <= second.timestamp <= third.timestamp
 
 
-def test_b10_2_siblings_have_one_cause():
-    """Two events of one command are caused by it, not by one another."""
+def test_siblings_have_one_cause():
+    """Two events of one command are caused by it, not by one another. [B10.2]"""
     messages = []
 
     @command_handler(atomic=False)
@@ -1081,8 +1081,8 @@ def test_b10_2_siblings_have_one_cause():
     assert one.message_id != two.message_id
 
 
-def test_b10_2_the_handlers_of_one_event_share_its_identity():
-    """Each handler of an event is given the same message, not a copy with its own id."""
+def test_the_handlers_of_one_event_share_its_identity():
+    """Each handler of an event is given the same message, not a copy with its own id. [B10.2]"""
     ids = []
 
     @event_handler
@@ -1100,8 +1100,8 @@ def test_b10_2_the_handlers_of_one_event_share_its_identity():
     assert ids[0] == ids[1]
 
 
-def test_b10_the_timestamp_is_aware_and_near():
-    """A message's time is its sending's, in UTC, and that of its id."""
+def test_the_timestamp_is_aware_and_near():
+    """A message's time is its sending's, in UTC, and that of its id. [B10]"""
 
     def handle(command: Open, message: Message):
         return message
@@ -1115,8 +1115,8 @@ def test_b10_the_timestamp_is_aware_and_near():
     assert milliseconds == int(message.timestamp.timestamp() * 1000)
 
 
-def test_b10_a_message_shows_no_payload():
-    """A message's repr has its type and id alone: a payload may be secret."""
+def test_a_message_shows_no_payload():
+    """A message's repr has its type and id alone: a payload may be secret. [B10]"""
     message = Message(Open("secret"))
 
     assert repr(message) == f"<Message Open {message.message_id}>"

@@ -135,10 +135,10 @@ def get(client, *args, **kwargs):
 @pytest.mark.parametrize("client", [Client, AsyncClient])
 @pytest.mark.parametrize("where", ["/sync", "/async"])
 @pytest.mark.parametrize("headers_of", CALLABLES)
-def test_b17_1_messages_of_a_request_have_its_headers(use, client, where, headers_of):
+def test_messages_of_a_request_have_its_headers(use, client, where, headers_of):
     """
     The callable's headers are those of every message of the request, nested ones too,
-    in views of both kinds, under WSGI and ASGI, whether it is async itself or not.
+    in views of both kinds, under WSGI and ASGI, whether it is async itself or not. [B17.1]
     """
     use(headers_of)
     response = get(client(), where, headers={"X-Tenant": "acme"})
@@ -149,16 +149,16 @@ def test_b17_1_messages_of_a_request_have_its_headers(use, client, where, header
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
 @pytest.mark.parametrize("where", ["/sync", "/async"])
-def test_b17_1_a_given_header_stands_before_the_requests(use, client, where):
-    """headers= of a call wins over the request's, for that call."""
+def test_a_given_header_stands_before_the_requests(use, client, where):
+    """headers= of a call wins over the request's, for that call. [B17.1]"""
     use(tenant_of)
     response = get(client(), f"{where}?given=mine", headers={"X-Tenant": "acme"})
 
     assert response.json() == {"tenant": "mine"}
 
 
-def test_b17_1_the_requests_headers_stay_for_the_next_message(use):
-    """A given header is for its own chain: the request's next message has its own."""
+def test_the_requests_headers_stay_for_the_next_message(use):
+    """A given header is for its own chain: the request's next message has its own. [B17.1]"""
     use(tenant_of)
 
     def twice(request):
@@ -174,8 +174,8 @@ def test_b17_1_the_requests_headers_stay_for_the_next_message(use):
 
 
 @pytest.mark.parametrize("where", ["/sync", "/async"])
-def test_b17_1_concurrent_requests_have_each_their_own(use, where):
-    """Requests of one event loop never see each other's headers."""
+def test_concurrent_requests_have_each_their_own(use, where):
+    """Requests of one event loop never see each other's headers. [B17.1]"""
     use(tenant_of)
 
     async def main():
@@ -192,8 +192,8 @@ def test_b17_1_concurrent_requests_have_each_their_own(use, where):
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
-def test_b17_1_nothing_remains_after_a_request_that_fails(use, client):
-    """After a view that raises, the next message has nothing of the request."""
+def test_nothing_remains_after_a_request_that_fails(use, client):
+    """After a view that raises, the next message has nothing of the request. [B17.1]"""
     use(tenant_of)
     with pytest.raises(Broken):
         get(client(), "/failing")
@@ -202,8 +202,8 @@ def test_b17_1_nothing_remains_after_a_request_that_fails(use, client):
     assert bus.dispatch(Read()) == {}
 
 
-def test_b17_1_a_request_may_give_the_correlation_id(use):
-    """correlation_id may be among the headers: all messages of the request share it."""
+def test_a_request_may_give_the_correlation_id(use):
+    """correlation_id may be among the headers: all messages of the request share it. [B17.1]"""
     key = uuid4()
     seen = []
     registry = Registry()
@@ -229,8 +229,8 @@ def test_b17_1_a_request_may_give_the_correlation_id(use):
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("client", [Client, AsyncClient])
 @pytest.mark.parametrize("where", ["/sync", "/async"])
-def test_b17_1_the_callable_may_read_the_database(use, client, where):
-    """request.user may be read by the callable, in an asynchronous stack as well."""
+def test_the_callable_may_read_the_database(use, client, where):
+    """request.user may be read by the callable, in an asynchronous stack as well. [B17.1]"""
     use(
         lambda request: {"user": request.user.get_username()},
         "django.contrib.sessions.middleware.SessionMiddleware",
@@ -257,8 +257,8 @@ def synchronous_neighbour(get_response):
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
 @pytest.mark.parametrize("where", ["/sync", "/async"])
-def test_b17_1_beside_a_synchronous_middleware(use, client, where):
-    """A neighbour that is synchronous only changes nothing, on either side."""
+def test_beside_a_synchronous_middleware(use, client, where):
+    """A neighbour that is synchronous only changes nothing, on either side. [B17.1]"""
     use(tenant_of, f"{__name__}.synchronous_neighbour")
     from django.conf import settings
 
@@ -270,8 +270,8 @@ def test_b17_1_beside_a_synchronous_middleware(use, client, where):
 # Mistakes -------------------------------------------------------------------------
 
 
-def test_b17_1_without_the_setting_it_is_left_out(settings):
-    """Django leaves a middleware out that raises MiddlewareNotUsed."""
+def test_without_the_setting_it_is_left_out(settings):
+    """Django leaves a middleware out that raises MiddlewareNotUsed. [B17.1]"""
     settings.DJANGO_CQRS = {}
     with pytest.raises(MiddlewareNotUsed) as caught:
         MessageHeadersMiddleware(lambda request: HttpResponse())
@@ -280,8 +280,8 @@ def test_b17_1_without_the_setting_it_is_left_out(settings):
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
-def test_b17_1_without_the_setting_requests_are_served(settings, client):
-    """A request is answered, and its messages have no headers."""
+def test_without_the_setting_requests_are_served(settings, client):
+    """A request is answered, and its messages have no headers. [B17.1]"""
     settings.ROOT_URLCONF = __name__
     settings.DJANGO_CQRS = {}
     settings.MIDDLEWARE = [MIDDLEWARE]
@@ -289,8 +289,8 @@ def test_b17_1_without_the_setting_requests_are_served(settings, client):
     assert get(client(), "/sync").json() == {}
 
 
-def test_b17_1_a_path_that_cannot_be_imported(settings):
-    """A path that leads nowhere is said when the server starts."""
+def test_a_path_that_cannot_be_imported(settings):
+    """A path that leads nowhere is said when the server starts. [B17.1]"""
     settings.DJANGO_CQRS = {"REQUEST_HEADERS": "tests.nowhere.headers"}
     with pytest.raises(ImproperlyConfigured) as caught:
         MessageHeadersMiddleware(lambda request: HttpResponse())
@@ -302,8 +302,8 @@ def test_b17_1_a_path_that_cannot_be_imported(settings):
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
-def test_b17_1_a_callable_that_raises_fails_the_request(use, client):
-    """What the callable raises reaches Django, and the view is not called."""
+def test_a_callable_that_raises_fails_the_request(use, client):
+    """What the callable raises reaches Django, and the view is not called. [B17.1]"""
 
     def broken(request):
         raise LookupError("no tenant")
@@ -341,8 +341,8 @@ def test_b17_1_a_callable_that_raises_fails_the_request(use, client):
         ),
     ],
 )
-def test_b17_1_headers_that_are_refused(use, client, headers, text):
-    """A reserved name or a value that cannot travel raises InvalidHeader at once."""
+def test_headers_that_are_refused(use, client, headers, text):
+    """A reserved name or a value that cannot travel raises InvalidHeader at once. [B17.1]"""
     use(lambda request: headers)
     with pytest.raises(InvalidHeader) as caught:
         get(client(), "/sync")
@@ -351,8 +351,8 @@ def test_b17_1_headers_that_are_refused(use, client, headers, text):
     assert current.get() is ORIGIN
 
 
-def test_b17_1_a_handler_behind_it_may_require_a_header(use):
-    """A required header that the callable does not give is missing as ever."""
+def test_a_handler_behind_it_may_require_a_header(use):
+    """A required header that the callable does not give is missing as ever. [B17.1]"""
     registry = Registry()
 
     @registry.add
@@ -367,8 +367,8 @@ def test_b17_1_a_handler_behind_it_may_require_a_header(use):
         middleware(RequestFactory().get("/"))
 
 
-def test_b17_1_it_is_of_the_kind_of_what_it_wraps(use):
-    """It is asynchronous where what it wraps is, also where that is only marked so."""
+def test_it_is_of_the_kind_of_what_it_wraps(use):
+    """It is asynchronous where what it wraps is, also where that is only marked so. [B17.1]"""
     use(tenant_of)
 
     class Marked:

@@ -78,13 +78,13 @@ def get_note() -> Row:
 # B04.1 ----------------------------------------------------------------------------
 
 
-def test_b04_1_the_handler_of_an_installed_app_answers():
-    """The global bus asks the handler that the test app's module holds."""
+def test_the_handler_of_an_installed_app_answers():
+    """The global bus asks the handler that the test app's module holds. [B04.1]"""
     assert query_bus.ask(FindTickets("lamp")) == ["lamp"]
 
 
-def test_b04_1_a_query_is_asked_by_class():
-    """The object that is asked reaches its handler, whose answer comes back as it is."""
+def test_a_query_is_asked_by_class():
+    """The object that is asked reaches its handler, whose answer comes back as it is. [B04.1]"""
     seen = []
     answer = object()
 
@@ -101,8 +101,8 @@ def test_b04_1_a_query_is_asked_by_class():
     assert [each is query for each in seen] == [True, True]
 
 
-def test_b04_1_a_query_is_asked_by_key():
-    """A key reaches its handler alone, with any payload or none."""
+def test_a_query_is_asked_by_key():
+    """A key reaches its handler alone, with any payload or none. [B04.1]"""
 
     @query_handler("note.list")
     def handle(text: str | None = None) -> str:
@@ -115,8 +115,8 @@ def test_b04_1_a_query_is_asked_by_key():
     assert bus.ask('"a"', route="note.list", content_type=JSON) == "like a"
 
 
-def test_b04_1_a_key_is_the_only_way_to_its_handler():
-    """A query with a key is not found by its class."""
+def test_a_key_is_the_only_way_to_its_handler():
+    """A query with a key is not found by its class. [B04.1]"""
 
     @query_handler("note.get")
     def handle(query: GetNote) -> int:
@@ -133,8 +133,8 @@ def test_b04_1_a_key_is_the_only_way_to_its_handler():
     assert bus.ask({"number": "1"}, route="note.get") == 1
 
 
-def test_b04_1_two_handlers_of_a_class_are_refused():
-    """A query has one handler: a second is a check and raises."""
+def test_two_handlers_of_a_class_are_refused():
+    """A query has one handler: a second is a check and raises. [B04.1]"""
 
     @query_handler
     def one(query: GetNote) -> None: ...
@@ -155,8 +155,8 @@ def test_b04_1_two_handlers_of_a_class_are_refused():
     )
 
 
-def test_b04_1_two_handlers_of_a_key_are_refused():
-    """A key has one handler: a second is a check and raises."""
+def test_two_handlers_of_a_key_are_refused():
+    """A key has one handler: a second is a check and raises. [B04.1]"""
 
     @query_handler("note.list")
     def one() -> None: ...
@@ -171,8 +171,8 @@ def test_b04_1_two_handlers_of_a_key_are_refused():
     assert [str(problem) for problem in registry.routes.problems] == [str(caught.value)]
 
 
-def test_b04_1_no_handler_is_an_error():
-    """A query that nobody answers raises, with the bus it may belong to."""
+def test_no_handler_is_an_error():
+    """A query that nobody answers raises, with the bus it may belong to. [B04.1]"""
 
     @command_handler
     def command(command: AddNote) -> None: ...
@@ -203,8 +203,8 @@ def test_b04_1_no_handler_is_an_error():
     assert str(near.value) == "No query handler takes 'notes'. Did you mean 'note'?"
 
 
-def test_b04_1_a_base_class_a_union_and_object_answer_too():
-    """Queries are routed among classes as commands are."""
+def test_a_base_class_a_union_and_object_answer_too():
+    """Queries are routed among classes as commands are. [B04.1]"""
 
     class Base: ...
 
@@ -231,8 +231,8 @@ def test_b04_1_a_base_class_a_union_and_object_answer_too():
     assert bus.ask("text") == "object"
 
 
-def test_b04_1_a_named_class_is_asked_by_its_name():
-    """A name leads to the handler of its class, with the payload made into it."""
+def test_a_named_class_is_asked_by_its_name():
+    """A name leads to the handler of its class, with the payload made into it. [B04.1]"""
 
     @message("note.find")
     @dataclass
@@ -248,8 +248,8 @@ def test_b04_1_a_named_class_is_asked_by_its_name():
     assert bus.ask({"text": "a"}, route="note.find") == Find("a")
 
 
-def test_b04_1_an_exception_arrives_unchanged():
-    """What a query's handler raises reaches the caller as it is."""
+def test_an_exception_arrives_unchanged():
+    """What a query's handler raises reaches the caller as it is. [B04.1]"""
     error = PermissionError("not yours")
 
     @query_handler
@@ -262,8 +262,8 @@ def test_b04_1_an_exception_arrives_unchanged():
     assert caught.value is error
 
 
-def test_b04_1_a_payload_that_does_not_fit_is_refused():
-    """Broken JSON and wrong types raise before the handler, with every path."""
+def test_a_payload_that_does_not_fit_is_refused():
+    """Broken JSON and wrong types raise before the handler, with every path. [B04.1]"""
 
     @query_handler("note.get")
     def handle(query: GetNote) -> None:
@@ -285,8 +285,8 @@ def test_b04_1_a_payload_that_does_not_fit_is_refused():
     )
 
 
-def test_b04_1_arguments_that_do_not_fit_together_are_refused():
-    """A mistake in the call names the method and what to do."""
+def test_arguments_that_do_not_fit_together_are_refused():
+    """A mistake in the call names the method and what to do. [B04.1]"""
     bus = registry_of(get_note).query_bus
     with pytest.raises(InvalidOption) as nothing:
         bus.ask()
@@ -307,8 +307,8 @@ def test_b04_1_arguments_that_do_not_fit_together_are_refused():
     )
 
 
-def test_b04_1_a_query_takes_no_channel_options():
-    """What only a channel knows is no argument of `ask`, nor of its decorator."""
+def test_a_query_takes_no_channel_options():
+    """What only a channel knows is no argument of `ask`, nor of its decorator. [B04.1]"""
     bus = registry_of(get_note).query_bus
 
     with pytest.raises(TypeError, match="unexpected keyword argument 'delay'"):
@@ -319,8 +319,8 @@ def test_b04_1_a_query_takes_no_channel_options():
         query_handler("x", using="other")
 
 
-def test_b04_1_a_service_answers():
-    """A service's methods answer queries, of the instance or of the class."""
+def test_a_service_answers():
+    """A service's methods answer queries, of the instance or of the class. [B04.1]"""
 
     @service
     class Notes:
@@ -343,8 +343,8 @@ def test_b04_1_a_service_answers():
     assert bus.ask(route="notes.name") == "Notes"
 
 
-def test_b04_1_a_query_may_say_its_answer():
-    """`Query[R]` as a base changes nothing at run time."""
+def test_a_query_may_say_its_answer():
+    """`Query[R]` as a base changes nothing at run time. [B04.1]"""
 
     @dataclass(frozen=True, slots=True)
     class GetRow(Query[Row]):
@@ -358,8 +358,8 @@ def test_b04_1_a_query_may_say_its_answer():
     assert not hasattr(GetRow(3), "__dict__")
 
 
-def test_b04_1_a_broken_handler_raises_its_checks_text():
-    """A query whose handler's annotations cannot be read says so when it is asked."""
+def test_a_broken_handler_raises_its_checks_text():
+    """A query whose handler's annotations cannot be read says so when it is asked. [B04.1]"""
 
     @query_handler
     def handle(query: GetNote, other: Missing) -> None: ...  # noqa: F821
@@ -378,8 +378,8 @@ def test_b04_1_a_broken_handler_raises_its_checks_text():
     )
 
 
-def test_b04_1_a_class_imported_for_type_checkers_only_is_found_by_name():
-    """An annotation that only a type checker can read is matched by its name."""
+def test_a_class_imported_for_type_checkers_only_is_found_by_name():
+    """An annotation that only a type checker can read is matched by its name. [B04.1]"""
 
     class Unseen: ...
 
@@ -403,8 +403,8 @@ def test_b04_1_a_class_imported_for_type_checkers_only_is_found_by_name():
 
 @pytest.mark.database
 @pytest.mark.django_db(transaction=True)
-def test_b04_2_no_transaction_is_opened():
-    """Around a query's handler there is no transaction, and no statement of ours."""
+def test_no_transaction_is_opened():
+    """Around a query's handler there is no transaction, and no statement of ours. [B04.2]"""
 
     @query_handler
     def handle(query: GetNote) -> bool:
@@ -420,8 +420,8 @@ def test_b04_2_no_transaction_is_opened():
 
 @pytest.mark.database
 @pytest.mark.django_db(transaction=True)
-def test_b04_2_what_a_query_writes_stays():
-    """A query that writes, though it should not, is not rolled back."""
+def test_what_a_query_writes_stays():
+    """A query that writes, though it should not, is not rolled back. [B04.2]"""
 
     @query_handler
     def handle(query: GetNote) -> None:
@@ -436,8 +436,8 @@ def test_b04_2_what_a_query_writes_stays():
 
 @pytest.mark.database
 @pytest.mark.django_db
-def test_b04_2_inside_a_transaction_no_savepoint_is_made():
-    """Asked inside the caller's transaction, a query adds nothing to it."""
+def test_inside_a_transaction_no_savepoint_is_made():
+    """Asked inside the caller's transaction, a query adds nothing to it. [B04.2]"""
 
     @query_handler
     def handle(query: GetNote) -> int:
@@ -453,8 +453,8 @@ def test_b04_2_inside_a_transaction_no_savepoint_is_made():
 # B04.3 ----------------------------------------------------------------------------
 
 
-def test_b04_3_returns_a_class():
-    """`returns=` converts the answer to a dataclass, a model or a NamedTuple."""
+def test_returns_a_class():
+    """`returns=` converts the answer to a dataclass, a model or a NamedTuple. [B04.3]"""
     bus = registry_of(get_note).query_bus
 
     assert bus.ask(route="note", returns=RowModel) == RowModel(text="a", number=1)
@@ -462,8 +462,8 @@ def test_b04_3_returns_a_class():
     assert bus.ask(route="note", returns=dict[str, Any]) == {"text": "a", "number": 1}
 
 
-def test_b04_3_an_answer_of_the_type_is_returned_as_it_is():
-    """What is of the wanted class already is not copied."""
+def test_an_answer_of_the_type_is_returned_as_it_is():
+    """What is of the wanted class already is not copied. [B04.3]"""
     row = Row("a", 1)
 
     @query_handler("row")
@@ -476,8 +476,8 @@ def test_b04_3_an_answer_of_the_type_is_returned_as_it_is():
     assert bus.ask(route="row", returns=object) is row
 
 
-def test_b04_3_returns_a_list_of_a_class():
-    """`returns=list[T]` converts every item."""
+def test_returns_a_list_of_a_class():
+    """`returns=list[T]` converts every item. [B04.3]"""
     bus = registry_of(list_notes).query_bus
 
     assert bus.ask(route="notes", returns=list[RowModel]) == [
@@ -492,8 +492,8 @@ def test_b04_3_returns_a_list_of_a_class():
 
 
 @pytest.mark.django_db
-def test_b04_3_a_queryset_becomes_rows():
-    """Model instances, a queryset of them, and of values() become typed rows."""
+def test_a_queryset_becomes_rows():
+    """Model instances, a queryset of them, and of values() become typed rows. [B04.3]"""
 
     @query_handler("models")
     def models() -> Any:
@@ -517,8 +517,8 @@ def test_b04_3_a_queryset_becomes_rows():
     assert bus.ask(route="first", returns=Row) == rows[0]
 
 
-def test_b04_3_a_generator_becomes_a_list():
-    """A lazy answer is read out for the conversion."""
+def test_a_generator_becomes_a_list():
+    """A lazy answer is read out for the conversion. [B04.3]"""
 
     @query_handler("rows")
     def handle() -> Any:
@@ -534,8 +534,8 @@ def test_b04_3_a_generator_becomes_a_list():
     ]
 
 
-def test_b04_3_returns_json_text():
-    """`returns="application/json"` gives the answer's JSON, whatever it is made of."""
+def test_returns_json_text():
+    """`returns="application/json"` gives the answer's JSON, whatever it is made of. [B04.3]"""
 
     @dataclass
     class Invoice:
@@ -577,8 +577,8 @@ def test_b04_3_returns_json_text():
 
 
 @pytest.mark.django_db
-def test_b04_3_model_instances_have_no_json_of_their_own():
-    """A model instance is not written as JSON by guess: `values()` says what of it."""
+def test_model_instances_have_no_json_of_their_own():
+    """A model instance is not written as JSON by guess: `values()` says what of it. [B04.3]"""
 
     @query_handler("values")
     def values() -> Any:
@@ -591,8 +591,8 @@ def test_b04_3_model_instances_have_no_json_of_their_own():
     )
 
 
-def test_b04_3_an_answer_that_does_not_convert_is_an_error():
-    """A wrong answer names the type that was wanted and every field."""
+def test_an_answer_that_does_not_convert_is_an_error():
+    """A wrong answer names the type that was wanted and every field. [B04.3]"""
 
     @query_handler("rows")
     def handle() -> Any:
@@ -607,8 +607,8 @@ def test_b04_3_an_answer_that_does_not_convert_is_an_error():
     assert str(caught.value).startswith("Cannot convert the answer to list[")
 
 
-def test_b04_3_a_lazy_answer_that_fails_speaks_for_itself():
-    """What it asks and is refused is no fault of the answer."""
+def test_a_lazy_answer_that_fails_speaks_for_itself():
+    """What it asks and is refused is no fault of the answer. [B04.3]"""
 
     @query_handler("note.get")
     def get(query: GetNote) -> int:
@@ -622,8 +622,8 @@ def test_b04_3_a_lazy_answer_that_fails_speaks_for_itself():
         registry_of(handle, get).query_bus.ask(route="rows", returns=JSON)
 
 
-def test_b04_3_an_answer_without_json_is_an_error():
-    """An object that JSON cannot hold is a conversion error, not a repr."""
+def test_an_answer_without_json_is_an_error():
+    """An object that JSON cannot hold is a conversion error, not a repr. [B04.3]"""
 
     @query_handler("thing")
     def handle() -> Any:
@@ -633,8 +633,8 @@ def test_b04_3_an_answer_without_json_is_an_error():
         registry_of(handle).query_bus.ask(route="thing", returns=JSON)
 
 
-def test_b04_3_no_answer_where_one_is_wanted_is_an_error():
-    """None is converted to an optional type and to nothing else."""
+def test_no_answer_where_one_is_wanted_is_an_error():
+    """None is converted to an optional type and to nothing else. [B04.3]"""
 
     @query_handler("nothing")
     def handle() -> Any:
@@ -648,8 +648,8 @@ def test_b04_3_no_answer_where_one_is_wanted_is_an_error():
         bus.ask(route="nothing", returns=Row)
 
 
-def test_b04_3_another_media_type_is_refused():
-    """JSON is the only text that an answer becomes."""
+def test_another_media_type_is_refused():
+    """JSON is the only text that an answer becomes. [B04.3]"""
     with pytest.raises(MessageConversionError) as caught:
         registry_of(get_note).query_bus.ask(route="note", returns="text/html")
 
@@ -664,8 +664,8 @@ def test_b04_3_another_media_type_is_refused():
 
 @pytest.mark.database
 @pytest.mark.django_db(transaction=True)
-def test_b04_4_inside_a_command_a_query_sees_its_uncommitted_changes():
-    """Asked by a command's handler, a query reads in the command's transaction."""
+def test_inside_a_command_a_query_sees_its_uncommitted_changes():
+    """Asked by a command's handler, a query reads in the command's transaction. [B04.4]"""
 
     @query_handler("notes.count")
     def count() -> int:
@@ -692,8 +692,8 @@ def test_b04_4_inside_a_command_a_query_sees_its_uncommitted_changes():
 
 @pytest.mark.database
 @pytest.mark.django_db
-def test_b04_4_a_query_inherits_the_commands_headers():
-    """A query asked while a command is handled sees the command's headers."""
+def test_a_query_inherits_the_commands_headers():
+    """A query asked while a command is handled sees the command's headers. [B04.4]"""
 
     @query_handler("who")
     def who(executor: Annotated[int, Header("executor_id")]) -> int:

@@ -86,8 +86,8 @@ def transactional(queries):
 # B12.1 ----------------------------------------------------------------------------
 
 
-def test_b12_1_a_command_runs_in_a_transaction():
-    """The handler runs inside atomic(); what it wrote is committed when it returns."""
+def test_a_command_runs_in_a_transaction():
+    """The handler runs inside atomic(); what it wrote is committed when it returns. [B12.1]"""
 
     @command_handler
     def write(command: Write):
@@ -104,8 +104,8 @@ def test_b12_1_a_command_runs_in_a_transaction():
     assert texts() == ["outer"]
 
 
-def test_b12_1_an_exception_rolls_back_and_arrives_unchanged():
-    """What a handler raises reaches the caller as it is, and nothing stays written."""
+def test_an_exception_rolls_back_and_arrives_unchanged():
+    """What a handler raises reaches the caller as it is, and nothing stays written. [B12.1]"""
     error = Refused("no")
 
     @command_handler
@@ -128,8 +128,8 @@ def test_b12_1_an_exception_rolls_back_and_arrives_unchanged():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_b12_1_an_interrupt_rolls_back_as_well(error):
-    """Whatever leaves the handler early, no half of it is committed."""
+def test_an_interrupt_rolls_back_as_well(error):
+    """Whatever leaves the handler early, no half of it is committed. [B12.1]"""
 
     @command_handler
     def write(command: Write):
@@ -143,8 +143,8 @@ def test_b12_1_an_interrupt_rolls_back_as_well(error):
     assert not is_atomic()
 
 
-def test_b12_1_a_database_error_arrives_unchanged():
-    """An IntegrityError that the handler leaves alone reaches the caller as it is."""
+def test_a_database_error_arrives_unchanged():
+    """An IntegrityError that the handler leaves alone reaches the caller as it is. [B12.1]"""
     Note.objects.create(text="first", slug="x")
 
     @command_handler
@@ -158,8 +158,8 @@ def test_b12_1_a_database_error_arrives_unchanged():
     assert texts() == ["first"]
 
 
-def test_b12_1_a_class_handler_runs_in_a_transaction_too():
-    """Sent by key, with nothing but the key, a command has its transaction."""
+def test_a_class_handler_runs_in_a_transaction_too():
+    """Sent by key, with nothing but the key, a command has its transaction. [B12.1]"""
 
     @command_handler("write")
     def write():
@@ -172,8 +172,8 @@ def test_b12_1_a_class_handler_runs_in_a_transaction_too():
     assert texts() == []
 
 
-def test_b12_1_an_async_handler_writes_inside_the_transaction():
-    """What an async def handler writes is rolled back with its command."""
+def test_an_async_handler_writes_inside_the_transaction():
+    """What an async def handler writes is rolled back with its command. [B12.1]"""
     seen = []
 
     @command_handler
@@ -190,8 +190,8 @@ def test_b12_1_an_async_handler_writes_inside_the_transaction():
     assert texts() == []
 
 
-def test_b12_1_a_payload_that_does_not_convert_opens_no_transaction():
-    """Bad input raises before BEGIN: nothing is asked of the database."""
+def test_a_payload_that_does_not_convert_opens_no_transaction():
+    """Bad input raises before BEGIN: nothing is asked of the database. [B12.1]"""
 
     @command_handler("write")
     def write(command: Write):
@@ -228,8 +228,8 @@ def nested(fails=False):
     return registry_of(write, write_inner)
 
 
-def test_b12_2_a_nested_command_has_a_savepoint():
-    """One BEGIN and one COMMIT, and a savepoint for the command inside."""
+def test_a_nested_command_has_a_savepoint():
+    """One BEGIN and one COMMIT, and a savepoint for the command inside. [B12.2]"""
     bus = nested().command_bus
     with CaptureQueriesContext(connection) as captured:
         bus.dispatch(Write())
@@ -238,16 +238,16 @@ def test_b12_2_a_nested_command_has_a_savepoint():
     assert texts() == ["after", "inner", "outer"]
 
 
-def test_b12_2_a_nested_failure_that_nobody_catches_undoes_all():
-    """The inner command's exception fails the outer one."""
+def test_a_nested_failure_that_nobody_catches_undoes_all():
+    """The inner command's exception fails the outer one. [B12.2]"""
     with pytest.raises(Refused):
         nested(fails=True).command_bus.dispatch(Write())
 
     assert texts() == []
 
 
-def test_b12_2_a_nested_failure_that_is_caught_undoes_the_inner_alone():
-    """Caught: the outer's writes stay, the inner's are gone, the connection is usable."""
+def test_a_nested_failure_that_is_caught_undoes_the_inner_alone():
+    """Caught: the outer's writes stay, the inner's are gone, the connection is usable. [B12.2]"""
 
     @command_handler
     def write(command: Write, commands: CommandBus):
@@ -273,8 +273,8 @@ def test_b12_2_a_nested_failure_that_is_caught_undoes_the_inner_alone():
     assert transactional(captured)[-1] == "COMMIT"
 
 
-def test_b12_2_a_nested_database_error_that_is_caught_leaves_the_connection_usable():
-    """An IntegrityError of an inner command, caught outside it, breaks nothing."""
+def test_a_nested_database_error_that_is_caught_leaves_the_connection_usable():
+    """An IntegrityError of an inner command, caught outside it, breaks nothing. [B12.2]"""
     Note.objects.create(text="first", slug="x")
 
     @command_handler
@@ -293,8 +293,8 @@ def test_b12_2_a_nested_database_error_that_is_caught_leaves_the_connection_usab
     assert texts() == ["after", "first", "outer"]
 
 
-def test_b12_2_an_outer_failure_undoes_the_nested_commands_that_succeeded():
-    """What an inner command wrote commits only with the outermost one."""
+def test_an_outer_failure_undoes_the_nested_commands_that_succeeded():
+    """What an inner command wrote commits only with the outermost one. [B12.2]"""
 
     @command_handler
     def write(command: Write, commands: CommandBus):
@@ -311,8 +311,8 @@ def test_b12_2_an_outer_failure_undoes_the_nested_commands_that_succeeded():
     assert texts() == []
 
 
-def test_b12_2_commands_nest_to_any_depth():
-    """Each level is a savepoint; what a level in between catches is undone below it."""
+def test_commands_nest_to_any_depth():
+    """Each level is a savepoint; what a level in between catches is undone below it. [B12.2]"""
 
     @command_handler("descend")
     def descend(depth: int, commands: CommandBus):
@@ -333,8 +333,8 @@ def test_b12_2_commands_nest_to_any_depth():
 # B12.3 ----------------------------------------------------------------------------
 
 
-def test_b12_3_atomic_false_runs_outside_any_transaction_of_the_bus():
-    """With atomic=False the handler has no transaction, and what it wrote stays."""
+def test_atomic_false_runs_outside_any_transaction_of_the_bus():
+    """With atomic=False the handler has no transaction, and what it wrote stays. [B12.3]"""
 
     @command_handler(atomic=False)
     def write(command: Write):
@@ -348,8 +348,8 @@ def test_b12_3_atomic_false_runs_outside_any_transaction_of_the_bus():
     assert texts() == ["outer"]
 
 
-def test_b12_3_atomic_false_inside_a_command_opens_no_savepoint():
-    """A nested command without a transaction shares its caller's."""
+def test_atomic_false_inside_a_command_opens_no_savepoint():
+    """A nested command without a transaction shares its caller's. [B12.3]"""
 
     @command_handler
     def write(command: Write, commands: CommandBus):
@@ -370,8 +370,8 @@ def test_b12_3_atomic_false_inside_a_command_opens_no_savepoint():
     assert texts() == ["inner", "outer"]
 
 
-def test_b12_3_using_names_the_database_of_the_transaction():
-    """using="other" opens the transaction there, and none on the default."""
+def test_using_names_the_database_of_the_transaction():
+    """using="other" opens the transaction there, and none on the default. [B12.3]"""
 
     @command_handler(using="other")
     def write(command: Write):
@@ -388,8 +388,8 @@ def test_b12_3_using_names_the_database_of_the_transaction():
 
 
 @pytest.mark.parametrize("declared", [None, "default", "other"])
-def test_b12_3_the_calls_using_stands_before_the_handlers(declared):
-    """dispatch(using=...) decides, whatever the handler declares."""
+def test_the_calls_using_stands_before_the_handlers(declared):
+    """dispatch(using=...) decides, whatever the handler declares. [B12.3]"""
 
     @command_handler(using=declared)
     def write(command: Write):
@@ -402,8 +402,8 @@ def test_b12_3_the_calls_using_stands_before_the_handlers(declared):
     assert bus.dispatch(Write()) == (declared != "other", declared == "other")
 
 
-def test_b12_3_an_alias_that_does_not_exist_raises():
-    """using= that is not in DATABASES raises before the handler is called."""
+def test_an_alias_that_does_not_exist_raises():
+    """using= that is not in DATABASES raises before the handler is called. [B12.3]"""
     called = []
 
     @command_handler
@@ -429,8 +429,8 @@ def test_b12_3_an_alias_that_does_not_exist_raises():
 
 
 @pytest.mark.parametrize("fails", ["nothing", "outer", "inner"])
-def test_b12_3_two_databases_in_one_command(fails):
-    """A nested command on another alias commits on its own, whatever the outer does."""
+def test_two_databases_in_one_command(fails):
+    """A nested command on another alias commits on its own, whatever the outer does. [B12.3]"""
 
     @command_handler
     def write(command: Write, commands: CommandBus):
@@ -464,8 +464,8 @@ def test_b12_3_two_databases_in_one_command(fails):
     assert texts() == here[fails]
 
 
-def test_b12_3_the_default_again_inside_another_alias_is_a_savepoint():
-    """A command on an alias whose transaction is open already nests in that one."""
+def test_the_default_again_inside_another_alias_is_a_savepoint():
+    """A command on an alias whose transaction is open already nests in that one. [B12.3]"""
 
     @command_handler("default")
     def default(depth: int, commands: CommandBus):
@@ -493,8 +493,8 @@ def test_b12_3_the_default_again_inside_another_alias_is_a_savepoint():
 # B12.4 ----------------------------------------------------------------------------
 
 
-def test_b12_4_on_commit_fires_once_after_the_outermost_commit():
-    """Callbacks of outer and inner commands run once each, when all is committed."""
+def test_on_commit_fires_once_after_the_outermost_commit():
+    """Callbacks of outer and inner commands run once each, when all is committed. [B12.4]"""
     fired = []
 
     def note(name):
@@ -520,8 +520,8 @@ def test_b12_4_on_commit_fires_once_after_the_outermost_commit():
     ]
 
 
-def test_b12_4_on_commit_of_a_failed_nested_command_does_not_fire():
-    """What a rolled-back command wanted to do after the commit is forgotten."""
+def test_on_commit_of_a_failed_nested_command_does_not_fire():
+    """What a rolled-back command wanted to do after the commit is forgotten. [B12.4]"""
     fired = []
 
     @command_handler
@@ -540,8 +540,8 @@ def test_b12_4_on_commit_of_a_failed_nested_command_does_not_fire():
     assert fired == ["outer"]
 
 
-def test_b12_4_a_command_sent_after_the_commit_has_a_transaction_of_its_own():
-    """An on_commit callback may send commands: they begin and commit anew."""
+def test_a_command_sent_after_the_commit_has_a_transaction_of_its_own():
+    """An on_commit callback may send commands: they begin and commit anew. [B12.4]"""
 
     @command_handler
     def write(command: Write, commands: CommandBus):
@@ -564,8 +564,8 @@ def test_b12_4_a_command_sent_after_the_commit_has_a_transaction_of_its_own():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_b12_5_inside_the_callers_own_atomic_a_command_nests(fails):
-    """In the caller's transaction a command is a savepoint, and ends with it."""
+def test_inside_the_callers_own_atomic_a_command_nests(fails):
+    """In the caller's transaction a command is a savepoint, and ends with it. [B12.5]"""
     bus = nested().command_bus
 
     def run():
@@ -588,8 +588,8 @@ def test_b12_5_inside_the_callers_own_atomic_a_command_nests(fails):
     assert texts() == ([] if fails else ["after", "inner", "outer"])
 
 
-def test_b12_5_a_failure_caught_in_the_callers_own_atomic_undoes_the_command_alone():
-    """A caller that catches goes on with a usable transaction."""
+def test_a_failure_caught_in_the_callers_own_atomic_undoes_the_command_alone():
+    """A caller that catches goes on with a usable transaction. [B12.5]"""
     bus = nested(fails=True).command_bus
     with transaction.atomic():
         Note.objects.create(text="caller")
@@ -629,10 +629,10 @@ urlpatterns = [path("write/<text>/", write_view)]
 
 @pytest.mark.parametrize("atomic_requests", [False, True])
 @pytest.mark.parametrize("text", ["fine", "bad", "caught"])
-def test_b12_5_under_atomic_requests_a_command_nests(
+def test_under_atomic_requests_a_command_nests(
     settings, monkeypatch, atomic_requests, text
 ):
-    """With ATOMIC_REQUESTS the request is the transaction; without, each command is."""
+    """With ATOMIC_REQUESTS the request is the transaction; without, each command is. [B12.5]"""
     settings.ROOT_URLCONF = __name__
     monkeypatch.setitem(
         connections.settings["default"], "ATOMIC_REQUESTS", atomic_requests
@@ -654,8 +654,8 @@ def test_b12_5_under_atomic_requests_a_command_nests(
 # B12.6 ----------------------------------------------------------------------------
 
 
-def test_b12_6_event_handlers_are_inside_the_commands_transaction():
-    """Handlers of an event that a command publishes write into its transaction."""
+def test_event_handlers_are_inside_the_commands_transaction():
+    """Handlers of an event that a command publishes write into its transaction. [B12.6]"""
 
     @command_handler
     def write(command: Write, events: EventBus):
@@ -678,8 +678,8 @@ def test_b12_6_event_handlers_are_inside_the_commands_transaction():
     assert texts() == []
 
 
-def test_b12_6_an_event_outside_a_command_opens_no_transaction():
-    """publish() outside a command: each handler writes as it would by itself."""
+def test_an_event_outside_a_command_opens_no_transaction():
+    """publish() outside a command: each handler writes as it would by itself. [B12.6]"""
 
     @event_handler(priority=1)
     def first(event: Written):
@@ -696,8 +696,8 @@ def test_b12_6_an_event_outside_a_command_opens_no_transaction():
     assert texts() == ["first"]
 
 
-def test_b12_6_a_query_opens_no_transaction():
-    """A query handler runs in none of its own, and in its caller's where there is one."""
+def test_a_query_opens_no_transaction():
+    """A query handler runs in none of its own, and in its caller's where there is one. [B12.6]"""
 
     @query_handler
     def look(query: Look):
@@ -717,8 +717,8 @@ def test_b12_6_a_query_opens_no_transaction():
     assert registry.command_bus.dispatch(Write()) == (True, ["outer"])
 
 
-def test_b12_6_a_query_that_is_asked_in_vain_breaks_nothing():
-    """A query that raises and is caught leaves its command's transaction usable."""
+def test_a_query_that_is_asked_in_vain_breaks_nothing():
+    """A query that raises and is caught leaves its command's transaction usable. [B12.6]"""
 
     @command_handler
     def write(command: Write, queries: QueryBus):
@@ -739,8 +739,8 @@ def test_b12_6_a_query_that_is_asked_in_vain_breaks_nothing():
 # A transaction that is broken ------------------------------------------------------
 
 
-def test_b12_a_transaction_broken_before_is_refused():
-    """A command is not called where its transaction can only be rolled back."""
+def test_a_transaction_broken_before_is_refused():
+    """A command is not called where its transaction can only be rolled back. [B12]"""
     called = []
 
     @command_handler
@@ -775,8 +775,8 @@ BROKEN_INSIDE = (
 )
 
 
-def test_b12_a_transaction_broken_inside_is_an_error():
-    """A handler that swallows an IntegrityError fails: nothing of it could be saved."""
+def test_a_transaction_broken_inside_is_an_error():
+    """A handler that swallows an IntegrityError fails: nothing of it could be saved. [B12]"""
     origin = []
 
     @command_handler
@@ -798,8 +798,8 @@ def test_b12_a_transaction_broken_inside_is_an_error():
     assert texts() == ["first"]
 
 
-def test_b12_a_savepoint_of_the_handlers_own_breaks_nothing():
-    """An IntegrityError caught around atomic() leaves the command sound."""
+def test_a_savepoint_of_the_handlers_own_breaks_nothing():
+    """An IntegrityError caught around atomic() leaves the command sound. [B12]"""
 
     @command_handler
     def write(command: Write):
@@ -814,8 +814,8 @@ def test_b12_a_savepoint_of_the_handlers_own_breaks_nothing():
     assert texts() == ["after", "first", "outer"]
 
 
-def test_b12_a_nested_command_that_broke_its_savepoint_is_an_error_of_its_own():
-    """Caught by the outer command, the inner one's broken savepoint is undone."""
+def test_a_nested_command_that_broke_its_savepoint_is_an_error_of_its_own():
+    """Caught by the outer command, the inner one's broken savepoint is undone. [B12]"""
 
     @command_handler
     def write(command: Write, commands: CommandBus):
@@ -838,8 +838,8 @@ def test_b12_a_nested_command_that_broke_its_savepoint_is_an_error_of_its_own():
     assert texts() == ["after", "first", "outer"]
 
 
-def test_b12_a_broken_transaction_of_another_alias_is_no_obstacle():
-    """Only the command's own database counts, and the text names it."""
+def test_a_broken_transaction_of_another_alias_is_no_obstacle():
+    """Only the command's own database counts, and the text names it. [B12]"""
 
     @command_handler(using="other")
     def write(command: Write):
@@ -864,8 +864,8 @@ def test_b12_a_broken_transaction_of_another_alias_is_no_obstacle():
     assert texts() == ["inner"]
 
 
-def test_b12_an_event_handler_that_swallows_a_database_error_fails_the_command():
-    """A broken transaction is noticed whoever of the command's handlers broke it."""
+def test_an_event_handler_that_swallows_a_database_error_fails_the_command():
+    """A broken transaction is noticed whoever of the command's handlers broke it. [B12]"""
 
     @command_handler
     def write(command: Write, events: EventBus):
@@ -890,8 +890,8 @@ def swallow_a_failed_query():
         cursor.execute("SELECT nosuch FROM nosuch")
 
 
-def test_b12_a_swallowed_error_of_plain_sql_is_no_silent_loss():
-    """PostgreSQL ends the whole transaction; the others go on, and so may the command."""
+def test_a_swallowed_error_of_plain_sql_is_no_silent_loss():
+    """PostgreSQL ends the whole transaction; the others go on, and so may the command. [B12]"""
 
     @command_handler
     def write(command: Write):
@@ -912,8 +912,8 @@ def test_b12_a_swallowed_error_of_plain_sql_is_no_silent_loss():
         assert texts() == ["outer"]
 
 
-def test_b12_a_transaction_that_plain_sql_broke_before_is_refused():
-    """On PostgreSQL a command is not called after an unwatched error either."""
+def test_a_transaction_that_plain_sql_broke_before_is_refused():
+    """On PostgreSQL a command is not called after an unwatched error either. [B12]"""
 
     @command_handler
     def write(command: Write):

@@ -46,8 +46,8 @@ def rules_of(*handlers):
     return [problem.rule for problem in registry.problems]
 
 
-def test_b03_4_a_message_says_its_result():
-    """The R of Query[R] and Command[R] is known, with slots and in quotes as well."""
+def test_a_message_says_its_result():
+    """The R of Query[R] and Command[R] is known, with slots and in quotes as well. [B03.4]"""
 
     @dataclass
     class Quoted(Query["TicketRow"]):
@@ -58,8 +58,8 @@ def test_b03_4_a_message_says_its_result():
     assert result_type_of(Quoted) is TicketRow
 
 
-def test_b03_4_a_handler_annotated_otherwise_is_a_check():
-    """A handler that returns another type than its message says is a check."""
+def test_a_handler_annotated_otherwise_is_a_check():
+    """A handler that returns another type than its message says is a check. [B03.4]"""
 
     @query_handler
     def get_ticket(query: GetTicket) -> UUID: ...
@@ -71,8 +71,8 @@ def test_b03_4_a_handler_annotated_otherwise_is_a_check():
     assert rules_of(open_ticket) == []
 
 
-def test_b03_4_a_result_promised_by_a_message_on_a_channel_is_a_check():
-    """Command[R] with R not None on a channel is a check; Command[None] is none."""
+def test_a_result_promised_by_a_message_on_a_channel_is_a_check():
+    """Command[R] with R not None on a channel is a check; Command[None] is none. [B03.4]"""
 
     @command_handler(channel="memory", name="typed.open")
     def open_ticket(command: OpenTicket) -> UUID: ...
@@ -85,8 +85,8 @@ def test_b03_4_a_result_promised_by_a_message_on_a_channel_is_a_check():
 
 
 @pytest.mark.django_db
-def test_b03_4_a_stopped_flow_raises_for_a_typed_message():
-    """Who was promised a result gets MessageStopped; who was not gets None."""
+def test_a_stopped_flow_raises_for_a_typed_message():
+    """Who was promised a result gets MessageStopped; who was not gets None. [B03.4]"""
 
     @before(pointcut.handler("*"))
     def nobody(_payload: object) -> object:

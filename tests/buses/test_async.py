@@ -163,15 +163,15 @@ TWINS = [
 
 
 @pytest.mark.parametrize(("twin", "atwin"), TWINS, ids=lambda f: f.__name__)
-def test_b15_1_twins_take_the_same(twin, atwin):
-    """An async twin takes what its synchronous one takes, and returns the same."""
+def test_twins_take_the_same(twin, atwin):
+    """An async twin takes what its synchronous one takes, and returns the same. [B15.1]"""
     assert inspect.signature(twin) == inspect.signature(atwin)
     assert inspect.iscoroutinefunction(atwin)
 
 
 @pytest.mark.django_db
-async def test_b15_1_an_async_caller_gets_what_a_synchronous_one_gets():
-    """adispatch and aask return what the handler returns; apublish returns None."""
+async def test_an_async_caller_gets_what_a_synchronous_one_gets():
+    """adispatch and aask return what the handler returns; apublish returns None. [B15.1]"""
     seen = []
 
     @command_handler
@@ -201,8 +201,8 @@ async def test_b15_1_an_async_caller_gets_what_a_synchronous_one_gets():
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("_urls")
-def test_b15_1_async_views_of_an_asgi_server():
-    """Through the whole ASGI stack a view dispatches, asks and publishes."""
+def test_async_views_of_an_asgi_server():
+    """Through the whole ASGI stack a view dispatches, asks and publishes. [B15.1]"""
 
     @registry.add
     @command_handler
@@ -235,8 +235,8 @@ def test_b15_1_async_views_of_an_asgi_server():
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("_urls")
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
-def test_b15_1_a_failed_command_of_an_async_view_leaves_nothing(is_async):
-    """What a command wrote before it failed is rolled back; the view gets the error."""
+def test_a_failed_command_of_an_async_view_leaves_nothing(is_async):
+    """What a command wrote before it failed is rolled back; the view gets the error. [B15.1]"""
 
     @registry.add
     @command_handler
@@ -264,8 +264,8 @@ def test_b15_1_a_failed_command_of_an_async_view_leaves_nothing(is_async):
 @pytest.mark.django_db
 @pytest.mark.usefixtures("_urls")
 @pytest.mark.parametrize("view", ["write", "synchronous"])
-def test_b15_1_async_and_synchronous_views_under_both_clients(view):
-    """WSGI runs async views and ASGI runs synchronous ones: both reach the bus."""
+def test_async_and_synchronous_views_under_both_clients(view):
+    """WSGI runs async views and ASGI runs synchronous ones: both reach the bus. [B15.1]"""
 
     @registry.add
     @command_handler
@@ -282,8 +282,8 @@ def test_b15_1_async_and_synchronous_views_under_both_clients(view):
 
 
 @pytest.mark.django_db
-async def test_b15_1_an_exception_arrives_as_the_same_object():
-    """The handler's own exception is what the awaiting caller catches."""
+async def test_an_exception_arrives_as_the_same_object():
+    """The handler's own exception is what the awaiting caller catches. [B15.1]"""
     error = Refused("no")
 
     @command_handler
@@ -299,10 +299,10 @@ async def test_b15_1_an_exception_arrives_as_the_same_object():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_b15_1_the_whole_unit_is_one_hop(monkeypatch):
+def test_the_whole_unit_is_one_hop(monkeypatch):
     """
     Conversion, transaction, handlers and nested messages run in one thread, entered
-    once: the event loop is left a single time.
+    once: the event loop is left a single time. [B15.1]
     """
     hops = []
     threads = []
@@ -354,8 +354,8 @@ def test_b15_1_the_whole_unit_is_one_hop(monkeypatch):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_b15_1_the_transaction_is_that_of_a_synchronous_caller():
-    """adispatch begins and commits once."""
+def test_the_transaction_is_that_of_a_synchronous_caller():
+    """adispatch begins and commits once. [B15.1]"""
 
     @command_handler
     def write(command: Write) -> None:
@@ -369,8 +369,8 @@ def test_b15_1_the_transaction_is_that_of_a_synchronous_caller():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_b15_1_on_commit_waits_for_the_commit():
-    """What the handler leaves to on_commit is called once, after the commit."""
+def test_on_commit_waits_for_the_commit():
+    """What the handler leaves to on_commit is called once, after the commit. [B15.1]"""
     called = []
 
     @command_handler
@@ -438,8 +438,8 @@ KINDS = [
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("targets", KINDS)
-def test_b15_2_async_handlers_of_every_kind_for_a_synchronous_caller(targets):
-    """An async def handler is run to its end by the synchronous bus."""
+def test_async_handlers_of_every_kind_for_a_synchronous_caller(targets):
+    """An async def handler is run to its end by the synchronous bus. [B15.2]"""
     registry = registry_of(*targets)
 
     assert registry.command_bus.dispatch(Write()) == "outer"
@@ -450,8 +450,8 @@ def test_b15_2_async_handlers_of_every_kind_for_a_synchronous_caller(targets):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("targets", KINDS)
-async def test_b15_2_async_handlers_of_every_kind_for_an_async_caller(targets):
-    """An async def handler is run to its end by the async twin."""
+async def test_async_handlers_of_every_kind_for_an_async_caller(targets):
+    """An async def handler is run to its end by the async twin. [B15.2]"""
     registry = registry_of(*targets)
 
     assert await registry.command_bus.adispatch(Write()) == "outer"
@@ -462,8 +462,8 @@ async def test_b15_2_async_handlers_of_every_kind_for_an_async_caller(targets):
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("ambient", ["synchronous", "async", "asgi"])
-def test_b15_2_async_writes_roll_back_with_their_command(ambient):
-    """What async handlers wrote by the ORM is gone when their command fails."""
+def test_async_writes_roll_back_with_their_command(ambient):
+    """What async handlers wrote by the ORM is gone when their command fails. [B15.2]"""
     inside = []
 
     @command_handler
@@ -503,8 +503,8 @@ def test_b15_2_async_writes_roll_back_with_their_command(ambient):
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("is_async", [False, True], ids=["dispatch", "adispatch"])
-def test_b15_2_a_nested_adispatch_is_a_savepoint(is_async):
-    """A command sent by an async handler joins its transaction, in a savepoint."""
+def test_a_nested_adispatch_is_a_savepoint(is_async):
+    """A command sent by an async handler joins its transaction, in a savepoint. [B15.2]"""
 
     @command_handler
     async def write(command: Write, commands: CommandBus) -> None:
@@ -525,8 +525,8 @@ def test_b15_2_a_nested_adispatch_is_a_savepoint(is_async):
 
 
 @pytest.mark.django_db(transaction=True)
-async def test_b15_2_a_caught_nested_failure_leaves_a_usable_transaction():
-    """An async handler that catches a nested failure goes on; its writes stay."""
+async def test_a_caught_nested_failure_leaves_a_usable_transaction():
+    """An async handler that catches a nested failure goes on; its writes stay. [B15.2]"""
 
     @command_handler
     async def write(command: Write, commands: CommandBus) -> None:
@@ -547,10 +547,10 @@ async def test_b15_2_a_caught_nested_failure_leaves_a_usable_transaction():
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("fails", ["first", "second", None])
-def test_b15_2_commands_gathered_by_a_handler_each_have_their_savepoint(fails):
+def test_commands_gathered_by_a_handler_each_have_their_savepoint(fails):
     """
     Commands that an async handler sends at once run one after the other: the failure
-    of one takes nothing of the other with it.
+    of one takes nothing of the other with it. [B15.2]
     """
 
     @command_handler
@@ -578,8 +578,8 @@ def test_b15_2_commands_gathered_by_a_handler_each_have_their_savepoint(fails):
 
 
 @pytest.mark.django_db
-async def test_b15_2_a_headers_and_identity_pass_through_async_handlers():
-    """Headers, correlation and causation pass on through awaits, tasks and hops."""
+async def test_a_headers_and_identity_pass_through_async_handlers():
+    """Headers, correlation and causation pass on through awaits, tasks and hops. [B15.2]"""
     seen = {}
 
     @command_handler
@@ -610,8 +610,8 @@ async def test_b15_2_a_headers_and_identity_pass_through_async_handlers():
 
 
 @pytest.mark.django_db
-def test_b15_2_async_factories_of_depends():
-    """A Depends factory may be async def, or an object whose __call__ is."""
+def test_async_factories_of_depends():
+    """A Depends factory may be async def, or an object whose __call__ is. [B15.2]"""
     made = []
 
     async def connect(command: Write) -> str:
@@ -640,8 +640,8 @@ def test_b15_2_async_factories_of_depends():
 
 
 @pytest.mark.django_db
-async def test_b15_2_a_generator_of_depends_is_closed_after_an_async_handler():
-    """What a Depends generator does after its yield is done after the handler."""
+async def test_a_generator_of_depends_is_closed_after_an_async_handler():
+    """What a Depends generator does after its yield is done after the handler. [B15.2]"""
     order = []
 
     def session():
@@ -661,8 +661,8 @@ async def test_b15_2_a_generator_of_depends_is_closed_after_an_async_handler():
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
-async def test_b15_2_async_interceptors(is_async):
-    """before and after may be async def, around handlers of both kinds."""
+async def test_async_interceptors(is_async):
+    """before and after may be async def, around handlers of both kinds. [B15.2]"""
 
     @before(pointcut.message(Write))
     async def replace(command: Write) -> Write:
@@ -686,8 +686,8 @@ async def test_b15_2_async_interceptors(is_async):
 
 
 @pytest.mark.django_db
-async def test_b15_2_async_interceptors_roll_back_with_the_command():
-    """What async interceptors wrote inside the transaction goes when it fails."""
+async def test_async_interceptors_roll_back_with_the_command():
+    """What async interceptors wrote inside the transaction goes when it fails. [B15.2]"""
 
     @before(pointcut.message(Write))
     async def note(command: Write) -> None:
@@ -714,8 +714,8 @@ def channel(settings):
 
 
 @pytest.mark.django_db
-async def test_b15_2_async_handlers_on_a_channel(channel):
-    """An async handler behind a channel, and an async pre_send before it."""
+async def test_async_handlers_on_a_channel(channel):
+    """An async handler behind a channel, and an async pre_send before it. [B15.2]"""
 
     @pre_send(pointcut.message(str))
     async def stop(text: str) -> object:
@@ -735,8 +735,8 @@ async def test_b15_2_async_handlers_on_a_channel(channel):
 
 
 @pytest.mark.django_db
-async def test_b15_2_what_an_async_handler_sends_waits_for_its_command(channel):
-    """A message that a failing async command sent to a channel is never sent."""
+async def test_what_an_async_handler_sends_waits_for_its_command(channel):
+    """A message that a failing async command sent to a channel is never sent. [B15.2]"""
 
     @command_handler
     async def write(command: Write, events: EventBus) -> None:
@@ -762,8 +762,8 @@ async def test_b15_2_what_an_async_handler_sends_waits_for_its_command(channel):
 
 
 @pytest.mark.django_db
-async def test_b15_2_a_decorated_async_handler_is_awaited():
-    """A handler that a synchronous wrapper hides is awaited inside the transaction."""
+async def test_a_decorated_async_handler_is_awaited():
+    """A handler that a synchronous wrapper hides is awaited inside the transaction. [B15.2]"""
 
     def traced(function):
         @functools.wraps(function)
@@ -789,8 +789,8 @@ async def test_b15_2_a_decorated_async_handler_is_awaited():
 
 
 @pytest.mark.django_db
-async def test_b15_2_async_event_handlers_are_called_in_turn():
-    """Async handlers of one event run by priority, one after the other."""
+async def test_async_event_handlers_are_called_in_turn():
+    """Async handlers of one event run by priority, one after the other. [B15.2]"""
     order = []
 
     @event_handler
@@ -811,8 +811,8 @@ async def test_b15_2_async_event_handlers_are_called_in_turn():
 
 
 @pytest.mark.django_db(transaction=True)
-async def test_b15_2_a_database_error_that_an_async_handler_catches_is_seen():
-    """A transaction that is broken is not reported as committed."""
+async def test_a_database_error_that_an_async_handler_catches_is_seen():
+    """A transaction that is broken is not reported as committed. [B15.2]"""
 
     @command_handler
     async def write(command: Write) -> None:
@@ -865,10 +865,10 @@ def is_origin(message):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_b15_3_a_cancelled_synchronous_handler_is_whole_and_leaks_no_header():
+def test_a_cancelled_synchronous_handler_is_whole_and_leaks_no_header():
     """
     A thread cannot be stopped: the command of a cancelled task is finished whole, and
-    what its caller sends afterwards has nothing of its headers.
+    what its caller sends afterwards has nothing of its headers. [B15.3]
     """
     gate = Gate()
 
@@ -905,8 +905,8 @@ def test_b15_3_a_cancelled_synchronous_handler_is_whole_and_leaks_no_header():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_b15_3_a_cancelled_async_handler_is_rolled_back():
-    """An async handler is cancelled where it awaits, and nothing of it stays."""
+def test_a_cancelled_async_handler_is_rolled_back():
+    """An async handler is cancelled where it awaits, and nothing of it stays. [B15.3]"""
     seen = {}
 
     @command_handler
@@ -952,10 +952,10 @@ def test_b15_3_a_cancelled_async_handler_is_rolled_back():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_b15_3_a_cancelled_caller_is_not_bound_to_the_thread_that_waits():
+def test_a_cancelled_caller_is_not_bound_to_the_thread_that_waits():
     """
     A cancelled task goes on before its thread has noticed, and can use Django: it is
-    not sent to the executor of a wait that is about to end.
+    not sent to the executor of a wait that is about to end. [B15.3]
     """
     gate = Gate()
     busy = []
@@ -992,12 +992,10 @@ def test_b15_3_a_cancelled_caller_is_not_bound_to_the_thread_that_waits():
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("bridge", ["ours", "Django's"])
-def test_b15_3_a_cancelled_caller_leaves_no_error_that_nobody_takes(
-    bridge, monkeypatch
-):
+def test_a_cancelled_caller_leaves_no_error_that_nobody_takes(bridge, monkeypatch):
     """
     Also where the thread is done with the cancellation before its caller looks, and
-    where Django itself sent a synchronous view to the thread.
+    where Django itself sent a synchronous view to the thread. [B15.3]
     """
 
     def copy_slowly():
@@ -1043,8 +1041,8 @@ def test_b15_3_a_cancelled_caller_leaves_no_error_that_nobody_takes(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_b15_3_cancelled_inside_a_nested_command_all_of_it_goes():
-    """A cancellation inside a nested async command ends the outer one as well."""
+def test_cancelled_inside_a_nested_command_all_of_it_goes():
+    """A cancellation inside a nested async command ends the outer one as well. [B15.3]"""
 
     @command_handler
     async def write(command: Write, commands: CommandBus) -> None:
@@ -1074,8 +1072,8 @@ def test_b15_3_cancelled_inside_a_nested_command_all_of_it_goes():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_b15_3_a_time_limit_inside_a_handler_is_a_failure_like_any_other():
-    """A nested command that asyncio.timeout ends is rolled back to its savepoint."""
+def test_a_time_limit_inside_a_handler_is_a_failure_like_any_other():
+    """A nested command that asyncio.timeout ends is rolled back to its savepoint. [B15.3]"""
 
     @command_handler
     async def write(command: Write, commands: CommandBus) -> None:
@@ -1100,8 +1098,8 @@ def test_b15_3_a_time_limit_inside_a_handler_is_a_failure_like_any_other():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_b15_3_cancelled_before_its_turn_it_never_runs():
-    """A command that waits for the thread and is cancelled is not handled at all."""
+def test_cancelled_before_its_turn_it_never_runs():
+    """A command that waits for the thread and is cancelled is not handled at all. [B15.3]"""
     gate = Gate()
 
     @command_handler
@@ -1164,10 +1162,10 @@ async def asgi_request(path, *, disconnect):
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.usefixtures("_urls")
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
-def test_b15_3_a_client_that_goes_away_leaves_no_half_transaction(is_async):
+def test_a_client_that_goes_away_leaves_no_half_transaction(is_async):
     """
     A request whose client disconnects is cancelled: its synchronous command is
-    finished whole, its async one rolled back whole, and its connection closed.
+    finished whole, its async one rolled back whole, and its connection closed. [B15.3]
     """
     gate = Gate()
     opened = []
@@ -1221,8 +1219,8 @@ INSTEAD = [
 
 @pytest.mark.parametrize(("bus", "method"), INSTEAD)
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "again"])
-async def test_b15_4_a_synchronous_call_in_an_event_loop_raises(bus, method, warm):
-    """It raises one error that names the twin, whether the route is known or not."""
+async def test_a_synchronous_call_in_an_event_loop_raises(bus, method, warm):
+    """It raises one error that names the twin, whether the route is known or not. [B15.4]"""
     called = []
 
     @command_handler(atomic=False, name="command")
@@ -1248,8 +1246,8 @@ async def test_b15_4_a_synchronous_call_in_an_event_loop_raises(bus, method, war
 
 @pytest.mark.usefixtures("_urls")
 @pytest.mark.django_db(transaction=True)
-def test_b15_4_in_an_async_view():
-    """An async view that calls dispatch gets the error, and nothing is written."""
+def test_in_an_async_view():
+    """An async view that calls dispatch gets the error, and nothing is written. [B15.4]"""
     registry.add(write_note)
 
     async def use():
@@ -1262,8 +1260,8 @@ def test_b15_4_in_an_async_view():
 
 
 @pytest.mark.django_db
-async def test_b15_4_in_an_async_handler():
-    """An async handler that calls dispatch fails its command, which is rolled back."""
+async def test_in_an_async_handler():
+    """An async handler that calls dispatch fails its command, which is rolled back. [B15.4]"""
 
     @command_handler
     async def write(command: Write, commands: CommandBus) -> None:
@@ -1280,8 +1278,8 @@ async def test_b15_4_in_an_async_handler():
     assert await atexts() == []
 
 
-async def test_b15_4_a_synchronous_handler_in_the_hop_may_dispatch():
-    """The thread of the hop runs no event loop: handlers there dispatch as ever."""
+async def test_a_synchronous_handler_in_the_hop_may_dispatch():
+    """The thread of the hop runs no event loop: handlers there dispatch as ever. [B15.4]"""
 
     @command_handler(atomic=False)
     def write(command: Write, commands: CommandBus) -> str:
@@ -1301,8 +1299,8 @@ async def test_b15_4_a_synchronous_handler_in_the_hop_may_dispatch():
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
-async def test_b09_5_gathered_messages_do_not_see_each_others_headers(is_async):
-    """Each of many messages sent at once has its own headers and identity."""
+async def test_gathered_messages_do_not_see_each_others_headers(is_async):
+    """Each of many messages sent at once has its own headers and identity. [B09.5]"""
 
     def echo(command: Write, number: Annotated[int, Header("number")]) -> int:
         time.sleep(0.0005)
@@ -1323,8 +1321,8 @@ async def test_b09_5_gathered_messages_do_not_see_each_others_headers(is_async):
 
 
 @pytest.mark.django_db
-async def test_b09_5_each_task_passes_on_its_own_requests_headers():
-    """Headers that a middleware sets for one task are those of its messages alone."""
+async def test_each_task_passes_on_its_own_requests_headers():
+    """Headers that a middleware sets for one task are those of its messages alone. [B09.5]"""
 
     @command_handler
     async def write(command: Write, commands: CommandBus) -> str:
@@ -1352,8 +1350,8 @@ async def test_b09_5_each_task_passes_on_its_own_requests_headers():
 variable = ContextVar("variable", default="unset")
 
 
-async def test_b09_5_context_variables_pass_both_ways():
-    """As with any asgiref bridge, a handler sees its caller's variables and sets them."""
+async def test_context_variables_pass_both_ways():
+    """As with any asgiref bridge, a handler sees its caller's variables and sets them. [B09.5]"""
 
     @command_handler(atomic=False)
     async def write(command: Write) -> str:
@@ -1370,8 +1368,8 @@ async def test_b09_5_context_variables_pass_both_ways():
 
 
 @pytest.mark.django_db
-async def test_b15_1_a_nested_event_loop_has_its_own_context():
-    """A task that outlives its handler sends no more in the name of a closed scope."""
+async def test_a_nested_event_loop_has_its_own_context():
+    """A task that outlives its handler sends no more in the name of a closed scope. [B15.1]"""
     later = []
 
     @command_handler

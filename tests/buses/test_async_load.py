@@ -139,11 +139,11 @@ def outcome(response: httpx.Response) -> object:
 
 @pytest.mark.long
 @pytest.mark.parametrize("pool", [True, False], ids=["pool", "no pool"])
-def test_b15_1_concurrent_requests_lose_and_mix_nothing(pool):
+def test_concurrent_requests_lose_and_mix_nothing(pool):
     """
     Of 200 concurrent requests through ASGI every one is written whole or, where it
     fails, not at all; each row has the header of its own request, and no connection
-    stays behind.
+    stays behind. [B15.1]
     """
     on_postgresql = connection.vendor == "postgresql"
     if pool and not on_postgresql:
@@ -183,10 +183,10 @@ def test_b15_1_concurrent_requests_lose_and_mix_nothing(pool):
 
 
 @pytest.mark.long
-def test_b15_3_clients_that_go_away_leave_nothing_half_done():
+def test_clients_that_go_away_leave_nothing_half_done():
     """
     Requests whose clients give up are written whole or not at all, and the server goes
-    on with every connection back.
+    on with every connection back. [B15.3]
     """
     count = 40 if connection.vendor != "sqlite" else 15
 

@@ -113,8 +113,8 @@ def transactional(queries):
 @pytest.mark.parametrize(
     ("failures", "calls"), [(0, 1), (1, 2), (2, 3)], ids=["none", "one", "two"]
 )
-def test_b14_1_a_failed_attempt_is_made_again(failures, calls):
-    """Until one succeeds: its result is the command's, its writes alone are kept."""
+def test_a_failed_attempt_is_made_again(failures, calls):
+    """Until one succeeds: its result is the command's, its writes alone are kept. [B14.1]"""
     handler = Handler(failures)
 
     assert bus_of(handler, 2).dispatch(Pay()) == calls
@@ -123,8 +123,8 @@ def test_b14_1_a_failed_attempt_is_made_again(failures, calls):
 
 @in_a_block
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_b14_1_at_most_one_more_call_than_retries(retries):
-    """Then the last attempt's exception reaches the caller, and nothing stays."""
+def test_at_most_one_more_call_than_retries(retries):
+    """Then the last attempt's exception reaches the caller, and nothing stays. [B14.1]"""
     errors = [Refused(number) for number in range(9)]
     left = iter(errors)
 
@@ -161,8 +161,8 @@ def test_b14_1_at_most_one_more_call_than_retries(retries):
         (Exception, GeneratorExit, 1),
     ],
 )
-def test_b14_1_only_the_named_exceptions_are_retried(on, error, calls):
-    """Their subclasses included; any other ends it at once."""
+def test_only_the_named_exceptions_are_retried(on, error, calls):
+    """Their subclasses included; any other ends it at once. [B14.1]"""
     handler = Handler(9, error)
     kind = error if isinstance(error, type) else type(error)
 
@@ -172,8 +172,8 @@ def test_b14_1_only_the_named_exceptions_are_retried(on, error, calls):
     assert len(handler.calls) == calls
 
 
-def test_b14_1_each_attempt_has_a_fresh_transaction():
-    """The failed one is rolled back before the next begins."""
+def test_each_attempt_has_a_fresh_transaction():
+    """The failed one is rolled back before the next begins. [B14.1]"""
     handler = Handler(1)
     with CaptureQueriesContext(connection) as captured:
         bus_of(handler).dispatch(Pay())
@@ -182,16 +182,16 @@ def test_b14_1_each_attempt_has_a_fresh_transaction():
 
 
 @in_a_block
-def test_b14_1_all_attempts_handle_one_message():
-    """Its ids are the same each time."""
+def test_all_attempts_handle_one_message():
+    """Its ids are the same each time. [B14.1]"""
     handler = Handler(2)
     bus_of(handler, 2).dispatch(Pay())
 
     assert len({message.message_id for message in handler.calls}) == 1
 
 
-def test_b14_1_what_a_failed_attempt_sent_is_gone(settings):
-    """Messages, on_commit callbacks and what event handlers wrote."""
+def test_what_a_failed_attempt_sent_is_gone(settings):
+    """Messages, on_commit callbacks and what event handlers wrote. [B14.1]"""
     settings.DJANGO_CQRS = {
         "CHANNELS": {
             "default": {"BACKEND": "django_cqrs.channels.InMemoryChannel"},
@@ -223,8 +223,8 @@ def test_b14_1_what_a_failed_attempt_sent_is_gone(settings):
 
 
 @in_a_block
-def test_b14_1_a_retry_is_logged(caplog):
-    """With the handler, the kind of exception and the message's id, no payload."""
+def test_a_retry_is_logged(caplog):
+    """With the handler, the kind of exception and the message's id, no payload. [B14.1]"""
     handler = Handler(2, Refused("secret"))
     with caplog.at_level(logging.WARNING, "django_cqrs"):
         bus_of(handler, 3).dispatch(Pay("secret"))
@@ -239,8 +239,8 @@ def test_b14_1_a_retry_is_logged(caplog):
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-def test_b14_1_nested_dispatches_do_not_multiply_attempts(atomic):
-    """A command inside an attempt is not retried itself: the outermost is."""
+def test_nested_dispatches_do_not_multiply_attempts(atomic):
+    """A command inside an attempt is not retried itself: the outermost is. [B14.1]"""
     calls = Counter()
 
     @command_handler(atomic=atomic)
@@ -273,8 +273,8 @@ def test_b14_1_nested_dispatches_do_not_multiply_attempts(atomic):
     assert calls == {"outer": 3, "middle": 3, "event": 3, "inner": 3}
 
 
-def test_b14_1_a_command_after_a_retried_one_is_retried_as_well():
-    """Attempts are counted per command, not per bus."""
+def test_a_command_after_a_retried_one_is_retried_as_well():
+    """Attempts are counted per command, not per bus. [B14.1]"""
     handler = Handler(4)
     bus = bus_of(handler, 1)
 
@@ -285,8 +285,8 @@ def test_b14_1_a_command_after_a_retried_one_is_retried_as_well():
 
 
 @pytest.mark.parametrize("around", ["atomic", "command"])
-def test_b14_1_nothing_is_retried_inside_a_transaction(around):
-    """Whose transaction it is has to begin anew, not the bus in its middle."""
+def test_nothing_is_retried_inside_a_transaction(around):
+    """Whose transaction it is has to begin anew, not the bus in its middle. [B14.1]"""
     handler = Handler(9)
     bus = bus_of(handler)
     global_bus = bus.registry.command_bus
@@ -306,16 +306,16 @@ def test_b14_1_nothing_is_retried_inside_a_transaction(around):
     assert len(handler.calls) == 1
 
 
-def test_b14_1_a_transaction_on_another_database_does_not_count():
-    """What is rolled back there is not what the attempt would begin anew."""
+def test_a_transaction_on_another_database_does_not_count():
+    """What is rolled back there is not what the attempt would begin anew. [B14.1]"""
     handler = Handler(1)
 
     with transaction.atomic("other"):
         assert bus_of(handler).dispatch(Pay()) == 2
 
 
-def test_b14_1_using_says_whose_transaction_counts():
-    """The alias of the call is the one that the attempt begins on."""
+def test_using_says_whose_transaction_counts():
+    """The alias of the call is the one that the attempt begins on. [B14.1]"""
     handler = Handler(1)
     bus = bus_of(handler)
 
@@ -325,8 +325,8 @@ def test_b14_1_using_says_whose_transaction_counts():
 
 
 @pytest.mark.django_db
-def test_b14_1_in_a_test_case_an_attempt_is_a_savepoint():
-    """The transaction that a test runs in is nobody's surrounding transaction."""
+def test_in_a_test_case_an_attempt_is_a_savepoint():
+    """The transaction that a test runs in is nobody's surrounding transaction. [B14.1]"""
     handler = Handler(1)
     with CaptureQueriesContext(connection) as captured:
         assert bus_of(handler).dispatch(Pay()) == 2
@@ -339,8 +339,8 @@ def test_b14_1_in_a_test_case_an_attempt_is_a_savepoint():
 
 
 class InstantRetryInATestCase(TestCase):
-    def test_b14_1_in_a_test_case_an_attempt_is_a_savepoint(self):
-        """The same in django.test.TestCase; a block inside it counts as any."""
+    def test_in_a_test_case_an_attempt_is_a_savepoint(self):
+        """The same in django.test.TestCase; a block inside it counts as any. [B14.1]"""
         handler = Handler(1)
         assert bus_of(handler).dispatch(Pay()) == 2
         assert texts() == ["paid 2"]
@@ -351,16 +351,16 @@ class InstantRetryInATestCase(TestCase):
         assert len(handler.calls) == 1
 
 
-def test_b14_1_a_handler_without_a_transaction_is_called_again_as_it_is():
-    """atomic=False: nothing is rolled back between its attempts."""
+def test_a_handler_without_a_transaction_is_called_again_as_it_is():
+    """atomic=False: nothing is rolled back between its attempts. [B14.1]"""
     handler = Handler(1, atomic=False)
 
     assert bus_of(handler).dispatch(Pay()) == 2
     assert texts() == ["paid 1", "paid 2"]
 
 
-def test_b14_1_a_command_for_a_channel_is_sent_once(settings):
-    """What the bus retries is what it does itself; a worker has its own policy."""
+def test_a_command_for_a_channel_is_sent_once(settings):
+    """What the bus retries is what it does itself; a worker has its own policy. [B14.1]"""
     settings.DJANGO_CQRS = {
         "CHANNELS": {
             "default": {"BACKEND": "django_cqrs.channels.InMemoryChannel"},
@@ -375,8 +375,8 @@ def test_b14_1_a_command_for_a_channel_is_sent_once(settings):
     assert len(handler.calls) == 1
 
 
-def test_b14_1_the_async_twin_retries_as_well():
-    """All attempts in one hop."""
+def test_the_async_twin_retries_as_well():
+    """All attempts in one hop. [B14.1]"""
     handler = Handler(2)
 
     assert async_to_sync(bus_of(handler).adispatch)(Pay()) == 3
@@ -423,8 +423,8 @@ def test_b14_1_the_async_twin_retries_as_well():
         ),
     ],
 )
-def test_b14_1_a_policy_that_means_nothing_is_refused(arguments, error, text):
-    """Where it is written."""
+def test_a_policy_that_means_nothing_is_refused(arguments, error, text):
+    """Where it is written. [B14.1]"""
     with pytest.raises(error) as caught:
         InstantRetry(**arguments)
 
@@ -486,19 +486,19 @@ def caused(error, cause):
     ],
     ids=repr,
 )
-def test_b14_1_deadlocks_are_told_by_the_servers_code(error, is_deadlock):
+def test_deadlocks_are_told_by_the_servers_code(error, is_deadlock):
     """
     SQLSTATE 40001 and 40P01, MySQL's 1213, 1205 and 1020, SQLite's busy snapshot.
 
-    A driver of MySQL may tell a state beside the number. Nothing is told by its text.
+    A driver of MySQL may tell a state beside the number. Nothing is told by its text. [B14.1]
     """
     assert DEADLOCKS.includes(error) is is_deadlock
     assert InstantRetry(on=DEADLOCKS).is_worth(error) is is_deadlock
 
 
 @in_a_block
-def test_b14_1_codes_of_ones_own_can_be_named():
-    """As a Transient, such as the lock that NOWAIT does not get."""
+def test_codes_of_ones_own_can_be_named():
+    """As a Transient, such as the lock that NOWAIT does not get. [B14.1]"""
     not_available = Transient(sqlstates=frozenset({"55P03"}), mysql_codes=frozenset())
     error = caused(OperationalError("no lock"), PsycopgError("55P03"))
 
@@ -536,8 +536,8 @@ if connection.vendor == "sqlite":
         assert [str(error) for error in errors] == ["database is locked"]
         assert DEADLOCKS.includes(errors[0])
 
-    def test_b14_1_a_locked_sqlite_is_no_deadlock():
-        """Its writers wait in turn; who waited in vain has waited long enough."""
+    def test_a_locked_sqlite_is_no_deadlock():
+        """Its writers wait in turn; who waited in vain has waited long enough. [B14.1]"""
         handler = Handler(0)
         path = connection.settings_dict["NAME"]
         writer = sqlite3.connect(path, isolation_level=None)
@@ -607,8 +607,8 @@ else:
                 self.is_one_done.set()
                 connections.close_all()
 
-    def test_b14_1_a_real_deadlock_fails_one_of_two_commands():
-        """Without a retry the server's victim is lost, and nothing of it is written."""
+    def test_a_real_deadlock_fails_one_of_two_commands():
+        """Without a retry the server's victim is lost, and nothing of it is written. [B14.1]"""
         movers = Movers(lambda registry: registry.command_bus)
         numbers = movers.run()
 
@@ -618,8 +618,8 @@ else:
         assert sorted(numbers) == [-1, 3]
         assert sorted(movers.calls.values()) == [1, 1]
 
-    def test_b14_1_a_retry_heals_a_real_deadlock():
-        """The victim begins anew, in a fresh transaction, and both are done."""
+    def test_a_retry_heals_a_real_deadlock():
+        """The victim begins anew, in a fresh transaction, and both are done. [B14.1]"""
         movers = Movers(
             lambda registry: CommandBus(
                 instant_retry=InstantRetry(3, on=DEADLOCKS), registry=registry
@@ -636,8 +636,8 @@ else:
 
 
 @in_a_block
-def test_b14_2_the_global_bus_is_untouched():
-    """A bus of one's own changes nothing for the same handler on another bus."""
+def test_the_global_bus_is_untouched():
+    """A bus of one's own changes nothing for the same handler on another bus. [B14.2]"""
     handler = Handler(9)
     bus = bus_of(handler)
 
@@ -651,8 +651,8 @@ def test_b14_2_the_global_bus_is_untouched():
 
 
 @in_a_block
-def test_b14_2_a_bus_of_ones_own_reaches_the_projects_handlers():
-    """Those that the global buses reach, unless it is given another registry."""
+def test_a_bus_of_ones_own_reaches_the_projects_handlers():
+    """Those that the global buses reach, unless it is given another registry. [B14.2]"""
     bus = CommandBus(instant_retry=InstantRetry(on=DEADLOCKS))
     project.seen.clear()
 
@@ -669,8 +669,8 @@ def test_b14_2_a_bus_of_ones_own_reaches_the_projects_handlers():
 
 
 @in_a_block
-def test_b14_2_it_sees_what_is_registered_later():
-    """As the registry's own buses do."""
+def test_it_sees_what_is_registered_later():
+    """As the registry's own buses do. [B14.2]"""
     registry = Registry()
     bus = CommandBus(registry=registry)
     with pytest.raises(NoHandlerFound):
@@ -681,8 +681,8 @@ def test_b14_2_it_sees_what_is_registered_later():
 
 
 @in_a_block
-def test_b14_2_a_handler_is_given_the_registrys_bus():
-    """A parameter CommandBus is the global bus, through whichever bus it was sent."""
+def test_a_handler_is_given_the_registrys_bus():
+    """A parameter CommandBus is the global bus, through whichever bus it was sent. [B14.2]"""
     given = []
 
     @command_handler
@@ -699,8 +699,8 @@ def test_b14_2_a_handler_is_given_the_registrys_bus():
 
 
 @in_a_block
-def test_b14_3_an_interceptor_may_be_for_one_bus_alone():
-    """Aimed at the instance it stands around what is sent through that one."""
+def test_an_interceptor_may_be_for_one_bus_alone():
+    """Aimed at the instance it stands around what is sent through that one. [B14.3]"""
     trace = []
     handler = Handler(0)
     bus = bus_of(handler)
@@ -719,8 +719,8 @@ def test_b14_3_an_interceptor_may_be_for_one_bus_alone():
 
 
 @in_a_block
-def test_b14_3_the_same_for_queries_and_events():
-    """Every kind of bus may have instances of one's own."""
+def test_the_same_for_queries_and_events():
+    """Every kind of bus may have instances of one's own. [B14.3]"""
 
     @query_handler
     def answer(query: Pay):
@@ -750,8 +750,8 @@ def test_b14_3_the_same_for_queries_and_events():
 
 
 @in_a_block
-def test_b14_3_an_interceptor_of_the_global_bus_is_not_for_another():
-    """pointcut.bus(command_bus) means that very object."""
+def test_an_interceptor_of_the_global_bus_is_not_for_another():
+    """pointcut.bus(command_bus) means that very object. [B14.3]"""
     trace = []
 
     @before(pointcut.bus(command_bus))

@@ -111,8 +111,8 @@ def write(registry):
 # B03.2 ----------------------------------------------------------------------------
 
 
-def test_b03_2_a_handler_on_a_channel_answers_none_and_has_not_run(seen):
-    """dispatch() returns None at once; the handler is called when the channel runs."""
+def test_a_handler_on_a_channel_answers_none_and_has_not_run(seen):
+    """dispatch() returns None at once; the handler is called when the channel runs. [B03.2]"""
 
     @command_handler(channel=True)
     def open_it(command: Write):
@@ -129,8 +129,8 @@ def test_b03_2_a_handler_on_a_channel_answers_none_and_has_not_run(seen):
     assert run_channel() == 0
 
 
-def test_b03_2_the_same_inside_a_command(act, registry, seen):
-    """A nested send answers None too, and its handler runs after the command."""
+def test_the_same_inside_a_command(act, registry, seen):
+    """A nested send answers None too, and its handler runs after the command. [B03.2]"""
     answers = act(
         lambda: [registry.command_bus.dispatch(Write("a")), list(seen), len(waiting())]
     )
@@ -141,8 +141,8 @@ def test_b03_2_the_same_inside_a_command(act, registry, seen):
     assert seen == ["a"]
 
 
-def test_b03_3_publish_answers_none_for_handlers_on_channels(registry, seen):
-    """An event's handler on a channel has not run when publish() returns."""
+def test_publish_answers_none_for_handlers_on_channels(registry, seen):
+    """An event's handler on a channel has not run when publish() returns. [B03.3]"""
     assert registry.event_bus.publish(Placed(1)) is None
     assert seen == []
     run_channel()
@@ -153,8 +153,8 @@ def test_b03_3_publish_answers_none_for_handlers_on_channels(registry, seen):
 
 
 @pytest.mark.parametrize("alias", ["default", "commit"])
-def test_b07_2_of_a_failed_event_nothing_is_sent_to_a_channel(alias, seen):
-    """Neither what its handlers sent before one raised, nor the event itself."""
+def test_of_a_failed_event_nothing_is_sent_to_a_channel(alias, seen):
+    """Neither what its handlers sent before one raised, nor the event itself. [B07.2]"""
     registry = Registry()
 
     @registry.add
@@ -197,8 +197,8 @@ def test_b07_2_of_a_failed_event_nothing_is_sent_to_a_channel(alias, seen):
     assert texts() == []
 
 
-def test_b07_3_a_caught_publish_keeps_what_earlier_handlers_sent(act, registry, seen):
-    """Without atomic() around it: their writes stay, and so do their messages."""
+def test_a_caught_publish_keeps_what_earlier_handlers_sent(act, registry, seen):
+    """Without atomic() around it: their writes stay, and so do their messages. [B07.3]"""
 
     @registry.add
     @event_handler(priority=1)
@@ -231,8 +231,8 @@ def both(*given):
 
 
 @KEYS
-def test_c01_1_a_command(act, write, key):
-    """A command's messages are handled when it has committed, with its data."""
+def test_a_command(act, write, key):
+    """A command's messages are handled when it has committed, with its data. [C01.1]"""
     act(lambda: [write("1", route=key), write("2", route=key)])
     run_channel()
     assert texts() == both("1", "2")
@@ -244,8 +244,8 @@ def test_c01_1_a_command(act, write, key):
 
 
 @KEYS
-def test_c01_1_a_nested_command_with_a_caught_failure(act, write, key):
-    """Its messages are gone with its data; the outer's are there with theirs."""
+def test_a_nested_command_with_a_caught_failure(act, write, key):
+    """Its messages are gone with its data; the outer's are there with theirs. [C01.1]"""
 
     def steps():
         write("1", route=key)
@@ -259,8 +259,8 @@ def test_c01_1_a_nested_command_with_a_caught_failure(act, write, key):
 
 
 @KEYS
-def test_c01_1_a_nested_command_inside_one_that_fails(act, write, key):
-    """Its success is undone with the failure around it."""
+def test_a_nested_command_inside_one_that_fails(act, write, key):
+    """Its success is undone with the failure around it. [C01.1]"""
     with pytest.raises(Refused):
         act(lambda: [act(lambda: write("1", route=key)), fail()])
     run_channel()
@@ -270,8 +270,8 @@ def test_c01_1_a_nested_command_inside_one_that_fails(act, write, key):
 
 @KEYS
 @pytest.mark.parametrize("savepoint", [True, False])
-def test_c01_1_an_inner_atomic(act, write, key, savepoint):
-    """What is sent in a block of the user's own is sent if that block succeeds."""
+def test_an_inner_atomic(act, write, key, savepoint):
+    """What is sent in a block of the user's own is sent if that block succeeds. [C01.1]"""
 
     def steps():
         write("1", route=key)
@@ -287,8 +287,8 @@ def test_c01_1_an_inner_atomic(act, write, key, savepoint):
 
 
 @KEYS
-def test_c01_1_a_plain_atomic_block(write, registry, key):
-    """Without any command the caller's own transaction decides."""
+def test_a_plain_atomic_block(write, registry, key):
+    """Without any command the caller's own transaction decides. [C01.1]"""
     with transaction.atomic():
         write("1", route=key)
         undone(lambda: write("2", route=key))
@@ -300,8 +300,8 @@ def test_c01_1_a_plain_atomic_block(write, registry, key):
 
 
 @KEYS
-def test_c01_1_a_plain_atomic_block_around_commands(act, write, key):
-    """Commands in it nest: what they send waits for the block's commit."""
+def test_a_plain_atomic_block_around_commands(act, write, key):
+    """Commands in it nest: what they send waits for the block's commit. [C01.1]"""
     with transaction.atomic():
         act(lambda: write("1", route=key))
         caught(lambda: act(lambda: [write("2", route=key), fail()]))
@@ -312,8 +312,8 @@ def test_c01_1_a_plain_atomic_block_around_commands(act, write, key):
     assert texts() == both("1")
 
 
-def test_c01_1_a_failure_at_the_commit_itself(act, write):
-    """A deferred constraint that fails at COMMIT has nothing sent."""
+def test_a_failure_at_the_commit_itself(act, write):
+    """A deferred constraint that fails at COMMIT has nothing sent. [C01.1]"""
     if not connection.features.supports_deferrable_unique_constraints:
         pytest.skip("The database checks no constraint at the commit.")
     with connection.cursor() as cursor:
@@ -369,8 +369,8 @@ urlpatterns = [path("<text>/", web_view)]
 
 @pytest.mark.parametrize("atomic_requests", [False, True])
 @pytest.mark.parametrize("text", ["second", "bad", "caught"])
-def test_c01_1_atomic_requests(settings, monkeypatch, atomic_requests, text):
-    """With ATOMIC_REQUESTS messages wait for the request's commit and fail with it."""
+def test_atomic_requests(settings, monkeypatch, atomic_requests, text):
+    """With ATOMIC_REQUESTS messages wait for the request's commit and fail with it. [C01.1]"""
     settings.ROOT_URLCONF = __name__
     monkeypatch.setitem(
         connections.settings["default"], "ATOMIC_REQUESTS", atomic_requests
@@ -391,8 +391,8 @@ def test_c01_1_atomic_requests(settings, monkeypatch, atomic_requests, text):
 # C01.2 ----------------------------------------------------------------------------
 
 
-def test_c01_2_one_handler_failing_does_not_run_the_other_again(seen):
-    """Each handler of an event has a message of its own."""
+def test_one_handler_failing_does_not_run_the_other_again(seen):
+    """Each handler of an event has a message of its own. [C01.2]"""
 
     @event_handler(channel=True)
     def good(event: Placed):
@@ -442,8 +442,8 @@ def writes(settings):
     return Recorded.writes
 
 
-def test_c01_3_a_publish_outside_any_transaction_stores_its_rows_in_one(writes, seen):
-    """After its synchronous handlers have succeeded, each channel written once."""
+def test_a_publish_outside_any_transaction_stores_its_rows_in_one(writes, seen):
+    """After its synchronous handlers have succeeded, each channel written once. [C01.3]"""
 
     @event_handler
     def at_once(event: Placed):
@@ -471,8 +471,8 @@ def test_c01_3_a_publish_outside_any_transaction_stores_its_rows_in_one(writes, 
     assert [query["sql"].split()[0] for query in captured] == ["BEGIN", "COMMIT"]
 
 
-def test_c01_3_where_a_synchronous_handler_raises_none_is_stored(writes):
-    """A publish outside any transaction that failed has sent nothing."""
+def test_where_a_synchronous_handler_raises_none_is_stored(writes):
+    """A publish outside any transaction that failed has sent nothing. [C01.3]"""
 
     @event_handler(channel=True)
     def background(event: Placed): ...
@@ -487,8 +487,8 @@ def test_c01_3_where_a_synchronous_handler_raises_none_is_stored(writes):
     assert writes == []
 
 
-def test_c01_3_where_one_channel_cannot_store_none_does(writes):
-    """All of a publish's rows are stored, or none."""
+def test_where_one_channel_cannot_store_none_does(writes):
+    """All of a publish's rows are stored, or none. [C01.3]"""
 
     @event_handler(channel=True)
     def one(event: Placed): ...
@@ -503,8 +503,8 @@ def test_c01_3_where_one_channel_cannot_store_none_does(writes):
     assert waiting() == []
 
 
-def test_c01_3_inside_a_plain_atomic_block_they_join_it(writes):
-    """With a transaction open there is no other: that one decides."""
+def test_inside_a_plain_atomic_block_they_join_it(writes):
+    """With a transaction open there is no other: that one decides. [C01.3]"""
 
     @event_handler(channel=True)
     def one(event: Placed): ...
@@ -519,8 +519,8 @@ def test_c01_3_inside_a_plain_atomic_block_they_join_it(writes):
     assert waiting() == []
 
 
-def test_c01_3_in_a_command_they_are_written_with_all_it_sends(writes):
-    """One write for each channel, at the command's end."""
+def test_in_a_command_they_are_written_with_all_it_sends(writes):
+    """One write for each channel, at the command's end. [C01.3]"""
 
     @command_handler
     def go(command: Act, events: EventBus):
@@ -542,8 +542,8 @@ def test_c01_3_in_a_command_they_are_written_with_all_it_sends(writes):
     ]
 
 
-def test_c01_3_an_event_counts_as_sent_before_what_its_handlers_send(seen):
-    """The order of sending is that of the calls, whatever is written first."""
+def test_an_event_counts_as_sent_before_what_its_handlers_send(seen):
+    """The order of sending is that of the calls, whatever is written first. [C01.3]"""
 
     @command_handler
     def go(command: Act, events: EventBus):
@@ -592,8 +592,8 @@ class Loose:
     ],
     ids=["wrong type", "nan", "inf", "nested subclass", "untyped", "no JSON"],
 )
-def test_c01_4_what_would_not_come_back_raises_at_the_send(payload, reason):
-    """The path is told, the command rolls back, and no handler of the event is called."""
+def test_what_would_not_come_back_raises_at_the_send(payload, reason):
+    """The path is told, the command rolls back, and no handler of the event is called. [C01.4]"""
     called = []
 
     @command_handler
@@ -625,8 +625,8 @@ class Unregistered:
     text: str = ""
 
 
-def test_c01_4_an_unregistered_class_raises_at_the_send(act, registry):
-    """Only classes of annotations and @message classes are decoded, so others are not sent."""
+def test_an_unregistered_class_raises_at_the_send(act, registry):
+    """Only classes of annotations and @message classes are decoded, so others are not sent. [C01.4]"""
 
     @registry.add
     @command_handler("any", name="any", channel=True)
@@ -642,8 +642,8 @@ def test_c01_4_an_unregistered_class_raises_at_the_send(act, registry):
     assert waiting() == []
 
 
-def test_c01_4_a_class_that_has_no_name_raises_at_the_send(act, registry):
-    """Of no app, it cannot be named after its place: @message does it."""
+def test_a_class_that_has_no_name_raises_at_the_send(act, registry):
+    """Of no app, it cannot be named after its place: @message does it. [C01.4]"""
 
     @registry.add
     @event_handler(channel=True)
@@ -660,8 +660,8 @@ def test_c01_4_a_class_that_has_no_name_raises_at_the_send(act, registry):
     assert texts() == []
 
 
-def test_c01_4_nothing_of_a_publish_is_sent_where_one_copy_cannot_be():
-    """All copies are made before any is sent, and before any handler is called."""
+def test_nothing_of_a_publish_is_sent_where_one_copy_cannot_be():
+    """All copies are made before any is sent, and before any handler is called. [C01.4]"""
 
     @event_handler("loose", name="dict", channel=True)
     def as_dict(event: dict): ...

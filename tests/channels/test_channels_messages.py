@@ -79,8 +79,8 @@ def act(registry):
 # B04.5 ----------------------------------------------------------------------------
 
 
-def test_b04_5_asking_a_query_handler_with_a_channel_raises_its_check():
-    """Who asks would get no answer: the route raises the text of the check."""
+def test_asking_a_query_handler_with_a_channel_raises_its_check():
+    """Who asks would get no answer: the route raises the text of the check. [B04.5]"""
 
     @query_handler("count", channel="mail")
     def count():
@@ -126,10 +126,8 @@ PUBLISHED = {
 @pytest.mark.parametrize("channel", [None, "default"])
 @pytest.mark.parametrize("annotation", [Placed, object, dict])
 @pytest.mark.parametrize("published", list(PUBLISHED))
-def test_b05_6_the_matrix_of_payload_and_annotation(
-    seen, published, annotation, channel
-):
-    """However it is published and annotated: one call, with equal arguments on both ways."""
+def test_the_matrix_of_payload_and_annotation(seen, published, annotation, channel):
+    """However it is published and annotated: one call, with equal arguments on both ways. [B05.6]"""
 
     @event_handler("channels.placed", channel=channel)
     @event_handler("placed.by.key")
@@ -150,8 +148,8 @@ def test_b05_6_the_matrix_of_payload_and_annotation(
 
 
 @pytest.mark.parametrize("published", ["object", "object by name", "dict by name"])
-def test_b05_6_handlers_of_all_kinds_at_once(seen, published):
-    """All are called once, by class, base, union, object and key, on both ways."""
+def test_handlers_of_all_kinds_at_once(seen, published):
+    """All are called once, by class, base, union, object and key, on both ways. [B05.6]"""
     registry = Registry()
 
     def listen(annotation, channel, key=None):
@@ -178,8 +176,8 @@ def test_b05_6_handlers_of_all_kinds_at_once(seen, published):
     )
 
 
-def test_b05_6_the_payload_is_stored_whole_for_a_handler_of_dicts():
-    """The class is stored, and made into its JSON form when it is handled."""
+def test_the_payload_is_stored_whole_for_a_handler_of_dicts():
+    """The class is stored, and made into its JSON form when it is handled. [B05.6]"""
 
     @event_handler("channels.placed", name="on_placed", channel=True)
     def on_placed(event: dict): ...
@@ -191,8 +189,8 @@ def test_b05_6_the_payload_is_stored_whole_for_a_handler_of_dicts():
     assert json.loads(envelope.payload) == PLACED_JSON
 
 
-def test_b05_6_a_value_is_read_back_by_the_handlers_annotation(seen):
-    """What has no name of its own is stored without one."""
+def test_a_value_is_read_back_by_the_handlers_annotation(seen):
+    """What has no name of its own is stored without one. [B05.6]"""
     registry = Registry()
 
     def listen(annotation, key):
@@ -221,8 +219,8 @@ def test_b05_6_a_value_is_read_back_by_the_handlers_annotation(seen):
     assert seen == [value for _, value in values.values()]
 
 
-def test_b05_6_a_handler_without_parameters(seen):
-    """A key alone may call a handler on a channel."""
+def test_a_handler_without_parameters(seen):
+    """A key alone may call a handler on a channel. [B05.6]"""
 
     @command_handler("tidy", channel=True)
     def tidy():
@@ -237,8 +235,8 @@ def test_b05_6_a_handler_without_parameters(seen):
 # B09 ------------------------------------------------------------------------------
 
 
-def test_b09_1_headers_are_seen_behind_a_channel():
-    """A command's headers reach its event's handler on a channel, and what that sends."""
+def test_headers_are_seen_behind_a_channel():
+    """A command's headers reach its event's handler on a channel, and what that sends. [B09.1]"""
     seen = {}
 
     @command_handler
@@ -275,8 +273,8 @@ def test_b09_1_headers_are_seen_behind_a_channel():
     assert seen["next"]["correlation_id"] == seen["event"]["correlation_id"]
 
 
-def test_b09_2_an_explicit_header_on_a_send_to_a_channel_wins(act, registry):
-    """For that send alone."""
+def test_an_explicit_header_on_a_send_to_a_channel_wins(act, registry):
+    """For that send alone. [B09.2]"""
 
     def steps():
         registry.command_bus.dispatch(Write("a"), headers={"who": "own"})
@@ -290,8 +288,8 @@ def test_b09_2_an_explicit_header_on_a_send_to_a_channel_wins(act, registry):
     ]
 
 
-def test_b09_3_after_a_channel_has_run_nothing_of_its_messages_is_left(registry):
-    """Whether handled or failed, the next message inherits nothing of it."""
+def test_after_a_channel_has_run_nothing_of_its_messages_is_left(registry):
+    """Whether handled or failed, the next message inherits nothing of it. [B09.3]"""
     for text in ("good", "bad"):
         registry.command_bus.dispatch(Write(text), headers={"who": text})
     with pytest.raises(Refused):
@@ -304,8 +302,8 @@ def test_b09_3_after_a_channel_has_run_nothing_of_its_messages_is_left(registry)
     assert envelope.causation_id is None
 
 
-def test_b09_4_reserved_headers_are_not_among_those_stored(registry):
-    """The message's own are stored beside the user's; a delay is no header."""
+def test_reserved_headers_are_not_among_those_stored(registry):
+    """The message's own are stored beside the user's; a delay is no header. [B09.4]"""
     registry.command_bus.dispatch(
         Write(), headers={"correlation_id": UUID(int=9), "who": "ada"}, delay=5
     )
@@ -321,8 +319,8 @@ class Colour(enum.Enum):
     SET = frozenset({object()})
 
 
-def test_b08_1_header_values_become_text_on_a_channel():
-    """UUID, Decimal, datetime and Enum come back as what JSON can say; the type decides."""
+def test_header_values_become_text_on_a_channel():
+    """UUID, Decimal, datetime and Enum come back as what JSON can say; the type decides. [B08.1]"""
     seen = []
 
     @command_handler(channel=True)
@@ -368,8 +366,8 @@ def test_b08_1_header_values_become_text_on_a_channel():
 
 
 @pytest.mark.parametrize("colour", [Colour.ODD, Colour.SET])
-def test_b08_4_a_header_that_json_cannot_say_raises_at_the_send(act, registry, colour):
-    """An Enum may hold anything: what has no JSON form is not stored."""
+def test_a_header_that_json_cannot_say_raises_at_the_send(act, registry, colour):
+    """An Enum may hold anything: what has no JSON form is not stored. [B08.4]"""
     with pytest.raises(InvalidHeader, match=r"^A header has no JSON form, which"):
         act(lambda: registry.command_bus.dispatch(Write(), headers={"colour": colour}))
 
@@ -379,8 +377,8 @@ def test_b08_4_a_header_that_json_cannot_say_raises_at_the_send(act, registry, c
 # B10.3 ----------------------------------------------------------------------------
 
 
-def test_b10_3_the_copies_of_an_event_share_its_identity():
-    """Several channel handlers of one event: one message id, sent at one time."""
+def test_the_copies_of_an_event_share_its_identity():
+    """Several channel handlers of one event: one message id, sent at one time. [B10.3]"""
     seen = []
 
     @event_handler(channel=True)
@@ -406,8 +404,8 @@ def test_b10_3_the_copies_of_an_event_share_its_identity():
     assert copies[0].sequence < copies[1].sequence
 
 
-def test_b10_1_a_message_on_a_channel_begins_its_own_chain(registry):
-    """Outside any other message: its correlation id is its own id."""
+def test_a_message_on_a_channel_begins_its_own_chain(registry):
+    """Outside any other message: its correlation id is its own id. [B10.1]"""
     registry.command_bus.dispatch(Write())
 
     [envelope] = waiting()
@@ -416,8 +414,8 @@ def test_b10_1_a_message_on_a_channel_begins_its_own_chain(registry):
     assert envelope.message_id.version == 7
 
 
-def test_b10_2_a_message_on_a_channel_is_caused_by_the_one_being_handled():
-    """Of the same correlation, with an id of its own."""
+def test_a_message_on_a_channel_is_caused_by_the_one_being_handled():
+    """Of the same correlation, with an id of its own. [B10.2]"""
     seen = []
 
     @command_handler("go")
@@ -452,8 +450,8 @@ def clock():
 
 
 @pytest.mark.parametrize("delay", [90, 90.0, timedelta(seconds=90)])
-def test_c07_3_a_delayed_message_is_never_early(registry, seen, clock, delay):
-    """It is handled once its time has come, not a microsecond before."""
+def test_a_delayed_message_is_never_early(registry, seen, clock, delay):
+    """It is handled once its time has come, not a microsecond before. [C07.3]"""
     registry.command_bus.dispatch(Write("late"), delay=delay)
     registry.command_bus.dispatch(Write("now"))
 
@@ -466,8 +464,8 @@ def test_c07_3_a_delayed_message_is_never_early(registry, seen, clock, delay):
     assert seen == ["now", "late"]
 
 
-def test_c07_3_a_delay_may_be_declared_and_overruled(seen, clock):
-    """The call's delay stands before the handler's; 0 is none at all."""
+def test_a_delay_may_be_declared_and_overruled(seen, clock):
+    """The call's delay stands before the handler's; 0 is none at all. [C07.3]"""
 
     @command_handler(channel=True, delay=timedelta(hours=1))
     def write(command: Write):
@@ -488,8 +486,8 @@ def test_c07_3_a_delay_may_be_declared_and_overruled(seen, clock):
     assert seen == ["none", "given", "declared"]
 
 
-def test_c07_3_an_expired_message_is_dropped_and_logged(registry, seen, clock, caplog):
-    """From its time on it is not handled; ids are logged, no payload."""
+def test_an_expired_message_is_dropped_and_logged(registry, seen, clock, caplog):
+    """From its time on it is not handled; ids are logged, no payload. [C07.3]"""
     registry.command_bus.dispatch(Write("secret"), expires=60)
     registry.command_bus.dispatch(Write("kept"), expires=timedelta(seconds=61))
     [dropped, _] = waiting()
@@ -512,8 +510,8 @@ def test_c07_3_an_expired_message_is_dropped_and_logged(registry, seen, clock, c
     assert record.cqrs_channel == "default"
 
 
-def test_c07_3_a_life_time_may_be_declared(seen, clock):
-    """expires= of the decorator counts from the sending; the call's stands before it."""
+def test_a_life_time_may_be_declared(seen, clock):
+    """expires= of the decorator counts from the sending; the call's stands before it. [C07.3]"""
 
     @command_handler(channel=True, expires=60)
     def write(command: Write):
@@ -528,8 +526,8 @@ def test_c07_3_a_life_time_may_be_declared(seen, clock):
     assert seen == ["given"]
 
 
-def test_c07_3_a_message_that_would_expire_before_it_is_due_is_refused(registry):
-    """It could never be handled: the send raises."""
+def test_a_message_that_would_expire_before_it_is_due_is_refused(registry):
+    """It could never be handled: the send raises. [C07.3]"""
     with pytest.raises(InvalidOption) as refused:
         registry.command_bus.dispatch(Write(), delay=60, expires=timedelta(seconds=60))
 
@@ -540,8 +538,8 @@ def test_c07_3_a_message_that_would_expire_before_it_is_due_is_refused(registry)
     assert waiting() == []
 
 
-def test_c07_3_the_highest_priority_is_handled_first(registry, seen):
-    """Of equal ones the first sent; without one it is 0; negative comes last."""
+def test_the_highest_priority_is_handled_first(registry, seen):
+    """Of equal ones the first sent; without one it is 0; negative comes last. [C07.3]"""
     for text, priority in (("low", -5), ("a", None), ("high", 10), ("b", 0)):
         registry.command_bus.dispatch(Write(text), priority=priority)
     assert [each["text"] for each in payloads()] == ["high", "a", "b", "low"]
@@ -550,8 +548,8 @@ def test_c07_3_the_highest_priority_is_handled_first(registry, seen):
     assert seen == ["high", "a", "b", "low"]
 
 
-def test_c07_3_a_priority_may_be_declared(seen):
-    """It orders a channel's messages; the call's stands before it."""
+def test_a_priority_may_be_declared(seen):
+    """It orders a channel's messages; the call's stands before it. [C07.3]"""
 
     @command_handler("important", channel=True, priority=5)
     def important(text: str):
@@ -571,8 +569,8 @@ def test_c07_3_a_priority_may_be_declared(seen):
     assert seen == ["1", "2", "3", "4"]
 
 
-def test_c07_3_options_reach_every_copy_of_an_event(clock):
-    """publish() takes them for its handlers on channels."""
+def test_options_reach_every_copy_of_an_event(clock):
+    """publish() takes them for its handlers on channels. [C07.3]"""
 
     @event_handler(channel=True)
     def one(event: Placed): ...
@@ -613,8 +611,8 @@ BAD_OPTIONS = [
 
 
 @pytest.mark.parametrize(("options", "reason"), BAD_OPTIONS)
-def test_c07_3_what_is_no_time_or_number_raises_at_the_send(registry, options, reason):
-    """For a command and for an event; nothing is sent, no handler is called."""
+def test_what_is_no_time_or_number_raises_at_the_send(registry, options, reason):
+    """For a command and for an event; nothing is sent, no handler is called. [C07.3]"""
     called = []
     with pytest.raises(InvalidOption) as refused:
         registry.command_bus.dispatch(Write(), **options)
@@ -627,8 +625,8 @@ def test_c07_3_what_is_no_time_or_number_raises_at_the_send(registry, options, r
     assert called == []
 
 
-def test_c07_3_options_for_a_synchronous_handler_raise(registry):
-    """An event is refused where one of its handlers is called at once: it could not wait."""
+def test_options_for_a_synchronous_handler_raise(registry):
+    """An event is refused where one of its handlers is called at once: it could not wait. [C07.3]"""
     called = []
 
     @registry.add
@@ -652,8 +650,8 @@ def test_c07_3_options_for_a_synchronous_handler_raise(registry):
 
 
 @pytest.mark.parametrize("name", ["delay", "expires", "priority"])
-def test_c07_3_options_that_a_channel_does_not_know_raise(registry, seen, name):
-    """What could not be kept is not promised."""
+def test_options_that_a_channel_does_not_know_raise(registry, seen, name):
+    """What could not be kept is not promised. [C07.3]"""
     with pytest.raises(InvalidOption) as refused:
         registry.command_bus.dispatch(Write(), route="write.commit", **{name: 1})
 

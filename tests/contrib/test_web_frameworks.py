@@ -143,10 +143,10 @@ def texts():
     return sorted(Note.objects.values_list("text", flat=True))
 
 
-def test_b17_3_a_command_is_handled_and_committed(post):
+def test_a_command_is_handled_and_committed(post):
     """
     Request data goes to the bus as it is; the view's writes and the command's commit
-    together.
+    together. [B17.3]
     """
     status, response = post("note.write", {"text": "a", "number": 1})
 
@@ -200,12 +200,10 @@ def test_b17_3_a_command_is_handled_and_committed(post):
     ],
     ids=["payload", "header", "route"],
 )
-def test_b17_3_a_fault_of_the_request_is_problem_details(
-    post, name, fields, status, body
-):
+def test_a_fault_of_the_request_is_problem_details(post, name, fields, status, body):
     """
     A payload that does not convert and a missing header are 400, an unknown route is
-    404: as problem details, with nothing written, the view's own writes included.
+    404: as problem details, with nothing written, the view's own writes included. [B17.3]
     """
     found, response = post(name, fields)
 
@@ -215,10 +213,10 @@ def test_b17_3_a_fault_of_the_request_is_problem_details(
     assert committed == []
 
 
-def test_b17_3_a_refusal_that_is_named_leaves_nothing(post):
+def test_a_refusal_that_is_named_leaves_nothing(post):
     """
     An exception of one's own is answered with its status, and under ATOMIC_REQUESTS
-    neither the command's writes nor the view's stay, nor does a callback run.
+    neither the command's writes nor the view's stay, nor does a callback run. [B17.3]
     """
     status, response = post("note.write", {"text": "a", "number": 2})
 
@@ -230,9 +228,9 @@ def test_b17_3_a_refusal_that_is_named_leaves_nothing(post):
     assert committed == []
 
 
-def test_b17_3_a_fault_of_the_code_is_no_fault_of_the_client(post):
+def test_a_fault_of_the_code_is_no_fault_of_the_client(post):
     """
-    A message that a handler sends on and that does not convert is the server's fault.
+    A message that a handler sends on and that does not convert is the server's fault. [B17.3]
     """
     status, response = post("note.forward", {"text": "a"})
 
@@ -241,10 +239,10 @@ def test_b17_3_a_fault_of_the_code_is_no_fault_of_the_client(post):
     assert texts() == []
 
 
-def test_b17_3_a_handler_of_ninjas_own_commits_the_rest(serve):
+def test_a_handler_of_ninjas_own_commits_the_rest(serve):
     """
     What a handler of ninja's own answers is committed: the view's writes stay and
-    callbacks run. The command has its savepoint, so nothing of it stays.
+    callbacks run. The command has its savepoint, so nothing of it stays. [B17.3]
     """
     api = ninja()
 

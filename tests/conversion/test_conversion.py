@@ -254,8 +254,8 @@ def refusal_of(call, *args):
     ],
     ids=shown,
 )
-def test_b02_3_json_is_read_as_the_annotation_says(wanted, text, expected):
-    """Text becomes the type that is wanted, as str, bytes and bytearray alike."""
+def test_json_is_read_as_the_annotation_says(wanted, text, expected):
+    """Text becomes the type that is wanted, as str, bytes and bytearray alike. [B02.3]"""
     adapter = adapter_of(wanted)
 
     for given in (text, text.encode(), bytearray(text.encode())):
@@ -314,8 +314,8 @@ def test_b02_3_json_is_read_as_the_annotation_says(wanted, text, expected):
     ],
     ids=shown,
 )  # fmt: skip
-def test_b02_3_json_is_read_strictly(wanted, text, faults):
-    """No string stands for a number in JSON, nor a number for a date."""
+def test_json_is_read_strictly(wanted, text, faults):
+    """No string stands for a number in JSON, nor a number for a date. [B02.3]"""
     assert refusal_of(adapter_of(wanted).from_json, text) == faults
 
 
@@ -337,14 +337,14 @@ def test_b02_3_json_is_read_strictly(wanted, text, faults):
     ids=lambda value: ascii(value)[:12],
 )
 @pytest.mark.parametrize("wanted", [Any, Order, Customer, Point], ids=shown)
-def test_b02_3_broken_json_is_one_error(wanted, text, sentence):
-    """Text that is no JSON is one error of the whole payload."""
+def test_broken_json_is_one_error(wanted, text, sentence):
+    """Text that is no JSON is one error of the whole payload. [B02.3]"""
     assert refusal_of(adapter_of(wanted).from_json, text) == [("", sentence)]
 
 
 @pytest.mark.parametrize("value", [None, 1, {"a": 1}, ["x"], memoryview(b"1")])
-def test_b02_3_json_text_is_str_or_bytes(value):
-    """What is no text is no JSON text, whatever it holds."""
+def test_json_text_is_str_or_bytes(value):
+    """What is no text is no JSON text, whatever it holds. [B02.3]"""
     name = type(value).__name__
 
     assert refusal_of(adapter_of(Any).from_json, value) == [
@@ -352,8 +352,8 @@ def test_b02_3_json_text_is_str_or_bytes(value):
     ]
 
 
-def test_b02_3_every_error_is_told_at_once_with_its_path():
-    """One exception has all that is wrong, however deep, each with its dotted path."""
+def test_every_error_is_told_at_once_with_its_path():
+    """One exception has all that is wrong, however deep, each with its dotted path. [B02.3]"""
     text = json.dumps(
         {
             "number": "7",
@@ -387,8 +387,8 @@ def test_b02_3_every_error_is_told_at_once_with_its_path():
 @pytest.mark.parametrize(
     "literal", ["NaN", "Infinity", "-Infinity", "1e999", "-1E+400"]
 )
-def test_b02_3_json_has_no_nan_and_no_infinity(literal):
-    """They are refused wherever they stand, with the path where a number is said."""
+def test_json_has_no_nan_and_no_infinity(literal):
+    """They are refused wherever they stand, with the path where a number is said. [B02.3]"""
 
     @dataclass
     class Measured:
@@ -418,8 +418,8 @@ def test_b02_3_json_has_no_nan_and_no_infinity(literal):
         assert refusal_of(adapter_of(untyped).from_json, text) == [("", anywhere)]
 
 
-def test_b02_3_a_number_with_very_many_digits_is_no_infinity():
-    """Digits beyond the range of floats are an int where one may stand, never inf."""
+def test_a_number_with_very_many_digits_is_no_infinity():
+    """Digits beyond the range of floats are an int where one may stand, never inf. [B02.3]"""
     digits = "9" * 400
 
     assert adapter_of(int).from_json(digits) == int(digits)
@@ -432,8 +432,8 @@ def test_b02_3_a_number_with_very_many_digits_is_no_infinity():
     ]
 
 
-def test_b02_3_words_that_look_like_numbers_are_words():
-    """NaN and 1e999 in a string are as good as any text."""
+def test_words_that_look_like_numbers_are_words():
+    """NaN and 1e999 in a string are as good as any text. [B02.3]"""
     text = '{"a": "NaN", "b": "Infinity", "c": "1e999", "d": 1e100, "e": 1e-999}'
 
     assert adapter_of(dict).from_json(text) == {
@@ -445,8 +445,8 @@ def test_b02_3_words_that_look_like_numbers_are_words():
     }
 
 
-def test_b02_3_the_last_of_two_equal_keys_counts():
-    """A key given twice is no error: JSON leaves it open, and the last one wins."""
+def test_the_last_of_two_equal_keys_counts():
+    """A key given twice is no error: JSON leaves it open, and the last one wins. [B02.3]"""
     assert adapter_of(Line).from_json('{"sku": "a", "sku": "b"}') == Line("b")
 
 
@@ -482,8 +482,8 @@ def test_b02_3_the_last_of_two_equal_keys_counts():
     ],
     ids=shown,
 )  # fmt: skip
-def test_b02_4_python_values_are_read_laxly(wanted, value, expected):
-    """In a dict text may stand for a number, as in what a form sends."""
+def test_python_values_are_read_laxly(wanted, value, expected):
+    """In a dict text may stand for a number, as in what a form sends. [B02.4]"""
     read = adapter_of(wanted).from_python(value)
 
     assert read == expected
@@ -512,8 +512,8 @@ def test_b02_4_python_values_are_read_laxly(wanted, value, expected):
     ],
     ids=shown,
 )  # fmt: skip
-def test_b02_4_python_values_that_do_not_fit_are_refused(wanted, value, faults):
-    """Lax is not careless: what cannot be read is an error with its path."""
+def test_python_values_that_do_not_fit_are_refused(wanted, value, faults):
+    """Lax is not careless: what cannot be read is an error with its path. [B02.4]"""
     assert refusal_of(adapter_of(wanted).from_python, value) == faults
 
 
@@ -529,8 +529,8 @@ def test_b02_4_python_values_that_do_not_fit_are_refused(wanted, value, faults):
     ],
     ids=shown,
 )
-def test_b02_4_unknown_keys_are_ignored(wanted, value, expected, read):
-    """A key that a class has no field for changes nothing, at any depth."""
+def test_unknown_keys_are_ignored(wanted, value, expected, read):
+    """A key that a class has no field for changes nothing, at any depth. [B02.4]"""
     value = {**value, "unknown": object() if read == "dict" else {"a": 1}}
     adapter = adapter_of(list[wanted])
 
@@ -540,8 +540,8 @@ def test_b02_4_unknown_keys_are_ignored(wanted, value, expected, read):
         assert adapter.from_python([value]) == [expected]
 
 
-def test_b02_4_an_instance_is_taken_as_it_is():
-    """Inside a dict, an object of the right class is not taken apart or run again."""
+def test_an_instance_is_taken_as_it_is():
+    """Inside a dict, an object of the right class is not taken apart or run again. [B02.4]"""
     made = []
 
     @dataclass
@@ -593,8 +593,8 @@ def text_of(function):
     ],
 )
 @pytest.mark.parametrize("read", ["json", "dict"])
-def test_b02_4_a_refusal_in_post_init_is_an_error_of_its_field(how, sentence, read):
-    """ValueError, ArithmeticError and TypeError of __post_init__ have their path."""
+def test_a_refusal_in_post_init_is_an_error_of_its_field(how, sentence, read):
+    """ValueError, ArithmeticError and TypeError of __post_init__ have their path. [B02.4]"""
 
     class Model(pydantic.BaseModel):
         picky: Picky
@@ -626,8 +626,8 @@ def test_b02_4_a_refusal_in_post_init_is_an_error_of_its_field(how, sentence, re
 
 
 @pytest.mark.parametrize("read", ["json", "dict"])
-def test_b02_4_a_bug_in_post_init_passes_unchanged(read):
-    """What is no refusal, a KeyError say, is a bug and reaches the caller."""
+def test_a_bug_in_post_init_passes_unchanged(read):
+    """What is no refusal, a KeyError say, is a bug and reaches the caller. [B02.4]"""
     adapter = adapter_of(list[Picky])
     call, given = adapter.from_python, [{"how": "key"}]
     if read == "json":
@@ -637,8 +637,8 @@ def test_b02_4_a_bug_in_post_init_passes_unchanged(read):
         call(given)
 
 
-def test_b02_4_a_class_with_post_init_is_read_from_json_as_any_other():
-    """Strictly, whatever its fields are: dates and decimals are text in JSON."""
+def test_a_class_with_post_init_is_read_from_json_as_any_other():
+    """Strictly, whatever its fields are: dates and decimals are text in JSON. [B02.4]"""
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Everything:
@@ -701,8 +701,8 @@ def test_b02_4_a_class_with_post_init_is_read_from_json_as_any_other():
 
 
 @pytest.mark.parametrize("read", ["json", "dict"])
-def test_b02_4_a_refusal_of_a_converter_is_an_error_of_its_field(read):
-    """What a converter raises, the path of its value says where."""
+def test_a_refusal_of_a_converter_is_an_error_of_its_field(read):
+    """What a converter raises, the path of its value says where. [B02.4]"""
     value = {
         "price": "much",
         "others": ["1 EUR", "x EUR", "1 EUR"],
@@ -725,8 +725,8 @@ def test_b02_4_a_refusal_of_a_converter_is_an_error_of_its_field(read):
     ]
 
 
-def test_b02_4_a_models_validators_may_raise_what_they_like_to_refuse():
-    """A refusal out of a pydantic model's own functions is one error as well."""
+def test_a_models_validators_may_raise_what_they_like_to_refuse():
+    """A refusal out of a pydantic model's own functions is one error as well. [B02.4]"""
 
     class Model(pydantic.BaseModel):
         value: int
@@ -750,8 +750,8 @@ def test_b02_4_a_models_validators_may_raise_what_they_like_to_refuse():
 
 
 @pytest.mark.parametrize("read", ["json", "dict"])
-def test_b02_4_value_objects_are_read_by_their_converter(read):
-    """In fields, lists, dicts and unions, from the JSON type that its pair says."""
+def test_value_objects_are_read_by_their_converter(read):
+    """In fields, lists, dicts and unions, from the JSON type that its pair says. [B02.4]"""
     value = {
         "price": "1.10 EUR",
         "others": ["2 EUR", "3 EUR"],
@@ -776,8 +776,8 @@ def test_b02_4_value_objects_are_read_by_their_converter(read):
     assert json.loads(adapter.to_json(priced)) == value
 
 
-def test_b02_4_a_converters_json_side_is_read_strictly_too():
-    """A converter from text is given text, and no number that could be written so."""
+def test_a_converters_json_side_is_read_strictly_too():
+    """A converter from text is given text, and no number that could be written so. [B02.4]"""
     assert refusal_of(adapter_of(Priced).from_json, '{"price": 5}') == [
         ("price", "Input should be a valid string")
     ]
@@ -786,15 +786,15 @@ def test_b02_4_a_converters_json_side_is_read_strictly_too():
     ) == [("period.start", "Input should be a valid date")]
 
 
-def test_b02_4_a_pair_does_not_speak_of_subclasses():
-    """A subclass of a class with converters needs its own, and says so."""
+def test_a_pair_does_not_speak_of_subclasses():
+    """A subclass of a class with converters needs its own, and says so. [B02.4]"""
     ((path, sentence),) = refusal_of(adapter_of(Cash).from_json, '"1 EUR"')
 
     assert (path, sentence) == ("", "Cash has no JSON form")
 
 
-def test_b02_4_half_a_pair_says_which_half_is_missing():
-    """A class that can only be written, or only be read, raises for the other way."""
+def test_half_a_pair_says_which_half_is_missing():
+    """A class that can only be written, or only be read, raises for the other way. [B02.4]"""
 
     class Written:
         pass
@@ -819,8 +819,8 @@ def test_b02_4_half_a_pair_says_which_half_is_missing():
         to_jsonable(Read())
 
 
-def test_b02_4_a_converter_that_comes_late_is_used():
-    """An adapter made before a converter was registered is made anew."""
+def test_a_converter_that_comes_late_is_used():
+    """An adapter made before a converter was registered is made anew. [B02.4]"""
 
     class Late:
         pass
@@ -834,8 +834,8 @@ def test_b02_4_a_converter_that_comes_late_is_used():
     assert type(adapter_of(list[Late]).from_json("[1]")[0]) is Late
 
 
-def test_b02_4_a_converter_stays_a_plain_function():
-    """The decorator returns the very function."""
+def test_a_converter_stays_a_plain_function():
+    """The decorator returns the very function. [B02.4]"""
 
     def to_text(money: Money) -> str:
         return money_to_text(money)
@@ -858,8 +858,8 @@ class Square:
     side: int
 
 
-def test_b02_4_the_members_of_a_union_are_told_by_their_names():
-    """Where no member fits, the path says which member's error it is."""
+def test_the_members_of_a_union_are_told_by_their_names():
+    """Where no member fits, the path says which member's error it is. [B02.4]"""
     adapter = adapter_of(
         Circle | Square | list[Circle] | Money | dict[str, list[Money]]
     )
@@ -879,8 +879,8 @@ def test_b02_4_the_members_of_a_union_are_told_by_their_names():
     ]
 
 
-def test_b02_4_a_key_of_a_payload_is_in_the_path_as_it_is():
-    """However much it looks like a type, a key of a dict is a key; long ones too."""
+def test_a_key_of_a_payload_is_in_the_path_as_it_is():
+    """However much it looks like a type, a key of a dict is a key; long ones too. [B02.4]"""
     key = "function-after[a(), " * 5000
 
     assert refusal_of(adapter_of(dict[str, int]).from_json, json.dumps({key: ""})) == [
@@ -888,8 +888,8 @@ def test_b02_4_a_key_of_a_payload_is_in_the_path_as_it_is():
     ]
 
 
-def test_b02_4_a_type_may_be_recursive():
-    """A class may hold objects of its own class, to the depth that JSON allows."""
+def test_a_type_may_be_recursive():
+    """A class may hold objects of its own class, to the depth that JSON allows. [B02.4]"""
     tree = {"name": "a", "children": [{"name": "b", "children": [{"name": "c"}]}]}
 
     assert adapter_of(Node).from_json(json.dumps(tree)) == Node(
@@ -904,8 +904,8 @@ def test_b02_4_a_type_may_be_recursive():
 # Models, NamedTuples, TypedDicts -------------------------------------------------------
 
 
-def test_b02_5_a_models_aliases_and_rules_hold():
-    """Aliases, constraints and forbidden extras are the model's own affair."""
+def test_a_models_aliases_and_rules_hold():
+    """Aliases, constraints and forbidden extras are the model's own affair. [B02.5]"""
 
     class Strict(pydantic.BaseModel):
         model_config = {"extra": "forbid"}
@@ -921,8 +921,8 @@ def test_b02_5_a_models_aliases_and_rules_hold():
     ]
 
 
-def test_b02_5_a_field_may_be_called_as_it_likes():
-    """Names that mean something to pydantic's own schemas are names like others."""
+def test_a_field_may_be_called_as_it_likes():
+    """Names that mean something to pydantic's own schemas are names like others. [B02.5]"""
 
     class Model(pydantic.BaseModel):
         type: float
@@ -950,8 +950,8 @@ def test_b02_5_a_field_may_be_called_as_it_likes():
 
 
 @pytest.mark.parametrize("where", ["field", "model", "wrap"])
-def test_b02_5_a_model_with_early_validators_reads_dates_from_json(where):
-    """Validators that run before the fields spoil neither dates nor strictness."""
+def test_a_model_with_early_validators_reads_dates_from_json(where):
+    """Validators that run before the fields spoil neither dates nor strictness. [B02.5]"""
 
     class Model(pydantic.BaseModel):
         at: datetime
@@ -1000,8 +1000,8 @@ def test_b02_5_a_model_with_early_validators_reads_dates_from_json(where):
     ]
 
 
-def test_b02_5_a_named_tuple_is_an_object_in_json():
-    """Its JSON has the names of its fields, nested as well, and is read by them."""
+def test_a_named_tuple_is_an_object_in_json():
+    """Its JSON has the names of its fields, nested as well, and is read by them. [B02.5]"""
 
     @dataclass
     class Route:
@@ -1025,8 +1025,8 @@ def test_b02_5_a_named_tuple_is_an_object_in_json():
     )
 
 
-def test_b02_5_a_named_tuple_without_annotations_works_too():
-    """collections.namedtuple says no types; its fields take anything."""
+def test_a_named_tuple_without_annotations_works_too():
+    """collections.namedtuple says no types; its fields take anything. [B02.5]"""
     Pair = namedtuple("Pair", "one two", defaults=[None])  # noqa: PYI024
 
     assert adapter_of(Pair).from_json('{"one": [1]}') == Pair([1])
@@ -1880,8 +1880,8 @@ def test_text_that_does_not_fit_its_class_raises_when_it_is_decoded():
     ],
     ids=shown,
 )
-def test_b02_2_a_payload_that_fits_is_the_very_object(annotation, value):
-    """What the annotation allows is not converted and not copied."""
+def test_a_payload_that_fits_is_the_very_object(annotation, value):
+    """What the annotation allows is not converted and not copied. [B02.2]"""
     assert PayloadType(annotation).from_python(value) is value
 
 
@@ -1902,8 +1902,8 @@ def test_b02_2_a_payload_that_fits_is_the_very_object(annotation, value):
     ],
     ids=shown,
 )  # fmt: skip
-def test_b02_4_a_payload_that_does_not_fit_is_converted(annotation, value, expected):
-    """A dict becomes the class, an object its JSON form where a dict is taken."""
+def test_a_payload_that_does_not_fit_is_converted(annotation, value, expected):
+    """A dict becomes the class, an object its JSON form where a dict is taken. [B02.4]"""
     payload_type = PayloadType(annotation)
     if annotation is Address:
         assert refusal_of(payload_type.from_python, value) == [
@@ -1920,15 +1920,15 @@ def test_b02_4_a_payload_that_does_not_fit_is_converted(annotation, value, expec
 
 
 @pytest.mark.parametrize("annotation", [Line, int, list[int], Address, Line | Point])
-def test_b02_2_a_payload_that_is_missing_is_one_error(annotation):
-    """None where the annotation does not allow it is said so."""
+def test_a_payload_that_is_missing_is_one_error(annotation):
+    """None where the annotation does not allow it is said so. [B02.2]"""
     assert refusal_of(PayloadType(annotation).from_python, None) == [
         ("", "the payload is missing")
     ]
 
 
-def test_b02_3_a_payload_type_that_takes_anything_reads_json_as_it_is():
-    """Without a type JSON becomes dicts, lists and scalars."""
+def test_a_payload_type_that_takes_anything_reads_json_as_it_is():
+    """Without a type JSON becomes dicts, lists and scalars. [B02.3]"""
     for annotation in (Any, object, Any | Line):
         assert PayloadType(annotation).from_json('{"sku": "a"}') == {"sku": "a"}
 
@@ -2035,20 +2035,20 @@ class Row:
     ],
     ids=shown,
 )  # fmt: skip
-def test_b04_3_a_result_is_converted_to_what_is_asked_for(value, target, expected):
-    """returns= gives the class, a list of it, or JSON text."""
+def test_a_result_is_converted_to_what_is_asked_for(value, target, expected):
+    """returns= gives the class, a list of it, or JSON text. [B04.3]"""
     assert convert_result(value, target) == expected
 
 
-def test_b04_3_a_result_that_fits_is_the_very_object():
-    """An answer that is of the class already is not copied."""
+def test_a_result_that_fits_is_the_very_object():
+    """An answer that is of the class already is not copied. [B04.3]"""
     row = Row("a")
 
     assert convert_result(row, Row) is row
 
 
-def test_b04_3_a_result_that_does_not_fit_is_one_error():
-    """What does not convert raises with every path."""
+def test_a_result_that_does_not_fit_is_one_error():
+    """What does not convert raises with every path. [B04.3]"""
     assert refusal_of(convert_result, [{"sku": "a"}, {}, {"sku": 5}], list[Row]) == [
         ("1.sku", "Field required"),
         ("2.sku", "Input should be a valid string"),

@@ -83,8 +83,8 @@ SHOP = """
 # What is found --------------------------------------------------------------------
 
 
-def test_b01_1_any_installed_apps_handlers_module(make_app):
-    """A handler in an app's `handlers.py` is called with the object, and only there."""
+def test_any_installed_apps_handlers_module(make_app):
+    """A handler in an app's `handlers.py` is called with the object, and only there. [B01.1]"""
     with installed(make_app("shop", handlers=SHOP)):
         import shop.handlers
 
@@ -96,8 +96,8 @@ def test_b01_1_any_installed_apps_handlers_module(make_app):
         query_bus.ask(query)
 
 
-def test_b01_1_an_app_needs_no_handlers_module(make_app):
-    """An app with messages alone, or with neither, is passed over."""
+def test_an_app_needs_no_handlers_module(make_app):
+    """An app with messages alone, or with neither, is passed over. [B01.1]"""
     bare = make_app("bare")
     spoken = make_app("spoken", messages="from dataclasses import dataclass\n")
 
@@ -106,8 +106,8 @@ def test_b01_1_an_app_needs_no_handlers_module(make_app):
         assert "spoken.messages" in sys.modules
 
 
-def test_b01_1_messages_are_imported_before_handlers_of_any_app(make_app):
-    """First the messages of every app, then the handlers of every app."""
+def test_messages_are_imported_before_handlers_of_any_app(make_app):
+    """First the messages of every app, then the handlers of every app. [B01.1]"""
     one = make_app("one", handlers="", messages="")
     two = make_app("two", handlers="", messages="")
     with installed(one, two):
@@ -116,8 +116,8 @@ def test_b01_1_messages_are_imported_before_handlers_of_any_app(make_app):
     assert order == ["one.messages", "two.messages", "one.handlers", "two.handlers"]
 
 
-def test_b01_1_handlers_may_import_each_other(make_app):
-    """Two apps' handlers modules may import one another's messages and handlers."""
+def test_handlers_may_import_each_other(make_app):
+    """Two apps' handlers modules may import one another's messages and handlers. [B01.1]"""
     one = make_app(
         "one",
         messages="class Ask: pass",
@@ -139,8 +139,8 @@ def test_b01_1_handlers_may_import_each_other(make_app):
         assert names_of("two") == []
 
 
-def test_b01_1_an_imported_handler_belongs_to_the_app_that_imports_it(make_app):
-    """What a handlers module imports from elsewhere is routed, once."""
+def test_an_imported_handler_belongs_to_the_app_that_imports_it(make_app):
+    """What a handlers module imports from elsewhere is routed, once. [B01.1]"""
     one = make_app(
         "one",
         services="""
@@ -168,8 +168,8 @@ def test_b01_1_an_imported_handler_belongs_to_the_app_that_imports_it(make_app):
         assert problems_of(*Rule) == []
 
 
-def test_b01_1_a_handler_that_two_apps_import_is_one_handler(make_app):
-    """The first app that imports a handler from elsewhere has it."""
+def test_a_handler_that_two_apps_import_is_one_handler(make_app):
+    """The first app that imports a handler from elsewhere has it. [B01.1]"""
     make_app(
         "shared",
         services="""
@@ -188,8 +188,8 @@ def test_b01_1_a_handler_that_two_apps_import_is_one_handler(make_app):
         assert query_bus.ask(route="price") == 5
 
 
-def test_b01_1_a_service_inside_a_class(make_app):
-    """A nested class marked with @service is registered under its whole name."""
+def test_a_service_inside_a_class(make_app):
+    """A nested class marked with @service is registered under its whole name. [B01.1]"""
     make_app(
         "shop",
         handlers="""
@@ -209,8 +209,8 @@ def test_b01_1_a_service_inside_a_class(make_app):
         assert query_bus.ask(route="price") == 5
 
 
-def test_b01_1_an_imported_service_without_handlers_is_no_mistake(make_app):
-    """A class marked with @service only to be given to handlers may be imported."""
+def test_an_imported_service_without_handlers_is_no_mistake(make_app):
+    """A class marked with @service only to be given to handlers may be imported. [B01.1]"""
     one = make_app(
         "one",
         services="""
@@ -239,8 +239,8 @@ def test_b01_1_an_imported_service_without_handlers_is_no_mistake(make_app):
         assert names_of("one") == ["one.time"]
 
 
-def test_b01_1_the_label_names_the_endpoint(make_app):
-    """An endpoint is named by its app's label, which need not be the module's name."""
+def test_the_label_names_the_endpoint(make_app):
+    """An endpoint is named by its app's label, which need not be the module's name. [B01.1]"""
     make_app(
         "plain",
         apps="""
@@ -257,8 +257,8 @@ def test_b01_1_the_label_names_the_endpoint(make_app):
         assert names_of("plain") == []
 
 
-def test_b01_1_two_apps_may_use_one_function_name(make_app):
-    """The same qualified name in two apps makes two endpoint names."""
+def test_two_apps_may_use_one_function_name(make_app):
+    """The same qualified name in two apps makes two endpoint names. [B01.1]"""
     one, two = make_app("one", handlers=SHOP), make_app("two", handlers=SHOP)
     with installed(one, two):
         assert names_of("one") == ["one.get_price"]
@@ -266,8 +266,8 @@ def test_b01_1_two_apps_may_use_one_function_name(make_app):
         assert problems_of(*Rule) == []
 
 
-def test_b01_1_the_order_of_registration_is_that_of_the_text(make_app):
-    """Apps in their order; in each, functions and classes as they are written."""
+def test_the_order_of_registration_is_that_of_the_text(make_app):
+    """Apps in their order; in each, functions and classes as they are written. [B01.1]"""
     text = """
         from django_cqrs import event_handler, service
 
@@ -304,8 +304,8 @@ def test_b01_1_the_order_of_registration_is_that_of_the_text(make_app):
         assert order.index("two.alpha") < order.index("one.zulu")
 
 
-def test_b06_3_inherited_handlers_do_not_move_a_service(make_app):
-    """A service stands where it is written, wherever its base's handlers stand."""
+def test_inherited_handlers_do_not_move_a_service(make_app):
+    """A service stands where it is written, wherever its base's handlers stand. [B06.3]"""
     make_app(
         "one",
         base="\n" * 100
@@ -371,8 +371,8 @@ PACKAGE = {
 }
 
 
-def test_b01_2_a_package_works_as_a_module_does(make_app):
-    """Every module of a handlers package is imported, but those that begin with `_`."""
+def test_a_package_works_as_a_module_does(make_app):
+    """Every module of a handlers package is imported, but those that begin with `_`. [B01.2]"""
     with installed(make_app("packaged", **PACKAGE)):
         import packaged.messages
 
@@ -387,8 +387,8 @@ def test_b01_2_a_package_works_as_a_module_does(make_app):
         assert "packaged.handlers._private" not in sys.modules
 
 
-def test_b01_2_a_package_that_imports_its_own_modules_registers_once(make_app):
-    """Re-exports in a package's `__init__`, and between its modules, count once."""
+def test_a_package_that_imports_its_own_modules_registers_once(make_app):
+    """Re-exports in a package's `__init__`, and between its modules, count once. [B01.2]"""
     files = {
         **PACKAGE,
         "handlers__in____init__": "from packaged.handlers.orders import answer",
@@ -402,15 +402,15 @@ def test_b01_2_a_package_that_imports_its_own_modules_registers_once(make_app):
         assert problems_of(*Rule) == []
 
 
-def test_b01_2_a_package_without_init(make_app):
-    """A folder `handlers` without `__init__.py` is a package too."""
+def test_a_package_without_init(make_app):
+    """A folder `handlers` without `__init__.py` is a package too. [B01.2]"""
     files = {k: v for k, v in PACKAGE.items() if k != "handlers__in____init__"}
     with installed(make_app("packaged", **files)):
         assert names_of("packaged") == ["packaged.deep", "packaged.answer"]
 
 
-def test_b01_7_one_function_name_in_two_modules_of_a_package(make_app):
-    """Two modules of one package that use one function name are a check."""
+def test_one_function_name_in_two_modules_of_a_package(make_app):
+    """Two modules of one package that use one function name are a check. [B01.7]"""
     text = """
         from django_cqrs import query_handler
 
@@ -456,10 +456,10 @@ def test_b01_7_one_function_name_in_two_modules_of_a_package(make_app):
     ids=["module", "name", "submodule", "runtime", "syntax", "own"],
 )
 @pytest.mark.parametrize("module", ["handlers", "messages"])
-def test_b01_2_an_error_inside_a_module_surfaces_unchanged(
+def test_an_error_inside_a_module_surfaces_unchanged(
     make_app, module, text, error, message
 ):
-    """What importing handlers or messages raises stops Django's start, as it is."""
+    """What importing handlers or messages raises stops Django's start, as it is. [B01.2]"""
     make_app("failing", **{module: text})
     before = registry.routes.endpoints
     with pytest.raises(error, match=message) as caught:
@@ -472,8 +472,8 @@ def test_b01_2_an_error_inside_a_module_surfaces_unchanged(
     assert query_bus.ask(FindTickets("x")) == ["x"]
 
 
-def test_b01_2_an_error_inside_a_package_surfaces_unchanged(make_app):
-    """An ImportError in one module of a handlers package is not passed over either."""
+def test_an_error_inside_a_package_surfaces_unchanged(make_app):
+    """An ImportError in one module of a handlers package is not passed over either. [B01.2]"""
     files = {**PACKAGE, "handlers__in__broken": "import nothing_there"}
     make_app("packaged", **files)
     with (
@@ -521,8 +521,8 @@ def test_a_bus_used_while_handlers_are_imported_is_refused(make_app):
 # Again and again ------------------------------------------------------------------
 
 
-def test_b01_2_a_second_ready_registers_once():
-    """`ready()` a second time changes nothing."""
+def test_a_second_ready_registers_once():
+    """`ready()` a second time changes nothing. [B01.2]"""
     before = [(e.name, e.function) for e in registry.routes.endpoints]
 
     apps.get_app_config("django_cqrs").ready()
@@ -531,8 +531,8 @@ def test_b01_2_a_second_ready_registers_once():
     assert query_bus.ask(FindTickets("x")) == ["x"]
 
 
-def test_b01_2_a_reloaded_module_registers_once(make_app):
-    """After importlib.reload the new functions count, and the old ones are gone."""
+def test_a_reloaded_module_registers_once(make_app):
+    """After importlib.reload the new functions count, and the old ones are gone. [B01.2]"""
     make_app("shop", handlers=SHOP)
     with installed("shop"):
         import shop.handlers
@@ -549,8 +549,8 @@ def test_b01_2_a_reloaded_module_registers_once(make_app):
         assert old is not shop.handlers.get_price
 
 
-def test_b01_2_a_handler_that_a_reload_takes_away_is_gone(make_app):
-    """A function that is no longer in the text handles nothing."""
+def test_a_handler_that_a_reload_takes_away_is_gone(make_app):
+    """A function that is no longer in the text handles nothing. [B01.2]"""
     make_app(
         "shop",
         handlers=SHOP
@@ -572,8 +572,8 @@ def test_b01_2_a_handler_that_a_reload_takes_away_is_gone(make_app):
         assert names_of("shop") == ["shop.get_price"]
 
 
-def test_b01_2_a_module_imported_anew_registers_once(make_app):
-    """A module taken out of sys.modules and imported again replaces itself."""
+def test_a_module_imported_anew_registers_once(make_app):
+    """A module taken out of sys.modules and imported again replaces itself. [B01.2]"""
     make_app("shop", handlers=SHOP)
     with installed("shop"):
         first = importlib.import_module("shop.handlers")
@@ -588,8 +588,8 @@ def test_b01_2_a_module_imported_anew_registers_once(make_app):
             query_bus.ask(first.GetPrice())
 
 
-def test_b01_2_a_service_reloaded_is_one_service(make_app):
-    """A reloaded class replaces itself, and its instance is built anew."""
+def test_a_service_reloaded_is_one_service(make_app):
+    """A reloaded class replaces itself, and its instance is built anew. [B01.2]"""
     text = """
         from django_cqrs import query_handler, service
 
@@ -615,8 +615,8 @@ def test_b01_2_a_service_reloaded_is_one_service(make_app):
         assert query_bus.ask(route="count") == 1
 
 
-def test_b01_2_messages_reloaded_do_not_clash(make_app):
-    """A named class that was loaded twice is one class: the newer."""
+def test_messages_reloaded_do_not_clash(make_app):
+    """A named class that was loaded twice is one class: the newer. [B01.2]"""
     text = """
         from dataclasses import dataclass
 
@@ -915,14 +915,14 @@ def test_a_broken_declarations_route_raises_the_checks_text(broken, send, rule, 
         assert str(caught.value) in problems_of(rule)
 
 
-def test_b01_4_duplicates_raise_whether_or_not_checks_ran(broken):
-    """DuplicateHandler comes from the table, not from a check."""
+def test_duplicates_raise_whether_or_not_checks_ran(broken):
+    """DuplicateHandler comes from the table, not from a check. [B01.4]"""
     with pytest.raises(DuplicateHandler):
         command_bus.dispatch(broken.Close(), route="close")
 
 
-def test_b01_7_a_class_that_was_never_registered_is_a_check(make_app):
-    """A decorated method whose class has no @service is named with its class."""
+def test_a_class_that_was_never_registered_is_a_check(make_app):
+    """A decorated method whose class has no @service is named with its class. [B01.7]"""
     make_app(
         "shop",
         handlers="""
@@ -945,8 +945,8 @@ def test_b01_7_a_class_that_was_never_registered_is_a_check(make_app):
         ]
 
 
-def test_b01_7_a_base_class_of_a_registered_class_is_registered_by_it(make_app):
-    """Handlers of an unmarked base are no stray where a registered class inherits."""
+def test_a_base_class_of_a_registered_class_is_registered_by_it(make_app):
+    """Handlers of an unmarked base are no stray where a registered class inherits. [B01.7]"""
     make_app(
         "shop",
         handlers="""
@@ -1307,8 +1307,8 @@ def test_handlers_made_in_a_loop_or_by_a_function_are_found(make_app):
         assert [query_bus.ask(route=key) for key in "abcd"] == ["a", "b", "c", "d"]
 
 
-def test_b01_7_a_function_defined_twice_is_a_check(make_app):
-    """Copied and not renamed, the second function does not hide the first in silence."""
+def test_a_function_defined_twice_is_a_check(make_app):
+    """Copied and not renamed, the second function does not hide the first in silence. [B01.7]"""
     make_app(
         "shop",
         handlers="""
@@ -1389,8 +1389,8 @@ def test_slots_and_our_decorators_in_either_order(make_app):
         assert names_of("shop") == ["shop.ServiceAbove.on", "shop.ServiceBelow.on"]
 
 
-def test_b05_5_a_name_is_known_without_a_handler_of_its_class(make_app):
-    """A class named with @message in an installed app is converted to by its name."""
+def test_a_name_is_known_without_a_handler_of_its_class(make_app):
+    """A class named with @message in an installed app is converted to by its name. [B05.5]"""
     make_app(
         "shop",
         messages="""
@@ -1422,8 +1422,8 @@ def test_b05_5_a_name_is_known_without_a_handler_of_its_class(make_app):
         assert shop.handlers.seen == [shop.messages.Sold(1)]
 
 
-def test_b05_5_a_name_used_twice_in_two_apps_is_a_check(make_app):
-    """Two apps that name two classes alike are refused with both places."""
+def test_a_name_used_twice_in_two_apps_is_a_check(make_app):
+    """Two apps that name two classes alike are refused with both places. [B05.5]"""
     text = """
         from django_cqrs import message
 

@@ -80,10 +80,8 @@ def shown(document):
     ],
     ids=["object", "model", "annotation"],
 )
-def test_c05_2_sensitive_fields_of_documents_are_masked(
-    kind, collection, value, expected
-):
-    """Of objects, models and other values; what is stored has them."""
+def test_sensitive_fields_of_documents_are_masked(kind, collection, value, expected):
+    """Of objects, models and other values; what is stored has them. [C05.2]"""
     DocumentStore(kind, collection=collection).add("a", value)
     document = Document.objects.get()
 
@@ -91,8 +89,8 @@ def test_c05_2_sensitive_fields_of_documents_are_masked(
     assert MASK not in json.dumps(document.content)
 
 
-def test_c05_2_documents_of_another_version_are_masked():
-    """What the class does not have in this place today may have been sensitive."""
+def test_documents_of_another_version_are_masked():
+    """What the class does not have in this place today may have been sensitive. [C05.2]"""
     DocumentStore(Patient)
     older = Document(
         collection="desk.patient",
@@ -103,8 +101,8 @@ def test_c05_2_documents_of_another_version_are_masked():
     assert shown(older) == {"name": "Greta", "illness": MASK}
 
 
-def test_c05_2_documents_that_nothing_knows_are_not_shown():
-    """Where nothing says what a collection holds, the page says so instead."""
+def test_documents_that_nothing_knows_are_not_shown():
+    """Where nothing says what a collection holds, the page says so instead. [C05.2]"""
     from django_cqrs.documents.redaction import text_of
 
     text = text_of(Document(collection="desk.unheard", content={"a": "secret"}))

@@ -105,22 +105,22 @@ def test_no_check_complains(registry):
 
 
 class TestFactory:
-    def test_m01_1_inserted_once(self, dispatch, orders):
-        """What a class-method returns is one new row; its identifier is the result."""
+    def test_inserted_once(self, dispatch, orders):
+        """What a class-method returns is one new row; its identifier is the result. [M01.1]"""
         with queries() as made:
             assert dispatch(Place(ONE, "lamp")) == ONE
 
         assert made == ["INSERT"]
         assert orders.get(ONE).title == "lamp web"
 
-    def test_m01_2_header_parameters(self, dispatch, orders):
-        """A factory's other parameters are filled as any handler's."""
+    def test_header_parameters(self, dispatch, orders):
+        """A factory's other parameters are filled as any handler's. [M01.2]"""
         dispatch(Place(ONE, "lamp"), headers={"source": "mail"})
 
         assert orders.get(ONE).title == "lamp mail"
 
-    def test_m01_5_one_that_exists(self, dispatch, orders, order):
-        """It raises and changes nothing."""
+    def test_one_that_exists(self, dispatch, orders, order):
+        """It raises and changes nothing. [M01.5]"""
         with pytest.raises(AggregateAlreadyExists, match="exists already"):
             dispatch(Import(ONE))
 
@@ -129,8 +129,8 @@ class TestFactory:
 
 
 class TestAction:
-    def test_m02_1_loaded_called_saved(self, dispatch, orders, order):
-        """One SELECT, one UPDATE; what the method returns is the result."""
+    def test_loaded_called_saved(self, dispatch, orders, order):
+        """One SELECT, one UPDATE; what the method returns is the result. [M02.1]"""
         with queries() as made:
             assert dispatch(Rename(ONE, "desk")) == "lamp web"
 
@@ -138,13 +138,13 @@ class TestAction:
         found = orders.get(ONE)
         assert (found.title, list(found.history)) == ("desk", ["desk"])
 
-    def test_m02_2_no_identifier(self, dispatch, order):
-        """The error says how to give one."""
+    def test_no_identifier(self, dispatch, order):
+        """The error says how to give one. [M02.2]"""
         with pytest.raises(AggregateNotFound, match="Give aggregate_id="):
             dispatch(Rename(None, "desk"))
 
-    def test_m02_2_unknown(self, kind, dispatch):
-        """It is named with class, method and identifier; nothing is saved."""
+    def test_unknown(self, kind, dispatch):
+        """It is named with class, method and identifier; nothing is saved. [M02.2]"""
         with pytest.raises(AggregateNotFound) as raised:
             dispatch(Rename(ONE, "desk"))
 
@@ -154,24 +154,24 @@ class TestAction:
         )
         assert not Document.objects.exists()
 
-    def test_m02_3_an_exception(self, registry, dispatch, orders, order):
-        """Nothing is saved and nothing published."""
+    def test_an_exception(self, registry, dispatch, orders, order):
+        """Nothing is saved and nothing published. [M02.3]"""
         with Flow(registry=registry) as flow, pytest.raises(RuntimeError):
             dispatch(Fail(ONE))
 
         assert orders.get(ONE).title == "lamp web"
         assert flow.published == []
 
-    def test_m02_4_by_key(self, registry, dispatch, orders, order):
-        """``aggregate_id=`` finds it, as text too, and is not passed on."""
+    def test_by_key(self, registry, dispatch, orders, order):
+        """``aggregate_id=`` finds it, as text too, and is not passed on. [M02.4]"""
         with Flow(registry=registry) as flow:
             dispatch(route="order.close", aggregate_id=str(ONE))
 
         assert orders.get(ONE).is_closed
         assert flow.published == [Renamed(ONE, "closed")]
 
-    def test_m02_5_deleted_by_its_handler(self, registry, dispatch, orders, order):
-        """It is not saved again, and its events are published."""
+    def test_deleted_by_its_handler(self, registry, dispatch, orders, order):
+        """It is not saved again, and its events are published. [M02.5]"""
         with Flow(registry=registry) as flow:
             dispatch(Remove(ONE))
 
@@ -194,15 +194,15 @@ class TestAction:
             registry.command_bus.dispatch(Rename(ONE, ""))
 
 
-def test_m03_1_factory_or_action(dispatch, orders):
-    """The first dispatch creates, the second acts."""
+def test_factory_or_action(dispatch, orders):
+    """The first dispatch creates, the second acts. [M03.1]"""
     assert dispatch(Visit(ONE)) == ONE
     assert dispatch(Visit(ONE, 2)) == 3
     assert orders.get(ONE).visits == 3
 
 
-def test_m03_3_a_missing_identifier_creates_nothing(dispatch):
-    """It raises, and does not fall through to the factory."""
+def test_a_missing_identifier_creates_nothing(dispatch):
+    """It raises, and does not fall through to the factory. [M03.3]"""
     with pytest.raises(AggregateNotFound):
         dispatch(Visit(None))
 
@@ -210,8 +210,8 @@ def test_m03_3_a_missing_identifier_creates_nothing(dispatch):
 
 
 class TestRecordedEvents:
-    def test_m04_1_published_after_the_save(self, kind, registry, orders, order):
-        """A handler that reads the row sees what the action changed."""
+    def test_published_after_the_save(self, kind, registry, orders, order):
+        """A handler that reads the row sees what the action changed. [M04.1]"""
         seen = []
 
         @event_handler
@@ -225,16 +225,16 @@ class TestRecordedEvents:
 
         assert seen == ["desk"]
 
-    def test_m04_2_in_order_and_emptied(self, registry, dispatch, order):
-        """A second save publishes nothing."""
+    def test_in_order_and_emptied(self, registry, dispatch, order):
+        """A second save publishes nothing. [M04.2]"""
         with Flow(registry=registry) as flow:
             dispatch(Split(ONE, TWO))
             dispatch(Touch(ONE))
 
         assert flow.published == [Renamed(ONE, "lamp web (1)"), Placed(TWO)]
 
-    def test_m04_3_their_headers(self, registry, dispatch, order):
-        """Identifier, and the version that its row has."""
+    def test_their_headers(self, registry, dispatch, order):
+        """Identifier, and the version that its row has. [M04.3]"""
         with Flow(registry=registry) as flow:
             dispatch(Rename(ONE, "desk"), headers={"user": "ada"})
 
@@ -243,36 +243,36 @@ class TestRecordedEvents:
         assert headers["aggregate_version"] == 1
         assert headers["user"] == "ada"
 
-    def test_m04_5_in_a_plain_unit_test(self, kind):
-        """No bus and no database."""
+    def test_in_a_plain_unit_test(self, kind):
+        """No bus and no database. [M04.5]"""
         placed = kind.place(Place(ONE, "lamp"))
 
         assert placed.recorded_events == [Placed(ONE)]
 
 
 class TestEventsAndQueries:
-    def test_m05_1_found_by_the_events_attribute(self, registry, orders, order):
-        """``identifier=`` names it."""
+    def test_found_by_the_events_attribute(self, registry, orders, order):
+        """``identifier=`` names it. [M05.1]"""
         registry.event_bus.publish(Paid(ONE))
 
         assert orders.get(ONE).is_closed
 
-    def test_m05_1_missing(self, registry):
-        """It raises, or is dropped where the handler says so."""
+    def test_missing(self, registry):
+        """It raises, or is dropped where the handler says so. [M05.1]"""
         registry.event_bus.publish(Lost(ONE))
         with pytest.raises(AggregateNotFound):
             registry.event_bus.publish(Paid(ONE))
 
         assert not Document.objects.exists()
 
-    def test_m05_2_a_union_of_events(self, registry, orders, order):
-        """Each event names the object in its own way."""
+    def test_a_union_of_events(self, registry, orders, order):
+        """Each event names the object in its own way. [M05.2]"""
         registry.event_bus.publish(Found(ONE))
 
         assert orders.get(ONE).title == "Found"
 
-    def test_m05_3_a_query_writes_nothing(self, registry, order):
-        """One SELECT, whose row is not locked."""
+    def test_a_query_writes_nothing(self, registry, order):
+        """One SELECT, whose row is not locked. [M05.3]"""
         with CaptureQueriesContext(connection) as captured:
             title = registry.query_bus.ask(route="order.title", aggregate_id=ONE)
 
@@ -282,14 +282,14 @@ class TestEventsAndQueries:
 
 
 class TestAggregateMakesAggregate:
-    def test_m06_1_both_are_saved(self, dispatch, orders, order):
-        """The one that was called and the one that it made; the new one is the result."""
+    def test_both_are_saved(self, dispatch, orders, order):
+        """The one that was called and the one that it made; the new one is the result. [M06.1]"""
         assert dispatch(Split(ONE, TWO)) == TWO
 
         assert [each.title for each in orders.list()] == ["lamp web (1)", "half web"]
 
-    def test_m06_3_returning_self(self, dispatch, orders, order):
-        """Saves once."""
+    def test_returning_self(self, dispatch, orders, order):
+        """Saves once. [M06.3]"""
         with queries() as made:
             assert dispatch(Touch(ONE)) == ONE
 
@@ -298,8 +298,8 @@ class TestAggregateMakesAggregate:
 
 @pytest.mark.parametrize("kind", ACCOUNTS, ids=lambda cls: cls.__name__)
 class TestVersions:
-    def test_m07_2_counted_up(self, kind, registry, dispatch):
-        """Every save counts by one; the attribute and the row agree."""
+    def test_counted_up(self, kind, registry, dispatch):
+        """Every save counts by one; the attribute and the row agree. [M07.2]"""
         dispatch(Open(7))
         with Flow(registry=registry) as flow:
             dispatch(Deposit(7, 5))
@@ -310,8 +310,8 @@ class TestVersions:
         assert flow.published == [Changed(7, 5), Changed(7, 10)]
         assert flow.messages[-1][1].headers["aggregate_version"] == 2
 
-    def test_m07_2_a_stale_save(self, kind, registry, dispatch):
-        """It raises and leaves what the other one has written."""
+    def test_a_stale_save(self, kind, registry, dispatch):
+        """It raises and leaves what the other one has written. [M07.2]"""
         dispatch(Open(7))
 
         @command_handler
@@ -328,23 +328,23 @@ class TestVersions:
 
         assert DocumentStore(kind).get(7).balance == 0  # all of it is undone
 
-    def test_m07_3_the_version_that_the_sender_saw(self, kind, dispatch):
-        """It is compared where the command has it."""
+    def test_the_version_that_the_sender_saw(self, kind, dispatch):
+        """It is compared where the command has it. [M07.3]"""
         dispatch(Open(7))
         assert dispatch(Deposit(7, 5, seen=0)) == 5
         with pytest.raises(ConcurrencyError, match="which is at version 1 by now"):
             dispatch(Deposit(7, 5, seen=0))
 
-    def test_m07_2_no_row_lock(self, kind, dispatch):
-        """The version decides, so nobody waits."""
+    def test_no_row_lock(self, kind, dispatch):
+        """The version decides, so nobody waits. [M07.2]"""
         dispatch(Open(7))
         with CaptureQueriesContext(connection) as captured:
             dispatch(Deposit(7, 5))
 
         assert not [q for q in captured.captured_queries if "FOR " in q["sql"]]
 
-    def test_m07_4_retried(self, kind, registry, dispatch):
-        """With instant retry the stale one succeeds."""
+    def test_retried(self, kind, registry, dispatch):
+        """With instant retry the stale one succeeds. [M07.4]"""
         dispatch(Open(7))
         stale = [True]
 
@@ -366,8 +366,8 @@ class TestVersions:
         assert DocumentStore(kind).get(7).balance == 100
 
 
-def test_m07_1_the_row_is_locked(dispatch, order):
-    """An action's row is locked, as far as the database locks rows."""
+def test_the_row_is_locked(dispatch, order):
+    """An action's row is locked, as far as the database locks rows. [M07.1]"""
     if not connection.features.has_select_for_update:
         pytest.skip("SQLite locks the whole database.")
     with CaptureQueriesContext(connection) as captured:
@@ -378,22 +378,22 @@ def test_m07_1_the_row_is_locked(dispatch, order):
 
 
 class TestIdentifiers:
-    def test_m08_1_which_one_decides(self, dispatch, orders, order):
-        """``aggregate_id=`` before the marked field, that before the name."""
+    def test_which_one_decides(self, dispatch, orders, order):
+        """``aggregate_id=`` before the marked field, that before the name. [M08.1]"""
         dispatch(Place(TWO, "desk"))
         dispatch(Move(ONE, "marked", order_id=TWO))
         dispatch(Move(ONE, "given", order_id=ONE), aggregate_id=TWO)
 
         assert [each.title for each in orders.list()] == ["marked", "given"]
 
-    def test_m08_2_what_cannot_be_one(self, dispatch, order):
-        """A list, a dict, or text that is no UUID."""
+    def test_what_cannot_be_one(self, dispatch, order):
+        """A list, a dict, or text that is no UUID. [M08.2]"""
         for wrong in ([ONE], {"a": 1}, "x"):
             with pytest.raises(InvalidIdentifier):
                 dispatch(route="order.close", aggregate_id=wrong)
 
-    def test_m08_3_behind_a_channel(self, registry, dispatch, orders, order):
-        """The same identifier finds it in the background."""
+    def test_behind_a_channel(self, registry, dispatch, orders, order):
+        """The same identifier finds it in the background. [M08.3]"""
         with Flow(registry=registry) as flow:
             dispatch(route="order.escalate", headers={"which": ONE})
             assert flow.run("outbox") == 1
@@ -418,8 +418,8 @@ def _repository_of(kind):
 
 
 class TestRepository:
-    def test_m09_2_get_find_save(self, kind, orders):
-        """``get`` raises, ``find`` gives None, ``save`` publishes what was recorded."""
+    def test_get_find_save(self, kind, orders):
+        """``get`` raises, ``find`` gives None, ``save`` publishes what was recorded. [M09.2]"""
         registry, repository = _repository_of(kind)
         with pytest.raises(AggregateNotFound):
             repository.get(ONE)
@@ -430,8 +430,8 @@ class TestRepository:
         assert flow.published == [Placed(ONE)]
         assert repository.get(str(ONE)) == orders.get(ONE)
 
-    def test_m09_2_a_stale_save(self, kind, dispatch, orders):
-        """What was read before somebody else's save raises, without ``version=`` too."""
+    def test_a_stale_save(self, kind, dispatch, orders):
+        """What was read before somebody else's save raises, without ``version=`` too. [M09.2]"""
         _, repository = _repository_of(kind)
         repository.save(kind.place(Place(ONE, "lamp")))
         mine, theirs = repository.get(ONE), repository.get(ONE)
@@ -443,8 +443,8 @@ class TestRepository:
 
         assert orders.get(ONE).title == "theirs"
 
-    def test_m09_2_delete(self, kind, orders):
-        """``delete`` forgets it; saving it again does nothing."""
+    def test_delete(self, kind, orders):
+        """``delete`` forgets it; saving it again does nothing. [M09.2]"""
         _, repository = _repository_of(kind)
         repository.save(kind.place(Place(ONE, "lamp")))
         found = repository.get(ONE)
@@ -461,8 +461,8 @@ class Look:
 
 
 class TestFetch:
-    def test_m10_1_found_or_absent(self, kind, order):
-        """It is given; absent it raises, or is None by the annotation."""
+    def test_found_or_absent(self, kind, order):
+        """It is given; absent it raises, or is None by the annotation. [M10.1]"""
 
         @query_handler
         def look(query: Look, order: object, other: object) -> list[object]:
@@ -480,8 +480,8 @@ class TestFetch:
         with pytest.raises(AggregateNotFound, match="Annotate"):
             ask(Look(TWO), headers={"other": TWO})
 
-    def test_m10_3_not_saved_by_itself(self, kind, orders, order):
-        """A handler that changes what it fetched has to save it."""
+    def test_not_saved_by_itself(self, kind, orders, order):
+        """A handler that changes what it fetched has to save it. [M10.3]"""
 
         @command_handler
         def change(command: Look, order: object) -> None:

@@ -35,8 +35,8 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.database]
 ONE = UUID(int=1)
 
 
-def test_m11_2_no_lost_update(server):
-    """20 threads count on one document, each five times: the lock loses none of it."""
+def test_no_lost_update(server):
+    """20 threads count on one document, each five times: the lock loses none of it. [M11.2]"""
     dispatch = registry_of(DataclassOrder).command_bus.dispatch
     dispatch(Visit(ONE, 0))
 
@@ -48,8 +48,8 @@ def test_m11_2_no_lost_update(server):
     assert DocumentStore(DataclassOrder).get(ONE).visits == 5 * THREADS
 
 
-def test_m11_2_exactly_the_losers_raise(server):
-    """With ``version=`` who comes second raises; the winners' work is there."""
+def test_exactly_the_losers_raise(server):
+    """With ``version=`` who comes second raises; the winners' work is there. [M11.2]"""
     dispatch = registry_of(DataclassAccount).command_bus.dispatch
     dispatch(Open(7))
 
@@ -62,8 +62,8 @@ def test_m11_2_exactly_the_losers_raise(server):
     assert account.balance == account.version == len(winners) >= 1
 
 
-def test_m11_2_retried_they_all_succeed(server):
-    """With instant retry each loser loads anew and tries again."""
+def test_retried_they_all_succeed(server):
+    """With instant retry each loser loads anew and tries again. [M11.2]"""
     registry = registry_of(DataclassAccount)
     registry.command_bus.dispatch(Open(7))
     retry = InstantRetry(THREADS * 5, on=(ConcurrencyError,))
@@ -74,8 +74,8 @@ def test_m11_2_retried_they_all_succeed(server):
     assert DocumentStore(DataclassAccount).get(7).balance == THREADS
 
 
-def test_m03_4_concurrent_firsts(server):
-    """One creates, all the others act, and nothing is lost."""
+def test_concurrent_firsts(server):
+    """One creates, all the others act, and nothing is lost. [M03.4]"""
     registry = registry_of(DataclassOrder)
     retry = InstantRetry(THREADS, on=DEADLOCKS)
     bus = CommandBus(instant_retry=retry, registry=registry)
@@ -97,8 +97,8 @@ def test_concurrent_factories(server):
     assert Document.objects.count() == 1
 
 
-def test_m14_8_two_concurrent_starts(server):
-    """Two events that start one saga at a time leave one document."""
+def test_two_concurrent_starts(server):
+    """Two events that start one saga at a time leave one document. [M14.8]"""
     publish = registry_of(DataclassProcess).event_bus.publish
 
     results = at_once(lambda _each: publish(Started(7)), 2)
@@ -110,8 +110,8 @@ def test_m14_8_two_concurrent_starts(server):
     ]
 
 
-def test_m11_1_concurrent_adds_and_upserts(server):
-    """One ``add`` wins; an ``upsert`` never fails for another one's."""
+def test_concurrent_adds_and_upserts(server):
+    """One ``add`` wins; an ``upsert`` never fails for another one's. [M11.1]"""
     numbers = DocumentStore(int, collection="papers.numbers")
 
     added = at_once(lambda each: numbers.add("a", each))

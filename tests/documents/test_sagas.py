@@ -61,13 +61,13 @@ def publish(registry):
     return registry.event_bus.publish
 
 
-def test_m14_8_no_check_complains(registry):
-    """Each kind may be kept as it is."""
+def test_no_check_complains(registry):
+    """Each kind may be kept as it is. [M14.8]"""
     assert check_registry(registry) == []
 
 
-def test_m14_8_started_moved_queried(registry, publish, processes):
-    """An event starts it, others move it, a query asks it."""
+def test_started_moved_queried(registry, publish, processes):
+    """An event starts it, others move it, a query asks it. [M14.8]"""
     publish(Started(7))
     publish(Settled(7))
 
@@ -75,8 +75,8 @@ def test_m14_8_started_moved_queried(registry, publish, processes):
     assert registry.query_bus.ask(route="process.is_settled", aggregate_id=7) is True
 
 
-def test_m14_8_missing(publish, processes):
-    """A message for one that never began raises, or is dropped by ``on_missing``."""
+def test_missing(publish, processes):
+    """A message for one that never began raises, or is dropped by ``on_missing``. [M14.8]"""
     publish(Packed(7))
     with pytest.raises(AggregateNotFound):
         publish(Settled(7))
@@ -84,15 +84,15 @@ def test_m14_8_missing(publish, processes):
     assert processes.count() == 0
 
 
-def test_m14_8_a_second_start(publish):
-    """One that is there is not started again."""
+def test_a_second_start(publish):
+    """One that is there is not started again. [M14.8]"""
     publish(Started(7))
     with pytest.raises(AggregateAlreadyExists):
         publish(Started(7))
 
 
-def test_m14_8_a_start_and_a_step_for_one_event(publish, processes):
-    """The first starts it, the next ones move it."""
+def test_a_start_and_a_step_for_one_event(publish, processes):
+    """The first starts it, the next ones move it. [M14.8]"""
     publish(Counted(7))
     publish(Counted(7))
 
@@ -100,8 +100,8 @@ def test_m14_8_a_start_and_a_step_for_one_event(publish, processes):
 
 
 @pytest.mark.parametrize("events", [[Settled(7), Packed(7)], [Packed(7), Settled(7)]])
-def test_m14_8_output_after_the_save(publish, seen, events):
-    """What it returns is sent on, and its receiver reads what was saved."""
+def test_output_after_the_save(publish, seen, events):
+    """What it returns is sent on, and its receiver reads what was saved. [M14.8]"""
     publish(Started(7))
     for event in events:
         publish(event)
@@ -109,8 +109,8 @@ def test_m14_8_output_after_the_save(publish, seen, events):
     assert seen == [("ship", True)]
 
 
-def test_m14_8_a_timeout(registry, publish, processes, seen):
-    """It comes when it is due, what it finds decides, and it leaves a tombstone."""
+def test_a_timeout(registry, publish, processes, seen):
+    """It comes when it is due, what it finds decides, and it leaves a tombstone. [M14.8]"""
     with Flow(registry=registry) as flow:
         publish(Started(7))
         assert flow.run("outbox") == 0
@@ -121,8 +121,8 @@ def test_m14_8_a_timeout(registry, publish, processes, seen):
     assert processes.get(7).completed_at is not None
 
 
-def test_m14_8_timers_end_with_it(registry, publish):
-    """A saga that is completed takes back what waits for it, and nothing else."""
+def test_timers_end_with_it(registry, publish):
+    """A saga that is completed takes back what waits for it, and nothing else. [M14.8]"""
     publish(Started(7))
     publish(Started(8))
     registry.command_bus.dispatch(route="process.finish", aggregate_id=7)
@@ -131,8 +131,8 @@ def test_m14_8_timers_end_with_it(registry, publish):
     assert left.subject.endswith(":8")
 
 
-def test_m14_8_a_tombstone(registry, publish, processes):
-    """A completed saga is not started again, and a late message finds it over."""
+def test_a_tombstone(registry, publish, processes):
+    """A completed saga is not started again, and a late message finds it over. [M14.8]"""
     publish(Started(7))
     registry.command_bus.dispatch(route="process.finish", aggregate_id=7)
 

@@ -149,8 +149,8 @@ class Plain:
 
 class TestEqual:
     @pytest.mark.parametrize("values", [{"number": 1}, FULL])
-    def test_m11_3_a_dataclass(self, values):
-        """Enums, dates, nested values, private fields and those without ``init``."""
+    def test_a_dataclass(self, values):
+        """Enums, dates, nested values, private fields and those without ``init``. [M11.3]"""
         store = DocumentStore(Everything)
         thing = Everything(**values)
         assert thing.total >= 0  # what is cached is no part of the state
@@ -164,8 +164,8 @@ class TestEqual:
         assert type(found.lines) is list
         assert type(found.colour) is Colour
 
-    def test_m11_3_a_pydantic_model(self):
-        """All its fields, in the types that it says."""
+    def test_a_pydantic_model(self):
+        """All its fields, in the types that it says. [M11.3]"""
         store = DocumentStore(Model, collection="papers.model")
         thing = Model(**{name: FULL[name] for name in ("number", "colour", "lines")})
         store.add("a", thing)
@@ -173,8 +173,8 @@ class TestEqual:
         assert store.get("a") == thing
         assert store.get("a").model_dump() == thing.model_dump()
 
-    def test_m11_3_a_plain_class(self):
-        """Its annotated attributes; one with a default need not be set."""
+    def test_a_plain_class(self):
+        """Its annotated attributes; one with a default need not be set. [M11.3]"""
         store = DocumentStore(Plain, collection="papers.plain")
         store.add("a", Plain(5))
         found = store.get("a")
@@ -195,8 +195,8 @@ class TestEqual:
             raw=st.binary(),
         )
     )
-    def test_m11_3_whatever_it_holds(self, thing):
-        """It comes back equal, or is refused before anything is written."""
+    def test_whatever_it_holds(self, thing):
+        """It comes back equal, or is refused before anything is written. [M11.3]"""
         shape, own = shape_of(Everything), MessageName("papers.everything")
         if "\0" in thing.name:
             with pytest.raises(MessageConversionError, match="NUL"):
@@ -273,8 +273,8 @@ def problems_of(cls):
 
 
 class TestChecks:
-    def test_m11_3_E043_an_attribute_without_an_annotation(self):
-        """A plain class says what it consists of; its route raises otherwise."""
+    def test_E043_an_attribute_without_an_annotation(self):
+        """A plain class says what it consists of; its route raises otherwise. [M11.3]"""
 
         @aggregate(identifier="thing_id")
         @document("papers.one")
@@ -310,8 +310,8 @@ class TestChecks:
         with pytest.raises(InvalidHandler, match=r"One\.name is set"):
             registry.command_bus.dispatch(Do(1))
 
-    def test_m11_3_E043_a_private_attribute_of_a_pydantic_model(self):
-        """pydantic does not write it."""
+    def test_E043_a_private_attribute_of_a_pydantic_model(self):
+        """pydantic does not write it. [M11.3]"""
 
         @aggregate(identifier="thing_id")
         @document("papers.two")
@@ -495,8 +495,8 @@ class TestIdentifiers:
         dispatch = registry.command_bus.dispatch
         assert (dispatch(Paint(7)), dispatch(Paint(7))) == (7, 2)
 
-    def test_m01_1_a_composite_one(self):
-        """Several attributes make one key; a tuple of them is the result."""
+    def test_a_composite_one(self):
+        """Several attributes make one key; a tuple of them is the result. [M01.1]"""
 
         @dataclass(frozen=True)
         class Book:
@@ -530,8 +530,8 @@ class TestIdentifiers:
 
         assert [each.guest for each in DocumentStore(Seat).list()] == ["ada", ""]
 
-    def test_m08_2_a_value_object(self):
-        """It is known by its text."""
+    def test_a_value_object(self):
+        """It is known by its text. [M08.2]"""
 
         @dataclass(frozen=True)
         class Draw:

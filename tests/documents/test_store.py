@@ -46,8 +46,8 @@ prices = DocumentStore(list[Price], collection="papers.prices")
 
 
 class TestMethods:
-    def test_m11_1_add_and_get(self):
-        """A value comes back equal; a key is taken once."""
+    def test_add_and_get(self):
+        """A value comes back equal; a key is taken once. [M11.1]"""
         themes.add("dark", Theme("Dark", ["black"]))
         with pytest.raises(DocumentAlreadyExists) as raised:
             themes.add("dark", Theme("Other"))
@@ -55,8 +55,8 @@ class TestMethods:
         assert str(raised.value) == "Theme 'dark' in 'papers.theme' exists already."
         assert themes.get("dark") == Theme("Dark", ["black"])
 
-    def test_m11_1_one_table_with_a_version(self):
-        """The row: JSON, a name that is no module path, a version."""
+    def test_one_table_with_a_version(self):
+        """The row: JSON, a name that is no module path, a version. [M11.1]"""
         themes.upsert("dark", Theme("Dark", ["black"]))
         themes.upsert("dark", Theme("Darker", []))
 
@@ -69,16 +69,16 @@ class TestMethods:
         assert row.updated_at > row.created_at
         assert str(row) == "dark in papers.theme"
 
-    def test_m11_1_get_and_find_nothing(self):
-        """``get`` raises, ``find`` gives None."""
+    def test_get_and_find_nothing(self):
+        """``get`` raises, ``find`` gives None. [M11.1]"""
         assert themes.find("dark") is None
         with pytest.raises(DocumentNotFound) as raised:
             themes.get("dark")
 
         assert str(raised.value) == "There is no Theme 'dark' in 'papers.theme'."
 
-    def test_m11_1_update(self):
-        """It replaces what is there, and there must be something; the same content will do."""
+    def test_update(self):
+        """It replaces what is there, and there must be something; the same content will do. [M11.1]"""
         with pytest.raises(DocumentNotFound):
             themes.update("dark", Theme("Dark"))
         themes.add("dark", Theme("Dark"))
@@ -87,15 +87,15 @@ class TestMethods:
 
         assert themes.get("dark") == Theme("Darker")
 
-    def test_m11_1_upsert(self):
-        """It adds or replaces."""
+    def test_upsert(self):
+        """It adds or replaces. [M11.1]"""
         themes.upsert("dark", Theme("Dark"))
         themes.upsert("dark", Theme("Darker"))
 
         assert themes.list() == [Theme("Darker")]
 
-    def test_m11_1_delete_list_count_clear(self):
-        """Each collection by itself, the oldest first; what is not there is no error."""
+    def test_delete_list_count_clear(self):
+        """Each collection by itself, the oldest first; what is not there is no error. [M11.1]"""
         for name in ("c", "a", "b"):
             themes.add(name, Theme(name))
         prices.add("c", [Price(1)])
@@ -118,8 +118,8 @@ class TestMethods:
             (dict[UUID, Price], {UUID(int=1): Price(1)}),
         ],
     )
-    def test_m11_1_other_values(self, type_, value):
-        """Lists, dicts and scalars come back in the form that they had."""
+    def test_other_values(self, type_, value):
+        """Lists, dicts and scalars come back in the form that they had. [M11.1]"""
         store = DocumentStore(type_, collection="papers.values")
         store.add(1, value)
 
@@ -200,8 +200,8 @@ class TestMethods:
 
 
 class TestStaleSaves:
-    def test_m11_2_what_was_read_before_another_save(self):
-        """It raises, and leaves what the other one has written."""
+    def test_what_was_read_before_another_save(self):
+        """It raises, and leaves what the other one has written. [M11.2]"""
         themes.add("dark", Theme("Dark"))
         mine, theirs = themes.get("dark"), themes.get("dark")
         theirs.name = "theirs"
@@ -213,8 +213,8 @@ class TestStaleSaves:
 
         assert themes.get("dark").name == "theirs"
 
-    def test_m11_2_saved_again_and_again(self):
-        """Who has saved it may save it once more; one from a list too."""
+    def test_saved_again_and_again(self):
+        """Who has saved it may save it once more; one from a list too. [M11.2]"""
         theme = Theme("Dark")
         themes.add("dark", theme)
         for name in ("a", "b"):
@@ -226,16 +226,16 @@ class TestStaleSaves:
 
         assert themes.get("dark").name == "c"
 
-    def test_m11_2_deleted_meanwhile(self):
-        """What was read and is gone is not written back."""
+    def test_deleted_meanwhile(self):
+        """What was read and is gone is not written back. [M11.2]"""
         themes.add("dark", Theme("Dark"))
         mine = themes.get("dark")
         themes.delete("dark")
         with pytest.raises(ConcurrencyError):
             themes.update("dark", mine)
 
-    def test_m11_2_a_version_given(self):
-        """A value that remembers nothing is guarded by ``version=``."""
+    def test_a_version_given(self):
+        """A value that remembers nothing is guarded by ``version=``. [M11.2]"""
         prices.add("a", [Price(1)])
         prices.update("a", [Price(2)], version=0)
         with pytest.raises(ConcurrencyError):

@@ -131,8 +131,8 @@ def test_one_connection_for_all(celery_engine, monkeypatch):
     assert [each.connected for each in made] == [False, False]
 
 
-def test_c08_2_a_broker_that_is_not_there(celery_engine, with_options, caplog):
-    """Sending works, the relay ends in peace, and the messages are where they were."""
+def test_a_broker_that_is_not_there(celery_engine, with_options, caplog):
+    """Sending works, the relay ends in peace, and the messages are where they were. [C08.2]"""
     with_options(app=f"{__name__}.nobody")
     registry = registry_of(note)
     send(registry, 1, 2)
@@ -154,8 +154,8 @@ def test_c08_2_a_broker_that_is_not_there(celery_engine, with_options, caplog):
 
 
 @needs_broker
-def test_c08_2_a_broker_whose_connection_breaks(celery_engine, with_options):
-    """What it did not take is taken by the next connection."""
+def test_a_broker_whose_connection_breaks(celery_engine, with_options):
+    """What it did not take is taken by the next connection. [C08.2]"""
     proxy = Proxy(BROKER_URL)
     through.conf.broker_url = proxy.url
     with_options(app=f"{__name__}.through")

@@ -52,8 +52,8 @@ def fail_at_2(command: Work):
 # Stored, forwarded, handled -------------------------------------------------------------
 
 
-def test_c08_1_stored_forwarded_handled(engine):
-    """A row with the data; a task with its id; the task handles and deletes it."""
+def test_stored_forwarded_handled(engine):
+    """A row with the data; a task with its id; the task handles and deletes it. [C08.1]"""
     registry = registry_of(note)
     with transaction.atomic():
         send(registry, 1, 2)
@@ -73,8 +73,8 @@ def test_c08_1_stored_forwarded_handled(engine):
     assert rows() == []
 
 
-def test_c08_1_a_task_carries_ids_only(engine):
-    """Neither payload nor header leaves the database."""
+def test_a_task_carries_ids_only(engine):
+    """Neither payload nor header leaves the database. [C08.1]"""
     registry = registry_of(note)
     send(registry, 1, how="a payload that is nobody else's", headers={"who": "header"})
     [row] = rows()
@@ -89,8 +89,8 @@ def test_c08_1_a_task_carries_ids_only(engine):
     assert engine.taken() == [[[row.pk], "default"]]
 
 
-def test_c08_1_forwarded_in_batches(engine):
-    """Hundreds of messages are twenty tasks, in their turn."""
+def test_forwarded_in_batches(engine):
+    """Hundreds of messages are twenty tasks, in their turn. [C08.1]"""
     registry = registry_of(note)
     with transaction.atomic():
         send(registry, *range(900))
@@ -107,8 +107,8 @@ def test_c08_1_forwarded_in_batches(engine):
     assert states() == [FORWARDED] * 810
 
 
-def test_c08_1_few_messages_are_spread(engine):
-    """Slow handlers of a few messages run beside one another: each has a task."""
+def test_few_messages_are_spread(engine):
+    """Slow handlers of a few messages run beside one another: each has a task. [C08.1]"""
     registry = registry_of(note)
     send(registry, *range(8))
 
@@ -117,8 +117,8 @@ def test_c08_1_few_messages_are_spread(engine):
     assert [len(ids) for ids, _ in engine.taken()] == [1] * 8
 
 
-def test_c08_1_deleted_in_the_handlers_transaction(engine):
-    """Where the transaction is rolled back, the row is still there."""
+def test_deleted_in_the_handlers_transaction(engine):
+    """Where the transaction is rolled back, the row is still there. [C08.1]"""
 
     def nosy(command: Work):
         note(command)
@@ -151,8 +151,8 @@ def test_c08_1_deleted_in_the_handlers_transaction(engine):
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_c08_1_a_consumer_whose_database_is_away(engine, after):
-    """Its task fails, and what it had is forwarded again."""
+def test_a_consumer_whose_database_is_away(engine, after):
+    """Its task fails, and what it had is forwarded again. [C08.1]"""
     registry = registry_of(note)
     send(registry, 1)
     forward(registry)
@@ -180,8 +180,8 @@ def test_c08_1_a_consumer_whose_database_is_away(engine, after):
     assert rows() == []
 
 
-def test_c08_1_a_task_that_comes_twice(engine):
-    """The rows are gone, or somebody else's: it does nothing."""
+def test_a_task_that_comes_twice(engine):
+    """The rows are gone, or somebody else's: it does nothing. [C08.1]"""
     registry = registry_of(note)
     send(registry, 1, 2)
     forward(registry)
@@ -196,8 +196,8 @@ def test_c08_1_a_task_that_comes_twice(engine):
     assert states() == [CLAIMED]
 
 
-def test_c08_1_an_expired_lease_is_forwarded_again(engine):
-    """A task that nobody began with in time is sent once more; the late one is none."""
+def test_an_expired_lease_is_forwarded_again(engine):
+    """A task that nobody began with in time is sent once more; the late one is none. [C08.1]"""
     registry = registry_of(note)
     send(registry, 1)
     forward(registry)
@@ -214,8 +214,8 @@ def test_c08_1_an_expired_lease_is_forwarded_again(engine):
     assert numbers() == [1]
 
 
-def test_c08_1_the_lease_is_an_option(engine, with_options):
-    """It is what the channel says, in seconds."""
+def test_the_lease_is_an_option(engine, with_options):
+    """It is what the channel says, in seconds. [C08.1]"""
     with_options(lease=7)
     registry = registry_of(note)
     send(registry, 1)
@@ -227,8 +227,8 @@ def test_c08_1_the_lease_is_an_option(engine, with_options):
     assert 7 <= seconds < 12
 
 
-def test_c08_1_a_dead_consumer(engine):
-    """What it held is forwarded message by message, and each time counted."""
+def test_a_dead_consumer(engine):
+    """What it held is forwarded message by message, and each time counted. [C08.1]"""
     registry = registry_of(note, retry=Retry(attempts=2, delay=0))
     send(registry, 1, 2)
     forward(registry)
@@ -258,8 +258,8 @@ def test_c08_1_a_dead_consumer(engine):
 # Away, flushed --------------------------------------------------------------------------
 
 
-def test_c08_3_a_flushed_engine_loses_nothing(engine):
-    """Everything that it had is forwarded again when the lease is over."""
+def test_a_flushed_engine_loses_nothing(engine):
+    """Everything that it had is forwarded again when the lease is over. [C08.3]"""
     registry = registry_of(note)
     send(registry, *range(5))
     assert forward(registry) == 5
@@ -274,8 +274,8 @@ def test_c08_3_a_flushed_engine_loses_nothing(engine):
     assert rows() == []
 
 
-def test_c08_2_an_engine_that_refuses(engine, caplog, monkeypatch):
-    """Nothing is lost, the relay says so and asks again, others go on meanwhile."""
+def test_an_engine_that_refuses(engine, caplog, monkeypatch):
+    """Nothing is lost, the relay says so and asks again, others go on meanwhile. [C08.2]"""
     registry = registry_of(note)
     send(registry, 1, 2)
     relay = relay_of(registry)
@@ -307,8 +307,8 @@ def test_c08_2_an_engine_that_refuses(engine, caplog, monkeypatch):
 # Only what is due -----------------------------------------------------------------------
 
 
-def test_c08_4_only_due_rows_are_forwarded(engine):
-    """What is delayed stays in the outbox until its time has come."""
+def test_only_due_rows_are_forwarded(engine):
+    """What is delayed stays in the outbox until its time has come. [C08.4]"""
     registry = registry_of(note)
     send(registry, 1, delay=3600)
     send(registry, 2)
@@ -325,8 +325,8 @@ def test_c08_4_only_due_rows_are_forwarded(engine):
     assert numbers() == [2, 1]
 
 
-def test_c08_4_what_expires_is_dropped(engine):
-    """Also what expires while it is with the engine."""
+def test_what_expires_is_dropped(engine):
+    """Also what expires while it is with the engine. [C08.4]"""
     registry = registry_of(note)
     send(registry, 1, expires=3600)
     forward(registry)
@@ -339,8 +339,8 @@ def test_c08_4_what_expires_is_dropped(engine):
     assert rows() == []
 
 
-def test_c08_4_priority(engine):
-    """Higher is forwarded first, and handled first in a task; equal ones as sent."""
+def test_priority(engine):
+    """Higher is forwarded first, and handled first in a task; equal ones as sent. [C08.4]"""
     registry = registry_of(note)
     with transaction.atomic():
         send(registry, *range(30))
@@ -356,8 +356,8 @@ def test_c08_4_priority(engine):
     assert states() == [READY] * 10
 
 
-def test_c08_4_a_failure_is_delayed_forwarded_again_and_dead(engine):
-    """Retries and dead letters are those of the outbox."""
+def test_a_failure_is_delayed_forwarded_again_and_dead(engine):
+    """Retries and dead letters are those of the outbox. [C08.4]"""
     retry = Retry(attempts=2, delay=60, jitter=False)
     registry = registry_of(fail_at_2, retry=retry)
     with transaction.atomic():

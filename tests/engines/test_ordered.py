@@ -34,8 +34,8 @@ def handled():
     return found
 
 
-def test_c08_4_keys_keep_their_order(engine):
-    """Whichever task comes first: what comes too early is forwarded once more."""
+def test_keys_keep_their_order(engine):
+    """Whichever task comes first: what comes too early is forwarded once more. [C08.4]"""
     registry = registry_of(note, ordering_key="how")
     chance = random.Random(7)
     with transaction.atomic():
@@ -60,8 +60,8 @@ def test_c08_4_keys_keep_their_order(engine):
     assert sum(len(each) for each in found.values()) == 120
 
 
-def test_c08_4_a_dead_one_holds_its_key_alone(engine):
-    """The rest of its key waits, every other goes on, and a replay resumes in order."""
+def test_a_dead_one_holds_its_key_alone(engine):
+    """The rest of its key waits, every other goes on, and a replay resumes in order. [C08.4]"""
 
     def fail_at_2(command: Work):
         note(command)

@@ -258,16 +258,16 @@ TOLD = [
 @pytest.mark.parametrize(
     "engine", ["outbox", pytest.param("celery", marks=needs_broker), "tasks"]
 )
-def test_c08_1_the_whole_story(shop, engine):
+def test_the_whole_story(shop, engine):
     """An order, its invoice and letter in the background, a failure, a dead letter, a
-    replay: the same on every engine, with its real workers."""
+    replay: the same on every engine, with its real workers. [C08.1]"""
     with shop.relay(engine), shop.worker(engine):
         assert shop.story("clear", "tell", engine=engine) == TOLD
 
 
 @needs_broker
-def test_c08_2_the_broker_goes_away_and_comes_back(shop):
-    """Orders are placed meanwhile, the relay lives on, and nothing is lost."""
+def test_the_broker_goes_away_and_comes_back(shop):
+    """Orders are placed meanwhile, the relay lives on, and nothing is lost. [C08.2]"""
     proxy = Proxy(BROKER_URL)
     env = {"CELERY_BROKER_URL": proxy.url}
     with shop.relay("celery", **env) as relay:
@@ -293,8 +293,8 @@ def test_c08_2_the_broker_goes_away_and_comes_back(shop):
 
 
 @needs_broker
-def test_c08_3_a_broker_that_is_flushed_after_the_forward(shop):
-    """Nobody has handled what it had; the relay forwards it again when the lease ends."""
+def test_a_broker_that_is_flushed_after_the_forward(shop):
+    """Nobody has handled what it had; the relay forwards it again when the lease ends. [C08.3]"""
     with shop.relay("celery"):
         shop.story("clear", "place=C-1", "place=C-2", "written", engine="celery")
         time.sleep(0.5)
@@ -313,8 +313,8 @@ def test_c08_3_a_broker_that_is_flushed_after_the_forward(shop):
 
 
 @needs_broker
-def test_c08_1_a_message_that_kills_its_celery_worker(shop):
-    """It dies of SIGKILL; the others' work is done, and the killer a dead letter."""
+def test_a_message_that_kills_its_celery_worker(shop):
+    """It dies of SIGKILL; the others' work is done, and the killer a dead letter. [C08.1]"""
     env = {"SHOP_POST_OFFICE": "tests.engines.deadly.PostOffice"}
     with shop.relay("celery"), shop.worker("celery", **env) as worker:
         seen = shop.story("clear", "poison=D-1", engine="celery")

@@ -72,10 +72,10 @@ def letter_of(operator):
     return operator.find("#result_list tbody th a").get_attribute("href")
 
 
-def test_c05_2_replay_by_keyboard_alone(operator):
+def test_replay_by_keyboard_alone(operator):
     """
     From the glance to the dead letters, filtered, one chosen, replayed and confirmed,
-    without a mouse.
+    without a mouse. [C05.2]
     """
     operator.go(CHANNELS)
     operator.tab_to("a[aria-label^='mail, Dead: ']")
@@ -99,10 +99,10 @@ def test_c05_2_replay_by_keyboard_alone(operator):
     assert "Replayed 1." in operator.find(".messagelist").text
 
 
-def test_c05_2_edit_and_replay_in_a_browser(operator):
+def test_edit_and_replay_in_a_browser(operator):
     """
     What is wrong is said beside the form, which keeps what was typed; then it is put
-    back. The address of the customer is never on a page.
+    back. The address of the customer is never on a page. [C05.2]
     """
     address = letter_of(operator)
     operator.chrome.get(address)
@@ -132,9 +132,9 @@ def test_c05_2_edit_and_replay_in_a_browser(operator):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_c05_2_desk_is_legible(operator, scheme):
+def test_desk_is_legible(operator, scheme):
     """
-    Text stands out from what is behind it by 4.5 to 1 or more, light or dark.
+    Text stands out from what is behind it by 4.5 to 1 or more, light or dark. [C05.2]
     """
     address = letter_of(operator)
     operator.prefer(scheme)
@@ -156,9 +156,9 @@ def test_c05_2_desk_is_legible(operator, scheme):
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
-def test_c05_2_desk_fits_the_screen(operator, width):
+def test_desk_fits_the_screen(operator, width):
     """
-    No page of the desk's own scrolls sideways, and the browser complains of nothing.
+    No page of the desk's own scrolls sideways, and the browser complains of nothing. [C05.2]
     """
     address = letter_of(operator)
     operator.screen(width)
@@ -174,10 +174,10 @@ def test_c05_2_desk_fits_the_screen(operator, width):
     assert operator.chrome.get_log("browser") == []
 
 
-def test_c05_2_desk_can_be_used_without_seeing_it(operator):
+def test_desk_can_be_used_without_seeing_it(operator):
     """
     Tables have a caption and scopes, figures a name of their own, fields a label; what
-    scrolls is reached by the keyboard.
+    scrolls is reached by the keyboard. [C05.2]
     """
     operator.go(CHANNELS)
     table = "document.querySelector('table.cqrs-channels')"
@@ -200,9 +200,9 @@ def test_c05_2_desk_can_be_used_without_seeing_it(operator):
     )
 
 
-def test_c05_2_pictures_of_the_desk(operator, tmp_path):
+def test_pictures_of_the_desk(operator, tmp_path):
     """
-    The desk is photographed for the docs, and for whoever reviews it.
+    The desk is photographed for the docs, and for whoever reviews it. [C05.2]
     """
     folder = Path(os.environ.get("CQRS_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)

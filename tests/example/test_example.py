@@ -171,9 +171,9 @@ class TestDemo:
             assert "CreditLimitExceeded" in output
             assert "The command left nothing behind." in output
 
-    def test_m14_4_a_paid_order_is_shipped_an_unpaid_one_cancelled(self, demos):
+    def test_a_paid_order_is_shipped_an_unpaid_one_cancelled(self, demos):
         """
-        The saga ships what is paid; the timer of the other falls due, and cancels it.
+        The saga ships what is paid; the timer of the other falls due, and cancels it. [M14.4]
         """
         for output in demos:
             rows = re.findall(r"^WEB-\w+ +(\w+) +(\w+) +(\S.*)$", output, re.MULTILINE)

@@ -75,10 +75,10 @@ def timeline_of_a_saga(operator, order):
     operator.chrome.get(address.get_attribute("href"))
 
 
-def test_c07_5_from_a_saga_to_its_timer_by_keyboard_alone(operator, orders):
+def test_from_a_saga_to_its_timer_by_keyboard_alone(operator, orders):
     """
     From the saga's page to its timeline, and from there to the message that waits, and
-    back to the timeline of that.
+    back to the timeline of that. [C07.5]
     """
     operator.go(SAGA.format(orders[1]))
 
@@ -97,10 +97,10 @@ def test_c07_5_from_a_saga_to_its_timer_by_keyboard_alone(operator, orders):
     assert "(this one)" not in operator.find(".cqrs-timeline").text
 
 
-def test_c07_5_timeline_is_a_list_of_lists_to_a_screen_reader(operator, orders):
+def test_timeline_is_a_list_of_lists_to_a_screen_reader(operator, orders):
     """
     Each list has a name and only items in it, no id is there twice, and every time is
-    one that a machine reads; what is indented says what has caused it.
+    one that a machine reads; what is indented says what has caused it. [C07.5]
     """
     timeline_of_a_saga(operator, orders[0])
 
@@ -123,9 +123,9 @@ def test_c07_5_timeline_is_a_list_of_lists_to_a_screen_reader(operator, orders):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_c07_5_timeline_is_legible(operator, orders, scheme):
+def test_timeline_is_legible(operator, orders, scheme):
     """
-    Text stands out from what is behind it by 4.5 to 1 or more, light or dark.
+    Text stands out from what is behind it by 4.5 to 1 or more, light or dark. [C07.5]
     """
     operator.prefer(scheme)
     timeline_of_a_saga(operator, orders[0])
@@ -135,10 +135,10 @@ def test_c07_5_timeline_is_legible(operator, orders, scheme):
 
 
 @pytest.mark.parametrize("width", [320, PHONE, DESK])
-def test_c07_5_timeline_fits_the_screen(operator, orders, width):
+def test_timeline_fits_the_screen(operator, orders, width):
     """
     It does not scroll sideways, has no script or style of its own in it, and the
-    browser complains of nothing.
+    browser complains of nothing. [C07.5]
     """
     operator.screen(width)
     operator.chrome.get_log("browser")
@@ -149,9 +149,9 @@ def test_c07_5_timeline_fits_the_screen(operator, orders, width):
     assert operator.chrome.get_log("browser") == []
 
 
-def test_c07_5_pictures_of_a_timeline(operator, orders, tmp_path):
+def test_pictures_of_a_timeline(operator, orders, tmp_path):
     """
-    It is photographed for the docs, and for whoever reviews it.
+    It is photographed for the docs, and for whoever reviews it. [C07.5]
     """
     folder = Path(os.environ.get("CQRS_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)

@@ -197,8 +197,8 @@ def only_problem_of(interface, *handlers):
 
 @pytest.mark.database
 @pytest.mark.django_db(transaction=True)
-def test_m12_1_a_call_goes_to_its_route_through_the_bus(desk):
-    """A command's method dispatches: the handler runs in the bus's transaction."""
+def test_a_call_goes_to_its_route_through_the_bus(desk):
+    """A command's method dispatches: the handler runs in the bus's transaction. [M12.1]"""
     desk.answer = uuid4()
 
     assert desk.tickets.open(Open("lamp")) == desk.answer
@@ -208,15 +208,15 @@ def test_m12_1_a_call_goes_to_its_route_through_the_bus(desk):
 
 
 @pytest.mark.django_db
-def test_m12_1_without_a_key_the_class_of_the_payload_leads(desk):
-    """A method without a key sends its payload by its class, a subclass included."""
+def test_without_a_key_the_class_of_the_payload_leads(desk):
+    """A method without a key sends its payload by its class, a subclass included. [M12.1]"""
     assert desk.tickets.close(Close(7)) == 7
     assert desk.tickets.close(Urgent(8)) == 8
 
 
 @pytest.mark.django_db(transaction=True)
-def test_m12_1_a_query_is_asked_and_an_event_published(desk):
-    """What the route is decides which bus takes it."""
+def test_a_query_is_asked_and_an_event_published(desk):
+    """What the route is decides which bus takes it. [M12.1]"""
     desk.answer = 5
 
     assert desk.tickets.count() == 5
@@ -225,8 +225,8 @@ def test_m12_1_a_query_is_asked_and_an_event_published(desk):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_m12_1_interceptors_and_headers_apply(desk):
-    """Interceptors of the bus stand around it, and headers pass on as ever."""
+def test_interceptors_and_headers_apply(desk):
+    """Interceptors of the bus stand around it, and headers pass on as ever. [M12.1]"""
     passed = []
 
     @desk.registry.add
@@ -249,8 +249,8 @@ def test_m12_1_interceptors_and_headers_apply(desk):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_m12_1_direct_goes_straight_to_the_handler():
-    """``direct=True`` opens no transaction and passes by the bus's interceptors only."""
+def test_direct_goes_straight_to_the_handler():
+    """``direct=True`` opens no transaction and passes by the bus's interceptors only. [M12.1]"""
     registry = Registry()
     passed = []
 
@@ -303,8 +303,8 @@ def test_m12_1_direct_goes_straight_to_the_handler():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_m12_1_a_failing_call_leaves_nothing(desk):
-    """What a failing command wrote is undone, and its exception is unchanged."""
+def test_a_failing_call_leaves_nothing(desk):
+    """What a failing command wrote is undone, and its exception is unchanged. [M12.1]"""
 
     @desk.registry.add
     @command_handler("fail")
@@ -324,8 +324,8 @@ def test_m12_1_a_failing_call_leaves_nothing(desk):
 
 
 @pytest.mark.django_db(transaction=True)
-async def test_m12_1_async_methods(desk):
-    """An ``async def`` method is awaited; a plain one in a loop raises."""
+async def test_async_methods(desk):
+    """An ``async def`` method is awaited; a plain one in a loop raises. [M12.1]"""
 
     @business_interface
     class AsyncApi(Protocol):
@@ -355,8 +355,8 @@ async def test_m12_1_async_methods(desk):
     )
 
 
-def test_m12_1_implement_is_lazy_and_gives_one_object():
-    """It looks at no route: it may be called while modules are imported."""
+def test_implement_is_lazy_and_gives_one_object():
+    """It looks at no route: it may be called while modules are imported. [M12.1]"""
     registry = Registry(lambda: pytest.fail("it looked"))
 
     tickets = implement(TicketApi, registry=registry)
@@ -371,8 +371,8 @@ def test_m12_1_implement_is_lazy_and_gives_one_object():
         Desk().tickets.open()
 
 
-def test_m12_1_the_global_registry_is_the_default():
-    """Without ``registry=`` the handlers of the project are meant."""
+def test_the_global_registry_is_the_default():
+    """Without ``registry=`` the handlers of the project are meant. [M12.1]"""
 
     @business_interface
     class Global(Protocol):
@@ -386,8 +386,8 @@ def test_m12_1_the_global_registry_is_the_default():
 
 
 @pytest.mark.django_db
-def test_m12_1_routes_are_looked_up_anew_after_a_change(desk):
-    """A handler added later takes part in the next call."""
+def test_routes_are_looked_up_anew_after_a_change(desk):
+    """A handler added later takes part in the next call. [M12.1]"""
 
     @business_interface
     class Later(Protocol):
@@ -410,8 +410,8 @@ def test_m12_1_routes_are_looked_up_anew_after_a_change(desk):
 
 
 @pytest.mark.django_db
-def test_m12_2_payload_and_header_parameters(desk):
-    """Header parameters become headers; one that is None by default is not sent."""
+def test_payload_and_header_parameters(desk):
+    """Header parameters become headers; one that is None by default is not sent. [M12.2]"""
     assert desk.tickets.rename("lamp", 7) == Sent("lamp", {"executor_id": 7}, True)
     assert desk.tickets.rename("lamp", executor=7, reason="x") == Sent(
         "lamp", {"executor_id": 7, "reason": "x"}, True
@@ -419,8 +419,8 @@ def test_m12_2_payload_and_header_parameters(desk):
 
 
 @pytest.mark.django_db
-def test_m12_2_a_dict_converts_to_what_the_handler_takes(desk):
-    """With a key, a dict becomes the handler's class, or raises with every path."""
+def test_a_dict_converts_to_what_the_handler_takes(desk):
+    """With a key, a dict becomes the handler's class, or raises with every path. [M12.2]"""
 
     @business_interface
     class Loose(Protocol):
@@ -439,8 +439,8 @@ def test_m12_2_a_dict_converts_to_what_the_handler_takes(desk):
 
 
 @pytest.mark.django_db
-def test_m12_2_all_headers_at_once(desk):
-    """A ``Headers`` parameter passes on all of the user's; a Header stands before it."""
+def test_all_headers_at_once(desk):
+    """A ``Headers`` parameter passes on all of the user's; a Header stands before it. [M12.2]"""
 
     @business_interface
     class Passing(Protocol):
@@ -465,8 +465,8 @@ def test_m12_2_all_headers_at_once(desk):
 
 
 @pytest.mark.django_db
-def test_m12_2_results_convert_to_the_annotation(desk):
-    """Objects, dicts and models become what is annotated; what fits is left alone."""
+def test_results_convert_to_the_annotation(desk):
+    """Objects, dicts and models become what is annotated; what fits is left alone. [M12.2]"""
     row = Row("a", 1)
     desk.answer = row
     assert desk.tickets.find(Find("a")) is row
@@ -484,8 +484,8 @@ def test_m12_2_results_convert_to_the_annotation(desk):
 
 
 @pytest.mark.django_db
-def test_m12_2_none_where_the_annotation_forbids_it_raises(desk):
-    """None passes where the annotation allows it, and raises where not."""
+def test_none_where_the_annotation_forbids_it_raises(desk):
+    """None passes where the annotation allows it, and raises where not. [M12.2]"""
     assert desk.tickets.find(Find("a")) is None
     with pytest.raises(UnexpectedResult) as raised:
         desk.tickets.count()
@@ -497,8 +497,8 @@ def test_m12_2_none_where_the_annotation_forbids_it_raises(desk):
 
 
 @pytest.mark.django_db
-def test_m12_2_a_method_annotated_with_none_gives_none(desk):
-    """Whatever the handler returns, such a method returns nothing."""
+def test_a_method_annotated_with_none_gives_none(desk):
+    """Whatever the handler returns, such a method returns nothing. [M12.2]"""
 
     @business_interface
     class Quiet(Protocol):
@@ -516,8 +516,8 @@ def test_m12_2_a_method_annotated_with_none_gives_none(desk):
 
 
 @pytest.mark.django_db
-def test_m12_2_an_iterator_converts_lazily(desk):
-    """An Iterator converts each object when it is asked for."""
+def test_an_iterator_converts_lazily(desk):
+    """An Iterator converts each object when it is asked for. [M12.2]"""
 
     @business_interface
     class Lazy(Protocol):
@@ -544,8 +544,8 @@ def test_m12_2_an_iterator_converts_lazily(desk):
 
 
 @pytest.mark.django_db
-def test_m12_2_a_missing_header_is_the_handlers_error(desk):
-    """What the handler requires and the method does not send raises as ever."""
+def test_a_missing_header_is_the_handlers_error(desk):
+    """What the handler requires and the method does not send raises as ever. [M12.2]"""
 
     @desk.registry.add
     @command_handler("strict")
@@ -563,8 +563,8 @@ def test_m12_2_a_missing_header_is_the_handlers_error(desk):
 # ----------------------------------------------------------------------------- M12.3
 
 
-def test_m12_3_a_sound_interface_has_no_problem(desk):
-    """The interface of this module passes the checks, and so do the app's."""
+def test_a_sound_interface_has_no_problem(desk):
+    """The interface of this module passes the checks, and so do the app's. [M12.3]"""
     assert check_registry(desk.registry) == []
     assert run_checks(tags=["django_cqrs"]) == []
 
@@ -596,8 +596,8 @@ def on_ticket(event: dict) -> None: ...
 HANDLERS = (close_by_key, mail, drop, touch, get_row, on_ticket)
 
 
-def test_m12_3_E040_no_handler_has_the_key():
-    """A key that nothing has is a check with what was probably meant, and raises."""
+def test_E040_no_handler_has_the_key():
+    """A key that nothing has is a check with what was probably meant, and raises. [M12.3]"""
 
     @business_interface
     class Wrong(Protocol):
@@ -617,8 +617,8 @@ def test_m12_3_E040_no_handler_has_the_key():
     assert str(raised.value) == f"{text} {hint} (django_cqrs.E040)"
 
 
-def test_m12_3_E040_other_ways_to_lead_nowhere():
-    """No decorator, no payload, no handler of the class, or two kinds of message."""
+def test_E040_other_ways_to_lead_nowhere():
+    """No decorator, no payload, no handler of the class, or two kinds of message. [M12.3]"""
 
     @query_handler("both")
     def one(command: Close) -> None: ...
@@ -750,8 +750,8 @@ def test_m12_3_E040_other_ways_to_lead_nowhere():
         ("ticket.unheard", dict, None, None),
     ],
 )
-def test_m12_3_E041_types_that_do_not_fit(key, payload, returns, fault):
-    """What is certain to fail at the call is a check, and nothing else is."""
+def test_E041_types_that_do_not_fit(key, payload, returns, fault):
+    """What is certain to fail at the call is a check, and nothing else is. [M12.3]"""
 
     @business_interface
     class Wrong(Protocol):
@@ -778,8 +778,8 @@ def test_m12_3_E041_types_that_do_not_fit(key, payload, returns, fault):
     assert found == expected
 
 
-def test_m12_3_E041_parameters():
-    """Two payloads, a reserved header, an identifier of what is no aggregate."""
+def test_E041_parameters():
+    """Two payloads, a reserved header, an identifier of what is no aggregate. [M12.3]"""
 
     @business_interface
     class Wrong(Protocol):
@@ -824,8 +824,8 @@ def test_m12_3_E041_parameters():
     ]
 
 
-def test_m12_3_E041_direct_and_a_channel():
-    """There is no way past the bus into a channel."""
+def test_E041_direct_and_a_channel():
+    """There is no way past the bus into a channel. [M12.3]"""
 
     @business_interface(direct=True)
     class Wrong(Protocol):
@@ -842,8 +842,8 @@ def test_m12_3_E041_direct_and_a_channel():
     )
 
 
-def test_m12_3_E006_annotations_that_cannot_be_evaluated():
-    """A name that only type checkers know is the check of it."""
+def test_E006_annotations_that_cannot_be_evaluated():
+    """A name that only type checkers know is the check of it. [M12.3]"""
 
     @business_interface
     class Wrong(Protocol):
@@ -863,8 +863,8 @@ def test_m12_3_E006_annotations_that_cannot_be_evaluated():
     )
 
 
-def test_m12_3_the_projects_own_are_checked(monkeypatch):
-    """``manage.py check`` looks at the interfaces of the installed apps."""
+def test_the_projects_own_are_checked(monkeypatch):
+    """``manage.py check`` looks at the interfaces of the installed apps. [M12.3]"""
     from django_cqrs.modelling.interfaces import decorators, implementing
     from tests.testapp import messages
 
@@ -911,8 +911,8 @@ def test_m12_3_the_projects_own_are_checked(monkeypatch):
         (Note, Row, False),
     ],
 )
-def test_m12_3_what_may_become_what(given, wanted, fits):
-    """Only what cannot convert is refused."""
+def test_what_may_become_what(given, wanted, fits):
+    """Only what cannot convert is refused. [M12.3]"""
     assert may_become(given, wanted) is fits
 
 
@@ -920,8 +920,8 @@ def test_m12_3_what_may_become_what(given, wanted, fits):
 
 
 @pytest.mark.django_db
-def test_m12_4_injected_into_handlers_by_its_type(desk):
-    """A parameter annotated with an interface gets its implementation."""
+def test_injected_into_handlers_by_its_type(desk):
+    """A parameter annotated with an interface gets its implementation. [M12.4]"""
 
     @desk.registry.add
     @command_handler("outer")
@@ -934,8 +934,8 @@ def test_m12_4_injected_into_handlers_by_its_type(desk):
 
 
 @pytest.mark.django_db
-def test_m12_4_override_replaces_it_in_a_test(desk):
-    """A fake takes its place inside ``override``."""
+def test_override_replaces_it_in_a_test(desk):
+    """A fake takes its place inside ``override``. [M12.4]"""
 
     class Fake:
         def close(self, command: Close) -> int:
@@ -1015,8 +1015,8 @@ tickets.close()
 
 
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
-def test_m12_5_type_checkers_see_the_protocols_signatures(checker, tmp_path):
-    """What ``implement`` returns has the methods of the Protocol, and no others."""
+def test_type_checkers_see_the_protocols_signatures(checker, tmp_path):
+    """What ``implement`` returns has the methods of the Protocol, and no others. [M12.5]"""
     pytest.importorskip(checker)
     (tmp_path / "api.py").write_text(PROTOCOL)
     options = {

@@ -314,8 +314,8 @@ def write_some():
 
 @database
 @pytest.mark.django_db
-def test_m13_1_a_write_returns_none_or_the_rows_changed():
-    """A write returns None, or how many rows it found, whether they differ now."""
+def test_a_write_returns_none_or_the_rows_changed():
+    """A write returns None, or how many rows it found, whether they differ now. [M13.1]"""
     assert notes.add("apple", 1) is None
     assert notes.add(text="pear") is None
     assert notes.raise_numbers(over=0, by=5) == 1
@@ -328,8 +328,8 @@ def test_m13_1_a_write_returns_none_or_the_rows_changed():
 
 
 @pytest.mark.django_db
-def test_m13_1_arguments_are_those_of_the_signature():
-    """A wrong call raises the TypeError of a function, with the method's name."""
+def test_arguments_are_those_of_the_signature():
+    """A wrong call raises the TypeError of a function, with the method's name. [M13.1]"""
     with pytest.raises(
         TypeError, match=r"^Notes\.add\(\): missing a required .*'text'"
     ):
@@ -345,8 +345,8 @@ def test_m13_1_arguments_are_those_of_the_signature():
 
 @database
 @pytest.mark.django_db
-def test_m13_2_rows_become_what_the_annotation_says():
-    """Rows are dicts, first columns, tuples, or objects of a class with fields."""
+def test_rows_become_what_the_annotation_says():
+    """Rows are dicts, first columns, tuples, or objects of a class with fields. [M13.2]"""
     write_some()
     whole = [
         {"number": 1, "text": "apple"},
@@ -366,8 +366,8 @@ def test_m13_2_rows_become_what_the_annotation_says():
 
 @database
 @pytest.mark.django_db
-def test_m13_2_scalars_and_single_rows():
-    """A scalar is the first column of the one row; a row becomes an object or a dict."""
+def test_scalars_and_single_rows():
+    """A scalar is the first column of the one row; a row becomes an object or a dict. [M13.2]"""
     write_some()
 
     assert notes.count() == 3
@@ -380,8 +380,8 @@ def test_m13_2_scalars_and_single_rows():
 
 @database
 @pytest.mark.django_db
-def test_m13_2_no_row_and_several():
-    """An optional row may be missing, a required one not; several are never one."""
+def test_no_row_and_several():
+    """An optional row may be missing, a required one not; several are never one. [M13.2]"""
     write_some()
     notes.add("another fig", 3)
 
@@ -404,8 +404,8 @@ def test_m13_2_no_row_and_several():
 
 @database
 @pytest.mark.django_db
-def test_m13_2_null_is_none_where_that_is_allowed():
-    """NULL in a scalar's place is None, or raises where the annotation forbids it."""
+def test_null_is_none_where_that_is_allowed():
+    """NULL in a scalar's place is None, or raises where the annotation forbids it. [M13.2]"""
     assert notes.highest() is None
     with pytest.raises(UnexpectedResult) as raised:
         notes.surely_highest()
@@ -418,8 +418,8 @@ def test_m13_2_null_is_none_where_that_is_allowed():
 
 @database
 @pytest.mark.django_db
-def test_m13_2_an_iterator_reads_while_it_is_asked(django_assert_num_queries):
-    """An Iterator asks nothing until it is begun, and makes one object at a time."""
+def test_an_iterator_reads_while_it_is_asked(django_assert_num_queries):
+    """An Iterator asks nothing until it is begun, and makes one object at a time. [M13.2]"""
     Note.objects.bulk_create(Note(text=f"note {n}", number=n) for n in range(2500))
 
     with django_assert_num_queries(0):
@@ -435,8 +435,8 @@ def test_m13_2_an_iterator_reads_while_it_is_asked(django_assert_num_queries):
 
 
 @pytest.mark.django_db
-def test_m13_2_what_does_not_convert_raises_with_its_path():
-    """A row that is not what the annotation says raises, naming the row and field."""
+def test_what_does_not_convert_raises_with_its_path():
+    """A row that is not what the annotation says raises, naming the row and field. [M13.2]"""
 
     @business_interface
     class Wrong(Protocol):
@@ -456,8 +456,8 @@ def test_m13_2_what_does_not_convert_raises_with_its_path():
 
 
 @pytest.mark.django_db
-def test_m13_2_two_columns_of_one_name_raise():
-    """A dict cannot hold two columns of one name, and none is dropped in silence."""
+def test_two_columns_of_one_name_raise():
+    """A dict cannot hold two columns of one name, and none is dropped in silence. [M13.2]"""
     write_some()
 
     with pytest.raises(UnexpectedResult) as raised:
@@ -474,8 +474,8 @@ def test_m13_2_two_columns_of_one_name_raise():
 
 @database
 @pytest.mark.django_db
-def test_m13_3_in_takes_any_list_also_an_empty_one():
-    """IN expands to one placeholder each; nothing is IN an empty list, all NOT IN it."""
+def test_in_takes_any_list_also_an_empty_one():
+    """IN expands to one placeholder each; nothing is IN an empty list, all NOT IN it. [M13.3]"""
     write_some()
     Note.objects.filter(number=1).update(slug="a")
 
@@ -493,8 +493,8 @@ def test_m13_3_in_takes_any_list_also_an_empty_one():
 
 @database
 @pytest.mark.django_db
-def test_m13_3_percent_signs_are_doubled():
-    """``%%`` is a percent sign, with parameters and without."""
+def test_percent_signs_are_doubled():
+    """``%%`` is a percent sign, with parameters and without. [M13.3]"""
     for text in ("apple", "fig", "100%", "quiz"):
         notes.add(text)
 
@@ -504,8 +504,8 @@ def test_m13_3_percent_signs_are_doubled():
 
 @database
 @pytest.mark.django_db
-def test_m13_3_values_are_always_bound():
-    """No value becomes SQL, whatever it holds."""
+def test_values_are_always_bound():
+    """No value becomes SQL, whatever it holds. [M13.3]"""
     evil = "x'); DELETE FROM testapp_note; -- %s %(text)s %% \\ \""
     notes.add(evil)
 
@@ -517,8 +517,8 @@ def test_m13_3_values_are_always_bound():
 
 @database
 @pytest.mark.django_db
-def test_m13_3_attributes_of_a_parameter():
-    """``%(page.limit)s`` is an attribute of the argument."""
+def test_attributes_of_a_parameter():
+    """``%(page.limit)s`` is an attribute of the argument. [M13.3]"""
     write_some()
 
     assert notes.page(Page(2)) == [1, 2]
@@ -527,8 +527,8 @@ def test_m13_3_attributes_of_a_parameter():
 
 @database
 @pytest.mark.django_db
-def test_m13_3_every_type_is_stored_as_the_orm_stores_it():
-    """Values of every type come back equal by the ORM, and by a query of SQL."""
+def test_every_type_is_stored_as_the_orm_stores_it():
+    """Values of every type come back equal by the ORM, and by a query of SQL. [M13.3]"""
     token = uuid4()
     moment = datetime(
         2026, 5, 4, 12, 30, 15, 123456, tzinfo=timezone(timedelta(hours=2))
@@ -574,8 +574,8 @@ def test_m13_3_every_type_is_stored_as_the_orm_stores_it():
 
 @database
 @pytest.mark.django_db
-def test_m13_3_what_the_orm_stored_is_found():
-    """UUIDs, times, decimals and durations compare with what the ORM has stored."""
+def test_what_the_orm_stored_is_found():
+    """UUIDs, times, decimals and durations compare with what the ORM has stored. [M13.3]"""
     token = uuid4()
     noon = datetime(2026, 5, 4, 12, tzinfo=UTC)
     Reading.objects.create(place="early", taken_at=noon, token=token)
@@ -599,8 +599,8 @@ def test_m13_3_what_the_orm_stored_is_found():
 
 @database
 @pytest.mark.django_db
-def test_m13_3_missing_values_are_null():
-    """None is NULL."""
+def test_missing_values_are_null():
+    """None is NULL. [M13.3]"""
     readings.add("cellar")
 
     assert readings.get("cellar") == ReadingRow("cellar", *[None] * 7)
@@ -608,8 +608,8 @@ def test_m13_3_missing_values_are_null():
 
 @database
 @pytest.mark.django_db
-def test_m13_3_value_objects_enums_and_json():
-    """A value object is bound by its converter, else by its text; a dict is JSON."""
+def test_value_objects_enums_and_json():
+    """A value object is bound by its converter, else by its text; a dict is JSON. [M13.3]"""
     notes.add("SKU-7", Level.HIGH.value)
     notes.add("other", 2)
     readings.add("cellar", amount=Money(Decimal("1.50")), details=[1, "two", None])
@@ -653,8 +653,8 @@ def test_m13_3_value_objects_enums_and_json():
         ),
     ],
 )
-def test_m13_3_what_is_no_value_raises(value, reason):
-    """What no database takes raises before the database is asked."""
+def test_what_is_no_value_raises(value, reason):
+    """What no database takes raises before the database is asked. [M13.3]"""
 
     @business_interface
     class Loose(Protocol):
@@ -670,8 +670,8 @@ def test_m13_3_what_is_no_value_raises(value, reason):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("value", ["ab", b"abc", {"a": 1}, 7, None])
-def test_m13_3_in_takes_a_list_only(value):
-    """A string is no list of letters for IN, nor a dict one of its keys."""
+def test_in_takes_a_list_only(value):
+    """A string is no list of letters for IN, nor a dict one of its keys. [M13.3]"""
     with pytest.raises(ParameterError) as raised:
         notes.among(value)
 
@@ -682,8 +682,8 @@ def test_m13_3_in_takes_a_list_only(value):
 
 
 @pytest.mark.django_db
-def test_m13_3_an_attribute_that_is_not_there_raises():
-    """``%(page.limit)s`` of an object without it names both."""
+def test_an_attribute_that_is_not_there_raises():
+    """``%(page.limit)s`` of an object without it names both. [M13.3]"""
     with pytest.raises(ParameterError) as raised:
         notes.page(NoteRow(1, "x"))
 
@@ -708,8 +708,8 @@ class Elsewhere(Protocol):
 
 @database
 @pytest.mark.django_db(databases=["default", "other"])
-def test_m13_4_another_alias():
-    """``using=`` names the database."""
+def test_another_alias():
+    """``using=`` names the database. [M13.4]"""
     elsewhere = implement(Elsewhere)
 
     elsewhere.add("there")
@@ -727,8 +727,8 @@ class Write:
 
 @database
 @pytest.mark.django_db(transaction=True)
-def test_m13_4_it_joins_the_commands_transaction():
-    """What SQL writes in a command commits with it, and is undone with it."""
+def test_it_joins_the_commands_transaction():
+    """What SQL writes in a command commits with it, and is undone with it. [M13.4]"""
     registry = Registry()
 
     @registry.add
@@ -749,8 +749,8 @@ def test_m13_4_it_joins_the_commands_transaction():
 
 @database
 @pytest.mark.django_db(transaction=True)
-def test_m13_4_database_errors_pass_unchanged():
-    """A database's own error reaches the caller, in a transaction and outside."""
+def test_database_errors_pass_unchanged():
+    """A database's own error reaches the caller, in a transaction and outside. [M13.4]"""
     with pytest.raises(IntegrityError), transaction.atomic():
         notes.add(None)
     with pytest.raises(IntegrityError):
@@ -761,8 +761,8 @@ def test_m13_4_database_errors_pass_unchanged():
 
 @database
 @pytest.mark.django_db(transaction=True)
-async def test_m13_4_async_methods_run_in_the_thread_of_the_database():
-    """An ``async def`` method is awaited; a plain one in a loop raises."""
+async def test_async_methods_run_in_the_thread_of_the_database():
+    """An ``async def`` method is awaited; a plain one in a loop raises. [M13.4]"""
 
     @business_interface
     class AsyncNotes(Protocol):
@@ -787,8 +787,8 @@ async def test_m13_4_async_methods_run_in_the_thread_of_the_database():
 
 
 @pytest.mark.django_db
-def test_m13_statements_pass_the_wrappers_of_the_connection():
-    """Queries are seen by what watches Django's cursor."""
+def test_statements_pass_the_wrappers_of_the_connection():
+    """Queries are seen by what watches Django's cursor. [M13]"""
     seen = []
 
     def wrapper(execute, sql, params, many, context):

@@ -53,8 +53,8 @@ DeskOpened  tests.apps.listed.handlers.Notifier.mail   tests/apps/listed/handler
 """
 
 
-def test_b16_1_every_route_is_listed():
-    """Each route has its key or class, handler with line, transaction, priority."""
+def test_every_route_is_listed():
+    """Each route has its key or class, handler with line, transaction, priority. [B16.1]"""
     assert output_of("--app", "listed") == TABLE
 
 
@@ -74,8 +74,8 @@ class Terminal(StringIO):
 
 
 @pytest.mark.parametrize("width", [60, 72, 80, 100, 132])
-def test_b16_1_columns_fit_a_terminal(width, monkeypatch):
-    """No line is wider than the terminal it is written to."""
+def test_columns_fit_a_terminal(width, monkeypatch):
+    """No line is wider than the terminal it is written to. [B16.1]"""
     monkeypatch.setenv("COLUMNS", str(width))
     stdout = Terminal()
 
@@ -109,8 +109,8 @@ def streams(monkeypatch, settings):
     return registry
 
 
-def test_b16_1_a_route_has_its_channel_priority_and_interceptors(streams):
-    """They have columns of their own, interceptors in the order that they stand in."""
+def test_a_route_has_its_channel_priority_and_interceptors(streams):
+    """They have columns of their own, interceptors in the order that they stand in. [B16.1]"""
     headings, _, row = output_of("--bus", "command").splitlines()[2:5]
 
     assert headings.split() == [
@@ -133,8 +133,8 @@ def test_b16_1_a_route_has_its_channel_priority_and_interceptors(streams):
 
 
 @pytest.mark.parametrize("width", [60, 80])
-def test_b16_1_business_interfaces_fit_a_terminal_too(width, monkeypatch):
-    """A long path is broken where a word of it ends."""
+def test_business_interfaces_fit_a_terminal_too(width, monkeypatch):
+    """A long path is broken where a word of it ends. [B16.1]"""
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(cqrs_routes, "interface_rows", lambda _registry: [FACE])
     stdout = Terminal()
@@ -146,8 +146,8 @@ def test_b16_1_business_interfaces_fit_a_terminal_too(width, monkeypatch):
     assert max(map(len, lines)) <= width
 
 
-def test_b16_1_a_long_place_is_broken_where_a_word_ends():
-    """A folder, a module, the hump of a class: not in the midst of a word."""
+def test_a_long_place_is_broken_where_a_word_ends():
+    """A folder, a module, the hump of a class: not in the midst of a word. [B16.1]"""
     assert cqrs_routes._wrapped("payments/handlers.py:26", 13) == (
         "payments/\nhandlers.py\n:26"
     )
@@ -159,8 +159,8 @@ def test_b16_1_a_long_place_is_broken_where_a_word_ends():
     assert cqrs_routes._wrapped("unbreakable", 4) == "unbr\neaka\nble"
 
 
-def test_b16_2_json():
-    """JSON is one document of a versioned shape, with a route's whole story."""
+def test_json():
+    """JSON is one document of a versioned shape, with a route's whole story. [B16.2]"""
     document = json.loads(output_of("--app", "listed", "--format", "json"))
 
     assert document["version"] == cqrs_routes.JSON_VERSION == 1
@@ -188,8 +188,8 @@ def test_b16_2_json():
     }
 
 
-def test_b16_2_mermaid():
-    """Mermaid is a flowchart from messages to handlers, events dotted."""
+def test_mermaid():
+    """Mermaid is a flowchart from messages to handlers, events dotted. [B16.2]"""
     lines = output_of("--app", "listed", "--format", "mermaid").splitlines()
 
     assert lines[:4] == [
@@ -201,8 +201,8 @@ def test_b16_2_mermaid():
     assert lines[-1] == "  m6 -.-> h5"
 
 
-def test_b16_2_markdown():
-    """Markdown is a heading and a table for each bus."""
+def test_markdown():
+    """Markdown is a heading and a table for each bus. [B16.2]"""
     text = output_of("--app", "listed", "--format", "markdown")
 
     assert [line for line in text.splitlines() if line.startswith("#")] == [
@@ -213,8 +213,8 @@ def test_b16_2_markdown():
     assert "| desk.list | tests.apps.listed.handlers.list_desks |" in text
 
 
-def test_b16_2_a_handler_is_of_its_app_whatever_its_name_says():
-    """`--app` looks at where a handler stands, not at the `name=` of its endpoint."""
+def test_a_handler_is_of_its_app_whatever_its_name_says():
+    """`--app` looks at where a handler stands, not at the `name=` of its endpoint. [B16.2]"""
     routes = json.loads(output_of("--app", "listed", "--format", "json"))["routes"]
 
     [renamed] = [route for route in routes if route["message"] == "desk.reopen"]
@@ -230,28 +230,28 @@ def test_b16_2_a_handler_is_of_its_app_whatever_its_name_says():
         (["--message", "OpenDesk", "--bus", "event"], []),
     ],
 )
-def test_b16_2_filters(filters, messages):
-    """Routes are filtered by app, bus and message, all of them together."""
+def test_filters(filters, messages):
+    """Routes are filtered by app, bus and message, all of them together. [B16.2]"""
     text = output_of("--app", "listed", "--format", "json", *filters)
 
     assert [route["message"] for route in json.loads(text)["routes"]] == messages
 
 
-def test_b16_2_no_routes():
-    """Where a filter leaves nothing, the table says so."""
+def test_no_routes():
+    """Where a filter leaves nothing, the table says so. [B16.2]"""
     assert output_of("--app", "listed", "--message", "zzz") == "No routes.\n"
 
 
-def test_b16_2_an_unknown_app_is_refused():
-    """An app that is not installed is refused, with the one that was meant."""
+def test_an_unknown_app_is_refused():
+    """An app that is not installed is refused, with the one that was meant. [B16.2]"""
     with pytest.raises(CommandError) as caught:
         output_of("--app", "listet")
 
     assert str(caught.value) == "There is no app 'listet'. Did you mean 'listed'?"
 
 
-def test_b16_2_explains_a_command():
-    """A command's explanation says who handles it, in which transaction, and why."""
+def test_explains_a_command():
+    """A command's explanation says who handles it, in which transaction, and why. [B16.2]"""
     assert output_of("OpenDesk") == (
         "OpenDesk (tests.apps.listed.messages.OpenDesk) is a command. "
         "Its handler is:\n"
@@ -267,8 +267,8 @@ def test_b16_2_explains_a_command():
 
 
 @pytest.mark.parametrize("name", ["DeskOpened", "desk.opened"])
-def test_b16_2_explains_an_event_in_order(name):
-    """An event's explanation lists its handlers in the order they are called."""
+def test_explains_an_event_in_order(name):
+    """An event's explanation lists its handlers in the order they are called. [B16.2]"""
     lines = output_of(name).splitlines()
 
     assert lines[0] == (
@@ -282,16 +282,16 @@ def test_b16_2_explains_an_event_in_order(name):
     ]
 
 
-def test_b16_2_explains_a_key():
-    """A routing key is explained as a class is."""
+def test_explains_a_key():
+    """A routing key is explained as a class is. [B16.2]"""
     text = output_of("desk.list")
 
     assert text.startswith("'desk.list' is a query. Its handler is:\n")
     assert "in no transaction of its own." in text
 
 
-def test_b16_2_an_unknown_message_is_refused():
-    """A name that nothing has is refused, with the one that was meant."""
+def test_an_unknown_message_is_refused():
+    """A name that nothing has is refused, with the one that was meant. [B16.2]"""
     with pytest.raises(CommandError) as caught:
         output_of("OpenDesks")
 
@@ -300,8 +300,8 @@ def test_b16_2_an_unknown_message_is_refused():
     )
 
 
-def test_b16_2_the_nearest_class_is_the_one():
-    """Of two handlers that fit a command, the explanation names the nearest."""
+def test_the_nearest_class_is_the_one():
+    """Of two handlers that fit a command, the explanation names the nearest. [B16.2]"""
 
     class Base: ...
 
@@ -322,12 +322,12 @@ def test_b16_2_the_nearest_class_is_the_one():
     text = "\n".join(explain(registry, "Derived") or [])
 
     assert "of_derived" in text
-    assert "  1. tests.management.test_routes_command.test_b16_2" in text
+    assert "  1. tests.management.test_routes_command.test_the_nearest_class" in text
     assert "of_base (" not in text
 
 
-def test_b16_2_a_broken_handler_is_explained():
-    """The explanation of a broken route has the text of its check."""
+def test_a_broken_handler_is_explained():
+    """The explanation of a broken route has the text of its check. [B16.2]"""
 
     @event_handler("x.y")
     def broken(event: object, retries: int) -> None: ...
@@ -340,8 +340,8 @@ def test_b16_2_a_broken_handler_is_explained():
     assert "BROKEN: Nothing can fill the parameter 'retries' of " in text
 
 
-def test_b16_3_no_database_is_touched():
-    """Listing and explaining open no connection."""
+def test_no_database_is_touched():
+    """Listing and explaining open no connection. [B16.3]"""
     for connection in connections.all():
         connection.close()
 
@@ -351,8 +351,8 @@ def test_b16_3_no_database_is_touched():
     assert [connection.connection for connection in connections.all()] == [None, None]
 
 
-def test_b16_4_a_failing_check_is_marked_and_printed(settings):
-    """What can be listed is, the broken route is marked, and the command exits 1."""
+def test_a_failing_check_is_marked_and_printed(settings):
+    """What can be listed is, the broken route is marked, and the command exits 1. [B16.4]"""
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "tests.apps.broken_routes"]
     stdout = StringIO()
 
@@ -368,8 +368,8 @@ def test_b16_4_a_failing_check_is_marked_and_printed(settings):
     assert "\nbroken.one " in stdout.getvalue()
 
 
-def test_b16_4_a_warning_is_printed_to_stderr(settings):
-    """A warning is printed to stderr and fails nothing."""
+def test_a_warning_is_printed_to_stderr(settings):
+    """A warning is printed to stderr and fails nothing. [B16.4]"""
     settings.DJANGO_CQRS = {**settings.DJANGO_CQRS, "HANDLER_MODULE": "x"}
     stderr = StringIO()
 

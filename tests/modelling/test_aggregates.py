@@ -101,8 +101,8 @@ def statements(captured, word):
 
 
 class TestFactories:
-    def test_m01_1_a_uuid_key_is_the_result(self):
-        """The instance is inserted once, without an UPDATE; its pk is the result."""
+    def test_a_uuid_key_is_the_result(self):
+        """The instance is inserted once, without an UPDATE; its pk is the result. [M01.1]"""
         with CaptureQueriesContext(connection) as captured:
             result = command_bus.dispatch(OpenTicket(ONE, "lamp"))
 
@@ -111,8 +111,8 @@ class TestFactories:
         assert len(statements(captured, "INSERT")) == 1
         assert statements(captured, "UPDATE") == []
 
-    def test_m01_1_also_when_it_saved_itself(self):
-        """What it changed after its own save is kept all the same."""
+    def test_also_when_it_saved_itself(self):
+        """What it changed after its own save is kept all the same. [M01.1]"""
         with CaptureQueriesContext(connection) as captured:
             result = command_bus.dispatch(ImportTicket(ONE))
 
@@ -120,55 +120,55 @@ class TestFactories:
         assert Ticket.objects.get().queue == "imported"
         assert len(statements(captured, "INSERT")) == 1
 
-    def test_m01_1_an_auto_increment_key(self):
-        """The database's own number is the result."""
+    def test_an_auto_increment_key(self):
+        """The database's own number is the result. [M01.1]"""
         result = command_bus.dispatch(OpenAccount("ada"))
 
         assert result == Account.objects.get().pk
 
-    def test_m01_1_a_composite_key(self):
-        """The result is the tuple that Django calls its pk."""
+    def test_a_composite_key(self):
+        """The result is the tuple that Django calls its pk. [M01.1]"""
         assert command_bus.dispatch(BookSeat(7, "A1", "ada")) == (7, "A1")
         assert Seat.objects.get().guest == "ada"
 
-    def test_m01_1_of_two_tables(self):
-        """A child of a concrete model is inserted in both."""
+    def test_of_two_tables(self):
+        """A child of a concrete model is inserted in both. [M01.1]"""
         pk = command_bus.dispatch(AddVehicle("B 1"))
 
         assert Truck.objects.get(pk=pk).plate == "B 1"
 
-    def test_m01_2_header_and_service_parameters_work(self):
-        """A factory's other parameters are filled as any handler's."""
+    def test_header_and_service_parameters_work(self):
+        """A factory's other parameters are filled as any handler's. [M01.2]"""
         command_bus.dispatch(OpenTicket(ONE, "lamp"), headers={"source": "phone"})
 
         assert Ticket.objects.get().queue == "phone"
 
-    def test_m01_3_two_factories_for_two_commands(self):
-        """Each command has its own."""
+    def test_two_factories_for_two_commands(self):
+        """Each command has its own. [M01.3]"""
         command_bus.dispatch(OpenTicket(ONE, "lamp"))
         command_bus.dispatch(ImportTicket(TWO))
 
         titles = dict(Ticket.objects.values_list("pk", "title"))
         assert titles == {ONE: "lamp", TWO: "imported"}
 
-    def test_m01_5_an_identifier_that_exists(self, ticket):
-        """It raises, and the row that is there stays as it is."""
+    def test_an_identifier_that_exists(self, ticket):
+        """It raises, and the row that is there stays as it is. [M01.5]"""
         with pytest.raises(AggregateAlreadyExists) as raised, transaction.atomic():
             command_bus.dispatch(OpenTicket(ONE, "other"))
 
         assert str(raised.value) == (f"A Ticket with ticket_id={ONE} exists already.")
         assert Ticket.objects.get().title == "lamp"
 
-    def test_m01_5_a_unique_field_that_exists(self):
-        """Likewise where another field is the identifier."""
+    def test_a_unique_field_that_exists(self):
+        """Likewise where another field is the identifier. [M01.5]"""
         Post.objects.create(slug="news")
         with pytest.raises(AggregateAlreadyExists), transaction.atomic():
             command_bus.dispatch(WritePost("news"))
 
         assert Post.objects.count() == 1
 
-    def test_m01_5_a_composite_key_that_exists(self):
-        """Likewise where two columns are."""
+    def test_a_composite_key_that_exists(self):
+        """Likewise where two columns are. [M01.5]"""
         command_bus.dispatch(BookSeat(7, "A1", "ada"))
         with pytest.raises(AggregateAlreadyExists), transaction.atomic():
             command_bus.dispatch(BookSeat(7, "A1", "bob"))
@@ -185,8 +185,8 @@ class TestFactories:
 
 
 class TestActions:
-    def test_m02_1_loaded_called_saved_with_one_update(self, ticket):
-        """One SELECT, one UPDATE, and the method's value is returned."""
+    def test_loaded_called_saved_with_one_update(self, ticket):
+        """One SELECT, one UPDATE, and the method's value is returned. [M02.1]"""
         with CaptureQueriesContext(connection) as captured:
             result = command_bus.dispatch(AssignTicket(ONE, "bob"))
 
@@ -195,8 +195,8 @@ class TestActions:
         assert len(statements(captured, "SELECT")) == 1
         assert len(statements(captured, "UPDATE")) == 1
 
-    def test_m02_1_one_update_per_table(self):
-        """Of a child of a concrete model both tables are updated, once."""
+    def test_one_update_per_table(self):
+        """Of a child of a concrete model both tables are updated, once. [M02.1]"""
         pk = command_bus.dispatch(AddVehicle("B 1"))
         with CaptureQueriesContext(connection) as captured:
             command_bus.dispatch(LoadTruck(pk, 3))
@@ -205,8 +205,8 @@ class TestActions:
         assert (truck.plate, truck.tons) == ("B 1+", 3)
         assert len(statements(captured, "UPDATE")) == 2
 
-    def test_m02_2_no_identifier_in_the_message(self, ticket):
-        """The error says how to give one."""
+    def test_no_identifier_in_the_message(self, ticket):
+        """The error says how to give one. [M02.2]"""
         with pytest.raises(AggregateNotFound) as raised:
             command_bus.dispatch(route="ticket.close")
 
@@ -217,8 +217,8 @@ class TestActions:
             "give the handler identifier=."
         )
 
-    def test_m02_2_no_identifier_of_several_parts(self):
-        """The error tells how to give each part."""
+    def test_no_identifier_of_several_parts(self):
+        """The error tells how to give each part. [M02.2]"""
         with pytest.raises(AggregateNotFound) as raised:
             command_bus.dispatch(route="seat.remove")
 
@@ -230,8 +230,8 @@ class TestActions:
             "handler identifier=."
         )
 
-    def test_m02_2_unknown(self):
-        """The error names class, method and identifier; nothing is saved."""
+    def test_unknown(self):
+        """The error names class, method and identifier; nothing is saved. [M02.2]"""
         with pytest.raises(AggregateNotFound) as raised:
             command_bus.dispatch(AssignTicket(TWO, "bob"))
 
@@ -240,22 +240,22 @@ class TestActions:
         )
         assert not Ticket.objects.exists()
 
-    def test_m02_2_the_default_manager_decides(self):
-        """What the manager hides is not there."""
+    def test_the_default_manager_decides(self):
+        """What the manager hides is not there. [M02.2]"""
         Ticket(ticket_id=ONE, queue="hidden").save()
         with pytest.raises(AggregateNotFound):
             command_bus.dispatch(AssignTicket(ONE, "bob"))
 
-    def test_m02_3_an_exception(self, ticket):
-        """Nothing is saved, nothing published; it reaches the caller unchanged."""
+    def test_an_exception(self, ticket):
+        """Nothing is saved, nothing published; it reaches the caller unchanged. [M02.3]"""
         with Flow() as flow, pytest.raises(RuntimeError, match=r"^no$"):
             command_bus.dispatch(FailTicket(ONE))
 
         assert Ticket.objects.get().assignee == "ada"
         assert flow.published == []
 
-    def test_m02_4_by_key_with_aggregate_id(self, ticket):
-        """The identifier is given by the call, and passes on to nobody."""
+    def test_by_key_with_aggregate_id(self, ticket):
+        """The identifier is given by the call, and passes on to nobody. [M02.4]"""
         seen = []
 
         @event_handler
@@ -287,16 +287,16 @@ class TestActions:
         registry.command_bus.dispatch(route="ticket.close", aggregate_id=ONE)
         assert [name for name in seen[-1] if name.startswith("aggregate_")] == []
 
-    def test_m02_5_deleted_by_its_handler(self, ticket):
-        """It is not saved; its events are published."""
+    def test_deleted_by_its_handler(self, ticket):
+        """It is not saved; its events are published. [M02.5]"""
         with Flow() as flow:
             command_bus.dispatch(DeleteTicket(ONE))
 
         assert not Ticket.objects.exists()
         assert flow.published == [TicketDeleted(ONE)]
 
-    def test_m02_5_its_events_still_say_whose_they_are(self, ticket):
-        """An object that is gone has no key any more: the one it had is told."""
+    def test_its_events_still_say_whose_they_are(self, ticket):
+        """An object that is gone has no key any more: the one it had is told. [M02.5]"""
         seen = []
 
         @event_handler
@@ -310,8 +310,8 @@ class TestActions:
 
         assert seen == [ONE]
 
-    def test_m02_5_with_a_composite_key(self):
-        """Of which ``delete()`` takes every part."""
+    def test_with_a_composite_key(self):
+        """Of which ``delete()`` takes every part. [M02.5]"""
         command_bus.dispatch(BookSeat(7, "A1", "ada"))
         command_bus.dispatch(route="seat.remove", aggregate_id=(7, "A1"))
 
@@ -339,21 +339,21 @@ class TestActions:
 
 
 class TestFactoryOrAction:
-    def test_m03_1_first_creates_the_second_acts(self):
-        """One command: the factory where there is none, the action where there is."""
+    def test_first_creates_the_second_acts(self):
+        """One command: the factory where there is none, the action where there is. [M03.1]"""
         assert command_bus.dispatch(CountVisit("home")) == "home"
         assert command_bus.dispatch(CountVisit("home", 3)) == 4
         assert PageCount.objects.get().visits == 4
 
-    def test_m03_1_the_same_for_events(self):
-        """Each published event is handled once."""
+    def test_the_same_for_events(self):
+        """Each published event is handled once. [M03.1]"""
         event_bus.publish(PageSeen("home"))
         event_bus.publish(PageSeen("home"))
 
         assert PageCount.objects.get().seen == 2
 
-    def test_m03_3_a_missing_identifier_creates_nothing(self):
-        """It raises, and does not fall through to the factory."""
+    def test_a_missing_identifier_creates_nothing(self):
+        """It raises, and does not fall through to the factory. [M03.3]"""
         with pytest.raises(AggregateNotFound):
             command_bus.dispatch(CountVisit(None))
 
@@ -361,8 +361,8 @@ class TestFactoryOrAction:
 
 
 class TestRecordedEvents:
-    def test_m04_1_published_after_the_save(self, ticket):
-        """A handler that reads the row sees what the action changed."""
+    def test_published_after_the_save(self, ticket):
+        """A handler that reads the row sees what the action changed. [M04.1]"""
         seen = []
 
         @event_handler
@@ -376,8 +376,8 @@ class TestRecordedEvents:
 
         assert seen == ["bob"]
 
-    def test_m04_2_in_order_and_emptied(self, ticket):
-        """A second save publishes nothing."""
+    def test_in_order_and_emptied(self, ticket):
+        """A second save publishes nothing. [M04.2]"""
         with Flow() as flow:
             command_bus.dispatch(SplitTicket(ONE, TWO))
             command_bus.dispatch(TouchTicket(ONE))
@@ -387,8 +387,8 @@ class TestRecordedEvents:
             TicketOpened(TWO, "lamp (1) (2)"),
         ]
 
-    def test_m04_3_their_headers(self):
-        """Identifier, type, version of the aggregate, and what is passed on."""
+    def test_their_headers(self):
+        """Identifier, type, version of the aggregate, and what is passed on. [M04.3]"""
         pk = command_bus.dispatch(OpenAccount("ada"))
         with Flow() as flow:
             command_bus.dispatch(Deposit(pk, 5), headers={"user": "ada"})
@@ -402,21 +402,21 @@ class TestRecordedEvents:
         assert headers["user"] == "ada"
         assert headers["causation_id"] == flow.messages[0][1].message_id
 
-    def test_m04_4_recorded_then_raised(self, ticket):
-        """Nothing is published."""
+    def test_recorded_then_raised(self, ticket):
+        """Nothing is published. [M04.4]"""
         with Flow() as flow, pytest.raises(RuntimeError):
             command_bus.dispatch(FailTicket(ONE))
 
         assert flow.published == []
 
-    def test_m04_5_in_a_plain_unit_test(self):
-        """No bus and no database: what was recorded can be looked at."""
+    def test_in_a_plain_unit_test(self):
+        """No bus and no database: what was recorded can be looked at. [M04.5]"""
         ticket = Ticket.open(OpenTicket(ONE, "lamp"))
 
         assert ticket.recorded_events == [TicketOpened(ONE, "lamp")]
 
-    def test_m04_6_the_path_in_a_migration(self):
-        """The mixin is known to migrations by a path that stays."""
+    def test_the_path_in_a_migration(self):
+        """The mixin is known to migrations by a path that stays. [M04.6]"""
         state = ModelState.from_model(Ticket)
         assert MigrationAutodetector  # the one that writes what the state says
         names = [f"{b.__module__}.{b.__name__}" for b in state.bases]
@@ -448,32 +448,32 @@ class TestRecordedEvents:
 
 
 class TestEventsAndQueries:
-    def test_m05_1_found_by_the_events_attribute(self, ticket):
-        """``identifier=`` names it; the object is loaded, called and saved."""
+    def test_found_by_the_events_attribute(self, ticket):
+        """``identifier=`` names it; the object is loaded, called and saved. [M05.1]"""
         event_bus.publish(AccountClosed("ada", ONE))
 
         assert Ticket.objects.get().is_closed
 
-    def test_m05_1_missing_raises(self):
-        """An event for an object that is not there fails its publisher."""
+    def test_missing_raises(self):
+        """An event for an object that is not there fails its publisher. [M05.1]"""
         with pytest.raises(AggregateNotFound, match=r"Ticket\.on_account_closed"):
             event_bus.publish(AccountClosed("ada", ONE))
 
-    def test_m05_1_on_missing_ignore_drops_silently(self):
-        """... unless the handler says that it does not mind."""
+    def test_on_missing_ignore_drops_silently(self):
+        """... unless the handler says that it does not mind. [M05.1]"""
         event_bus.publish(AccountReopened(ONE))
 
         assert not Ticket.objects.exists()
 
-    def test_m05_2_a_union_of_events(self, ticket):
-        """Each event names the object in its own way."""
+    def test_a_union_of_events(self, ticket):
+        """Each event names the object in its own way. [M05.2]"""
         event_bus.publish(AccountReopened(ONE))
         assert Ticket.objects.get().queue == "AccountReopened"
         event_bus.publish(AccountRenamed(ONE))
         assert Ticket.objects.get().queue == "AccountRenamed"
 
-    def test_m05_3_a_query_loads_and_writes_nothing(self, ticket):
-        """One SELECT without a lock, and the answer."""
+    def test_a_query_loads_and_writes_nothing(self, ticket):
+        """One SELECT without a lock, and the answer. [M05.3]"""
         with CaptureQueriesContext(connection) as captured:
             answer = query_bus.ask(route="ticket.assignee", aggregate_id=ONE)
 
@@ -495,8 +495,8 @@ class TestEventsAndQueries:
 
 
 class TestAggregateMakesAggregate:
-    def test_m06_1_both_saved_the_called_one_first(self, ticket):
-        """Both in one transaction; the events of the called one come first."""
+    def test_both_saved_the_called_one_first(self, ticket):
+        """Both in one transaction; the events of the called one come first. [M06.1]"""
         with Flow() as flow, CaptureQueriesContext(connection) as captured:
             command_bus.dispatch(SplitTicket(ONE, TWO))
 
@@ -512,12 +512,12 @@ class TestAggregateMakesAggregate:
         ]
         assert Ticket.objects.count() == 2
 
-    def test_m06_2_the_result_is_the_new_ones_identifier(self, ticket):
-        """The caller learns what was made."""
+    def test_the_result_is_the_new_ones_identifier(self, ticket):
+        """The caller learns what was made. [M06.2]"""
         assert command_bus.dispatch(SplitTicket(ONE, TWO)) == TWO
 
-    def test_m06_3_returning_self_saves_once(self, ticket):
-        """One UPDATE; the result is its own identifier."""
+    def test_returning_self_saves_once(self, ticket):
+        """One UPDATE; the result is its own identifier. [M06.3]"""
         with CaptureQueriesContext(connection) as captured:
             result = command_bus.dispatch(TouchTicket(ONE))
 
@@ -526,8 +526,8 @@ class TestAggregateMakesAggregate:
 
 
 class TestVersions:
-    def test_m07_2_bumped_by_one(self):
-        """Each save counts it up, in the one UPDATE."""
+    def test_bumped_by_one(self):
+        """Each save counts it up, in the one UPDATE. [M07.2]"""
         pk = command_bus.dispatch(OpenAccount("ada"))
         with CaptureQueriesContext(connection) as captured:
             command_bus.dispatch(Deposit(pk, 5))
@@ -537,8 +537,8 @@ class TestVersions:
         assert len(statements(captured, "UPDATE")) == 1
         assert "FOR " not in "".join(statements(captured, "SELECT")).upper()
 
-    def test_m07_2_a_stale_save_raises_and_rolls_back(self):
-        """Somebody else has changed the row since it was loaded."""
+    def test_a_stale_save_raises_and_rolls_back(self):
+        """Somebody else has changed the row since it was loaded. [M07.2]"""
         pk = command_bus.dispatch(OpenAccount("ada"))
         registry = Registry()
         registry.add(Account)
@@ -562,8 +562,8 @@ class TestVersions:
         account = Account.objects.get()
         assert (account.balance, account.version) == (0, 0)  # all was rolled back
 
-    def test_m07_3_the_version_that_its_sender_saw(self):
-        """A ``Version()`` field of the command is compared before the handler."""
+    def test_the_version_that_its_sender_saw(self):
+        """A ``Version()`` field of the command is compared before the handler. [M07.3]"""
         pk = command_bus.dispatch(OpenAccount("ada"))
         assert command_bus.dispatch(Deposit(pk, 5, seen=0)) == 5
         with pytest.raises(ConcurrencyError) as raised:
@@ -574,8 +574,8 @@ class TestVersions:
             "which is at version 1 by now."
         )
 
-    def test_m07_4_with_instant_retry_the_stale_one_succeeds(self):
-        """Another attempt loads it anew."""
+    def test_with_instant_retry_the_stale_one_succeeds(self):
+        """Another attempt loads it anew. [M07.4]"""
         pk = command_bus.dispatch(OpenAccount("ada"))
         registry = Registry()
         registry.add(Account)
@@ -600,8 +600,8 @@ class TestVersions:
 
 
 class TestIdentifiers:
-    def test_m08_1_each_alone_and_together(self, ticket):
-        """aggregate_id= over identifier= over the field's mark over the name."""
+    def test_each_alone_and_together(self, ticket):
+        """aggregate_id= over identifier= over the field's mark over the name. [M08.1]"""
         Ticket.objects.create(ticket_id=TWO)
         command_bus.dispatch(MoveTicket(ONE, "marked", ticket_id=TWO))
         assert Ticket.objects.get(pk=ONE).queue == "marked"
@@ -614,8 +614,8 @@ class TestIdentifiers:
             {"ticket_id": str(ONE)}, route="ticket.reopen"
         )  # no header: by its name
 
-    def test_m08_2_from_a_header_that_an_interceptor_adds(self, ticket):
-        """The identifier is looked for after ``before`` has run."""
+    def test_from_a_header_that_an_interceptor_adds(self, ticket):
+        """The identifier is looked for after ``before`` has run. [M08.2]"""
         registry = Registry()
         registry.add(Ticket)
 
@@ -629,8 +629,8 @@ class TestIdentifiers:
 
         assert not Ticket.objects.get().is_closed
 
-    def test_m08_2_value_objects_through_str(self, ticket):
-        """What is no plain value is asked for its text."""
+    def test_value_objects_through_str(self, ticket):
+        """What is no plain value is asked for its text. [M08.2]"""
 
         class Number:
             def __str__(self):
@@ -639,8 +639,8 @@ class TestIdentifiers:
         command_bus.dispatch(route="ticket.close", aggregate_id=Number())
         assert Ticket.objects.get().is_closed
 
-    def test_m08_1_a_key_that_is_another_objects(self):
-        """A relation as primary key is called after the relation."""
+    def test_a_key_that_is_another_objects(self):
+        """A relation as primary key is called after the relation. [M08.1]"""
         account = Account.objects.create(owner="Ada")
 
         assert command_bus.dispatch(IssueCard(account.pk)) == account.pk
@@ -649,13 +649,13 @@ class TestIdentifiers:
         assert Card.objects.get().is_blocked
 
     @pytest.mark.parametrize("wrong", [[ONE], {"a": 1, "b": 2}, {ONE}])
-    def test_m08_2_a_list_or_dict_as_one_identifier_raises(self, ticket, wrong):
-        """Several values identify nothing where one is wanted."""
+    def test_a_list_or_dict_as_one_identifier_raises(self, ticket, wrong):
+        """Several values identify nothing where one is wanted. [M08.2]"""
         with pytest.raises(InvalidIdentifier):
             command_bus.dispatch(route="ticket.close", aggregate_id=wrong)
 
-    def test_m08_2_what_cannot_be_one(self, ticket):
-        """A text that is no UUID is refused before the database is asked."""
+    def test_what_cannot_be_one(self, ticket):
+        """A text that is no UUID is refused before the database is asked. [M08.2]"""
         with pytest.raises(InvalidIdentifier) as raised:
             command_bus.dispatch(route="ticket.close", aggregate_id="lamp")
 
@@ -677,8 +677,8 @@ class TestIdentifiers:
 
 
 class TestBehindAChannel:
-    def test_m08_3_aggregate_id_travels(self, ticket):
-        """The identifier that the call gave is there when the message is handled."""
+    def test_aggregate_id_travels(self, ticket):
+        """The identifier that the call gave is there when the message is handled. [M08.3]"""
         with Flow() as flow:
             command_bus.dispatch(route="ticket.escalate", aggregate_id=ONE)
             assert Ticket.objects.get().queue == ""
@@ -687,16 +687,16 @@ class TestBehindAChannel:
         assert Ticket.objects.get().queue == "second line"
         assert flow.published == [TicketAssigned(ONE, "second line")]
 
-    def test_m08_3_and_so_does_a_header(self, ticket):
-        """Likewise where a header names it."""
+    def test_and_so_does_a_header(self, ticket):
+        """Likewise where a header names it. [M08.3]"""
         with Flow() as flow:
             command_bus.dispatch(route="ticket.escalate", headers={"which": str(ONE)})
             flow.run("outbox")
 
         assert Ticket.objects.get().queue == "second line"
 
-    def test_m03_1_a_pair_on_a_channel(self):
-        """The factory's channel is the pair's: the first makes it, the second acts."""
+    def test_a_pair_on_a_channel(self):
+        """The factory's channel is the pair's: the first makes it, the second acts. [M03.1]"""
         with Flow() as flow:
             event_bus.publish(Counted("a"))
             event_bus.publish(Counted("a"))
@@ -707,8 +707,8 @@ class TestBehindAChannel:
 
 
 class TestInterceptors:
-    def test_b13_4_around_receives_the_aggregate(self, ticket):
-        """An owner check refuses, and changes nothing."""
+    def test_around_receives_the_aggregate(self, ticket):
+        """An owner check refuses, and changes nothing. [B13.4]"""
 
         @around(pointcut.handler("*Ticket.assign"))
         def owners_only(
@@ -730,8 +730,8 @@ class TestInterceptors:
         bus.dispatch(AssignTicket(ONE, "bob"), headers={"user": "ada"})
         assert Ticket.objects.get().assignee == "bob"
 
-    def test_b13_6_once_for_a_factory_or_action_pair(self):
-        """Each kind runs once, whichever of the two is called."""
+    def test_once_for_a_factory_or_action_pair(self):
+        """Each kind runs once, whichever of the two is called. [B13.6]"""
         order = []
 
         @before(pointcut.handler("*PageCount.again"))
@@ -760,8 +760,8 @@ class TestInterceptors:
 
 
 class TestAliases:
-    def test_b12_3_the_routers_alias_for_an_aggregate(self, settings):
-        """The transaction, the load and the save are on the router's database."""
+    def test_the_routers_alias_for_an_aggregate(self, settings):
+        """The transaction, the load and the save are on the router's database. [B12.3]"""
         settings.DATABASE_ROUTERS = ["tests.modelling.routers.TicketsElsewhere"]
         with CaptureQueriesContext(connection) as captured:
             command_bus.dispatch(OpenTicket(ONE, "lamp"))
@@ -770,8 +770,8 @@ class TestAliases:
         assert len(captured) == 0
         assert Ticket.objects.using("other").get().assignee == "bob"
 
-    def test_b12_3_the_calls_using_before_both(self, settings):
-        """``using=`` of the call wins over the router."""
+    def test_the_calls_using_before_both(self, settings):
+        """``using=`` of the call wins over the router. [B12.3]"""
         settings.DATABASE_ROUTERS = ["tests.modelling.routers.TicketsElsewhere"]
         command_bus.dispatch(OpenTicket(ONE, "lamp"), using="default")
 
@@ -780,8 +780,8 @@ class TestAliases:
 
 
 class TestOrder:
-    def test_b06_2_aggregates_before_plain_handlers(self):
-        """At equal priority, whatever was registered first."""
+    def test_aggregates_before_plain_handlers(self):
+        """At equal priority, whatever was registered first. [B06.2]"""
         order = []
 
         @event_handler

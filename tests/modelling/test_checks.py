@@ -85,8 +85,8 @@ def problems_of(*targets):
     ]
 
 
-def test_m01_4_E030_no_identifier():
-    """An identifier that no field, or no unique one, is."""
+def test_E030_no_identifier():
+    """An identifier that no field, or no unique one, is. [M01.4]"""
 
     @aggregate(identifier="nummer")
     class One(Ticket):
@@ -101,8 +101,8 @@ def test_m01_4_E030_no_identifier():
     assert ("E030", "One has no field named 'nummer'.") in [each[:2] for each in found]
 
 
-def test_m01_4_an_identifier_that_is_not_unique():
-    """A field that several rows may share identifies nothing."""
+def test_an_identifier_that_is_not_unique():
+    """A field that several rows may share identifies nothing. [M01.4]"""
 
     @aggregate(identifier="title")
     class Two(Ticket):
@@ -123,8 +123,8 @@ def test_m01_4_an_identifier_that_is_not_unique():
         registry.command_bus.dispatch(route="two", aggregate_id="x")
 
 
-def test_m01_4_E038_constructor_handler():
-    """``__init__`` decorated: a constructor is no handler."""
+def test_E038_constructor_handler():
+    """``__init__`` decorated: a constructor is no handler. [M01.4]"""
 
     @aggregate(repository=Things)
     class Three:
@@ -136,7 +136,7 @@ def test_m01_4_E038_constructor_handler():
         (
             "E038",
             (
-                f"{__name__}.test_m01_4_E038_constructor_handler.<locals>.Three.__init__ is "
+                f"{__name__}.test_E038_constructor_handler.<locals>.Three.__init__ is "
                 f"decorated, but a constructor cannot be a handler."
             ),
             "Decorate a class-method that makes an object and returns it.",
@@ -224,8 +224,8 @@ def test_E001_a_handler_that_two_classes_inherit():
     assert problems_of(Base, Silent)[1] == []
 
 
-def test_m03_2_E031_crowded_factory():
-    """One factory with two actions for one message."""
+def test_E031_crowded_factory():
+    """One factory with two actions for one message. [M03.2]"""
 
     @saga(repository=Things)
     class Four:
@@ -248,8 +248,8 @@ def test_m03_2_E031_crowded_factory():
         registry.event_bus.publish(Done(1))
 
 
-def test_m03_2_two_actions_for_one_command():
-    """Without a factory a command has one action, as it has one handler."""
+def test_two_actions_for_one_command():
+    """Without a factory a command has one action, as it has one handler. [M03.2]"""
 
     @aggregate(repository=Things)
     class Five:
@@ -265,8 +265,8 @@ def test_m03_2_two_actions_for_one_command():
         registry.command_bus.dispatch(Done(1))
 
 
-def test_m09_1_E032_no_storage():
-    """A class that is no model, without the app and without a repository."""
+def test_E032_no_storage():
+    """A class that is no model, without the app and without a repository. [M09.1]"""
 
     @aggregate
     class Six:
@@ -368,8 +368,8 @@ def test_E036_bad_version():
     assert "E036" in [each[0] for each in found]
 
 
-def test_m10_3_E037_bad_fetch():
-    """What is fetched is an aggregate or a model."""
+def test_E037_bad_fetch():
+    """What is fetched is an aggregate or a model. [M10.3]"""
 
     @command_handler
     def act(command: Done, thing: Annotated[int, Fetch("thing_id")]) -> None: ...
@@ -379,8 +379,8 @@ def test_m10_3_E037_bad_fetch():
     assert "int is neither an aggregate nor a model" in found[0][1]
 
 
-def test_b03_4_the_identifiers_type_is_compared():
-    """``Command[R]`` of a factory: R is the type of the identifier."""
+def test_the_identifiers_type_is_compared():
+    """``Command[R]`` of a factory: R is the type of the identifier. [B03.4]"""
 
     @aggregate
     class Eleven(Ticket):
@@ -397,15 +397,15 @@ def test_b03_4_the_identifiers_type_is_compared():
         "E014",
         (
             "Do promises a result of type str, but "
-            f"{__name__}.test_b03_4_the_identifiers_type_is_compared.<locals>.Eleven.make "
+            f"{__name__}.test_the_identifiers_type_is_compared.<locals>.Eleven.make "
             "makes an object identified by a UUID."
         ),
     ) in [each[:2] for each in found]
 
 
 class TestRepositories:
-    def test_m09_1_a_registered_one_by_class(self, db):
-        """Objects of any class are found and kept by the repository named."""
+    def test_a_registered_one_by_class(self, db):
+        """Objects of any class are found and kept by the repository named. [M09.1]"""
 
         @aggregate(repository=Things, identifier="thing_id")
         class Box(Thing):
@@ -428,8 +428,8 @@ class TestRepositories:
         registry.command_bus.dispatch(Done(7))
         assert registry.query_bus.ask(route="box.name", aggregate_id=7) == "done"
 
-    def test_m09_1_models_by_default(self, db):
-        """A plain model needs no decorator to be found and kept by hand."""
+    def test_models_by_default(self, db):
+        """A plain model needs no decorator to be found and kept by hand. [M09.1]"""
 
         @command_handler("note.write")
         def write(text: str, notes: Repository[Note]) -> int:
@@ -443,8 +443,8 @@ class TestRepositories:
 
         assert Note.objects.get(pk=pk).text == "hello"
 
-    def test_m09_2_get_find_save(self, db):
-        """``get`` raises, ``find`` gives None, ``save`` publishes what was recorded."""
+    def test_get_find_save(self, db):
+        """``get`` raises, ``find`` gives None, ``save`` publishes what was recorded. [M09.2]"""
         heard = []
 
         @command_handler("ticket.shout")
@@ -493,8 +493,8 @@ class TestFetch:
         registry.add(handler)
         return registry.command_bus.dispatch(*args, **kwargs)
 
-    def test_m10_1_found(self):
-        """The object that the message names is the argument."""
+    def test_found(self):
+        """The object that the message names is the argument. [M10.1]"""
 
         @command_handler
         def title(command: Compare, ticket: Annotated[Ticket, Fetch("one")]) -> str:
@@ -502,8 +502,8 @@ class TestFetch:
 
         assert self.run(title, Compare(UUID(int=1))) == "t1"
 
-    def test_m10_1_absent_raises(self):
-        """An object that must be there, and one that is not named, raise."""
+    def test_absent_raises(self):
+        """An object that must be there, and one that is not named, raise. [M10.1]"""
 
         @command_handler
         def title(command: Compare, ticket: Annotated[Ticket, Fetch("other")]) -> str:
@@ -518,8 +518,8 @@ class TestFetch:
         with pytest.raises(AggregateNotFound, match="is not said"):
             self.run(title, Compare(UUID(int=1)))
 
-    def test_m10_1_or_gives_none(self):
-        """``Ticket | None`` allows none."""
+    def test_or_gives_none(self):
+        """``Ticket | None`` allows none. [M10.1]"""
 
         @command_handler
         def title(
@@ -530,8 +530,8 @@ class TestFetch:
         assert self.run(title, Compare(UUID(int=1), UUID(int=9))) is None
         assert self.run(title, Compare(UUID(int=1))) is None
 
-    def test_m10_2_by_attribute_header_callable(self):
-        """Several in one handler, each by its own way."""
+    def test_by_attribute_header_callable(self):
+        """Several in one handler, each by its own way. [M10.2]"""
 
         @command_handler
         def titles(
@@ -549,8 +549,8 @@ class TestFetch:
             "t1",
         ]
 
-    def test_m10_3_not_saved_by_itself(self):
-        """What a handler changes on it stays in memory."""
+    def test_not_saved_by_itself(self):
+        """What a handler changes on it stays in memory. [M10.3]"""
 
         @command_handler
         def change(command: Compare, ticket: Annotated[Ticket, Fetch("one")]) -> None:

@@ -66,8 +66,8 @@ def at_once(call, number=THREADS):
     return results
 
 
-def test_m07_1_no_lost_update(server):
-    """20 threads count on one row, each five times: the lock loses none of it."""
+def test_no_lost_update(server):
+    """20 threads count on one row, each five times: the lock loses none of it. [M07.1]"""
     command_bus.dispatch(CountVisit("home", 0))
 
     def visit(_each):
@@ -78,8 +78,8 @@ def test_m07_1_no_lost_update(server):
     assert PageCount.objects.get().visits == 5 * THREADS
 
 
-def test_m07_2_exactly_the_losers_raise(server):
-    """With a version field who comes second raises; the winners' work is there."""
+def test_exactly_the_losers_raise(server):
+    """With a version field who comes second raises; the winners' work is there. [M07.2]"""
     pk = command_bus.dispatch(OpenAccount("ada"))
 
     results = at_once(lambda _each: command_bus.dispatch(Deposit(pk, 1)))
@@ -91,8 +91,8 @@ def test_m07_2_exactly_the_losers_raise(server):
     assert account.balance == account.version == len(winners) >= 1
 
 
-def test_m07_4_retried_they_all_succeed(server):
-    """With instant retry each loser loads anew and tries again."""
+def test_retried_they_all_succeed(server):
+    """With instant retry each loser loads anew and tries again. [M07.4]"""
     pk = command_bus.dispatch(OpenAccount("ada"))
     bus = CommandBus(instant_retry=InstantRetry(THREADS * 5, on=(ConcurrencyError,)))
 
@@ -101,8 +101,8 @@ def test_m07_4_retried_they_all_succeed(server):
     assert Account.objects.get().balance == THREADS
 
 
-def test_m03_4_concurrent_firsts(server):
-    """One creates, all the others act, and nothing is lost."""
+def test_concurrent_firsts(server):
+    """One creates, all the others act, and nothing is lost. [M03.4]"""
     bus = CommandBus(instant_retry=InstantRetry(THREADS, on=DEADLOCKS))
 
     results = at_once(lambda _each: bus.dispatch(CountVisit("home")))
@@ -111,8 +111,8 @@ def test_m03_4_concurrent_firsts(server):
     assert PageCount.objects.get().visits == THREADS
 
 
-def test_m03_4_the_factory_runs_inside_a_savepoint(server):
-    """What it writes, publishes and sends goes with its row where somebody was first."""
+def test_the_factory_runs_inside_a_savepoint(server):
+    """What it writes, publishes and sends goes with its row where somebody was first. [M03.4]"""
     heard = []
 
     @event_handler
@@ -144,8 +144,8 @@ def test_concurrent_factories(server):
     assert Seat.objects.count() == 1
 
 
-def test_m14_6_two_concurrent_starts(server):
-    """Two events that start one saga at a time leave one row."""
+def test_two_concurrent_starts(server):
+    """Two events that start one saga at a time leave one row. [M14.6]"""
     results = at_once(lambda _each: event_bus.publish(OrderPlaced(7)), 2)
 
     assert Fulfilment.objects.count() == 1

@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.django_db, pytest.mark.database]
 
 
 class TestLife:
-    def test_m14_1_started_moved_queried(self):
-        """An event starts it, events and commands move it, a query asks it."""
+    def test_started_moved_queried(self):
+        """An event starts it, events and commands move it, a query asks it. [M14.1]"""
         event_bus.publish(OrderPlaced(7))
         event_bus.publish(OrderPaid(7))
         command_bus.dispatch(HurryOrder(7))
@@ -37,8 +37,8 @@ class TestLife:
         assert (process.order_id, process.is_paid, process.fate) == (7, True, "hurried")
         assert query_bus.ask(route="fulfilment.fate", aggregate_id=7) == "hurried"
 
-    def test_m14_1_raised_when_missing(self):
-        """A message for a process that never began fails its sender ..."""
+    def test_raised_when_missing(self):
+        """A message for a process that never began fails its sender ... [M14.1]"""
         with pytest.raises(AggregateNotFound) as raised:
             event_bus.publish(OrderPaid(7))
 
@@ -46,8 +46,8 @@ class TestLife:
             "Fulfilment.on_paid was not called: there is no Fulfilment with order_id=7."
         )
 
-    def test_m14_1_dropped_when_missing(self):
-        """... or is dropped where the handler says so: no call, no save, no output."""
+    def test_dropped_when_missing(self):
+        """... or is dropped where the handler says so: no call, no save, no output. [M14.1]"""
         with Flow() as flow:
             event_bus.publish(OrderPacked(7))
 
@@ -63,8 +63,8 @@ class TestLife:
     @pytest.mark.parametrize(
         "events", [[OrderPaid(7), OrderPacked(7)], [OrderPacked(7), OrderPaid(7)]]
     )
-    def test_m14_2_output_after_the_save(self, events):
-        """What it returns is sent on, and its receiver reads the saved row."""
+    def test_output_after_the_save(self, events):
+        """What it returns is sent on, and its receiver reads the saved row. [M14.2]"""
         event_bus.publish(OrderPlaced(7))
         for event in events:
             event_bus.publish(event)
@@ -73,15 +73,15 @@ class TestLife:
             ("ship", True)
         ]
 
-    def test_m14_2_none_sends_nothing(self):
-        """A process that has nothing to ask for asks for nothing."""
+    def test_none_sends_nothing(self):
+        """A process that has nothing to ask for asks for nothing. [M14.2]"""
         event_bus.publish(OrderPlaced(7))
         event_bus.publish(OrderPaid(7))
 
         assert not Sent.objects.exists()
 
-    def test_m14_3_the_bus_inside_a_handler(self):
-        """What a handler dispatches is handled before the saga is saved."""
+    def test_the_bus_inside_a_handler(self):
+        """What a handler dispatches is handled before the saga is saved. [M14.3]"""
         with Flow() as flow:
             event_bus.publish(OrderPlaced(7))
             flow.advance(hours=24)
@@ -92,8 +92,8 @@ class TestLife:
         ]
         assert Fulfilment.objects.get().fate == "cancelled"
 
-    def test_m14_5_two_sagas_on_one_event(self):
-        """Each is found, called and saved alone."""
+    def test_two_sagas_on_one_event(self):
+        """Each is found, called and saved alone. [M14.5]"""
         event_bus.publish(OrderPlaced(7))
         event_bus.publish(Watched(7))
 
@@ -102,8 +102,8 @@ class TestLife:
 
 
 class TestTimeouts:
-    def test_m14_4_not_before_it_is_due(self):
-        """A delayed handler runs once, when it is due, and not before."""
+    def test_not_before_it_is_due(self):
+        """A delayed handler runs once, when it is due, and not before. [M14.4]"""
         with Flow() as flow:
             event_bus.publish(OrderPlaced(7))
             assert flow.run("outbox") == 0
@@ -115,8 +115,8 @@ class TestTimeouts:
 
         assert Fulfilment.objects.get().fate == "cancelled"
 
-    def test_m14_4_what_it_finds_decides(self):
-        """A process that was paid is not cancelled."""
+    def test_what_it_finds_decides(self):
+        """A process that was paid is not cancelled. [M14.4]"""
         with Flow() as flow:
             event_bus.publish(OrderPlaced(7))
             event_bus.publish(OrderPaid(7))
@@ -162,15 +162,15 @@ class TestTombstones:
         process.complete()
         process.save()
 
-    def test_m14_7_the_row_stays(self, completed):
-        """A completed saga is a tombstone: it is not started again, and answers."""
+    def test_the_row_stays(self, completed):
+        """A completed saga is a tombstone: it is not started again, and answers. [M14.7]"""
         with pytest.raises(AggregateAlreadyExists):
             event_bus.publish(OrderPlaced(7))
 
         assert query_bus.ask(route="fulfilment.fate", aggregate_id=7) == "done"
 
-    def test_m14_7_a_late_timeout_is_ignored(self, completed):
-        """What was sent with a delay has nothing to do any more."""
+    def test_a_late_timeout_is_ignored(self, completed):
+        """What was sent with a delay has nothing to do any more. [M14.7]"""
         with Flow() as flow:
             flow.advance(hours=24)
             assert flow.run("outbox") == 1
@@ -178,8 +178,8 @@ class TestTombstones:
         assert Fulfilment.objects.get().fate == "done"
         assert not Sent.objects.exists()
 
-    def test_m14_7_another_late_message_raises(self, completed):
-        """``on_missing`` decides: by default it is an error."""
+    def test_another_late_message_raises(self, completed):
+        """``on_missing`` decides: by default it is an error. [M14.7]"""
         with pytest.raises(AggregateNotFound) as raised:
             event_bus.publish(LateNews(7))
 
@@ -188,16 +188,16 @@ class TestTombstones:
             "is completed."
         )
 
-    def test_m14_7_or_is_ignored(self, completed):
-        """``on_missing="ignore"`` drops it."""
+    def test_or_is_ignored(self, completed):
+        """``on_missing="ignore"`` drops it. [M14.7]"""
         event_bus.publish(OrderPacked(7))
 
         assert not Fulfilment.objects.get().is_packed
 
 
 class TestRoutes:
-    def test_b16_2_mermaid_shows_what_leads_where(self, capsys):
-        """An arrow goes on from a handler to the command that its result is."""
+    def test_mermaid_shows_what_leads_where(self, capsys):
+        """An arrow goes on from a handler to the command that its result is. [B16.2]"""
         call_command("cqrs_routes", "--app", "modelling", "--format", "mermaid")
 
         lines = capsys.readouterr().out.splitlines()
@@ -212,8 +212,8 @@ class TestRoutes:
             ("tests.modelling.models.Fulfilment.on_paid", "order.ship"),
         ]
 
-    def test_b16_2_a_factory_and_an_action_explained(self, capsys):
-        """The explanation says what each of the two is called on."""
+    def test_a_factory_and_an_action_explained(self, capsys):
+        """The explanation says what each of the two is called on. [B16.2]"""
         call_command("cqrs_routes", "CountVisit")
 
         out = capsys.readouterr().out

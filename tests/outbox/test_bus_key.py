@@ -119,8 +119,8 @@ def without_the_outbox(settings):
 # ------------------------------------------------------------------------------- once
 
 
-def test_b14_4_a_duplicate_gets_the_first_answer(calls):
-    """Of the type that the handler returned; another key is another command."""
+def test_a_duplicate_gets_the_first_answer(calls):
+    """Of the type that the handler returned; another key is another command. [B14.4]"""
     bus = keyed(paying(calls))
 
     answers = [bus.dispatch(Pay(number), headers=PAID) for number in (1, 2)]
@@ -144,7 +144,8 @@ def test_b14_4_a_duplicate_gets_the_first_answer(calls):
     ],
     ids=["attribute", "callable"],
 )
-def test_b14_4_a_key_is_an_attribute_or_what_a_callable_returns(calls, key, stored):
+def test_a_key_is_an_attribute_or_what_a_callable_returns(calls, key, stored):
+    """A key is an attribute or what a callable returns. [B14.4]"""
     bus = keyed(paying(calls), key)
 
     for number in (1, 1, 2):
@@ -154,8 +155,8 @@ def test_b14_4_a_key_is_an_attribute_or_what_a_callable_returns(calls, key, stor
     assert entries()[0] == stored
 
 
-def test_b14_4_without_a_key_every_command_is_handled(calls):
-    """None is no key; a header that is not there, or no text, is the sender's error."""
+def test_without_a_key_every_command_is_handled(calls):
+    """None is no key; a header that is not there, or no text, is the sender's error. [B14.4]"""
     registry = paying(calls)
     bus = keyed(registry)
 
@@ -172,8 +173,8 @@ def test_b14_4_without_a_key_every_command_is_handled(calls):
     assert entries() == []
 
 
-def test_b14_4_a_failed_first_one_does_not_count():
-    """Its key is rolled back with what it wrote."""
+def test_a_failed_first_one_does_not_count():
+    """Its key is rolled back with what it wrote. [B14.4]"""
     registry = Registry()
     failures = [True]
 
@@ -195,8 +196,8 @@ def test_b14_4_a_failed_first_one_does_not_count():
     assert numbers() == [2]
 
 
-def test_b14_4_a_failure_that_is_caught_inside_a_transaction_does_not_count(calls):
-    """The command's savepoint takes the key along; the outermost rollback as well."""
+def test_a_failure_that_is_caught_inside_a_transaction_does_not_count(calls):
+    """The command's savepoint takes the key along; the outermost rollback as well. [B14.4]"""
     registry = paying(calls)
     bus = keyed(registry)
 
@@ -206,8 +207,8 @@ def test_b14_4_a_failure_that_is_caught_inside_a_transaction_does_not_count(call
     assert numbers() == [2]
 
 
-def test_b14_4_after_the_window_a_command_is_handled_again(calls):
-    """And from then on the window counts anew, with the new answer."""
+def test_after_the_window_a_command_is_handled_again(calls):
+    """And from then on the window counts anew, with the new answer. [B14.4]"""
     bus = keyed(paying(calls))
 
     answers = []
@@ -222,8 +223,8 @@ def test_b14_4_after_the_window_a_command_is_handled_again(calls):
     assert inbox.purge("default") == 1
 
 
-async def test_b14_4_from_async_code(calls):
-    """`adispatch` does the same."""
+async def test_from_async_code(calls):
+    """`adispatch` does the same. [B14.4]"""
     bus = keyed(paying(calls))
 
     answers = [await bus.adispatch(Pay(n), headers=PAID) for n in (1, 2)]
@@ -264,8 +265,8 @@ TYPES = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
-def test_b14_4_an_answer_comes_back_as_its_type(answer):
-    """As the handler is annotated: no text, and no dict, of it."""
+def test_an_answer_comes_back_as_its_type(answer):
+    """As the handler is annotated: no text, and no dict, of it. [B14.4]"""
     registry = Registry()
 
     def handle_it(command: Work):
@@ -282,8 +283,8 @@ def test_b14_4_an_answer_comes_back_as_its_type(answer):
     assert type(second) is type(answer)
 
 
-def test_b14_4_an_answer_that_json_cannot_hold_fails_at_the_first():
-    """Nobody finds it out from a duplicate months later."""
+def test_an_answer_that_json_cannot_hold_fails_at_the_first():
+    """Nobody finds it out from a duplicate months later. [B14.4]"""
     registry = Registry()
 
     @registry.add
@@ -301,8 +302,8 @@ def test_b14_4_an_answer_that_json_cannot_hold_fails_at_the_first():
 # --------------------------------------------------------------------- whose keys
 
 
-def test_b14_4_another_endpoint_is_its_own():
-    """Two commands of one payment."""
+def test_another_endpoint_is_its_own():
+    """Two commands of one payment. [B14.4]"""
     registry = Registry()
     registry.add(command_handler(name="one")(lambda_of(Work, 1)))
     registry.add(command_handler(name="two")(lambda_of(OtherWork, 2)))
@@ -320,8 +321,8 @@ def lambda_of(cls, answer):
     return handle
 
 
-def test_b14_4_a_renamed_handler_knows_its_keys(calls):
-    """Its `aliases` are what it was called."""
+def test_a_renamed_handler_knows_its_keys(calls):
+    """Its `aliases` are what it was called. [B14.4]"""
     keyed(paying(calls)).dispatch(Pay(1), headers=PAID)
     registry = Registry()
 
@@ -333,8 +334,8 @@ def test_b14_4_a_renamed_handler_knows_its_keys(calls):
     assert keyed(registry).dispatch(Pay(2), headers=PAID) == UUID(int=1)
 
 
-def test_b14_4_buses_share_keys_only_of_the_same_source(calls):
-    """A provider's number 1 is not another's; the project's bus knows no duplicates."""
+def test_buses_share_keys_only_of_the_same_source(calls):
+    """A provider's number 1 is not another's; the project's bus knows no duplicates. [B14.4]"""
     registry = paying(calls)
     here, again = keyed(registry), keyed(registry)
     there = keyed(registry, Header("invoice_id"))
@@ -347,8 +348,8 @@ def test_b14_4_buses_share_keys_only_of_the_same_source(calls):
     assert calls == [1, 3, 4]
 
 
-def test_b14_4_a_handler_may_have_a_key_as_well(calls):
-    """Each tells its own duplicates; the answer is the first one's either way."""
+def test_a_handler_may_have_a_key_as_well(calls):
+    """Each tells its own duplicates; the answer is the first one's either way. [B14.4]"""
     registry = paying(calls, idempotency_key=Header("order"))
     bus = keyed(registry)
 
@@ -361,8 +362,8 @@ def test_b14_4_a_handler_may_have_a_key_as_well(calls):
     assert calls == [1]
 
 
-def test_b14_4_by_routing_key(calls):
-    """A payload that is made into what the handler takes, or none."""
+def test_by_routing_key(calls):
+    """A payload that is made into what the handler takes, or none. [B14.4]"""
     registry = Registry()
 
     @registry.add
@@ -382,8 +383,8 @@ def test_b14_4_by_routing_key(calls):
     assert calls == [1]
 
 
-def test_b14_4_an_aggregate():
-    """The answer of a factory is the identifier."""
+def test_an_aggregate():
+    """The answer of a factory is the identifier. [B14.4]"""
     registry = Registry()
     registry.add(Account)
     bus = keyed(registry)
@@ -393,8 +394,8 @@ def test_b14_4_an_aggregate():
     assert answers == [Account.objects.get().pk] * 2
 
 
-def test_b14_4_inside_another_command(calls):
-    """A duplicate there is none of the outer one's."""
+def test_inside_another_command(calls):
+    """A duplicate there is none of the outer one's. [B14.4]"""
     registry = paying(calls)
     bus = keyed(registry)
 
@@ -410,8 +411,8 @@ def test_b14_4_inside_another_command(calls):
 
 
 @pytest.mark.parametrize("said_by", ["handler", "sender"])
-def test_b14_4_on_another_database(said_by):
-    """A key is remembered where the command's data is."""
+def test_on_another_database(said_by):
+    """A key is remembered where the command's data is. [B14.4]"""
     registry = Registry()
     policies = {"using": "other"} if said_by == "handler" else {}
     options = {"using": "other"} if said_by == "sender" else {}
@@ -439,8 +440,8 @@ def patient(registry, **options):
     return keyed(registry, instant_retry=retry, **options)
 
 
-def test_b14_4_concurrent_duplicates_have_one_effect(calls):
-    """All of them get the answer of the one that was first."""
+def test_concurrent_duplicates_have_one_effect(calls):
+    """All of them get the answer of the one that was first. [B14.4]"""
     on_a_server()
     registry = paying(calls)
     bus = patient(registry)
@@ -452,8 +453,8 @@ def test_b14_4_concurrent_duplicates_have_one_effect(calls):
     assert answers == [UUID(int=number)] * THREADS
 
 
-def test_b14_4_concurrent_duplicates_for_a_channel_are_sent_once():
-    """Behind a channel nobody gets an answer."""
+def test_concurrent_duplicates_for_a_channel_are_sent_once():
+    """Behind a channel nobody gets an answer. [B14.4]"""
     on_a_server()
     registry = Registry()
     registry.add(command_handler(channel="outbox", name="later")(plain_note()))
@@ -466,8 +467,8 @@ def test_b14_4_concurrent_duplicates_for_a_channel_are_sent_once():
     assert numbers() == [1]
 
 
-def test_b14_4_a_duplicate_waits_for_the_first_and_handles_where_that_fails():
-    """Only then it is known whether it is one."""
+def test_a_duplicate_waits_for_the_first_and_handles_where_that_fails():
+    """Only then it is known whether it is one. [B14.4]"""
     on_a_server()
     registry = Registry()
     entered, go_on = threading.Event(), threading.Event()
@@ -509,8 +510,8 @@ def test_b14_4_a_duplicate_waits_for_the_first_and_handles_where_that_fails():
 
 
 @pytest.mark.parametrize("fails", [1, 2])
-def test_b14_4_an_attempt_that_failed_has_left_no_key(fails):
-    """The next attempt of the same command is no duplicate of it."""
+def test_an_attempt_that_failed_has_left_no_key(fails):
+    """The next attempt of the same command is no duplicate of it. [B14.4]"""
     registry = Registry()
     attempts = []
 
@@ -533,8 +534,8 @@ def test_b14_4_an_attempt_that_failed_has_left_no_key(fails):
 # --------------------------------------------------------------------- interceptors
 
 
-def test_b14_4_what_stands_outside_the_transaction_sees_duplicates(calls):
-    """A signature is checked there, or a duplicate would get an answer without one."""
+def test_what_stands_outside_the_transaction_sees_duplicates(calls):
+    """A signature is checked there, or a duplicate would get an answer without one. [B14.4]"""
     registry = paying(calls)
     bus = keyed(registry)
     seen = []
@@ -555,8 +556,8 @@ def test_b14_4_what_stands_outside_the_transaction_sees_duplicates(calls):
     assert seen == [("outside", 1), ("inside", 1), ("outside", 2)]
 
 
-def test_b14_4_interceptors_of_a_command_for_a_channel():
-    """Those of the bus see duplicates; `pre_send` what enters the channel."""
+def test_interceptors_of_a_command_for_a_channel():
+    """Those of the bus see duplicates; `pre_send` what enters the channel. [B14.4]"""
     registry = Registry()
     registry.add(command_handler(channel="outbox", name="later")(plain_note()))
     bus = keyed(registry)
@@ -592,8 +593,8 @@ def plain_note():
 
 
 @pytest.mark.parametrize("policies", [{}, {"atomic": False}], ids=["atomic", "not"])
-def test_b14_4_a_duplicate_for_a_channel_is_not_sent(policies):
-    """What failed later in the channel was sent nonetheless."""
+def test_a_duplicate_for_a_channel_is_not_sent(policies):
+    """What failed later in the channel was sent nonetheless. [B14.4]"""
     registry = Registry()
     later = command_handler(channel="outbox", name="later", **policies)(plain_note())
     registry.add(later)
@@ -612,8 +613,8 @@ def test_b14_4_a_duplicate_for_a_channel_is_not_sent(policies):
     assert (rows(), numbers()) == ([], [1])
 
 
-def test_b14_4_a_sending_that_is_rolled_back_does_not_count():
-    """Its key goes with its message."""
+def test_a_sending_that_is_rolled_back_does_not_count():
+    """Its key goes with its message. [B14.4]"""
     registry = Registry()
     registry.add(command_handler(channel="outbox", name="later")(plain_note()))
     bus = keyed(registry)
@@ -626,8 +627,8 @@ def test_b14_4_a_sending_that_is_rolled_back_does_not_count():
     assert numbers() == [2]
 
 
-def test_b14_4_a_command_for_a_channel_on_another_database():
-    """The key is remembered where the message is stored."""
+def test_a_command_for_a_channel_on_another_database():
+    """The key is remembered where the message is stored. [B14.4]"""
     registry = Registry()
     registry.add(command_handler(channel="outbox", name="later")(plain_note()))
     bus = keyed(registry)
@@ -642,8 +643,8 @@ def test_b14_4_a_command_for_a_channel_on_another_database():
 # ------------------------------------------------------------------ what cannot work
 
 
-def test_b14_4_a_handler_without_a_transaction_is_refused(calls):
-    """Its key might outlive its failure. Another bus may call it."""
+def test_a_handler_without_a_transaction_is_refused(calls):
+    """Its key might outlive its failure. Another bus may call it. [B14.4]"""
     registry = paying(calls, atomic=False)
 
     with pytest.raises(InvalidOption, match=r"pay has atomic=False, and the bus"):
@@ -654,8 +655,8 @@ def test_b14_4_a_handler_without_a_transaction_is_refused(calls):
 
 
 @pytest.mark.parametrize("channel", [None, "memory"])
-def test_b14_4_it_needs_a_place_to_remember(settings, channel):
-    """The check says so, and a dispatch; nothing is handled or sent."""
+def test_it_needs_a_place_to_remember(settings, channel):
+    """The check says so, and a dispatch; nothing is handled or sent. [B14.4]"""
     registry = Registry()
     later = command_handler(name="later", channel=channel)(plain_note())
     registry.add(later)
@@ -687,8 +688,8 @@ def test_b14_4_it_needs_a_place_to_remember(settings, channel):
         ({"replay_outputs": True}, "needs idempotency_key="),
     ],
 )
-def test_b14_4_a_bus_that_means_nothing_is_refused(options, text):
-    """When it is made, not when it is used."""
+def test_a_bus_that_means_nothing_is_refused(options, text):
+    """When it is made, not when it is used. [B14.4]"""
     registry = Registry()
     buses = list(registry._buses)
 
@@ -699,14 +700,14 @@ def test_b14_4_a_bus_that_means_nothing_is_refused(options, text):
 
 
 @pytest.mark.parametrize("cls", [QueryBus, EventBus])
-def test_b14_4_only_commands_have_duplicates(cls):
-    """An answer to a query is new each time; an event's handlers have keys."""
+def test_only_commands_have_duplicates(cls):
+    """An answer to a query is new each time; an event's handlers have keys. [B14.4]"""
     with pytest.raises(TypeError, match="idempotency_key"):
         cls(idempotency_key=KEY)
 
 
-def test_b14_4_it_costs_the_statements_of_a_key(calls, django_assert_num_queries):
-    """And a bus without one costs none."""
+def test_it_costs_the_statements_of_a_key(calls, django_assert_num_queries):
+    """And a bus without one costs none. [B14.4]"""
     registry = paying(calls)
     bus = keyed(registry)
     # Begin and commit are seen by some servers' wrappers only: savepoints everywhere.
@@ -753,8 +754,8 @@ def sending(handle=None, **policies):
     return registry
 
 
-def test_b14_4_outputs_are_sent_again_without_the_handler():
-    """The same messages: ids, headers, payload. What was called at once is not."""
+def test_outputs_are_sent_again_without_the_handler():
+    """The same messages: ids, headers, payload. What was called at once is not. [B14.4]"""
     registry = sending()
     bus = keyed(registry, replay_outputs=True)
 
@@ -770,8 +771,8 @@ def test_b14_4_outputs_are_sent_again_without_the_handler():
     assert again.headers["who"] == "ada"
 
 
-def test_b14_4_outputs_are_not_sent_again_unless_asked_for():
-    """A duplicate is quiet."""
+def test_outputs_are_not_sent_again_unless_asked_for():
+    """A duplicate is quiet. [B14.4]"""
     registry = sending()
     bus = keyed(registry)
 
@@ -783,8 +784,8 @@ def test_b14_4_outputs_are_not_sent_again_unless_asked_for():
     assert InboxEntry.objects.get().outputs is None
 
 
-def test_b14_4_a_header_may_ask_for_outputs():
-    """Then they are kept for all, and sent again for those that ask."""
+def test_a_header_may_ask_for_outputs():
+    """Then they are kept for all, and sent again for those that ask. [B14.4]"""
     registry = sending()
     bus = keyed(registry, replay_outputs=Header("again"))
 
@@ -796,8 +797,8 @@ def test_b14_4_a_header_may_ask_for_outputs():
     assert registry.seen.count("pay 1") == 1
 
 
-def test_b14_4_outputs_of_all_that_was_sent_inside():
-    """Nested commands, blocks of one's own, another channel; none of it rolled back."""
+def test_outputs_of_all_that_was_sent_inside():
+    """Nested commands, blocks of one's own, another channel; none of it rolled back. [B14.4]"""
     registry = Registry()
 
     @registry.add
@@ -848,8 +849,8 @@ def told():
     }
 
 
-def test_b14_4_outputs_inside_an_outer_transaction_and_an_outer_command():
-    """What the outer one sends is none of the inner one's."""
+def test_outputs_inside_an_outer_transaction_and_an_outer_command():
+    """What the outer one sends is none of the inner one's. [B14.4]"""
     registry = sending()
     bus = keyed(registry, replay_outputs=True)
 
@@ -872,8 +873,8 @@ def test_b14_4_outputs_inside_an_outer_transaction_and_an_outer_command():
     assert told()["default"] == [7]
 
 
-def test_b14_4_outputs_on_the_database_of_an_outer_command():
-    """What goes past the command, into the buffer of one around it, is its own too."""
+def test_outputs_on_the_database_of_an_outer_command():
+    """What goes past the command, into the buffer of one around it, is its own too. [B14.4]"""
     registry = sending()
     bus = keyed(registry, replay_outputs=True)
 
@@ -903,8 +904,8 @@ def test_b14_4_outputs_on_the_database_of_an_outer_command():
     assert told() == {"default": [], "other": [2, 3]}
 
 
-def test_b14_4_entries_of_the_journal_are_no_outputs(settings):
-    """They wait beside the messages, and are written once for each handling."""
+def test_entries_of_the_journal_are_no_outputs(settings):
+    """They wait beside the messages, and are written once for each handling. [B14.4]"""
     settings.DJANGO_CQRS = {**settings.DJANGO_CQRS, "JOURNAL": timedelta(days=1)}
     registry = sending()
     bus = keyed(registry, replay_outputs=True)
@@ -921,8 +922,8 @@ def test_b14_4_entries_of_the_journal_are_no_outputs(settings):
     )
 
 
-def test_b14_4_outputs_of_two_buses_one_in_the_other():
-    """Each keeps what was sent inside it."""
+def test_outputs_of_two_buses_one_in_the_other():
+    """Each keeps what was sent inside it. [B14.4]"""
     registry = sending()
     outer_bus = keyed(registry, replay_outputs=True)
     inner_bus = keyed(registry, Header("inner_id"), replay_outputs=True)
@@ -944,8 +945,8 @@ def test_b14_4_outputs_of_two_buses_one_in_the_other():
     assert told()["default"] == [1, 2]
 
 
-def test_b14_4_an_output_keeps_its_times():
-    """What was to be late is late still, and what has expired since then has."""
+def test_an_output_keeps_its_times():
+    """What was to be late is late still, and what has expired since then has. [B14.4]"""
     registry = Registry()
 
     @registry.add
@@ -974,8 +975,8 @@ def test_b14_4_an_output_keeps_its_times():
     assert (tally.expired, numbers()) == (2, [])
 
 
-def test_b14_4_a_command_for_a_channel_is_an_output_itself():
-    """On request it is sent again, as the same message."""
+def test_a_command_for_a_channel_is_an_output_itself():
+    """On request it is sent again, as the same message. [B14.4]"""
     registry = Registry()
     registry.add(command_handler(channel="outbox", name="later")(plain_note()))
     bus = keyed(registry, replay_outputs=True)
@@ -990,8 +991,8 @@ def test_b14_4_a_command_for_a_channel_is_an_output_itself():
     assert numbers() == [1, 1]
 
 
-def test_b14_4_who_is_keyed_by_the_message_id_knows_a_replayed_output():
-    """So sending again heals what was lost, and does nothing where nothing was."""
+def test_who_is_keyed_by_the_message_id_knows_a_replayed_output():
+    """So sending again heals what was lost, and does nothing where nothing was. [B14.4]"""
     registry = Registry()
 
     @registry.add
@@ -1009,8 +1010,8 @@ def test_b14_4_who_is_keyed_by_the_message_id_knows_a_replayed_output():
     assert numbers() == [1]
 
 
-def test_b14_4_nothing_was_sent_where_nothing_is_kept():
-    """Of a first one that was dispatched before outputs were asked for."""
+def test_nothing_was_sent_where_nothing_is_kept():
+    """Of a first one that was dispatched before outputs were asked for. [B14.4]"""
     registry = sending()
     keyed(registry).dispatch(Pay(1), headers=PAID)
     work(registry)
@@ -1020,8 +1021,8 @@ def test_b14_4_nothing_was_sent_where_nothing_is_kept():
     assert rows() == []
 
 
-def test_b14_4_outputs_for_a_channel_that_is_gone(settings):
-    """One clear error; the duplicate may come again when it is back."""
+def test_outputs_for_a_channel_that_is_gone(settings):
+    """One clear error; the duplicate may come again when it is back. [B14.4]"""
     registry = sending()
     bus = keyed(registry, replay_outputs=True)
     bus.dispatch(Pay(1), headers=PAID)
@@ -1036,8 +1037,8 @@ def test_b14_4_outputs_for_a_channel_that_is_gone(settings):
     assert rows() == []
 
 
-def test_b14_4_outputs_are_those_of_the_attempt_that_succeeded():
-    """A failed attempt has sent nothing."""
+def test_outputs_are_those_of_the_attempt_that_succeeded():
+    """A failed attempt has sent nothing. [B14.4]"""
     failures = [True]
     registry = None
 

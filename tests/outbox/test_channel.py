@@ -105,8 +105,8 @@ class TestConformanceElsewhere(TestConformance):
     using = "other"
 
 
-def test_c01_1_with_the_command_that_sends_it():
-    """A message is there when its command has committed."""
+def test_with_the_command_that_sends_it():
+    """A message is there when its command has committed. [C01.1]"""
     dispatch(lambda: (Note.objects.create(text="data"), send(1)))
 
     assert waiting() == [1]
@@ -126,8 +126,8 @@ class Odd:
     number: int
 
 
-def test_c01_1_under_names_that_a_statement_must_quote():
-    """Whatever a name is made of, it is stored as it is, and found again."""
+def test_under_names_that_a_statement_must_quote():
+    """Whatever a name is made of, it is stored as it is, and found again. [C01.1]"""
     name = "it's \\' 100 %s; -- \"\"{} é"
     handled = []
     registry = Registry()
@@ -179,8 +179,8 @@ def test_a_message_is_the_same_row_however_it_is_written(
     assert first[4:6] == [envelope.payload, envelope.headers]
 
 
-def test_c01_1_not_with_a_command_that_fails():
-    """A command that raises sends nothing."""
+def test_not_with_a_command_that_fails():
+    """A command that raises sends nothing. [C01.1]"""
 
     def steps():
         send(1)
@@ -192,8 +192,8 @@ def test_c01_1_not_with_a_command_that_fails():
     assert waiting() == []
 
 
-def test_c01_1_not_with_a_nested_command_whose_failure_is_caught():
-    """Its messages are gone with its writes; those around it are sent."""
+def test_not_with_a_nested_command_whose_failure_is_caught():
+    """Its messages are gone with its writes; those around it are sent. [C01.1]"""
 
     def inner():
         send(2)
@@ -210,8 +210,8 @@ def test_c01_1_not_with_a_nested_command_whose_failure_is_caught():
     assert waiting() == [1, 3]
 
 
-def test_c01_1_not_with_an_inner_atomic_whose_failure_is_caught():
-    """What was sent inside a block of the user's own shares its fate."""
+def test_not_with_an_inner_atomic_whose_failure_is_caught():
+    """What was sent inside a block of the user's own shares its fate. [C01.1]"""
 
     def steps():
         send(1)
@@ -227,8 +227,8 @@ def test_c01_1_not_with_an_inner_atomic_whose_failure_is_caught():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_c01_1_with_a_plain_atomic_block(fails):
-    """Outside any command it shares the transaction that is open."""
+def test_with_a_plain_atomic_block(fails):
+    """Outside any command it shares the transaction that is open. [C01.1]"""
     try:
         with transaction.atomic():
             send(1)
@@ -258,8 +258,8 @@ urlpatterns = [
 
 @pytest.mark.urls("tests.outbox.test_channel")
 @pytest.mark.parametrize("fails", [False, True])
-def test_c01_1_with_the_request_under_atomic_requests(fails, monkeypatch):
-    """A request that fails has sent nothing."""
+def test_with_the_request_under_atomic_requests(fails, monkeypatch):
+    """A request that fails has sent nothing. [C01.1]"""
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
     client = Client(raise_request_exception=False)
 
@@ -269,8 +269,8 @@ def test_c01_1_with_the_request_under_atomic_requests(fails, monkeypatch):
     assert waiting() == ([] if fails else [1])
 
 
-def test_c01_2_one_row_for_each_endpoint():
-    """Every subscriber has a row of its own; one failing runs no other again."""
+def test_one_row_for_each_endpoint():
+    """Every subscriber has a row of its own; one failing runs no other again. [C01.2]"""
     called = []
     several = Registry()
 
@@ -300,8 +300,8 @@ def test_c01_2_one_row_for_each_endpoint():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_c01_3_a_publish_outside_any_transaction(fails):
-    """Its rows are stored in one, after its synchronous handlers, if those succeeded."""
+def test_a_publish_outside_any_transaction(fails):
+    """Its rows are stored in one, after its synchronous handlers, if those succeeded. [C01.3]"""
     several = Registry()
 
     @several.add
@@ -342,8 +342,8 @@ def _subscriber(name):
         (Loose(), UnknownMessage),
     ],
 )
-def test_c01_4_what_would_not_come_back_raises_at_the_send(message, error):
-    """It raises where it is sent, and its command is rolled back."""
+def test_what_would_not_come_back_raises_at_the_send(message, error):
+    """It raises where it is sent, and its command is rolled back. [C01.4]"""
     strict = Registry()
 
     @strict.add
@@ -420,8 +420,8 @@ def test_as_many_rows_as_the_database_takes():
     assert OutboxMessage.objects.count() == 10_000
 
 
-def test_c10_2_each_alias_has_its_own_outbox():
-    """A message is stored beside the data it speaks of, on that database."""
+def test_each_alias_has_its_own_outbox():
+    """A message is stored beside the data it speaks of, on that database. [C10.2]"""
     two = Registry()
 
     @two.add

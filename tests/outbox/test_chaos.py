@@ -31,8 +31,8 @@ SEED = int(os.environ.get("CQRS_SEED", "0")) or random.SystemRandom().randrange(
 )
 
 
-def test_c02_4_killed_at_random(say):
-    """Every effect is in the database exactly once, whenever the SIGKILL comes."""
+def test_killed_at_random(say):
+    """Every effect is in the database exactly once, whenever the SIGKILL comes. [C02.4]"""
     on_a_server()
     chance = random.Random(SEED)
     for start in range(0, MESSAGES, 100):

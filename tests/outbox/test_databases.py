@@ -56,8 +56,8 @@ def marked(marks):
 @marked(on_this_server)
 @pytest.mark.parametrize("annotation", [Placed, object, dict])
 @pytest.mark.parametrize("published", list(PUBLISHED))
-def test_b05_6_the_matrix_over_a_row(published, annotation):
-    """What a handler gets out of the outbox is what one that is called at once gets."""
+def test_the_matrix_over_a_row(published, annotation):
+    """What a handler gets out of the outbox is what one that is called at once gets. [B05.6]"""
     stored, at_once = [], []
     registry = knowing(
         Placed,
@@ -100,8 +100,8 @@ def listener(annotation, channel, seen):
     ],
     ids=str,
 )
-def test_b05_6_a_value_over_a_row(annotation, value):
-    """No database changes a byte of what is stored."""
+def test_a_value_over_a_row(annotation, value):
+    """No database changes a byte of what is stored. [B05.6]"""
     seen = []
     registry = Registry()
 
@@ -120,8 +120,8 @@ def test_b05_6_a_value_over_a_row(annotation, value):
 
 
 @marked(on_this_server)
-def test_c10_1_the_server_is_the_one_that_is_named():
-    """A column of the tests is what its heading says."""
+def test_the_server_is_the_one_that_is_named():
+    """A column of the tests is what its heading says. [C10.1]"""
     scheme = os.environ.get("DATABASE_URL", "sqlite:").partition(":")[0]
     names = {
         "postgres": {"PostgreSQL"},
@@ -134,8 +134,8 @@ def test_c10_1_the_server_is_the_one_that_is_named():
     assert connection.display_name in names[scheme]
 
 
-def test_c10_1_continuous_integration_judges_on_both_servers():
-    """What carries the marker runs on PostgreSQL and on MariaDB, and nothing is left out."""
+def test_continuous_integration_judges_on_both_servers():
+    """What carries the marker runs on PostgreSQL and on MariaDB, and nothing is left out. [C10.1]"""
     script = (ROOT / ".ci" / "run").read_text()
     runs = dict(
         re.findall(r"\bDATABASE_URL=\$(\w+)_URL (?:beside )?(on_server)\b", script)
@@ -195,8 +195,8 @@ def functions_of(body, marked):
             yield node.name, marked or any(map(is_marked, node.decorator_list))
 
 
-def test_c10_1_every_case_has_tests_that_run_on_every_database():
-    """A case that is promised there and only tested on SQLite would be a mere claim."""
+def test_every_case_has_tests_that_run_on_every_database():
+    """A case that is promised there and only tested on SQLite would be a mere claim. [C10.1]"""
     named, judged = set(), set()
     for path in (ROOT / "tests").rglob("test_*.py"):
         for name, is_there in functions_of(
@@ -216,8 +216,8 @@ def test_c10_1_every_case_has_tests_that_run_on_every_database():
 
 
 @marked(on_databases)
-def test_c10_2_workers_of_two_databases_do_not_meet():
-    """Each handles its own outbox, in the transactions of its own database."""
+def test_workers_of_two_databases_do_not_meet():
+    """Each handles its own outbox, in the transactions of its own database. [C10.2]"""
     registries = {alias: registry_on(alias) for alias in ("default", "other")}
     for number in range(20):
         alias = ("default", "other")[number % 2]
@@ -271,8 +271,8 @@ def registry_on(alias):
 
 
 @marked(on_databases)
-def test_c10_2_each_outbox_commits_with_its_own_data():
-    """One database rolls back, and takes no message of the other with it."""
+def test_each_outbox_commits_with_its_own_data():
+    """One database rolls back, and takes no message of the other with it. [C10.2]"""
     registry = Registry()
 
     @registry.add
@@ -297,8 +297,8 @@ def test_c10_2_each_outbox_commits_with_its_own_data():
 
 
 @marked(on_databases)
-def test_c10_2_dead_letters_stay_in_their_database():
-    """What failed there is mended there."""
+def test_dead_letters_stay_in_their_database():
+    """What failed there is mended there. [C10.2]"""
     registry = Registry()
 
     @registry.add

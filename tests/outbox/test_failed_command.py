@@ -51,8 +51,8 @@ def output_of(*arguments, **options):
     return stdout.getvalue()
 
 
-def test_c05_2_list(letters):
-    """Dead letters are listed, the newest first, with reason and error."""
+def test_list(letters):
+    """Dead letters are listed, the newest first, with reason and error. [C05.2]"""
     lines = output_of("list").splitlines()
 
     assert lines[0].split() == (
@@ -63,8 +63,8 @@ def test_c05_2_list(letters):
     assert lines[2].endswith("failed    1        no paper for 3")
 
 
-def test_c05_2_list_json(letters):
-    """JSON is one document of stable keys, and has no payload."""
+def test_list_json(letters):
+    """JSON is one document of stable keys, and has no payload. [C05.2]"""
     document = json.loads(output_of("list", "--format", "json", "--limit", "1"))
 
     assert [each["id"] for each in document] == [letters[2].pk]
@@ -72,14 +72,14 @@ def test_c05_2_list_json(letters):
     assert "payload" not in document[0]
 
 
-def test_c05_2_list_is_filtered_and_limited(letters):
-    """Filters narrow the list; what the limit leaves out is counted."""
+def test_list_is_filtered_and_limited(letters):
+    """Filters narrow the list; what the limit leaves out is counted. [C05.2]"""
     assert output_of("list", "--reason", "poison") == "No dead letters.\n"
     assert output_of("list", "--limit", "2").endswith("... and 1 more.\n")
 
 
-def test_c05_2_show(letters):
-    """One is shown whole: ids, error, headers, payload, traceback."""
+def test_show(letters):
+    """One is shown whole: ids, error, headers, payload, traceback. [C05.2]"""
     text = output_of("show", str(letters[0].pk))
 
     assert "endpoint:       tests.outbox.test_failed_command.print_label\n" in text
@@ -88,14 +88,14 @@ def test_c05_2_show(letters):
     assert "OSError: no paper for 1" in text
 
 
-def test_c05_2_show_unknown():
-    """An id that is none is refused."""
+def test_show_unknown():
+    """An id that is none is refused. [C05.2]"""
     with pytest.raises(CommandError, match="There is no dead letter 99"):
         output_of("show", "99")
 
 
-def test_c05_2_replay_one(letters, registry):
-    """One is put back with its bytes and its endpoint, and handled by that alone."""
+def test_replay_one(letters, registry):
+    """One is put back with its bytes and its endpoint, and handled by that alone. [C05.2]"""
     text = output_of("replay", str(letters[1].pk))
     registry.state["broken"] = False
     with Flow(registry=registry) as flow:
@@ -107,8 +107,8 @@ def test_c05_2_replay_one(letters, registry):
     assert OutboxMessage.objects.count() == 0
 
 
-def test_c05_2_replay_all_by_filter(letters, registry):
-    """All that a filter leaves are put back, in the order of their sending."""
+def test_replay_all_by_filter(letters, registry):
+    """All that a filter leaves are put back, in the order of their sending. [C05.2]"""
     assert output_of("replay", "--all", "--channel", "other") == "Replayed 0.\n"
     assert output_of("replay", "--all", "--reason", "failed") == "Replayed 3.\n"
     registry.state["broken"] = False
@@ -118,8 +118,8 @@ def test_c05_2_replay_all_by_filter(letters, registry):
     assert registry.state["seen"] == [1, 2, 3]
 
 
-def test_c05_2_an_unknown_id_replays_nothing(letters):
-    """Where one id is none, nothing at all is done."""
+def test_an_unknown_id_replays_nothing(letters):
+    """Where one id is none, nothing at all is done. [C05.2]"""
     with pytest.raises(CommandError) as caught:
         output_of("replay", str(letters[0].pk), "0")
 
@@ -127,20 +127,20 @@ def test_c05_2_an_unknown_id_replays_nothing(letters):
     assert DeadLetter.objects.count() == 3
 
 
-def test_c05_2_say_which(letters):
-    """Neither an id nor --all is no order to replay everything."""
+def test_say_which(letters):
+    """Neither an id nor --all is no order to replay everything. [C05.2]"""
     with pytest.raises(CommandError, match="Say which: cqrs_failed replay ID"):
         output_of("replay")
 
 
-def test_c05_2_dry_run(letters):
-    """A dry run counts and does nothing."""
+def test_dry_run(letters):
+    """A dry run counts and does nothing. [C05.2]"""
     assert output_of("delete", "--all", "--dry-run") == "Would delete 3.\n"
     assert DeadLetter.objects.count() == 3
 
 
-def test_c05_2_delete(letters):
-    """Deleting leaves neither the letter nor a message."""
+def test_delete(letters):
+    """Deleting leaves neither the letter nor a message. [C05.2]"""
     text = output_of("delete", str(letters[0].pk), "--no-input")
 
     assert text == "Deleted 1.\n"
@@ -148,8 +148,8 @@ def test_c05_2_delete(letters):
     assert OutboxMessage.objects.count() == 0
 
 
-def test_c05_2_delete_asks(letters, monkeypatch):
-    """Without --no-input it asks, and anything but yes is no."""
+def test_delete_asks(letters, monkeypatch):
+    """Without --no-input it asks, and anything but yes is no. [C05.2]"""
     monkeypatch.setattr("builtins.input", lambda _question: "y")
 
     assert output_of("delete", "--all") == "Nothing was deleted.\n"

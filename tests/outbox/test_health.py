@@ -75,15 +75,15 @@ def broken():
 # ---------------------------------------------------------------------------- function
 
 
-def test_c09_4_nothing_is_wrong(registry):
-    """Messages that have just been sent are no problem."""
+def test_nothing_is_wrong(registry):
+    """Messages that have just been sent are no problem. [C09.4]"""
     send(registry, 1, 2)
 
     assert find_problems() == []
 
 
-def test_c09_4_messages_wait_too_long(registry):
-    """Each channel has its own sentence."""
+def test_messages_wait_too_long(registry):
+    """Each channel has its own sentence. [C09.4]"""
     send(registry, 1, 2)
     be_late(hours=1)
     send(registry, 3)
@@ -133,16 +133,16 @@ def test_delayed_and_parked_messages_are_not_late(registry):
     assert find_problems() == []
 
 
-def test_c09_4_without_a_worker_delayed_messages_become_late(registry):
-    """They are due, and nobody has released them."""
+def test_without_a_worker_delayed_messages_become_late(registry):
+    """They are due, and nobody has released them. [C09.4]"""
     send(registry, 1, delay=60)
     OutboxMessage.objects.update(available_at=timezone.now() - timedelta(hours=1))
 
     assert [each.kind for each in find_problems()] == ["late"]
 
 
-def test_c09_4_messages_are_dead():
-    """One is one too many, unless the caller says otherwise."""
+def test_messages_are_dead():
+    """One is one too many, unless the caller says otherwise. [C09.4]"""
     bury(1, 2)
 
     assert find_problems() == [
@@ -177,8 +177,8 @@ def test_each_database_is_asked_for_itself():
     assert [each.kind for each in find_problems(using="other")] == ["dead"]
 
 
-def test_c09_4_no_database(broken, caplog):
-    """That is a problem like others; what the driver says is for the log alone."""
+def test_no_database(broken, caplog):
+    """That is a problem like others; what the driver says is for the log alone. [C09.4]"""
     found = find_problems()
 
     assert [(each.kind, each.channel, str(each)) for each in found] == [
@@ -208,8 +208,8 @@ async def answer(url):
     return response.status_code, list(json.loads(response.content).values())
 
 
-async def test_c09_4_the_check_of_django_health_check(registry):
-    """It is well, until something is not."""
+async def test_the_check_of_django_health_check(registry):
+    """It is well, until something is not. [C09.4]"""
     assert await answer("/health/") == (200, ["OK"])
 
     await sync_to_async(bury)(1)

@@ -61,8 +61,8 @@ def keyed(*handlers, **policies):
 # ---------------------------------------------------------------- handlers on a channel
 
 
-def test_c06_1_only_who_asks_for_it_has_inbox_rows():
-    """What is handled and gone is handled once: it needs no other memory."""
+def test_only_who_asks_for_it_has_inbox_rows():
+    """What is handled and gone is handled once: it needs no other memory. [C06.1]"""
     registry = registry_of(note)
     send(registry, 1, 2)
 
@@ -73,8 +73,8 @@ def test_c06_1_only_who_asks_for_it_has_inbox_rows():
     assert entries() == []
 
 
-def test_c06_2_a_duplicate_is_not_handled():
-    """It is settled like any other message."""
+def test_a_duplicate_is_not_handled():
+    """It is settled like any other message. [C06.2]"""
     registry = keyed(note)
     send(registry, 1, 2, how="a")
     send(registry, 3, how="b")
@@ -90,8 +90,8 @@ def test_c06_2_a_duplicate_is_not_handled():
     assert entries() == [("note", "a"), ("note", "b")]
 
 
-def test_c06_2_another_endpoint_is_its_own():
-    """Two handlers of one event, with one key."""
+def test_another_endpoint_is_its_own():
+    """Two handlers of one event, with one key. [C06.2]"""
 
     def other(command: Work):
         note(Work(command.number + 100, command.how))
@@ -106,8 +106,8 @@ def test_c06_2_another_endpoint_is_its_own():
     assert sorted(entries()) == [("note", "a"), ("other", "a")]
 
 
-def test_c06_2_an_endpoint_that_was_renamed_knows_its_keys():
-    """Its `aliases` are what it was called."""
+def test_an_endpoint_that_was_renamed_knows_its_keys():
+    """Its `aliases` are what it was called. [C06.2]"""
     send(old := keyed(note), 1, how="a")
     work(old)
 
@@ -120,8 +120,8 @@ def test_c06_2_an_endpoint_that_was_renamed_knows_its_keys():
 
 
 @pytest.mark.parametrize("span", [timedelta(hours=1), 3600])
-def test_c06_2_after_the_window_it_is_handled_again(settings, span):
-    """And from then on the window counts anew."""
+def test_after_the_window_it_is_handled_again(settings, span):
+    """And from then on the window counts anew. [C06.2]"""
     settings.DJANGO_CQRS = {**settings.DJANGO_CQRS, "IDEMPOTENCY_WINDOW": span}
     registry = keyed(note)
 
@@ -139,8 +139,8 @@ def test_c06_2_after_the_window_it_is_handled_again(settings, span):
     assert len(entries()) == 1
 
 
-def test_c06_2_the_window_is_seven_days():
-    """Unless a setting says otherwise."""
+def test_the_window_is_seven_days():
+    """Unless a setting says otherwise. [C06.2]"""
     registry = keyed(note)
     send(registry, 1, how="a")
     work(registry)
@@ -156,8 +156,8 @@ def test_c06_2_the_window_is_seven_days():
     assert numbers() == [1, 3]
 
 
-def test_c06_2_a_key_is_an_attribute_a_header_or_what_a_callable_returns():
-    """None is a message without a key: it is always handled."""
+def test_a_key_is_an_attribute_a_header_or_what_a_callable_returns():
+    """None is a message without a key: it is always handled. [C06.2]"""
     by_header = registry_of(note, idempotency_key=Header("request"))
     by_callable = registry_of(
         note, name="called", idempotency_key=lambda message: (message.payload.number, 1)
@@ -172,8 +172,8 @@ def test_c06_2_a_key_is_an_attribute_a_header_or_what_a_callable_returns():
     assert ("note", "x") in entries()
 
 
-def test_c06_2_a_message_without_the_key_fails():
-    """It cannot be told from a duplicate, so it is not handled."""
+def test_a_message_without_the_key_fails():
+    """It cannot be told from a duplicate, so it is not handled. [C06.2]"""
     registry = registry_of(
         note, idempotency_key=Header("request"), retry=Retry(attempts=1)
     )
@@ -187,8 +187,8 @@ def test_c06_2_a_message_without_the_key_fails():
     assert numbers() == []
 
 
-def test_c06_3_a_failed_one_does_not_count():
-    """Its key is rolled back with what it wrote; the next attempt is the first."""
+def test_a_failed_one_does_not_count():
+    """Its key is rolled back with what it wrote; the next attempt is the first. [C06.3]"""
     fails = [True]
 
     def handle(command: Work):
@@ -207,8 +207,8 @@ def test_c06_3_a_failed_one_does_not_count():
     assert (numbers(), entries()) == ([1], [("handle", "a")])
 
 
-def test_c06_3_the_key_is_there_before_the_handler():
-    """Whoever comes at the same time waits, and does not begin."""
+def test_the_key_is_there_before_the_handler():
+    """Whoever comes at the same time waits, and does not begin. [C06.3]"""
     seen = []
 
     def handle(command: Work):
@@ -221,8 +221,8 @@ def test_c06_3_the_key_is_there_before_the_handler():
     assert seen == [[("handle", "a")]]
 
 
-def test_c06_3_a_duplicate_leaves_the_transaction_usable():
-    """An error of the unique constraint would have ended it on PostgreSQL."""
+def test_a_duplicate_leaves_the_transaction_usable():
+    """An error of the unique constraint would have ended it on PostgreSQL. [C06.3]"""
     registry = Registry()
 
     @registry.add
@@ -237,8 +237,8 @@ def test_c06_3_a_duplicate_leaves_the_transaction_usable():
     assert numbers() == [1, 3]
 
 
-def test_c06_3_concurrent_duplicates_have_one_effect():
-    """Of workers that handle them at the same moment."""
+def test_concurrent_duplicates_have_one_effect():
+    """Of workers that handle them at the same moment. [C06.3]"""
     on_a_server()
     registry = keyed(note, retry=Retry(attempts=20, delay=0))
     for number in range(THREADS * 5):
@@ -252,8 +252,8 @@ def test_c06_3_concurrent_duplicates_have_one_effect():
     assert letters() == []
 
 
-def test_c06_3_the_second_waits_for_the_first():
-    """Only then it is known whether it is one: the first may fail."""
+def test_the_second_waits_for_the_first():
+    """Only then it is known whether it is one: the first may fail. [C06.3]"""
     on_a_server()
     registry = Registry()
     entered, go_on = threading.Event(), threading.Event()
@@ -293,8 +293,8 @@ def test_c06_3_the_second_waits_for_the_first():
     assert numbers() == [2]
 
 
-def test_c06_3_what_is_renewed_is_renewed_once():
-    """Two duplicates of a key whose window is over."""
+def test_what_is_renewed_is_renewed_once():
+    """Two duplicates of a key whose window is over. [C06.3]"""
     on_a_server()
     registry = Registry()
 
@@ -314,8 +314,8 @@ def test_c06_3_what_is_renewed_is_renewed_once():
     assert numbers() == [1, 2]
 
 
-def test_c06_4_purge_in_batches(django_assert_num_queries):
-    """Only what is out of the window."""
+def test_purge_in_batches(django_assert_num_queries):
+    """Only what is out of the window. [C06.4]"""
     old = timezone.now() - timedelta(days=8)
     for number in range(7):
         InboxEntry.objects.create(
@@ -361,8 +361,8 @@ def paying(calls):
     return registry
 
 
-def test_c06_2_a_duplicate_command_gets_the_first_answer(calls):
-    """As what the handler returned, not as text of it."""
+def test_a_duplicate_command_gets_the_first_answer(calls):
+    """As what the handler returned, not as text of it. [C06.2]"""
     bus = paying(calls).command_bus
 
     first, second = bus.dispatch(Pay("x")), bus.dispatch(Pay("x", 2))
@@ -374,8 +374,8 @@ def test_c06_2_a_duplicate_command_gets_the_first_answer(calls):
     assert numbers() == [1, 1]
 
 
-async def test_c06_2_from_async_code(calls):
-    """`adispatch` does the same."""
+async def test_from_async_code(calls):
+    """`adispatch` does the same. [C06.2]"""
     bus = paying(calls).command_bus
 
     answers = [await bus.adispatch(Pay("x")) for _ in range(2)]
@@ -384,8 +384,8 @@ async def test_c06_2_from_async_code(calls):
     assert len(calls) == 1
 
 
-def test_c06_2_an_answer_that_json_cannot_hold(calls):
-    """It is found at the first dispatch, not at the first duplicate."""
+def test_an_answer_that_json_cannot_hold(calls):
+    """It is found at the first dispatch, not at the first duplicate. [C06.2]"""
 
     @dataclass
     class Local:
@@ -405,8 +405,8 @@ def test_c06_2_an_answer_that_json_cannot_hold(calls):
     assert (numbers(), entries()) == ([], [])
 
 
-def test_c06_2_a_missing_key_is_an_error_of_the_sender():
-    """It reaches who dispatches, and nothing is written."""
+def test_a_missing_key_is_an_error_of_the_sender():
+    """It reaches who dispatches, and nothing is written. [C06.2]"""
     registry = Registry()
 
     @registry.add
@@ -432,8 +432,8 @@ def paying_by_object():
     return registry
 
 
-def test_c06_3_a_nested_failure_takes_its_key_along():
-    """A caller that catches it may try again in the same transaction."""
+def test_a_nested_failure_takes_its_key_along():
+    """A caller that catches it may try again in the same transaction. [C06.3]"""
     registry = Registry()
     fails = [True]
 
@@ -453,8 +453,8 @@ def test_c06_3_a_nested_failure_takes_its_key_along():
     assert numbers() == [2]
 
 
-def test_c06_2_on_another_database():
-    """A key is remembered where its data is."""
+def test_on_another_database():
+    """A key is remembered where its data is. [C06.2]"""
     registry = Registry()
 
     @registry.add
@@ -469,8 +469,8 @@ def test_c06_2_on_another_database():
     assert entries() == []
 
 
-def test_c06_3_it_needs_a_place_to_remember(settings):
-    """Without the app with the table nothing is handled."""
+def test_it_needs_a_place_to_remember(settings):
+    """Without the app with the table nothing is handled. [C06.3]"""
     apps = [app for app in settings.INSTALLED_APPS if app != "django_cqrs.outbox"]
     registry = Registry()
 
@@ -487,8 +487,8 @@ def test_c06_3_it_needs_a_place_to_remember(settings):
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=st.none() | st.integers() | st.uuids() | st.dates(), key=st.text())
-def test_c06_2_the_first_answer_is_the_same_whatever_it_is(answer, key):
-    """Any key that text can be, and any type that the handler names."""
+def test_the_first_answer_is_the_same_whatever_it_is(answer, key):
+    """Any key that text can be, and any type that the handler names. [C06.2]"""
     InboxEntry.objects.all().delete()
     registry = Registry()
 
@@ -509,8 +509,8 @@ def test_c06_2_the_first_answer_is_the_same_whatever_it_is(answer, key):
     assert InboxEntry.objects.count() == 1
 
 
-def test_c06_2_an_event_handler_in_the_background():
-    """The event is published twice, as a sender that is not sure does."""
+def test_an_event_handler_in_the_background():
+    """The event is published twice, as a sender that is not sure does. [C06.2]"""
     registry = Registry()
 
     @registry.add

@@ -133,8 +133,8 @@ def only():
 # ------------------------------------------------------------------- where it is sent
 
 
-def test_c07_5_journal_of_a_command_and_its_events(registry):
-    """Each handler that was called has an entry, and they hang together."""
+def test_journal_of_a_command_and_its_events(registry):
+    """Each handler that was called has an entry, and they hang together. [C07.5]"""
     registry.command_bus.dispatch(Open())
 
     command, *events = JournalEntry.objects.order_by("at", "pk")
@@ -153,8 +153,8 @@ def test_c07_5_journal_of_a_command_and_its_events(registry):
         assert event.duration <= command.duration
 
 
-def test_c07_5_journal_is_written_in_one_statement_with_the_rest(registry):
-    """A command and its events cost one INSERT, in the command's transaction."""
+def test_journal_is_written_in_one_statement_with_the_rest(registry):
+    """A command and its events cost one INSERT, in the command's transaction. [C07.5]"""
     with transaction.atomic():
         with statements() as seen:
             registry.command_bus.dispatch(Open())
@@ -162,8 +162,8 @@ def test_c07_5_journal_is_written_in_one_statement_with_the_rest(registry):
         assert len(said()) == 3
 
 
-def test_c07_5_journal_is_off_by_default(settings, registry):
-    """Without the setting nothing is written, and nothing stands around a handler."""
+def test_journal_is_off_by_default(settings, registry):
+    """Without the setting nothing is written, and nothing stands around a handler. [C07.5]"""
     registry.command_bus.dispatch(Open())
     settings.DJANGO_CQRS = {
         key: value for key, value in settings.DJANGO_CQRS.items() if key != "JOURNAL"
@@ -185,8 +185,8 @@ def test_c07_5_journal_is_off_by_default(settings, registry):
     assert ("journal.open", "handled") in said()
 
 
-def test_c07_5_journal_passes_over_queries(registry):
-    """Who only asks leaves no trace; the command of a query handler does."""
+def test_journal_passes_over_queries(registry):
+    """Who only asks leaves no trace; the command of a query handler does. [C07.5]"""
 
     @registry.add
     @query_handler(name="journal.ask")
@@ -209,8 +209,8 @@ def test_c07_5_journal_passes_over_queries(registry):
         ("event", [("journal.open", "failed"), ("journal.second", "failed")]),
     ],
 )
-def test_c07_5_rollback_leaves_no_handled_entry(registry, fails, failed):
-    """What is rolled back was not handled; what failed is there all the same."""
+def test_rollback_leaves_no_handled_entry(registry, fails, failed):
+    """What is rolled back was not handled; what failed is there all the same. [C07.5]"""
     with pytest.raises(Refused):
         registry.command_bus.dispatch(Open(fails=fails))
 
@@ -218,8 +218,8 @@ def test_c07_5_rollback_leaves_no_handled_entry(registry, fails, failed):
     assert not Note.objects.exists()
 
 
-def test_c07_5_failure_says_why(registry):
-    """The class of the exception, and the first line of its text."""
+def test_failure_says_why(registry):
+    """The class of the exception, and the first line of its text. [C07.5]"""
     with pytest.raises(Refused):
         registry.command_bus.dispatch(Open(fails="event"))
 
@@ -229,8 +229,8 @@ def test_c07_5_failure_says_why(registry):
         assert entry.duration is not None
 
 
-def test_c07_5_failures_are_written_in_one_statement(registry):
-    """Those of one transaction are, when it has ended."""
+def test_failures_are_written_in_one_statement(registry):
+    """Those of one transaction are, when it has ended. [C07.5]"""
     with statements() as seen, pytest.raises(Refused):
         registry.command_bus.dispatch(Open(fails="event"))
 
@@ -238,8 +238,8 @@ def test_c07_5_failures_are_written_in_one_statement(registry):
 
 
 @pytest.mark.parametrize("ending", ["rolled back", "committed"])
-def test_c07_5_failure_inside_a_transaction_of_ones_own(registry, ending):
-    """It is written when that has ended, whichever way, and not before."""
+def test_failure_inside_a_transaction_of_ones_own(registry, ending):
+    """It is written when that has ended, whichever way, and not before. [C07.5]"""
 
     def run():
         with transaction.atomic():
@@ -260,8 +260,8 @@ def test_c07_5_failure_inside_a_transaction_of_ones_own(registry, ending):
     assert "set_autocommit" not in vars(connections["default"])
 
 
-def test_c07_5_savepoint_takes_its_entries_with_it(registry):
-    """An event that was published in a block that is rolled back was not handled."""
+def test_savepoint_takes_its_entries_with_it(registry):
+    """An event that was published in a block that is rolled back was not handled. [C07.5]"""
 
     @registry.add
     @command_handler(name="journal.ask")
@@ -280,8 +280,8 @@ def test_c07_5_savepoint_takes_its_entries_with_it(registry):
     ]
 
 
-def test_c07_5_nested_command_that_its_caller_catches(registry):
-    """The outer one is handled, the inner one failed, and both are said."""
+def test_nested_command_that_its_caller_catches(registry):
+    """The outer one is handled, the inner one failed, and both are said. [C07.5]"""
 
     @registry.add
     @command_handler(name="journal.ask")
@@ -296,8 +296,8 @@ def test_c07_5_nested_command_that_its_caller_catches(registry):
     assert open_entry.causation_id == ask_entry.message_id
 
 
-def test_c07_5_command_without_a_transaction():
-    """With atomic=False it is noted when the handler has returned, or raised."""
+def test_command_without_a_transaction():
+    """With atomic=False it is noted when the handler has returned, or raised. [C07.5]"""
     registry = registry_of(first, second)
 
     @registry.add
@@ -318,8 +318,8 @@ def test_c07_5_command_without_a_transaction():
     ]
 
 
-def test_c07_5_attempts_of_an_instant_retry():
-    """Each attempt counts; one that succeeds in the end was handled."""
+def test_attempts_of_an_instant_retry():
+    """Each attempt counts; one that succeeds in the end was handled. [C07.5]"""
     tries = []
 
     @command_handler(name="journal.open")
@@ -340,8 +340,8 @@ def test_c07_5_attempts_of_an_instant_retry():
     assert (only().outcome, only().attempts) == ("failed", 4)
 
 
-def test_c07_5_journal_of_adispatch(registry):
-    """The whole unit runs in one thread; the entries are there when it has ended."""
+def test_journal_of_adispatch(registry):
+    """The whole unit runs in one thread; the entries are there when it has ended. [C07.5]"""
 
     @registry.add
     @event_handler(name="journal.third")
@@ -361,8 +361,8 @@ def test_c07_5_journal_of_adispatch(registry):
 
 
 @on_both
-def test_c07_5_journal_of_another_database(registry):
-    """An entry is where the transaction is, and goes where that goes."""
+def test_journal_of_another_database(registry):
+    """An entry is where the transaction is, and goes where that goes. [C07.5]"""
     registry.command_bus.dispatch(Open(), using="other")
     with pytest.raises(Refused):
         registry.command_bus.dispatch(Open(fails="event"), using="other")
@@ -379,8 +379,8 @@ class Nowhere:
 
 
 @on_both
-def test_c07_5_database_without_the_tables(settings, registry):
-    """Where a router says that there are none, nothing is written."""
+def test_database_without_the_tables(settings, registry):
+    """Where a router says that there are none, nothing is written. [C07.5]"""
     settings.DATABASE_ROUTERS = [f"{__name__}.Nowhere"]
 
     with statements("other") as seen:
@@ -391,8 +391,8 @@ def test_c07_5_database_without_the_tables(settings, registry):
     assert len(said()) == 3
 
 
-def test_c07_5_failure_that_cannot_be_written_is_logged(registry, monkeypatch, caplog):
-    """The exception of the handler is what its caller gets."""
+def test_failure_that_cannot_be_written_is_logged(registry, monkeypatch, caplog):
+    """The exception of the handler is what its caller gets. [C07.5]"""
 
     def away(self, connection, entries):
         with connection.cursor() as cursor:
@@ -407,8 +407,8 @@ def test_c07_5_failure_that_cannot_be_written_is_logged(registry, monkeypatch, c
     assert record.getMessage() == "1 entries were not written"
 
 
-def test_c07_5_failures_held_are_bounded(registry, monkeypatch):
-    """A long transaction in which much fails does not fill the memory."""
+def test_failures_held_are_bounded(registry, monkeypatch):
+    """A long transaction in which much fails does not fill the memory. [C07.5]"""
     monkeypatch.setattr(journal, "MOST_HELD", 2)
 
     with transaction.atomic():
@@ -419,8 +419,8 @@ def test_c07_5_failures_held_are_bounded(registry, monkeypatch):
     assert said() == [("journal.open", "failed")] * 2
 
 
-def test_c07_5_journal_of_a_broken_transaction(registry):
-    """A handler that returns although its transaction is broken has failed."""
+def test_journal_of_a_broken_transaction(registry):
+    """A handler that returns although its transaction is broken has failed. [C07.5]"""
 
     @registry.add
     @command_handler(name="journal.ask")
@@ -434,8 +434,8 @@ def test_c07_5_journal_of_a_broken_transaction(registry):
 
 
 @on_both
-def test_c07_5_journal_of_an_interceptor_outside(registry):
-    """What is refused before its transaction begins has failed as well."""
+def test_journal_of_an_interceptor_outside(registry):
+    """What is refused before its transaction begins has failed as well. [C07.5]"""
 
     @registry.add
     @before(pointcut.handler("journal.open"), precedence=-3000)
@@ -448,8 +448,8 @@ def test_c07_5_journal_of_an_interceptor_outside(registry):
     assert said("other") == [("journal.open", "failed")]
 
 
-def test_c07_5_journal_of_an_interceptor_that_replaces(registry):
-    """A payload that is replaced on the way is the same message."""
+def test_journal_of_an_interceptor_that_replaces(registry):
+    """A payload that is replaced on the way is the same message. [C07.5]"""
 
     @registry.add
     @before(pointcut.handler("journal.open"), precedence=-3000)
@@ -463,8 +463,8 @@ def test_c07_5_journal_of_an_interceptor_that_replaces(registry):
     assert Note.objects.get().text == "LAMP"
 
 
-def test_c07_5_name_that_is_too_long_for_the_table():
-    """It is cut: no handler fails because of what is written about it."""
+def test_name_that_is_too_long_for_the_table():
+    """It is cut: no handler fails because of what is written about it. [C07.5]"""
     registry = Registry()
 
     @registry.add
@@ -479,8 +479,8 @@ def test_c07_5_name_that_is_too_long_for_the_table():
 # ---------------------------------------------------------------- out of a channel
 
 
-def test_c07_5_journal_of_the_worker(registry):
-    """A message in the background: its failed attempts, and what became of it."""
+def test_journal_of_the_worker(registry):
+    """A message in the background: its failed attempts, and what became of it. [C07.5]"""
     registry.add(mail)
     registry.command_bus.dispatch(Open(fails="mail"))
     registry.command_bus.dispatch(Open())
@@ -509,8 +509,8 @@ def test_c07_5_journal_of_the_worker(registry):
     assert last.error == "no stamps\\x00"
 
 
-def test_c07_5_batch_is_written_in_one_statement(registry):
-    """However many there are, and one that fails among them."""
+def test_batch_is_written_in_one_statement(registry):
+    """However many there are, and one that fails among them. [C07.5]"""
     registry.add(mail)
     for number in range(5):
         registry.command_bus.dispatch(Open(fails="mail" if number == 2 else ""))
@@ -524,8 +524,8 @@ def test_c07_5_batch_is_written_in_one_statement(registry):
     assert [outcome for _, outcome in said()].count("failed") == 1
 
 
-def test_c07_5_background_handler_that_sends(registry):
-    """What it caused is noted beside it, and is gone where it is rolled back."""
+def test_background_handler_that_sends(registry):
+    """What it caused is noted beside it, and is gone where it is rolled back. [C07.5]"""
     registry = registry_of(open_it, first, second)
 
     @registry.add
@@ -548,8 +548,8 @@ def test_c07_5_background_handler_that_sends(registry):
     ]
 
 
-def test_c07_5_failed_command_inside_a_batch(registry):
-    """It is written when the batch has committed."""
+def test_failed_command_inside_a_batch(registry):
+    """It is written when the batch has committed. [C07.5]"""
     registry = registry_of(open_it, first, second)
 
     @registry.add
@@ -566,8 +566,8 @@ def test_c07_5_failed_command_inside_a_batch(registry):
 
 @on_both
 @pytest.mark.parametrize("policy", [{"atomic": False}, {"using": "other"}])
-def test_c07_5_handled_outside_the_batch(policy):
-    """A message whose handler has a transaction of its own is noted with its row."""
+def test_handled_outside_the_batch(policy):
+    """A message whose handler has a transaction of its own is noted with its row. [C07.5]"""
 
     @command_handler(name="journal.open", channel="outbox", **policy)
     def open_it(command: Open) -> None:
@@ -583,8 +583,8 @@ def test_c07_5_handled_outside_the_batch(policy):
     assert said("other") == []
 
 
-def test_c07_5_dropped_expired_and_unreadable():
-    """What ends without a handler, or without a dead letter, has an entry too."""
+def test_dropped_expired_and_unreadable():
+    """What ends without a handler, or without a dead letter, has an entry too. [C07.5]"""
 
     @command_handler(
         name="journal.open",
@@ -621,8 +621,8 @@ def test_c07_5_dropped_expired_and_unreadable():
     )
 
 
-def test_c07_5_journal_of_a_channel_without_a_worker():
-    """What an in-memory channel delivers is noted where it is handled."""
+def test_journal_of_a_channel_without_a_worker():
+    """What an in-memory channel delivers is noted where it is handled. [C07.5]"""
 
     @command_handler(name="journal.open", channel="memory")
     def open_it(command: Open) -> None:
@@ -646,8 +646,8 @@ def test_c07_5_journal_of_a_channel_without_a_worker():
 # ------------------------------------------------------------------------------ sagas
 
 
-def test_c07_5_journal_knows_the_saga_and_its_timer():
-    """What started and moved it, at once or by its timer, names it."""
+def test_journal_knows_the_saga_and_its_timer():
+    """What started and moved it, at once or by its timer, names it. [C07.5]"""
     with Flow() as flow:
         event_bus.publish(OrderPlaced(7))
         event_bus.publish(OrderPlaced(8))
@@ -667,20 +667,23 @@ class TestInsideATestCase:
 
     pytestmark = pytest.mark.django_db(transaction=False, databases=["default"])
 
-    def test_c07_5_in_a_test_failures_are_there_at_once(self, registry):
+    def test_in_a_test_failures_are_there_at_once(self, registry):
+        """In a test failures are there at once. [C07.5]"""
         with pytest.raises(Refused):
             registry.command_bus.dispatch(Open(fails="command"))
 
         assert said() == [("journal.open", "failed")]
 
-    def test_c07_5_in_a_test_a_block_of_ones_own_ends(self, registry):
+    def test_in_a_test_a_block_of_ones_own_ends(self, registry):
+        """In a test a block of ones own ends. [C07.5]"""
         with pytest.raises(Refused), transaction.atomic():
             registry.command_bus.dispatch(Open(fails="command"))
         registry.command_bus.dispatch(Open())
 
         assert said()[:2] == [("journal.open", "failed"), ("journal.open", "handled")]
 
-    def test_c07_5_a_test_leaves_nothing_to_the_next(self, registry):
+    def test_a_test_leaves_nothing_to_the_next(self, registry):
+        """A test leaves nothing to the next. [C07.5]"""
         with pytest.raises(Refused), transaction.atomic():
             registry.command_bus.dispatch(Open(fails="command"))
 
@@ -713,8 +716,8 @@ def refusing_cards(**policies):
 @pytest.mark.parametrize(
     "policies", [{}, {"channel": "outbox", "retry": Retry(attempts=1)}]
 )
-def test_c07_5_journal_masks_what_is_sensitive(policies):
-    """An exception may quote a field that operators do not see."""
+def test_journal_masks_what_is_sensitive(policies):
+    """An exception may quote a field that operators do not see. [C07.5]"""
     registry = refusing_cards(**policies)
 
     with suppress(Refused):
@@ -724,8 +727,8 @@ def test_c07_5_journal_masks_what_is_sensitive(policies):
     assert only().error == "•••••• is no card, here"
 
 
-def test_c07_5_journal_masks_it_in_what_caused_the_failure():
-    """The exception goes on through commands that know nothing of the secret."""
+def test_journal_masks_it_in_what_caused_the_failure():
+    """The exception goes on through commands that know nothing of the secret. [C07.5]"""
     registry = refusing_cards()
 
     @registry.add
@@ -747,8 +750,8 @@ class Opaque:
     secret = "4111-2222"
 
 
-def test_c07_5_journal_says_nothing_of_what_it_cannot_read():
-    """Of such a message the class of the exception has to do."""
+def test_journal_says_nothing_of_what_it_cannot_read():
+    """Of such a message the class of the exception has to do. [C07.5]"""
     registry = Registry()
 
     @registry.add
@@ -762,8 +765,8 @@ def test_c07_5_journal_says_nothing_of_what_it_cannot_read():
     assert (only().error, only().exception) == ("(not shown)", f"{__name__}.Refused")
 
 
-def test_c07_5_what_cannot_even_be_masked_is_not_shown(monkeypatch):
-    """And the exception that the handler has raised is the one that goes on."""
+def test_what_cannot_even_be_masked_is_not_shown(monkeypatch):
+    """And the exception that the handler has raised is the one that goes on. [C07.5]"""
     registry = refusing_cards()
 
     def break_down(*_arguments):
@@ -779,8 +782,8 @@ def test_c07_5_what_cannot_even_be_masked_is_not_shown(monkeypatch):
 # ----------------------------------------------------------------------- beside others
 
 
-def test_c07_5_journal_beside_a_bus_with_a_key(registry):
-    """What a bus keeps for duplicates is messages, and no entries of the journal."""
+def test_journal_beside_a_bus_with_a_key(registry):
+    """What a bus keeps for duplicates is messages, and no entries of the journal. [C07.5]"""
     registry.add(mail)
     bus = CommandBus(idempotency_key="title", replay_outputs=True, registry=registry)
 
@@ -809,8 +812,8 @@ def kept(number, age=timedelta(0)):
     )
 
 
-def test_c07_5_journal_is_purged(settings):
-    """Entries that are older than the setting says go, in batches."""
+def test_journal_is_purged(settings):
+    """Entries that are older than the setting says go, in batches. [C07.5]"""
     kept(5, timedelta(days=2))
     kept(1)
 
@@ -823,8 +826,8 @@ def test_c07_5_journal_is_purged(settings):
     assert journal.purge("default", before=timezone.now() + timedelta(1)) == 1
 
 
-def test_c07_5_prune_command_knows_the_journal(settings):
-    """It keeps what the setting says, and nothing where the journal is off."""
+def test_prune_command_knows_the_journal(settings):
+    """It keeps what the setting says, and nothing where the journal is off. [C07.5]"""
     kept(2, timedelta(days=2))
     kept(1)
 
@@ -836,8 +839,8 @@ def test_c07_5_prune_command_knows_the_journal(settings):
     assert JournalEntry.objects.count() == 0
 
 
-def test_c07_5_worker_purges_the_journal(registry):
-    """Now and then, as it looks after the rest."""
+def test_worker_purges_the_journal(registry):
+    """Now and then, as it looks after the rest. [C07.5]"""
     kept(3, timedelta(days=2))
     kept(1)
 
@@ -846,8 +849,8 @@ def test_c07_5_worker_purges_the_journal(registry):
     assert JournalEntry.objects.count() == 1
 
 
-def test_c07_5_global_buses_are_watched_once():
-    """However often the apps are made ready."""
+def test_global_buses_are_watched_once():
+    """However often the apps are made ready. [C07.5]"""
     apps.get_app_config("django_cqrs_outbox").ready()
 
     event_bus.publish(OrderPlaced(7))

@@ -92,8 +92,8 @@ def died(number, **ago):
     )
 
 
-def test_c09_5_what_is_out_of_its_time_goes():
-    """Keys out of the window, counts of the day before; the others stay."""
+def test_what_is_out_of_its_time_goes():
+    """Keys out of the window, counts of the day before; the others stay. [C09.5]"""
     seen(3, days=8)
     seen(2, days=6)
     counted(4, days=1, minutes=1)
@@ -109,8 +109,8 @@ def test_c09_5_what_is_out_of_its_time_goes():
     assert Throughput.objects.count() == 5
 
 
-def test_c09_5_the_window_is_that_of_the_settings(settings):
-    """A key is kept for as long as it counts, and no longer."""
+def test_the_window_is_that_of_the_settings(settings):
+    """A key is kept for as long as it counts, and no longer. [C09.5]"""
     settings.DJANGO_CQRS = {**settings.DJANGO_CQRS, "IDEMPOTENCY_WINDOW": 60}
     seen(1, seconds=61)
     seen(1, seconds=30)
@@ -120,8 +120,8 @@ def test_c09_5_the_window_is_that_of_the_settings(settings):
     assert InboxEntry.objects.count() == 1
 
 
-def test_c06_4_in_batches_of_a_size():
-    """No statement deletes more rows than it was told."""
+def test_in_batches_of_a_size():
+    """No statement deletes more rows than it was told. [C06.4]"""
     seen(7, days=8)
     died(7, days=40)
 
@@ -135,8 +135,8 @@ def test_c06_4_in_batches_of_a_size():
         assert not model.objects.exists()
 
 
-def test_c09_5_dead_letters_go_only_when_asked():
-    """They are what somebody has to look at: no age, no deletion."""
+def test_dead_letters_go_only_when_asked():
+    """They are what somebody has to look at: no age, no deletion. [C09.5]"""
     died(2, days=400)
     kept = died(1, days=29)
 
@@ -148,8 +148,8 @@ def test_c09_5_dead_letters_go_only_when_asked():
     assert [each.failed_at for each in letters()] == [each.failed_at for each in kept]
 
 
-def test_c09_5_messages_that_wait_stay():
-    """However old they are: nobody has handled them."""
+def test_messages_that_wait_stay():
+    """However old they are: nobody has handled them. [C09.5]"""
     registry = registry_of(note)
     send(registry, 1)
     OutboxMessage.objects.update(sent_at=timezone.now() - timedelta(days=900))
@@ -159,8 +159,8 @@ def test_c09_5_messages_that_wait_stay():
     assert len(rows()) == 1
 
 
-def test_c07_2_what_waited_behind_a_pruned_letter_goes_on():
-    """Its key is free again, and in order."""
+def test_what_waited_behind_a_pruned_letter_goes_on():
+    """Its key is free again, and in order. [C07.2]"""
     registry = Registry()
     registry.add(
         command_handler(

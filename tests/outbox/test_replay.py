@@ -77,8 +77,8 @@ def as_sent(row):
     }
 
 
-def test_c05_2_what_is_put_back_is_what_was_sent():
-    """Every column of each; its attempts count from zero, and it waits anew."""
+def test_what_is_put_back_is_what_was_sent():
+    """Every column of each; its attempts count from zero, and it waits anew. [C05.2]"""
     dead = died(3)
     before = timezone.now()
 
@@ -93,8 +93,8 @@ def test_c05_2_what_is_put_back_is_what_was_sent():
 
 
 @pytest.mark.parametrize("number", [1, 30])
-def test_c05_2_many_are_put_back_by_as_many_statements_as_one(number):
-    """One finds those that are there, one inserts all, one deletes all."""
+def test_many_are_put_back_by_as_many_statements_as_one(number):
+    """One finds those that are there, one inserts all, one deletes all. [C05.2]"""
     dead = died(number)
 
     with CaptureQueriesContext(connection) as queries:
@@ -109,8 +109,8 @@ def test_c05_2_many_are_put_back_by_as_many_statements_as_one(number):
     assert len(rows()) == number
 
 
-def test_c05_2_a_batch_is_a_transaction():
-    """One that cannot be put back keeps its batch, and none before it."""
+def test_a_batch_is_a_transaction():
+    """One that cannot be put back keeps its batch, and none before it. [C05.2]"""
     dead = died(5)
     dead[4].channel = None
 
@@ -128,8 +128,8 @@ def test_c05_2_a_batch_is_a_transaction():
     assert len(rows()) == 4
 
 
-def test_c05_2_what_is_gone_is_not_put_back():
-    """Somebody else has replayed or deleted it; and none comes twice."""
+def test_what_is_gone_is_not_put_back():
+    """Somebody else has replayed or deleted it; and none comes twice. [C05.2]"""
     dead = died(4)
     DeadLetter.objects.filter(pk=dead[1].pk).delete()
 
@@ -140,8 +140,8 @@ def test_c05_2_what_is_gone_is_not_put_back():
     assert [row.sequence for row in rows()] == [0, 2, 3]
 
 
-def test_c10_2_replay_in_another_database():
-    """The letters of one database go back there."""
+def test_replay_in_another_database():
+    """The letters of one database go back there. [C10.2]"""
     (letter,) = died(1)
     DeadLetter.objects.all().delete()
     letter.pk = None
@@ -152,8 +152,8 @@ def test_c10_2_replay_in_another_database():
     assert (len(rows()), len(rows("other"))) == (0, 1)
 
 
-def test_c05_2_two_replay_at_once():
-    """Each letter is put back by one of them, whatever the order they come in."""
+def test_two_replay_at_once():
+    """Each letter is put back by one of them, whatever the order they come in. [C05.2]"""
     on_a_server()
     dead = died(40)
     barrier, counts = threading.Barrier(2), []
@@ -191,8 +191,8 @@ def in_turns_of(first, second):
     return change
 
 
-def test_c03_4_a_deadlock_over_dead_letters_is_begun_anew():
-    """One of two that wait for each other is undone, and does it all once more."""
+def test_a_deadlock_over_dead_letters_is_begun_anew():
+    """One of two that wait for each other is undone, and does it all once more. [C03.4]"""
     on_a_server()
     change = in_turns_of(*[letter.pk for letter in died(2)])
     barrier, attempts, failed = threading.Barrier(2), [], []
@@ -226,8 +226,8 @@ def deadlock():
     return OperationalError(1213, "Deadlock found when trying to get lock")
 
 
-def test_c03_4_a_deadlock_again_and_again_is_raised(monkeypatch):
-    """Nobody tries for ever; and inside somebody's transaction nobody tries again."""
+def test_a_deadlock_again_and_again_is_raised(monkeypatch):
+    """Nobody tries for ever; and inside somebody's transaction nobody tries again. [C03.4]"""
     slept, attempts = [], []
     monkeypatch.setattr("django_cqrs.outbox.batches.time.sleep", slept.append)
 
@@ -245,8 +245,8 @@ def test_c03_4_a_deadlock_again_and_again_is_raised(monkeypatch):
     assert len(attempts) == 1
 
 
-def test_c07_2_one_key_is_put_back_in_one_batch_and_handled_in_order():
-    """Whatever order they are named in; and what was parked behind them follows."""
+def test_one_key_is_put_back_in_one_batch_and_handled_in_order():
+    """Whatever order they are named in; and what was parked behind them follows. [C07.2]"""
     broken = [True]
 
     def handle(command: Work):

@@ -66,8 +66,8 @@ def throughput(using="default"):
 # ------------------------------------------------------------------------------ figures
 
 
-def test_c09_4_pending_oldest_dead_delayed_and_throughput(registry):
-    """All of it by channel, those of the settings first."""
+def test_pending_oldest_dead_delayed_and_throughput(registry):
+    """All of it by channel, those of the settings first. [C09.4]"""
     send(registry, 1, 2, 3)
     send(registry, 4, how="fail")
     work(registry)
@@ -87,8 +87,8 @@ def test_c09_4_pending_oldest_dead_delayed_and_throughput(registry):
     ]
 
 
-def test_c09_4_as_json(registry):
-    """The shape has a version."""
+def test_as_json(registry):
+    """The shape has a version. [C09.4]"""
     send(registry, 1)
     work(registry)
     send(registry, 2)
@@ -141,8 +141,8 @@ def test_only_some_channels(registry):
     assert output_of("outbox").splitlines()[2].split()[:2] == ["outbox", "0"]
 
 
-def test_c10_2_each_database_has_figures_of_its_own(registry):
-    """An outbox is that of its database."""
+def test_each_database_has_figures_of_its_own(registry):
+    """An outbox is that of its database. [C10.2]"""
     send(registry, 1, using="default")
     send(registry, 2, 3, using="other")
     work(registry, using="other")
@@ -265,8 +265,8 @@ def bury_all(channel):
             row.delete()
 
 
-def test_c09_4_counting_stops_where_it_is_told():
-    """A figure that is as high means "or more"; what is below is exact."""
+def test_counting_stops_where_it_is_told():
+    """A figure that is as high means "or more"; what is below is exact. [C09.4]"""
     many(4, channel="dead")
     bury_all("dead")
     later = timezone.now() + timedelta(days=1)
@@ -284,8 +284,8 @@ def test_c09_4_counting_stops_where_it_is_told():
     } == {"outbox": (4, 2, 4, 0), "few": (3, 0, 0, 0), "dead": (0, 0, 0, 4)}
 
 
-def test_c09_4_counting_reads_no_further():
-    """No select counts rows beyond the limit, nor looks at the age of more."""
+def test_counting_reads_no_further():
+    """No select counts rows beyond the limit, nor looks at the age of more. [C09.4]"""
     many(2)
     counts = (5, 10_000)
 
@@ -304,8 +304,8 @@ def test_c09_4_counting_reads_no_further():
 
 
 @pytest.mark.parametrize("at_most", [None, 10, 10_000])
-def test_c09_4_figures_are_the_same_where_all_is_counted(at_most):
-    """Whether counting may stop makes no difference below."""
+def test_figures_are_the_same_where_all_is_counted(at_most):
+    """Whether counting may stop makes no difference below. [C09.4]"""
     now = timezone.now()
     for minutes, values in enumerate(
         (
@@ -335,8 +335,8 @@ def test_c09_4_figures_are_the_same_where_all_is_counted(at_most):
     assert 3 * 3600 + 300 <= gone.oldest_seconds < 3 * 3600 + 310
 
 
-def test_c09_4_the_oldest_where_more_wait():
-    """Low priority waits longest, however much of a high one is before it."""
+def test_the_oldest_where_more_wait():
+    """Low priority waits longest, however much of a high one is before it. [C09.4]"""
     now = timezone.now()
     many(8, priority=9, sent_at=now)
     many(1, priority=1, sent_at=now - timedelta(hours=2))
@@ -391,8 +391,8 @@ def test_a_channel_that_is_none(alias, text):
 # ----------------------------------------------------------------------------- counting
 
 
-def test_c09_4_a_worker_counts_by_the_minute(registry):
-    """One row for a channel and minute, which every worker adds to."""
+def test_a_worker_counts_by_the_minute(registry):
+    """One row for a channel and minute, which every worker adds to. [C09.4]"""
     send(registry, 1, 2)
     work(registry)
     send(registry, 3)

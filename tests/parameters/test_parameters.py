@@ -161,8 +161,8 @@ def assert_everything(registry, answer, query):
     assert answer["number"] == 17
 
 
-def test_b11_1_every_rule_in_one_handler():
-    """Each row of the table fills its parameter."""
+def test_every_rule_in_one_handler():
+    """Each row of the table fills its parameter. [B11.1]"""
     registry = registry_of(everything)
     query = Ask(4)
 
@@ -173,8 +173,8 @@ def test_b11_1_every_rule_in_one_handler():
 
 
 @pytest.mark.parametrize("turn", range(14))
-def test_b11_1_in_any_order_after_the_payload(turn):
-    """The rows may stand in any order, after the payload and also before it."""
+def test_in_any_order_after_the_payload(turn):
+    """The rows may stand in any order, after the payload and also before it. [B11.1]"""
     parameters = list(inspect.signature(everything).parameters.values())
     required = [p for p in parameters if p.default is p.empty]
     turned = [*required[turn:], *required[:turn], *parameters[len(required) :]]
@@ -198,8 +198,8 @@ def test_b11_1_in_any_order_after_the_payload(turn):
     assert_everything(registry, answer, query)
 
 
-def test_b11_1_keyword_only_and_positional_only_parameters():
-    """`/` and `*` in a signature are respected, and `*args`, `**kwargs` left alone."""
+def test_keyword_only_and_positional_only_parameters():
+    """`/` and `*` in a signature are respected, and `*args`, `**kwargs` left alone. [B11.1]"""
 
     @query_handler
     def handle(
@@ -218,8 +218,8 @@ def test_b11_1_keyword_only_and_positional_only_parameters():
     )
 
 
-def test_b11_1_a_keyword_only_payload():
-    """The payload may be a keyword-only parameter."""
+def test_a_keyword_only_payload():
+    """The payload may be a keyword-only parameter. [B11.1]"""
 
     @query_handler
     def handle(*, query: Ask, clock: Clock) -> Any:
@@ -228,8 +228,8 @@ def test_b11_1_a_keyword_only_payload():
     assert registry_of(handle).query_bus.ask(Ask(1)) == (1, 0)
 
 
-def test_b11_1_a_positional_only_default_is_kept():
-    """A positional-only parameter that its default fills keeps its place."""
+def test_a_positional_only_default_is_kept():
+    """A positional-only parameter that its default fills keeps its place. [B11.1]"""
 
     @query_handler
     def handle(query: Ask, limit: int = 10, mailer: Mailer = None, /) -> Any:
@@ -238,8 +238,8 @@ def test_b11_1_a_positional_only_default_is_kept():
     assert registry_of(handle).query_bus.ask(Ask(1)) == (Ask(1), 10, Mailer)
 
 
-def test_b11_1_a_default_in_the_middle_is_kept():
-    """A parameter that only its default fills shifts none of those after it."""
+def test_a_default_in_the_middle_is_kept():
+    """A parameter that only its default fills shifts none of those after it. [B11.1]"""
 
     @query_handler
     def handle(query: Ask, limit: int = 10, clock: Clock = None, page: int = 1) -> Any:
@@ -248,8 +248,8 @@ def test_b11_1_a_default_in_the_middle_is_kept():
     assert registry_of(handle).query_bus.ask(Ask(1)) == (1, 10, None, 1)
 
 
-def test_b11_1_the_payload_is_the_first_that_no_other_row_takes():
-    """Headers, buses and dependencies before it are not taken for the payload."""
+def test_the_payload_is_the_first_that_no_other_row_takes():
+    """Headers, buses and dependencies before it are not taken for the payload. [B11.1]"""
 
     @query_handler
     def handle(
@@ -270,8 +270,8 @@ def test_b11_1_the_payload_is_the_first_that_no_other_row_takes():
     )
 
 
-def test_b11_1_what_may_be_none_is_given_all_the_same():
-    """`EventBus | None = None`, for calls without a bus, gets the bus from us."""
+def test_what_may_be_none_is_given_all_the_same():
+    """`EventBus | None = None`, for calls without a bus, gets the bus from us. [B11.1]"""
 
     @query_handler
     def handle(
@@ -297,8 +297,8 @@ AliasedExecutor = TypeAliasType("AliasedExecutor", Executor)
 Doubled = TypeAliasType("Doubled", Annotated[int, Depends(double_number)])
 
 
-def test_b11_1_marks_inside_an_alias_or_a_union_count():
-    """A mark is found in an alias, in a `type` statement's, and beside `| None`."""
+def test_marks_inside_an_alias_or_a_union_count():
+    """A mark is found in an alias, in a `type` statement's, and beside `| None`. [B11.1]"""
 
     @query_handler
     def handle(  # noqa: PLR0917
@@ -317,8 +317,8 @@ def test_b11_1_marks_inside_an_alias_or_a_union_count():
     assert bus.ask(Ask(4), headers={"executor_id": "7", "other": "9"})[-1] == 9
 
 
-def test_b11_1_without_a_payload_parameter():
-    """A handler with a key may take everything but the payload."""
+def test_without_a_payload_parameter():
+    """A handler with a key may take everything but the payload. [B11.1]"""
 
     @query_handler("x")
     def handle(headers: Headers, queries: QueryBus) -> Any:
@@ -332,8 +332,8 @@ def test_b11_1_without_a_payload_parameter():
     )
 
 
-def test_b11_1_methods_take_the_same():
-    """An instance's, a class's and a static method are filled alike."""
+def test_methods_take_the_same():
+    """An instance's, a class's and a static method are filled alike. [B11.1]"""
 
     @service
     class Handlers:
@@ -359,8 +359,8 @@ def test_b11_1_methods_take_the_same():
 
 
 @pytest.mark.django_db
-def test_b11_1_commands_and_events_take_the_same():
-    """All three kinds fill parameters by the same rules."""
+def test_commands_and_events_take_the_same():
+    """All three kinds fill parameters by the same rules. [B11.1]"""
     seen = []
 
     @command_handler
@@ -404,8 +404,8 @@ def test_b11_1_commands_and_events_take_the_same():
     ],
     ids=repr,
 )
-def test_b11_1_a_header_is_converted(annotation, given, expected):
-    """A header arrives as the type of its parameter."""
+def test_a_header_is_converted(annotation, given, expected):
+    """A header arrives as the type of its parameter. [B11.1]"""
 
     def handle(query, value):
         return value
@@ -422,8 +422,8 @@ def test_b11_1_a_header_is_converted(annotation, given, expected):
     assert type(result) is type(expected)
 
 
-def test_b11_1_a_missing_header():
-    """Missing, a header is its default, then None where that may be, else an error."""
+def test_a_missing_header():
+    """Missing, a header is its default, then None where that may be, else an error. [B11.1]"""
 
     @query_handler("default")
     def default(value: Annotated[int, Header("value")] = 5) -> Any:
@@ -459,8 +459,8 @@ def test_b11_1_a_missing_header():
 
 
 @pytest.mark.django_db
-def test_b11_1_a_header_of_a_wrong_type_is_an_error_before_the_handler():
-    """A header that does not convert is named by its path, and nothing is written."""
+def test_a_header_of_a_wrong_type_is_an_error_before_the_handler():
+    """A header that does not convert is named by its path, and nothing is written. [B11.1]"""
 
     @command_handler
     def handle(command: Ask, executor: Annotated[int, Header("executor_id")]) -> None:
@@ -478,8 +478,8 @@ def test_b11_1_a_header_of_a_wrong_type_is_an_error_before_the_handler():
     assert Note.objects.count() == 0
 
 
-def test_b11_1_the_messages_own_headers_by_name():
-    """message_id, correlation_id, causation_id and timestamp are headers too."""
+def test_the_messages_own_headers_by_name():
+    """message_id, correlation_id, causation_id and timestamp are headers too. [B11.1]"""
 
     @query_handler
     def handle(  # noqa: PLR0917
@@ -500,8 +500,8 @@ def test_b11_1_the_messages_own_headers_by_name():
     assert registry_of(handle).query_bus.ask(Ask()) == (True, True, True, True)
 
 
-def test_b11_1_headers_are_read_only():
-    """Nobody changes a message's headers."""
+def test_headers_are_read_only():
+    """Nobody changes a message's headers. [B11.1]"""
 
     @query_handler
     def handle(query: Ask, headers: Headers) -> Any:
@@ -517,8 +517,8 @@ def test_b11_1_headers_are_read_only():
 # Depends --------------------------------------------------------------------------
 
 
-def test_b11_1_a_dependency_is_made_once_per_message():
-    """Two parameters and two factories that need one thing share it; messages do not."""
+def test_a_dependency_is_made_once_per_message():
+    """Two parameters and two factories that need one thing share it; messages do not. [B11.1]"""
     made = []
 
     def connect() -> int:
@@ -544,8 +544,8 @@ def test_b11_1_a_dependency_is_made_once_per_message():
     assert made == [0, 1]
 
 
-def test_b11_1_a_factorys_parameters_are_filled_like_a_handlers():
-    """A factory takes headers, buses, services, dependencies and the payload."""
+def test_a_factorys_parameters_are_filled_like_a_handlers():
+    """A factory takes headers, buses, services, dependencies and the payload. [B11.1]"""
 
     def make(  # noqa: PLR0917
         query: Ask,
@@ -575,8 +575,8 @@ def test_b11_1_a_factorys_parameters_are_filled_like_a_handlers():
     )
 
 
-def test_b11_1_a_generator_is_closed_after_the_message():
-    """What stands after `yield` runs when the handler has returned, last made first."""
+def test_a_generator_is_closed_after_the_message():
+    """What stands after `yield` runs when the handler has returned, last made first. [B11.1]"""
     log = []
 
     def outer() -> Iterator[str]:
@@ -598,8 +598,8 @@ def test_b11_1_a_generator_is_closed_after_the_message():
     assert log == ["open outer", "open inner", "handle", "close inner", "close outer"]
 
 
-def test_b11_1_a_generator_sees_the_failure_and_cannot_hide_it():
-    """A handler's exception passes through the generators and reaches the caller."""
+def test_a_generator_sees_the_failure_and_cannot_hide_it():
+    """A handler's exception passes through the generators and reaches the caller. [B11.1]"""
     log = []
     error = ValueError("no")
 
@@ -626,8 +626,8 @@ def test_b11_1_a_generator_sees_the_failure_and_cannot_hide_it():
     assert log == ["finished", error]
 
 
-def test_b11_1_generators_are_closed_where_a_later_parameter_fails():
-    """What was opened before a missing header is closed all the same."""
+def test_generators_are_closed_where_a_later_parameter_fails():
+    """What was opened before a missing header is closed all the same. [B11.1]"""
     log = []
 
     def opened() -> Iterator[None]:
@@ -651,8 +651,8 @@ def test_b11_1_generators_are_closed_where_a_later_parameter_fails():
 
 
 @pytest.mark.django_db(transaction=True)
-def test_b11_1_a_commands_generator_is_closed_after_the_commit():
-    """A command's dependency is closed when its transaction is over."""
+def test_a_commands_generator_is_closed_after_the_commit():
+    """A command's dependency is closed when its transaction is over. [B11.1]"""
     log = []
 
     def watch() -> Iterator[None]:
@@ -677,8 +677,8 @@ def test_b11_1_a_commands_generator_is_closed_after_the_commit():
     assert log == [1]
 
 
-def test_b11_1_a_nested_message_has_its_own_dependencies():
-    """A query asked while another is handled makes its own, and closes them first."""
+def test_a_nested_message_has_its_own_dependencies():
+    """A query asked while another is handled makes its own, and closes them first. [B11.1]"""
     made, closed = [], []
 
     def connect() -> Iterator[int]:
@@ -735,8 +735,8 @@ def add(number: int, query: Ask) -> int:
     ],
     ids=["function", "callable", "method", "async", "partial", "lambda", "built-in"],
 )
-def test_b11_1_a_factory_is_any_callable(factory, expected):
-    """A function, an object with __call__, a method, a partial, a coroutine function."""
+def test_a_factory_is_any_callable(factory, expected):
+    """A function, an object with __call__, a method, a partial, a coroutine function. [B11.1]"""
 
     def handle(query, made):
         return made
@@ -748,8 +748,8 @@ def test_b11_1_a_factory_is_any_callable(factory, expected):
     assert registry.query_bus.ask(Ask(3)) == expected
 
 
-def test_b11_1_a_class_is_a_factory_made_for_each_message():
-    """A class given to Depends is built per message, also from what is the message's."""
+def test_a_class_is_a_factory_made_for_each_message():
+    """A class given to Depends is built per message, also from what is the message's. [B11.1]"""
 
     @query_handler
     def handle(query: Ask, unit: Annotated[UnitOfWork, Depends(UnitOfWork)]) -> Any:
@@ -769,8 +769,8 @@ def managed() -> Iterator[str]:
     yield "managed"
 
 
-def test_b11_1_a_context_manager_function_gives_the_manager():
-    """@contextmanager is no generator function: the handler enters it itself."""
+def test_a_context_manager_function_gives_the_manager():
+    """@contextmanager is no generator function: the handler enters it itself. [B11.1]"""
 
     @query_handler
     def handle(query: Ask, made: Annotated[Any, Depends(managed)]) -> str:
@@ -780,8 +780,8 @@ def test_b11_1_a_context_manager_function_gives_the_manager():
     assert registry_of(handle).query_bus.ask(Ask()) == "managed"
 
 
-def test_b11_1_factories_that_need_each_other_are_a_check():
-    """A circle of factories is a check, not an endless loop at start-up."""
+def test_factories_that_need_each_other_are_a_check():
+    """A circle of factories is a check, not an endless loop at start-up. [B11.1]"""
     registry = registry_of(circular_handler)
 
     assert [problem.rule for problem in registry.routes.problems] == [
@@ -807,8 +807,8 @@ def second(first: Annotated[int, Depends(first)]) -> int:
 def circular_handler(query: Ask, made: Annotated[int, Depends(first)]) -> None: ...
 
 
-def test_b11_1_override_replaces_a_factory_inside_a_block():
-    """`Registry.override` gives another thing in place of a factory's, for a test."""
+def test_override_replaces_a_factory_inside_a_block():
+    """`Registry.override` gives another thing in place of a factory's, for a test. [B11.1]"""
 
     @query_handler
     def handle(query: Ask, number: Annotated[int, Depends(double_number)]) -> int:
@@ -877,8 +877,8 @@ def async_generator():
     ],
     ids=str,
 )
-def test_b11_2_an_unfillable_parameter_is_a_check(annotation, reason):
-    """What no rule fills is a check that names handler and parameter, and raises."""
+def test_an_unfillable_parameter_is_a_check(annotation, reason):
+    """What no rule fills is a check that names handler and parameter, and raises. [B11.2]"""
 
     def handle(query, thing):
         pytest.fail("called")
@@ -896,8 +896,8 @@ def test_b11_2_an_unfillable_parameter_is_a_check(annotation, reason):
     assert [problem.obj for problem in registry.routes.problems] == [handle]
 
 
-def test_b11_2_an_async_generator_is_a_check():
-    """An async generator cannot be a dependency; the check says what can."""
+def test_an_async_generator_is_a_check():
+    """An async generator cannot be a dependency; the check says what can. [B11.2]"""
     generate = async_generator()
 
     @query_handler
@@ -911,8 +911,8 @@ def test_b11_2_an_async_generator_is_a_check():
     ]
 
 
-def test_b11_2_a_service_that_cannot_be_built_is_a_check():
-    """What a service's __init__ cannot be given is reported, and raises at first use."""
+def test_a_service_that_cannot_be_built_is_a_check():
+    """What a service's __init__ cannot be given is reported, and raises at first use. [B11.2]"""
 
     @query_handler
     def handle(query: Ask, thing: NeedsText) -> None: ...
@@ -927,8 +927,8 @@ def test_b11_2_a_service_that_cannot_be_built_is_a_check():
     assert [str(problem) for problem in registry.routes.problems] == [str(caught.value)]
 
 
-def test_b11_2_a_service_whose_annotations_cannot_be_read_is_a_check():
-    """An unreadable __init__ is reported with its place."""
+def test_a_service_whose_annotations_cannot_be_read_is_a_check():
+    """An unreadable __init__ is reported with its place. [B11.2]"""
 
     @query_handler
     def handle(query: Ask, thing: NeedsUnknown) -> None: ...
@@ -942,8 +942,8 @@ def test_b11_2_a_service_whose_annotations_cannot_be_read_is_a_check():
     ]
 
 
-def test_b11_2_the_handlers_own_class_is_checked_too():
-    """A service with handlers that cannot be built breaks its instance methods alone."""
+def test_the_handlers_own_class_is_checked_too():
+    """A service with handlers that cannot be built breaks its instance methods alone. [B11.2]"""
 
     @service
     class Handlers:
@@ -997,8 +997,8 @@ class NeedsGenerator:
         (NeedsHeader, "executor", "int"),
     ],
 )
-def test_b11_2_a_service_takes_nothing_of_one_message(cls, parameter, what):
-    """A service lives longer than a message, so it is given none of its parts."""
+def test_a_service_takes_nothing_of_one_message(cls, parameter, what):
+    """A service lives longer than a message, so it is given none of its parts. [B11.2]"""
 
     def handle(query, thing):
         pytest.fail("called")
@@ -1014,8 +1014,8 @@ def test_b11_2_a_service_takes_nothing_of_one_message(cls, parameter, what):
     ]
 
 
-def test_b11_2_a_service_takes_no_generator():
-    """A generator is closed after one message, so no service keeps what it yields."""
+def test_a_service_takes_no_generator():
+    """A generator is closed after one message, so no service keeps what it yields. [B11.2]"""
 
     @query_handler
     def handle(query: Ask, thing: NeedsGenerator) -> None: ...
@@ -1025,8 +1025,8 @@ def test_b11_2_a_service_takes_no_generator():
     assert "'made' of tests.parameters.test_parameters.NeedsGenerator.__init__" in text
 
 
-def test_b11_2_every_parameter_is_reported():
-    """Two parameters that nothing fills are two checks."""
+def test_every_parameter_is_reported():
+    """Two parameters that nothing fills are two checks. [B11.2]"""
 
     @query_handler
     def handle(query: Ask, one: int, two: str) -> None: ...
@@ -1037,8 +1037,8 @@ def test_b11_2_every_parameter_is_reported():
     ]
 
 
-def test_b11_2_a_dict_before_the_payload_is_the_payload():
-    """A dict, a list or a scalar that comes first is the payload: a key routes it."""
+def test_a_dict_before_the_payload_is_the_payload():
+    """A dict, a list or a scalar that comes first is the payload: a key routes it. [B11.2]"""
 
     @query_handler("x")
     def handle(data: dict[str, Any], clock: Clock) -> Any:
@@ -1050,13 +1050,13 @@ def test_b11_2_a_dict_before_the_payload_is_the_payload():
 # B11.3: annotations as text -------------------------------------------------------
 
 
-def test_b11_3_this_module_has_annotations_as_text():
-    """With `from __future__ import annotations` all of the above holds."""
+def test_this_module_has_annotations_as_text():
+    """With `from __future__ import annotations` all of the above holds. [B11.3]"""
     assert everything.__annotations__["mailer"] == "Mailer"
 
 
-def test_b11_3_classes_of_the_function_around_are_found():
-    """An annotation may name what is local where the handler is decorated."""
+def test_classes_of_the_function_around_are_found():
+    """An annotation may name what is local where the handler is decorated. [B11.3]"""
 
     @dataclass
     class Local:
@@ -1079,8 +1079,8 @@ def test_b11_3_classes_of_the_function_around_are_found():
     assert registry_of(handle).query_bus.ask(Local(1)) == (1, True, 5)
 
 
-def test_b11_3_a_class_in_a_function_finds_its_own_name_and_its_surroundings():
-    """A method's annotations may name the class itself and what stands around it."""
+def test_a_class_in_a_function_finds_its_own_name_and_its_surroundings():
+    """A method's annotations may name the class itself and what stands around it. [B11.3]"""
 
     @dataclass
     class Local:
@@ -1095,8 +1095,8 @@ def test_b11_3_a_class_in_a_function_finds_its_own_name_and_its_surroundings():
     assert registry_of(Handlers).query_bus.ask(Local()) is True
 
 
-def test_b11_3_an_annotation_that_cannot_be_evaluated_is_a_check():
-    """A name that does not exist is a check with the place and what to do."""
+def test_an_annotation_that_cannot_be_evaluated_is_a_check():
+    """A name that does not exist is a check with the place and what to do. [B11.3]"""
 
     @query_handler("x")
     def handle(query: Ask, other: Unknown) -> None: ...  # noqa: F821
@@ -1117,8 +1117,8 @@ def test_b11_3_an_annotation_that_cannot_be_evaluated_is_a_check():
 @pytest.mark.parametrize(
     "annotation", ["1 +", "Ask[", "not a type", "Ask.missing", "Ask['x']", "1 / 0"]
 )
-def test_b11_3_an_annotation_that_is_no_annotation_is_a_check(annotation):
-    """Broken annotation text breaks its own handler, never the registry."""
+def test_an_annotation_that_is_no_annotation_is_a_check(annotation):
+    """Broken annotation text breaks its own handler, never the registry. [B11.3]"""
 
     def handle(query, other):
         pytest.fail("called")
@@ -1132,8 +1132,8 @@ def test_b11_3_an_annotation_that_is_no_annotation_is_a_check(annotation):
         registry.query_bus.ask(route="x")
 
 
-def test_b11_3_a_wrapped_handlers_annotations_are_found():
-    """functools.wraps around a handler leaves its text annotations readable."""
+def test_a_wrapped_handlers_annotations_are_found():
+    """functools.wraps around a handler leaves its text annotations readable. [B11.3]"""
 
     @dataclass
     class Local:
@@ -1181,8 +1181,8 @@ def reflection() -> Iterator[list[str]]:
         sys.setprofile(before)
 
 
-def test_b11_4_the_count_counts():
-    """What the next tests rely on: reflection is seen."""
+def test_the_count_counts():
+    """What the next tests rely on: reflection is seen. [B11.4]"""
     with reflection() as calls:
         inspect.signature(everything)
         typing.get_type_hints(everything)
@@ -1192,8 +1192,8 @@ def test_b11_4_the_count_counts():
 
 
 @pytest.mark.django_db
-def test_b11_4_no_reflection_while_dispatching():
-    """A hundred dispatches, asks and publications read no signature."""
+def test_no_reflection_while_dispatching():
+    """A hundred dispatches, asks and publications read no signature. [B11.4]"""
 
     @command_handler
     def command(

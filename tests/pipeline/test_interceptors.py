@@ -166,11 +166,11 @@ after -2001
 
 @pytest.mark.database
 @pytest.mark.django_db(transaction=True)
-def test_b13_1_the_order_of_kinds_precedences_retry_and_transaction():
+def test_the_order_of_kinds_precedences_retry_and_transaction():
     """
     Before, around, the inside, after: so at each of three places, outside the bus's
     retry, outside the transaction, inside it. In a place the lower precedence stands
-    further out, so its before runs first and its after last.
+    further out, so its before runs first and its after last. [B13.1]
     """
 
     class Trace(list):
@@ -204,8 +204,8 @@ def test_b13_1_the_order_of_kinds_precedences_retry_and_transaction():
 
 
 @pytest.mark.parametrize("decorator", [before, around])
-def test_b13_1_equal_precedences_keep_the_order_of_registration(decorator):
-    """Of two with one precedence, the one registered first stands outside."""
+def test_equal_precedences_keep_the_order_of_registration(decorator):
+    """Of two with one precedence, the one registered first stands outside. [B13.1]"""
     trace = []
     one, two = noting(trace, decorator, "one"), noting(trace, decorator, "two")
 
@@ -214,8 +214,8 @@ def test_b13_1_equal_precedences_keep_the_order_of_registration(decorator):
     assert [each.partition(" ")[0] for each in trace][:2] == ["one", "two"]
 
 
-def test_b13_1_equal_afters_mirror_that_order():
-    """The after that stands outside runs last."""
+def test_equal_afters_mirror_that_order():
+    """The after that stands outside runs last. [B13.1]"""
     trace = []
     one, two = noting(trace, after, "one"), noting(trace, after, "two")
 
@@ -230,8 +230,8 @@ def test_b13_1_equal_afters_mirror_that_order():
     ("precedence", "is_inside"),
     [(TRANSACTION - 1, False), (TRANSACTION, True), (0, True), (5000, True)],
 )
-def test_b13_1_around_stands_outside_or_inside_the_transaction(precedence, is_inside):
-    """Below TRANSACTION an around sees the outcome of the commit, else it is part."""
+def test_around_stands_outside_or_inside_the_transaction(precedence, is_inside):
+    """Below TRANSACTION an around sees the outcome of the commit, else it is part. [B13.1]"""
     seen = []
 
     @command_handler
@@ -257,8 +257,8 @@ def test_b13_1_around_stands_outside_or_inside_the_transaction(precedence, is_in
 
 @pytest.mark.database
 @pytest.mark.django_db(transaction=True)
-def test_b13_1_an_after_outside_the_transaction_runs_after_the_commit():
-    """Its precedence is below TRANSACTION; on_commit callbacks have run by then."""
+def test_an_after_outside_the_transaction_runs_after_the_commit():
+    """Its precedence is below TRANSACTION; on_commit callbacks have run by then. [B13.1]"""
     trace = []
 
     @command_handler
@@ -278,8 +278,8 @@ def test_b13_1_an_after_outside_the_transaction_runs_after_the_commit():
     assert trace == ["inside", "committed", "outside"]
 
 
-def test_b13_1_an_after_does_not_follow_a_failure():
-    """Where the handler raised, no after runs, and the exception goes its way."""
+def test_an_after_does_not_follow_a_failure():
+    """Where the handler raised, no after runs, and the exception goes its way. [B13.1]"""
     trace = []
     error = Refused()
 
@@ -295,8 +295,8 @@ def test_b13_1_an_after_does_not_follow_a_failure():
     assert trace == []
 
 
-def test_b13_1_a_query_goes_through_them_as_well():
-    """The order is the same where there is no transaction."""
+def test_a_query_goes_through_them_as_well():
+    """The order is the same where there is no transaction. [B13.1]"""
     trace = []
 
     @query_handler
@@ -323,8 +323,8 @@ def test_b13_1_a_query_goes_through_them_as_well():
     ]
 
 
-def test_b13_1_each_handler_of_an_event_has_its_own():
-    """Interceptors stand around handlers, not around the publishing."""
+def test_each_handler_of_an_event_has_its_own():
+    """Interceptors stand around handlers, not around the publishing. [B13.1]"""
     trace = []
 
     @event_handler(priority=1)
@@ -350,8 +350,8 @@ def test_b13_1_each_handler_of_an_event_has_its_own():
     ]
 
 
-def test_b13_1_what_an_around_returns_is_the_result():
-    """It may change the result, and call the handler twice or not at all."""
+def test_what_an_around_returns_is_the_result():
+    """It may change the result, and call the handler twice or not at all. [B13.1]"""
     calls = []
 
     @command_handler
@@ -370,8 +370,8 @@ def test_b13_1_what_an_around_returns_is_the_result():
     assert calls == [2, 2]
 
 
-def test_b13_1_what_an_after_returns_takes_the_results_place():
-    """None leaves the result as it is; the next one out gets the new one."""
+def test_what_an_after_returns_takes_the_results_place():
+    """None leaves the result as it is; the next one out gets the new one. [B13.1]"""
 
     @command_handler
     def handle(command: Pay):
@@ -397,8 +397,8 @@ def test_b13_1_what_an_after_returns_takes_the_results_place():
 # B13.2: what a before may do --------------------------------------------------------
 
 
-def test_b13_2_a_before_replaces_the_payload():
-    """What it returns goes on in the payload's place, also to the next interceptor."""
+def test_a_before_replaces_the_payload():
+    """What it returns goes on in the payload's place, also to the next interceptor. [B13.2]"""
     seen = []
 
     @before(EVERY)
@@ -419,8 +419,8 @@ def test_b13_2_a_before_replaces_the_payload():
     assert seen == [Pay(8), Pay(8)]
 
 
-def test_b13_2_a_dictionary_is_made_into_what_the_handler_takes():
-    """A replaced payload is converted as any other is."""
+def test_a_dictionary_is_made_into_what_the_handler_takes():
+    """A replaced payload is converted as any other is. [B13.2]"""
 
     @before(EVERY)
     def replace():
@@ -429,8 +429,8 @@ def test_b13_2_a_dictionary_is_made_into_what_the_handler_takes():
     assert registry_of(pay, replace).command_bus.dispatch(Pay()) == Pay(7)
 
 
-def test_b13_2_a_payload_that_the_handler_does_not_take_is_refused():
-    """A return value by mistake, such as a truth, never reaches the handler."""
+def test_a_payload_that_the_handler_does_not_take_is_refused():
+    """A return value by mistake, such as a truth, never reaches the handler. [B13.2]"""
     called = []
 
     @command_handler
@@ -447,14 +447,14 @@ def test_b13_2_a_payload_that_the_handler_does_not_take_is_refused():
 
     assert str(caught.value).startswith("Cannot convert the payload to Pay: ")
     assert caught.value.__notes__ == [
-        f"The payload is what {__name__}.test_b13_2_a_payload_that_the_handler_does_not_take_is_refused.<locals>.is_allowed returned."
+        f"The payload is what {__name__}.test_a_payload_that_the_handler_does_not_take_is_refused.<locals>.is_allowed returned."
     ]
     assert called == []
 
 
 @pytest.mark.parametrize("payload", [0, "", False])
-def test_b13_2_an_empty_value_is_a_payload_as_well(payload):
-    """Only None means to go on with what there is."""
+def test_an_empty_value_is_a_payload_as_well(payload):
+    """Only None means to go on with what there is. [B13.2]"""
 
     @command_handler("keyed")
     def handle(value: object):
@@ -469,8 +469,8 @@ def test_b13_2_an_empty_value_is_a_payload_as_well(payload):
     assert bus.dispatch(5, route="keyed") == payload
 
 
-def test_b13_2_a_before_adds_headers():
-    """They are seen by the handler, by all that it sends, and by nobody else."""
+def test_a_before_adds_headers():
+    """They are seen by the handler, by all that it sends, and by nobody else. [B13.2]"""
     seen = []
 
     @command_handler
@@ -499,8 +499,8 @@ def test_b13_2_a_before_adds_headers():
     assert seen == [3, "3", False]
 
 
-def test_b13_2_a_replaced_message_keeps_its_identity():
-    """Its ids and its time are those of the message that was sent."""
+def test_a_replaced_message_keeps_its_identity():
+    """Its ids and its time are those of the message that was sent. [B13.2]"""
     seen = []
 
     @command_handler
@@ -533,8 +533,8 @@ def test_b13_2_a_replaced_message_keeps_its_identity():
     assert event.headers["a"] == 1
 
 
-def test_b13_2_a_message_made_anew_counts_as_its_payload():
-    """Its identity would break the chain: headers are added with replace()."""
+def test_a_message_made_anew_counts_as_its_payload():
+    """Its identity would break the chain: headers are added with replace(). [B13.2]"""
     seen = []
 
     @command_handler
@@ -553,8 +553,8 @@ def test_b13_2_a_message_made_anew_counts_as_its_payload():
     assert len(set(seen)) == 1
 
 
-def test_b13_2_stop_ends_the_flow():
-    """The handler and what stands inside are not run, what stands outside is."""
+def test_stop_ends_the_flow():
+    """The handler and what stands inside are not run, what stands outside is. [B13.2]"""
     trace = []
 
     @command_handler
@@ -580,8 +580,8 @@ def test_b13_2_stop_ends_the_flow():
     assert trace == ["stop", "outside None"]
 
 
-def test_b13_2_stop_is_for_one_handler_of_an_event():
-    """The event's other handlers are called."""
+def test_stop_is_for_one_handler_of_an_event():
+    """The event's other handlers are called. [B13.2]"""
     called = []
 
     @event_handler(priority=1)
@@ -602,8 +602,8 @@ def test_b13_2_stop_is_for_one_handler_of_an_event():
 
 
 @pytest.mark.parametrize("decorator", [before, around])
-def test_b13_2_stop_raises_where_a_result_was_promised(decorator):
-    """A sender that was promised a result gets MessageStopped, and a rollback."""
+def test_stop_raises_where_a_result_was_promised(decorator):
+    """A sender that was promised a result gets MessageStopped, and a rollback. [B13.2]"""
 
     @command_handler
     def handle(command: Promised) -> int:
@@ -630,7 +630,7 @@ def test_b13_2_stop_raises_where_a_result_was_promised(decorator):
         bus.dispatch(Promised())
 
     assert str(caught.value) == (
-        f"{__name__}.test_b13_2_stop_raises_where_a_result_was_promised.<locals>.stop "
+        f"{__name__}.test_stop_raises_where_a_result_was_promised.<locals>.stop "
         f"stopped Promised, whose sender was promised a result. Raise an exception "
         f"there, or promise none: Command[None]."
     )
@@ -638,8 +638,8 @@ def test_b13_2_stop_raises_where_a_result_was_promised(decorator):
 
 
 @pytest.mark.parametrize("payload", [PromisedNothing(), Pay()])
-def test_b13_2_stop_is_silent_where_no_result_was_promised(payload):
-    """Command[None] and a plain class promise nothing."""
+def test_stop_is_silent_where_no_result_was_promised(payload):
+    """Command[None] and a plain class promise nothing. [B13.2]"""
 
     @command_handler
     def handle(command: Pay | PromisedNothing) -> None:
@@ -653,8 +653,8 @@ def test_b13_2_stop_is_silent_where_no_result_was_promised(payload):
 
 
 @pytest.mark.parametrize("decorator", [before, around, after])
-def test_b13_2_what_an_interceptor_raises_reaches_the_caller(decorator):
-    """The very exception, and nothing stays written."""
+def test_what_an_interceptor_raises_reaches_the_caller(decorator):
+    """The very exception, and nothing stays written. [B13.2]"""
     error = Refused()
 
     @command_handler
@@ -685,8 +685,8 @@ def test_b13_2_what_an_interceptor_raises_reaches_the_caller(decorator):
     assert Note.objects.count() == 0
 
 
-def test_b13_2_what_an_interceptor_sends_is_caused_by_the_message():
-    """An audit command of a before belongs to the message that it looks at."""
+def test_what_an_interceptor_sends_is_caused_by_the_message():
+    """An audit command of a before belongs to the message that it looks at. [B13.2]"""
     seen = []
 
     @command_handler("audit")
@@ -713,8 +713,8 @@ def pay_later(command: Pay) -> None:
     Note.objects.create(text="handled", number=command.amount)
 
 
-def test_b13_3_pre_send_runs_where_a_message_enters_a_channel(channel):
-    """Once at the send, not where it is handled, and not without a channel."""
+def test_pre_send_runs_where_a_message_enters_a_channel(channel):
+    """Once at the send, not where it is handled, and not without a channel. [B13.3]"""
     trace = []
 
     @command_handler("now")
@@ -733,8 +733,8 @@ def test_b13_3_pre_send_runs_where_a_message_enters_a_channel(channel):
     assert Note.objects.count() == 1
 
 
-def test_b13_3_pre_send_replaces_payload_and_headers(channel):
-    """What it returns is what is stored, as a before's is what is handled."""
+def test_pre_send_replaces_payload_and_headers(channel):
+    """What it returns is what is stored, as a before's is what is handled. [B13.3]"""
     seen = []
 
     @command_handler(channel=True)
@@ -756,8 +756,8 @@ def test_b13_3_pre_send_replaces_payload_and_headers(channel):
 
 
 @pytest.mark.parametrize("outcome", ["stops", "raises"])
-def test_b13_3_a_refusing_pre_send_sends_nothing(channel, outcome):
-    """STOP drops the message alone; an exception fails the sender as well."""
+def test_a_refusing_pre_send_sends_nothing(channel, outcome):
+    """STOP drops the message alone; an exception fails the sender as well. [B13.3]"""
     error = Refused()
 
     @command_handler("shop")
@@ -783,8 +783,8 @@ def test_b13_3_a_refusing_pre_send_sends_nothing(channel, outcome):
     assert Note.objects.count() == (0 if outcome == "raises" else 1)
 
 
-def test_b13_3_pre_send_runs_for_each_handler_of_an_event(channel):
-    """One that refuses its message takes nothing from the others."""
+def test_pre_send_runs_for_each_handler_of_an_event(channel):
+    """One that refuses its message takes nothing from the others. [B13.3]"""
     called = []
 
     @event_handler(channel=True)
@@ -816,8 +816,8 @@ def test_b13_3_pre_send_runs_for_each_handler_of_an_event(channel):
     assert called[3:] == ["two"]
 
 
-def test_b13_3_copies_of_an_event_have_one_time(channel):
-    """Interceptors at the send do not make them differ."""
+def test_copies_of_an_event_have_one_time(channel):
+    """Interceptors at the send do not make them differ. [B13.3]"""
 
     @event_handler(channel=True)
     def one(event: Paid): ...
@@ -835,8 +835,8 @@ def test_b13_3_copies_of_an_event_have_one_time(channel):
     assert first.message_id == second.message_id
 
 
-def test_b13_3_an_interceptor_aimed_at_a_bus_runs_at_the_send(channel):
-    """Only the sender has a bus; every other interceptor runs at the handling."""
+def test_an_interceptor_aimed_at_a_bus_runs_at_the_send(channel):
+    """Only the sender has a bus; every other interceptor runs at the handling. [B13.3]"""
     trace = []
     registry = registry_of(pay_later)
     at_bus = pointcut.bus(registry.command_bus)
@@ -865,8 +865,8 @@ def test_b13_3_an_interceptor_aimed_at_a_bus_runs_at_the_send(channel):
     assert trace[len(sent) :] == ["around begins", "before", "around ends"]
 
 
-def test_b13_3_a_before_at_the_bus_may_stop_a_send(channel):
-    """As a pre_send does."""
+def test_a_before_at_the_bus_may_stop_a_send(channel):
+    """As a pre_send does. [B13.3]"""
     registry = registry_of(pay_later)
 
     @before(pointcut.bus(CommandBus))
@@ -1046,14 +1046,14 @@ MARKED = pointcut.marked(RequiresPermission)
     ],
     ids=lambda value: repr(value) if isinstance(value, Pointcut) else "",
 )
-def test_b13_5_a_pointcut_says_which_handlers(where, handlers, text):
-    """By handler, message class, marker and bus, joined by & | ~."""
+def test_a_pointcut_says_which_handlers(where, handlers, text):
+    """By handler, message class, marker and bus, joined by & | ~. [B13.5]"""
     assert reached(where) == handlers
     assert repr(where) == text
 
 
-def test_b13_5_a_bus_may_be_meant_alone_or_by_its_class():
-    """An instance is that one bus, a class every bus of it and of its subclasses."""
+def test_a_bus_may_be_meant_alone_or_by_its_class():
+    """An instance is that one bus, a class every bus of it and of its subclasses. [B13.5]"""
     registry = registry_of(pay)
     audited = AuditedBus(registry=registry)
     trace = []
@@ -1074,8 +1074,8 @@ def test_b13_5_a_bus_may_be_meant_alone_or_by_its_class():
     assert trace == ["base", "class", "base", "this", "class", "base"]
 
 
-def test_b13_5_the_message_is_what_is_sent_not_what_the_handler_names():
-    """A handler of a base class has the interceptors of the object's own class."""
+def test_the_message_is_what_is_sent_not_what_the_handler_names():
+    """A handler of a base class has the interceptors of the object's own class. [B13.5]"""
     trace = []
     at_all = noting(trace, before, "all", where=pointcut.message(PayAll))
     bus = registry_of(pay, at_all).command_bus
@@ -1087,8 +1087,8 @@ def test_b13_5_the_message_is_what_is_sent_not_what_the_handler_names():
     assert trace == ["all"]
 
 
-def test_b13_5_a_message_may_be_meant_by_a_protocol():
-    """What is asked is issubclass()."""
+def test_a_message_may_be_meant_by_a_protocol():
+    """What is asked is issubclass(). [B13.5]"""
 
     @runtime_checkable
     class HasTotal(Protocol):
@@ -1173,8 +1173,8 @@ class WithData(Protocol):
     ],
     ids=lambda value: "" if callable(value) else value.partition(", not <")[0],
 )
-def test_b13_5_a_pointcut_that_could_match_nothing_is_refused_at_once(make, text):
-    """Where it is written, since a guard that stands nowhere guards nothing."""
+def test_a_pointcut_that_could_match_nothing_is_refused_at_once(make, text):
+    """Where it is written, since a guard that stands nowhere guards nothing. [B13.5]"""
     with pytest.raises(TypeError) as caught:
         make()
 
@@ -1289,15 +1289,15 @@ def by_kind_of_function():
 
 
 @pytest.mark.parametrize("name", by_kind_of_function())
-def test_b13_5_a_marker_is_found_wherever_it_stands(name):
-    """Above or below the other decorators, on any kind of method, on its class."""
+def test_a_marker_is_found_wherever_it_stands(name):
+    """Above or below the other decorators, on any kind of method, on its class. [B13.5]"""
     handler = by_kind_of_function()[name]
 
     assert marks_of(handler) == RequiresPermission("here")
 
 
-def test_b13_5_a_marker_that_is_not_there_is_none():
-    """Where the annotation allows that."""
+def test_a_marker_that_is_not_there_is_none():
+    """Where the annotation allows that. [B13.5]"""
 
     @command_handler("marked")
     def plain(): ...
@@ -1305,8 +1305,8 @@ def test_b13_5_a_marker_that_is_not_there_is_none():
     assert marks_of(plain) is None
 
 
-def test_b13_5_the_nearest_marker_is_given():
-    """The handler's before its class's before the message's."""
+def test_the_nearest_marker_is_given():
+    """The handler's before its class's before the message's. [B13.5]"""
 
     @command_handler("message")
     def on_message(command: Secret): ...
@@ -1332,8 +1332,8 @@ def test_b13_5_the_nearest_marker_is_given():
     assert named("message", MoreSecret()) == "a message"
 
 
-def test_b13_5_a_marker_parameter_gets_the_marker_itself():
-    """In every kind of interceptor, beside anything else they take."""
+def test_a_marker_parameter_gets_the_marker_itself():
+    """In every kind of interceptor, beside anything else they take. [B13.5]"""
     seen = []
 
     @RequiresPermission("tickets.close")
@@ -1363,8 +1363,8 @@ def test_b13_5_a_marker_parameter_gets_the_marker_itself():
     ]
 
 
-def test_b13_5_a_marker_may_have_a_default():
-    """It stands in where nothing is marked."""
+def test_a_marker_may_have_a_default():
+    """It stands in where nothing is marked. [B13.5]"""
     seen = []
 
     @before(EVERY)
@@ -1376,8 +1376,8 @@ def test_b13_5_a_marker_may_have_a_default():
     assert seen == ["basic"]
 
 
-def test_b13_5_a_marker_decorates_and_changes_nothing():
-    """What is marked stays what it was."""
+def test_a_marker_decorates_and_changes_nothing():
+    """What is marked stays what it was. [B13.5]"""
 
     def function(): ...
 
@@ -1389,8 +1389,8 @@ def test_b13_5_a_marker_decorates_and_changes_nothing():
 # B13.6: how often ---------------------------------------------------------------------
 
 
-def test_b13_6_each_runs_once_per_attempt():
-    """Those outside the retry once for all attempts."""
+def test_each_runs_once_per_attempt():
+    """Those outside the retry once for all attempts. [B13.6]"""
     trace = []
 
     @command_handler
@@ -1410,8 +1410,8 @@ def test_b13_6_each_runs_once_per_attempt():
     assert trace == ["outside", *["attempt", "transaction"] * 3]
 
 
-def test_b13_6_one_that_matches_in_several_ways_runs_once():
-    """So does one that was registered twice, and a handler with two routes."""
+def test_one_that_matches_in_several_ways_runs_once():
+    """So does one that was registered twice, and a handler with two routes. [B13.6]"""
     trace = []
     where = EVERY | pointcut.message(Pay) | pointcut.bus(CommandBus)
     note = noting(trace, before, "once", where=where)
@@ -1428,8 +1428,8 @@ def test_b13_6_one_that_matches_in_several_ways_runs_once():
     assert trace == ["once", "once"]
 
 
-def test_b13_6_a_nested_command_has_its_own():
-    """An interceptor of both runs for both, one inside the other."""
+def test_a_nested_command_has_its_own():
+    """An interceptor of both runs for both, one inside the other. [B13.6]"""
     trace = []
 
     @command_handler("outer")

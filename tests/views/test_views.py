@@ -196,8 +196,8 @@ def invalid(*errors):
 
 
 @pytest.mark.django_db
-def test_b17_2_a_json_body_becomes_a_command_of_a_class(api):
-    """A POST is dispatched as the message class, and its result is JSON."""
+def test_a_json_body_becomes_a_command_of_a_class(api):
+    """A POST is dispatched as the message class, and its result is JSON. [B17.2]"""
 
     @api.add
     @command_handler
@@ -217,8 +217,8 @@ def test_b17_2_a_json_body_becomes_a_command_of_a_class(api):
 
 
 @pytest.mark.django_db
-def test_b17_2_a_json_body_becomes_a_command_by_its_route(api):
-    """A POST is dispatched by routing key, as what the handler's annotation says."""
+def test_a_json_body_becomes_a_command_by_its_route(api):
+    """A POST is dispatched by routing key, as what the handler's annotation says. [B17.2]"""
 
     @api.add
     @command_handler("ticket.open")
@@ -233,8 +233,8 @@ def test_b17_2_a_json_body_becomes_a_command_by_its_route(api):
 
 
 @pytest.mark.django_db
-def test_b17_2_a_route_may_be_the_name_of_a_message(api):
-    """The name that @message gave a class is a route of it."""
+def test_a_route_may_be_the_name_of_a_message(api):
+    """The name that @message gave a class is a route of it. [B17.2]"""
 
     @message("ticket.reopen")
     @dataclass(frozen=True)
@@ -282,8 +282,8 @@ class Model(BaseModel):
         (Decimal, "1.10", Decimal("1.10")),
     ],
 )
-def test_b17_2_any_payload_that_a_key_leads_to(wsgi, wanted, body, given):
-    """By routing key the body may be any JSON that the handler's parameter takes."""
+def test_any_payload_that_a_key_leads_to(wsgi, wanted, body, given):
+    """By routing key the body may be any JSON that the handler's parameter takes. [B17.2]"""
     seen = []
 
     @wsgi.add
@@ -339,8 +339,8 @@ def test_the_status_of_a_view_is_the_same_for_both_of_a_pair(api):
 
 
 @pytest.mark.django_db
-def test_b17_2_without_a_result_there_is_no_content(api):
-    """A command that returns None answers 204, with no body."""
+def test_without_a_result_there_is_no_content(api):
+    """A command that returns None answers 204, with no body. [B17.2]"""
 
     @api.add
     @command_handler("ticket.close")
@@ -357,8 +357,8 @@ def test_b17_2_without_a_result_there_is_no_content(api):
 
 
 @pytest.mark.django_db
-def test_b17_2_a_handler_on_a_channel_is_accepted(api, settings):
-    """A command for a channel answers 202, and is handled later."""
+def test_a_handler_on_a_channel_is_accepted(api, settings):
+    """A command for a channel answers 202, and is handled later. [B17.2]"""
     settings.DJANGO_CQRS = {
         "CHANNELS": {"default": {"BACKEND": "django_cqrs.channels.InMemoryChannel"}}
     }
@@ -378,8 +378,8 @@ def test_b17_2_a_handler_on_a_channel_is_accepted(api, settings):
 
 
 @pytest.mark.django_db
-def test_b17_2_no_body_is_no_payload(api):
-    """Without a body a handler gets its default, and a class its fields' defaults."""
+def test_no_body_is_no_payload(api):
+    """Without a body a handler gets its default, and a class its fields' defaults. [B17.2]"""
     seen = []
 
     @api.add
@@ -412,8 +412,8 @@ def test_b17_2_no_body_is_no_payload(api):
         (str, b"", [("", "the payload is missing", "missing")]),
     ],
 )
-def test_b17_2_no_body_where_one_is_needed(wsgi, wanted, body, errors):
-    """Without a body the problem says what is missing."""
+def test_no_body_where_one_is_needed(wsgi, wanted, body, errors):
+    """Without a body the problem says what is missing. [B17.2]"""
 
     @wsgi.add
     @command_handler("take")
@@ -425,8 +425,8 @@ def test_b17_2_no_body_where_one_is_needed(wsgi, wanted, body, errors):
 
 
 @pytest.mark.django_db
-def test_b17_2_the_path_is_part_of_the_payload(api):
-    """What the URL's path captures are fields of the payload, beside those of the body."""
+def test_the_path_is_part_of_the_payload(api):
+    """What the URL's path captures are fields of the payload, beside those of the body. [B17.2]"""
     seen = []
 
     @api.add
@@ -443,8 +443,8 @@ def test_b17_2_the_path_is_part_of_the_payload(api):
     assert seen == [CloseTicket(KEY, "fixed"), CloseTicket(KEY), CloseTicket(KEY)]
 
 
-def test_b17_2_the_path_cannot_be_contradicted(api):
-    """A field that the path gives is refused in the body: permissions may rest on it."""
+def test_the_path_cannot_be_contradicted(api):
+    """A field that the path gives is refused in the body: permissions may rest on it. [B17.2]"""
 
     @api.add
     @command_handler(atomic=False)
@@ -469,8 +469,8 @@ def test_b17_2_the_path_cannot_be_contradicted(api):
     "number", ["7", "12345678901234567890", "1.1", "1e100", "0.1000000000000000055511"]
 )
 @pytest.mark.django_db
-def test_b17_2_numbers_are_the_same_beside_a_path(wsgi, number):
-    """Adding the path's fields to a body changes nothing else in it."""
+def test_numbers_are_the_same_beside_a_path(wsgi, number):
+    """Adding the path's fields to a body changes nothing else in it. [B17.2]"""
     seen = []
 
     @dataclass(frozen=True)
@@ -494,8 +494,8 @@ def test_b17_2_numbers_are_the_same_beside_a_path(wsgi, number):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("body", [b"[1]", b"7", b"{", b'"\xff"', b"[" * 100_000])
-def test_b17_2_a_body_that_is_no_object_is_a_problem_beside_a_path(wsgi, body):
-    """Whatever is sent where an object is wanted, the answer is 400."""
+def test_a_body_that_is_no_object_is_a_problem_beside_a_path(wsgi, body):
+    """Whatever is sent where an object is wanted, the answer is 400. [B17.2]"""
     wsgi.add(command_handler(lambda_taking(CloseTicket)))
     wsgi.commands("tickets/<uuid:ticket_id>", message=CloseTicket)
 
@@ -512,8 +512,8 @@ def lambda_taking(cls):
 
 
 @pytest.mark.django_db
-def test_b17_2_the_path_may_give_the_one_plain_value(api):
-    """A handler of one plain value gets it from the path, by its parameter's name."""
+def test_the_path_may_give_the_one_plain_value(api):
+    """A handler of one plain value gets it from the path, by its parameter's name. [B17.2]"""
     seen = []
 
     @api.add
@@ -530,8 +530,8 @@ def test_b17_2_the_path_may_give_the_one_plain_value(api):
 # Problems -------------------------------------------------------------------------
 
 
-def test_b17_2_conversion_errors_are_problem_details(api):
-    """Every field that is wrong is named by its path, with what is wrong and a code."""
+def test_conversion_errors_are_problem_details(api):
+    """Every field that is wrong is named by its path, with what is wrong and a code. [B17.2]"""
     called = []
 
     @api.add
@@ -564,8 +564,8 @@ def test_b17_2_conversion_errors_are_problem_details(api):
         (b"[" * 100_000, "json_invalid"),
     ],
 )
-def test_b17_2_broken_json_is_a_problem(wsgi, body, code):
-    """Text that is no JSON, or no object, is a problem and never an error."""
+def test_broken_json_is_a_problem(wsgi, body, code):
+    """Text that is no JSON, or no object, is a problem and never an error. [B17.2]"""
     wsgi.add(command_handler(lambda_taking(OpenTicket)))
     wsgi.commands(message=OpenTicket)
 
@@ -575,8 +575,8 @@ def test_b17_2_broken_json_is_a_problem(wsgi, body, code):
     assert [error["code"] for error in problem["errors"]] == [code]
 
 
-def test_b17_2_json_is_read_strict(wsgi):
-    """In a body no string stands for a number."""
+def test_json_is_read_strict(wsgi):
+    """In a body no string stands for a number. [B17.2]"""
     wsgi.add(command_handler(lambda_taking(OpenTicket)))
     wsgi.commands(message=OpenTicket)
 
@@ -597,8 +597,8 @@ SECRET = "hunter2"
         {"title": "a", "lines": SECRET},
     ],
 )
-def test_b17_2_a_problem_reveals_no_value_and_no_code(api, body, caplog):
-    """Neither the response nor the log holds a value that was sent, or a module."""
+def test_a_problem_reveals_no_value_and_no_code(api, body, caplog):
+    """Neither the response nor the log holds a value that was sent, or a module. [B17.2]"""
     api.add(command_handler(atomic=False)(lambda_taking(OpenTicket)))
     api.commands(message=OpenTicket)
     with caplog.at_level(logging.DEBUG):
@@ -611,10 +611,10 @@ def test_b17_2_a_problem_reveals_no_value_and_no_code(api, body, caplog):
 
 
 @pytest.mark.parametrize("options", [{"route": "ticket.opne"}, {"message": OpenTicket}])
-def test_b17_2_no_handler_is_not_found(api, options, caplog):
+def test_no_handler_is_not_found(api, options, caplog):
     """
     Without a handler the answer is 404; what was probably meant is said in the log
-    alone.
+    alone. [B17.2]
     """
 
     @api.add
@@ -648,8 +648,8 @@ def test_b17_2_no_handler_is_not_found(api, options, caplog):
     assert said == [meant[next(iter(options))]]
 
 
-def test_b17_2_a_missing_header_is_a_problem(api, caplog):
-    """Without a header that the handler requires the answer is 400; the log says which."""
+def test_a_missing_header_is_a_problem(api, caplog):
+    """Without a header that the handler requires the answer is 400; the log says which. [B17.2]"""
 
     @api.add
     @command_handler("ticket.open", atomic=False)
@@ -668,8 +668,8 @@ def test_b17_2_a_missing_header_is_a_problem(api, caplog):
     assert "requires the header 'user_id'" in caplog.text
 
 
-def test_b17_2_a_header_that_does_not_fit_is_a_problem(api):
-    """A header is the request's as well: one that does not convert is a field error."""
+def test_a_header_that_does_not_fit_is_a_problem(api):
+    """A header is the request's as well: one that does not convert is a field error. [B17.2]"""
 
     @api.add
     @command_handler("ticket.open", atomic=False)
@@ -712,8 +712,8 @@ def test_b17_2_a_header_that_does_not_fit_is_a_problem(api):
         ("", 415),
     ],
 )
-def test_b17_2_another_content_type_is_unsupported(api, content_type, status):
-    """A body that does not say it is JSON is refused with 415, whatever is in it."""
+def test_another_content_type_is_unsupported(api, content_type, status):
+    """A body that does not say it is JSON is refused with 415, whatever is in it. [B17.2]"""
 
     @api.add
     @command_handler("ticket.open", atomic=False)
@@ -736,8 +736,8 @@ def test_b17_2_another_content_type_is_unsupported(api, content_type, status):
 
 
 @pytest.mark.parametrize("method", ["get", "put", "patch", "delete"])
-def test_b17_2_another_method_is_not_allowed(api, method):
-    """A command answers POST and OPTIONS alone."""
+def test_another_method_is_not_allowed(api, method):
+    """A command answers POST and OPTIONS alone. [B17.2]"""
     api.add(command_handler(lambda_taking(OpenTicket)))
     api.commands(message=OpenTicket)
     response = api.request(method)
@@ -746,8 +746,8 @@ def test_b17_2_another_method_is_not_allowed(api, method):
     assert response["Allow"] == "POST, OPTIONS"
 
 
-def test_b17_2_a_subclass_may_answer_other_methods(wsgi):
-    """A view is derived from in Django's manner: other methods are one line each."""
+def test_a_subclass_may_answer_other_methods(wsgi):
+    """A view is derived from in Django's manner: other methods are one line each. [B17.2]"""
 
     class View(CommandView):
         put = CommandView.post
@@ -761,8 +761,8 @@ def test_b17_2_a_subclass_may_answer_other_methods(wsgi):
     assert wsgi.request("get").status_code == 405
 
 
-def test_b17_2_a_body_that_is_too_large_is_djangos(api, settings):
-    """DATA_UPLOAD_MAX_MEMORY_SIZE is Django's to enforce."""
+def test_a_body_that_is_too_large_is_djangos(api, settings):
+    """DATA_UPLOAD_MAX_MEMORY_SIZE is Django's to enforce. [B17.2]"""
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 10
     api.add(command_handler(lambda_taking(OpenTicket)))
     api.commands(message=OpenTicket)
@@ -770,8 +770,8 @@ def test_b17_2_a_body_that_is_too_large_is_djangos(api, settings):
     assert api.post({"title": "a" * 100}).status_code in (400, 413)
 
 
-def test_b17_2_a_broken_declaration_is_the_servers_fault(wsgi):
-    """A broken handler raises its check's text; the client gets no problem details."""
+def test_a_broken_declaration_is_the_servers_fault(wsgi):
+    """A broken handler raises its check's text; the client gets no problem details. [B17.2]"""
 
     @wsgi.add
     @command_handler("ticket.open")
@@ -785,8 +785,8 @@ def test_b17_2_a_broken_declaration_is_the_servers_fault(wsgi):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("nested", ["conversion", "no handler"])
-def test_b17_2_a_fault_of_the_code_is_no_fault_of_the_client(api, nested):
-    """What a handler itself sends wrongly is an error of the server: 500."""
+def test_a_fault_of_the_code_is_no_fault_of_the_client(api, nested):
+    """What a handler itself sends wrongly is an error of the server: 500. [B17.2]"""
 
     @api.add
     @command_handler("outer")
@@ -805,8 +805,8 @@ def test_b17_2_a_fault_of_the_code_is_no_fault_of_the_client(api, nested):
 
 
 @pytest.mark.django_db
-def test_b17_2_a_result_that_is_no_json_is_the_servers_fault(wsgi):
-    """A result that cannot be written as JSON raises: it is not the client's doing."""
+def test_a_result_that_is_no_json_is_the_servers_fault(wsgi):
+    """A result that cannot be written as JSON raises: it is not the client's doing. [B17.2]"""
 
     @wsgi.add
     @command_handler("ticket.open")
@@ -823,8 +823,8 @@ def test_b17_2_a_result_that_is_no_json_is_the_servers_fault(wsgi):
 @pytest.mark.parametrize(
     ("error", "status"), [(PermissionDenied, 403), (Http404, 404), (ValueError, 500)]
 )
-def test_b17_2_what_a_handler_raises_is_djangos(api, error, status):
-    """PermissionDenied and Http404 are answered by Django, and all else as it does."""
+def test_what_a_handler_raises_is_djangos(api, error, status):
+    """PermissionDenied and Http404 are answered by Django, and all else as it does. [B17.2]"""
 
     @api.add
     @command_handler("ticket.open")
@@ -842,8 +842,8 @@ def test_b17_2_what_a_handler_raises_is_djangos(api, error, status):
 
 
 @pytest.mark.django_db
-def test_b17_2_named_errors_are_problem_details(api):
-    """errors= names exceptions of handlers, subclasses included, and their status."""
+def test_named_errors_are_problem_details(api):
+    """errors= names exceptions of handlers, subclasses included, and their status. [B17.2]"""
 
     class LongClosed(TicketClosed):
         pass
@@ -864,8 +864,8 @@ def test_b17_2_named_errors_are_problem_details(api):
     assert not Note.objects.exists()
 
 
-def test_b17_2_problem_details_can_be_added_to(wsgi):
-    """refusal() is the place to change what a problem looks like."""
+def test_problem_details_can_be_added_to(wsgi):
+    """refusal() is the place to change what a problem looks like. [B17.2]"""
 
     class View(CommandView):
         def refusal(self, details):
@@ -879,10 +879,10 @@ def test_b17_2_problem_details_can_be_added_to(wsgi):
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("body", ["refused", 7])
-def test_b17_2_a_problem_rolls_the_request_back(wsgi, settings, body, monkeypatch):
+def test_a_problem_rolls_the_request_back(wsgi, settings, body, monkeypatch):
     """
     Under ATOMIC_REQUESTS an answer of problem details commits nothing, as an exception
-    would not.
+    would not. [B17.2]
     """
     from django.db import connection
 
@@ -908,8 +908,8 @@ def test_b17_2_a_problem_rolls_the_request_back(wsgi, settings, body, monkeypatc
 # Queries --------------------------------------------------------------------------
 
 
-def test_b17_2_query_parameters_become_a_query(api):
-    """A GET is asked as the message class, read lax; a list is a repeated parameter."""
+def test_query_parameters_become_a_query(api):
+    """A GET is asked as the message class, read lax; a list is a repeated parameter. [B17.2]"""
 
     @api.add
     @query_handler
@@ -936,8 +936,8 @@ def test_b17_2_query_parameters_become_a_query(api):
         ("?status=a&status=b", FindTickets(status="b")),
     ],
 )
-def test_b17_2_a_parameter_is_one_value_or_a_list_as_its_field_says(wsgi, query, given):
-    """One value for a list is a list of one; of several for one value the last counts."""
+def test_a_parameter_is_one_value_or_a_list_as_its_field_says(wsgi, query, given):
+    """One value for a list is a list of one; of several for one value the last counts. [B17.2]"""
 
     @wsgi.add
     @query_handler
@@ -949,8 +949,8 @@ def test_b17_2_a_parameter_is_one_value_or_a_list_as_its_field_says(wsgi, query,
     assert wsgi.get(f"/{query}").content == b"true"
 
 
-def test_b17_2_the_fields_of_other_kinds_of_payload(wsgi):
-    """pydantic models with aliases, NamedTuples, TypedDicts and dicts have fields too."""
+def test_the_fields_of_other_kinds_of_payload(wsgi):
+    """pydantic models with aliases, NamedTuples, TypedDicts and dicts have fields too. [B17.2]"""
 
     class Filter(BaseModel):
         ids: list[int] = Field(alias="id")
@@ -984,8 +984,8 @@ def test_b17_2_the_fields_of_other_kinds_of_payload(wsgi):
     ]
 
 
-def test_b17_2_one_plain_value_goes_by_its_parameters_name(api):
-    """A handler of one plain value gets the parameter of that name, or its default."""
+def test_one_plain_value_goes_by_its_parameters_name(api):
+    """A handler of one plain value gets the parameter of that name, or its default. [B17.2]"""
 
     @api.add
     @query_handler("ticket.list")
@@ -999,8 +999,8 @@ def test_b17_2_one_plain_value_goes_by_its_parameters_name(api):
     assert json.loads(api.get().content) == ["None"]
 
 
-def test_b17_2_one_plain_list_goes_by_its_parameters_name(wsgi):
-    """A handler of a plain list gets every value of the parameter of that name."""
+def test_one_plain_list_goes_by_its_parameters_name(wsgi):
+    """A handler of a plain list gets every value of the parameter of that name. [B17.2]"""
 
     @wsgi.add
     @query_handler("ticket.sum")
@@ -1026,8 +1026,8 @@ def test_b17_2_one_plain_list_goes_by_its_parameters_name(wsgi):
         ),
     ],
 )
-def test_b17_2_a_wrong_plain_value_is_named(api, query, error):
-    """The path of a plain value's error is the parameter's name."""
+def test_a_wrong_plain_value_is_named(api, query, error):
+    """The path of a plain value's error is the parameter's name. [B17.2]"""
 
     @api.add
     @query_handler("ticket.get")
@@ -1039,8 +1039,8 @@ def test_b17_2_a_wrong_plain_value_is_named(api, query, error):
     assert problem_in(api.get(f"/{query}")) == invalid(error)
 
 
-def test_b17_2_a_query_without_a_payload(api):
-    """A handler that takes no payload looks at no parameter."""
+def test_a_query_without_a_payload(api):
+    """A handler that takes no payload looks at no parameter. [B17.2]"""
 
     @service
     class Tickets:
@@ -1054,8 +1054,8 @@ def test_b17_2_a_query_without_a_payload(api):
     assert api.get("/?anything=x").content == b"3"
 
 
-def test_b17_2_no_answer_is_null(api):
-    """A query's None is an answer: null, with 200."""
+def test_no_answer_is_null(api):
+    """A query's None is an answer: null, with 200. [B17.2]"""
 
     @api.add
     @query_handler("ticket.owner")
@@ -1069,8 +1069,8 @@ def test_b17_2_no_answer_is_null(api):
 
 
 @pytest.mark.django_db
-def test_b17_2_a_queryset_is_an_answer(api):
-    """A lazy answer is read in the thread of the database, before the response."""
+def test_a_queryset_is_an_answer(api):
+    """A lazy answer is read in the thread of the database, before the response. [B17.2]"""
     Note.objects.create(text="a", number=1)
     Note.objects.create(text="b", number=2)
 
@@ -1087,8 +1087,8 @@ def test_b17_2_a_queryset_is_an_answer(api):
     ]
 
 
-def test_b17_2_a_path_is_part_of_a_query(api):
-    """What the path captures is part of a query, and cannot be contradicted."""
+def test_a_path_is_part_of_a_query(api):
+    """What the path captures is part of a query, and cannot be contradicted. [B17.2]"""
 
     @api.add
     @query_handler("ticket.get")
@@ -1114,8 +1114,8 @@ def test_b17_2_a_path_is_part_of_a_query(api):
     )
 
 
-def test_b17_2_query_problems(api):
-    """Queries have the problems of commands: fields, no handler, methods."""
+def test_query_problems(api):
+    """Queries have the problems of commands: fields, no handler, methods. [B17.2]"""
 
     class Size(Enum):
         SMALL = "small"
@@ -1146,8 +1146,8 @@ def test_b17_2_query_problems(api):
     assert problem_in(api.get())[0] == 404
 
 
-def test_b17_2_head_is_get_without_a_body(api):
-    """HEAD is answered as GET is."""
+def test_head_is_get_without_a_body(api):
+    """HEAD is answered as GET is. [B17.2]"""
 
     @api.add
     @query_handler("ticket.count")
@@ -1161,8 +1161,8 @@ def test_b17_2_head_is_get_without_a_body(api):
     assert response["Content-Type"] == JSON
 
 
-def test_b17_2_value_objects_are_read_and_written(wsgi):
-    """Converters work in payloads and in answers."""
+def test_value_objects_are_read_and_written(wsgi):
+    """Converters work in payloads and in answers. [B17.2]"""
 
     @wsgi.add
     @query_handler("double")
@@ -1177,8 +1177,8 @@ def test_b17_2_value_objects_are_read_and_written(wsgi):
 # Headers, buses, permissions ------------------------------------------------------
 
 
-def test_b17_2_headers_from_the_request(api):
-    """headers_from() gives the message its headers, which pass on as ever."""
+def test_headers_from_the_request(api):
+    """headers_from() gives the message its headers, which pass on as ever. [B17.2]"""
     seen = []
 
     class Headed:
@@ -1210,8 +1210,8 @@ def test_b17_2_headers_from_the_request(api):
     assert seen == [("tests", None)]
 
 
-def test_b17_2_a_bus_of_ones_own(wsgi):
-    """bus= sends through another bus, such as one with a retry."""
+def test_a_bus_of_ones_own(wsgi):
+    """bus= sends through another bus, such as one with a retry. [B17.2]"""
     attempts = []
     registry = Registry()
 
@@ -1232,8 +1232,8 @@ def test_b17_2_a_bus_of_ones_own(wsgi):
     assert attempts == ["a", "a", "a"]
 
 
-def test_b17_2_the_global_bus_is_the_default(wsgi):
-    """Without bus= a view uses the buses of the installed apps."""
+def test_the_global_bus_is_the_default(wsgi):
+    """Without bus= a view uses the buses of the installed apps. [B17.2]"""
     from tests.testapp.messages import FindTickets as Find
 
     wsgi.serve("", QueryView.as_view(message=Find))
@@ -1245,8 +1245,8 @@ def test_b17_2_the_global_bus_is_the_default(wsgi):
     "view", [CommandView, QueryView, AsyncCommandView, AsyncQueryView]
 )
 @pytest.mark.parametrize("given", [{}, {"route": "a", "message": OpenTicket}])
-def test_b17_2_a_view_takes_a_route_or_a_message(view, given):
-    """as_view() takes one of route= and message=, and refuses what it does not know."""
+def test_a_view_takes_a_route_or_a_message(view, given):
+    """as_view() takes one of route= and message=, and refuses what it does not know. [B17.2]"""
     with pytest.raises(TypeError) as caught:
         view.as_view(**given)
     assert str(caught.value) == (
@@ -1257,8 +1257,8 @@ def test_b17_2_a_view_takes_a_route_or_a_message(view, given):
         view.as_view(rout="a")
 
 
-def test_b17_2_a_subclass_may_say_its_message(wsgi):
-    """What as_view() takes may be attributes of a subclass as well."""
+def test_a_subclass_may_say_its_message(wsgi):
+    """What as_view() takes may be attributes of a subclass as well. [B17.2]"""
 
     class OpenTicketView(CommandView):
         route = "open"
@@ -1281,8 +1281,8 @@ def _sessions(settings):
 
 
 @pytest.mark.usefixtures("_sessions")
-def test_b17_2_csrf_is_as_django_has_it(api):
-    """A POST needs the token where the middleware asks for it; csrf_exempt lifts that."""
+def test_csrf_is_as_django_has_it(api):
+    """A POST needs the token where the middleware asks for it; csrf_exempt lifts that. [B17.2]"""
     api.add(command_handler("open", atomic=False)(lambda_taking(OpenTicket)))
     api.client = type(api.client)(enforce_csrf_checks=True)
     view = api.command_view.as_view(route="open", bus=api.registry.command_bus)
@@ -1302,8 +1302,8 @@ def test_b17_2_csrf_is_as_django_has_it(api):
 @pytest.mark.django_db
 @pytest.mark.usefixtures("_sessions")
 @pytest.mark.parametrize("is_asgi", [False, True], ids=["wsgi", "asgi"])
-def test_b17_2_permissions_by_djangos_mixins(settings, is_asgi):
-    """LoginRequiredMixin and PermissionRequiredMixin stand before a view as ever."""
+def test_permissions_by_djangos_mixins(settings, is_asgi):
+    """LoginRequiredMixin and PermissionRequiredMixin stand before a view as ever. [B17.2]"""
     api = Api(settings, is_asgi=is_asgi, is_async=False)
     settings.LOGIN_URL = "/login"
 
@@ -1326,8 +1326,8 @@ def test_b17_2_permissions_by_djangos_mixins(settings, is_asgi):
 
 @pytest.mark.django_db
 @pytest.mark.usefixtures("_sessions")
-def test_b17_2_permissions_of_an_async_view_by_djangos_decorators(settings):
-    """login_required stands before an async twin."""
+def test_permissions_of_an_async_view_by_djangos_decorators(settings):
+    """login_required stands before an async twin. [B17.2]"""
     api = Api(settings, is_asgi=True, is_async=True)
     settings.LOGIN_URL = "/login"
     api.add(command_handler("open", atomic=False)(lambda_taking(OpenTicket)))
@@ -1340,8 +1340,8 @@ def test_b17_2_permissions_of_an_async_view_by_djangos_decorators(settings):
     assert api.post({"title": "a"}).status_code == 204
 
 
-def test_b17_2_three_lines_are_enough(settings):
-    """Two views and a test client, with nothing else configured."""
+def test_three_lines_are_enough(settings):
+    """Two views and a test client, with nothing else configured. [B17.2]"""
     registry = Registry()
     registry.add(query_handler("ping")(lambda: "pong"))
     view = QueryView.as_view(route="ping", bus=registry.query_bus)

@@ -204,8 +204,8 @@ def entries(flag):
     ("address", "permission"),
     [(LETTERS, "view_deadletter"), (MESSAGES, "view_outboxmessage")],
 )
-def test_c05_2_desk_is_seen_with_permission(client, operator, address, permission):
-    """A list is for those who may view it; being of the staff is not enough."""
+def test_desk_is_seen_with_permission(client, operator, address, permission):
+    """A list is for those who may view it; being of the staff is not enough. [C05.2]"""
     operator()
     assert client.get(address).status_code == 403
 
@@ -213,8 +213,8 @@ def test_c05_2_desk_is_seen_with_permission(client, operator, address, permissio
     assert client.get(address).status_code == 200
 
 
-def test_c05_2_desk_neither_adds_nor_changes(client, admin_client):
-    """Not even a superuser makes a message or edits one."""
+def test_desk_neither_adds_nor_changes(client, admin_client):
+    """Not even a superuser makes a message or edits one. [C05.2]"""
     (letter,) = kept(DeadLetter)
 
     assert admin_client.get(f"{LETTERS}add/").status_code == 403
@@ -222,8 +222,8 @@ def test_c05_2_desk_neither_adds_nor_changes(client, admin_client):
     assert answer.status_code == 403
 
 
-def test_c05_2_desk_replays_the_selected(client, operator):
-    """The selected are put back, the others stay, and each has an entry of the audit."""
+def test_desk_replays_the_selected(client, operator):
+    """The selected are put back, the others stay, and each has an entry of the audit. [C05.2]"""
     letters = kept(DeadLetter, 3)
     operator("view_deadletter", "replay_deadletter")
 
@@ -235,8 +235,8 @@ def test_c05_2_desk_replays_the_selected(client, operator):
     assert entries(CHANGE) == [("operator", str(each.pk)) for each in letters[:2]]
 
 
-def test_c05_2_desk_asks_first(client, operator):
-    """What is not confirmed is not done; the page says what it would be."""
+def test_desk_asks_first(client, operator):
+    """What is not confirmed is not done; the page says what it would be. [C05.2]"""
     letters = kept(DeadLetter, 2)
     operator("view_deadletter", "replay_deadletter", "delete_deadletter")
 
@@ -250,8 +250,8 @@ def test_c05_2_desk_asks_first(client, operator):
     assert not LogEntry.objects.exists()
 
 
-def test_c05_2_desk_replays_all_of_a_reason(client, operator):
-    """All of a filter are replayed, whether or not the page shows them."""
+def test_desk_replays_all_of_a_reason(client, operator):
+    """All of a filter are replayed, whether or not the page shows them. [C05.2]"""
     poison = kept(DeadLetter, 60, reason="poison")
     kept(DeadLetter, 2)
     operator("view_deadletter", "replay_deadletter")
@@ -269,8 +269,8 @@ def test_c05_2_desk_replays_all_of_a_reason(client, operator):
 
 
 @pytest.mark.parametrize("missing", ["replay", "delete"])
-def test_c05_2_desk_actions_have_permissions(client, operator, missing):
-    """Without its permission an action is neither offered nor obeyed."""
+def test_desk_actions_have_permissions(client, operator, missing):
+    """Without its permission an action is neither offered nor obeyed. [C05.2]"""
     (letter,) = kept(DeadLetter)
     other = {"replay": "delete", "delete": "replay"}[missing]
     operator("view_deadletter", f"{other}_deadletter")
@@ -283,8 +283,8 @@ def test_c05_2_desk_actions_have_permissions(client, operator, missing):
     assert not LogEntry.objects.exists()
 
 
-def test_c05_2_desk_replays_one(client, operator):
-    """One is replayed from its page: asked by GET, done by POST alone."""
+def test_desk_replays_one(client, operator):
+    """One is replayed from its page: asked by GET, done by POST alone. [C05.2]"""
     (letter,) = kept(DeadLetter)
     operator("view_deadletter")
     page = reverse("admin:django_cqrs_outbox_deadletter_replay", args=[letter.pk])
@@ -303,8 +303,8 @@ def test_c05_2_desk_replays_one(client, operator):
     assert entries(CHANGE) == [("operator", str(letter.pk))]
 
 
-def test_c05_2_desk_replays_what_is_gone(client, operator):
-    """What somebody else has replayed already leads back, and writes nothing."""
+def test_desk_replays_what_is_gone(client, operator):
+    """What somebody else has replayed already leads back, and writes nothing. [C05.2]"""
     operator("view_deadletter", "replay_deadletter")
     page = reverse("admin:django_cqrs_outbox_deadletter_replay", args=[99])
 
@@ -315,8 +315,8 @@ def test_c05_2_desk_replays_what_is_gone(client, operator):
 @pytest.mark.parametrize(
     ("model", "address"), [(DeadLetter, LETTERS), (OutboxMessage, MESSAGES)]
 )
-def test_c05_2_desk_deletes(client, operator, model, address):
-    """The selected, or one from its page, are deleted, each with an entry."""
+def test_desk_deletes(client, operator, model, address):
+    """The selected, or one from its page, are deleted, each with an entry. [C05.2]"""
     rows = kept(model, 3)
     name = model._meta.model_name
     operator(f"view_{name}", f"delete_{name}")
@@ -330,8 +330,8 @@ def test_c05_2_desk_deletes(client, operator, model, address):
 
 
 @pytest.mark.parametrize("end", ["delete_selected", "one", "replay_selected"])
-def test_c05_2_desk_lets_a_key_go_on(client, operator, end):
-    """What waits behind a dead letter goes on in order when that is deleted or replayed."""
+def test_desk_lets_a_key_go_on(client, operator, end):
+    """What waits behind a dead letter goes on in order when that is deleted or replayed. [C05.2]"""
     state = {"broken": True, "seen": []}
 
     @command_handler(
@@ -370,8 +370,8 @@ def test_c05_2_desk_lets_a_key_go_on(client, operator, end):
 @pytest.mark.parametrize(
     ("model", "address"), [(DeadLetter, LETTERS), (OutboxMessage, MESSAGES)]
 )
-def test_c05_2_desk_lists_by_as_many_queries(admin_client, model, address):
-    """A list of many rows takes as many statements as a list of one."""
+def test_desk_lists_by_as_many_queries(admin_client, model, address):
+    """A list of many rows takes as many statements as a list of one. [C05.2]"""
     kept(model)
     admin_client.get(address)
     counts = []
@@ -385,8 +385,8 @@ def test_c05_2_desk_lists_by_as_many_queries(admin_client, model, address):
     assert not any('."payload"' in each["sql"] for each in queries)
 
 
-def test_c05_2_desk_counts_no_further_than_its_lists(admin_client, monkeypatch):
-    """A list ends somewhere, says so, and nothing counts the rows beyond."""
+def test_desk_counts_no_further_than_its_lists(admin_client, monkeypatch):
+    """A list ends somewhere, says so, and nothing counts the rows beyond. [C05.2]"""
     set_limits(monkeypatch, LISTED=5)
     kept(DeadLetter, 5)
     assert "The list ends after" not in admin_client.get(LETTERS).content.decode()
@@ -415,8 +415,8 @@ def test_c05_2_desk_counts_no_further_than_its_lists(admin_client, monkeypatch):
         ("q=++", list(range(8))),
     ],
 )
-def test_c05_2_desk_is_filtered_and_searched(admin_client, query, found):
-    """By channel, endpoint and reason; by ids, key and name."""
+def test_desk_is_filtered_and_searched(admin_client, query, found):
+    """By channel, endpoint and reason; by ids, key and name. [C05.2]"""
     identity = "3f0e6f0c-8f9d-4a39-9d6b-0d4a6d2f7a1"
     rows = [
         *kept(DeadLetter),
@@ -434,8 +434,8 @@ def test_c05_2_desk_is_filtered_and_searched(admin_client, query, found):
     assert {row.pk for row in shown} == {rows[place].pk for place in found}
 
 
-def test_c05_2_desk_asks_about_more_than_its_lists_have(admin_client, monkeypatch):
-    """The page that asks counts no further than a list, and says so; all are meant."""
+def test_desk_asks_about_more_than_its_lists_have(admin_client, monkeypatch):
+    """The page that asks counts no further than a list, and says so; all are meant. [C05.2]"""
     set_limits(monkeypatch, LISTED=5)
     letters = kept(DeadLetter, 6)
 
@@ -478,10 +478,10 @@ def test_c05_2_desk_asks_about_more_than_its_lists_have(admin_client, monkeypatc
         ("q=3f0e6f0c-8f9d-4a39-9d6b-0d4a6d2f7a11", [5]),
     ],
 )
-def test_c05_2_desk_messages_are_filtered_and_searched(
+def test_desk_messages_are_filtered_and_searched(
     admin_client, monkeypatch, query, found
 ):
-    """By state in all channels; by name and endpoint among the newest alone."""
+    """By state in all channels; by name and endpoint among the newest alone. [C05.2]"""
     set_limits(monkeypatch, SEARCHED=2)
     named = {"endpoint": "desk.scan", "name": "desk.Shred"}
     identity = "3f0e6f0c-8f9d-4a39-9d6b-0d4a6d2f7a11"
@@ -535,16 +535,16 @@ def test_the_journal_is_filtered_among_its_newest(
     assert {row.pk for row in shown} == {rows[place].pk for place in found}
 
 
-def test_c05_2_desk_says_how_far_it_searches(admin_client):
-    """Of messages the newest are searched by name; of dead letters all."""
+def test_desk_says_how_far_it_searches(admin_client):
+    """Of messages the newest are searched by name; of dead letters all. [C05.2]"""
     text = admin_client.get(MESSAGES).content.decode()
     assert "Names are looked for among the newest 100,000 messages." in text
     assert "endpoint (of the newest 100,000)" in text
     assert "newest" not in admin_client.get(LETTERS).content.decode()
 
 
-def test_c05_2_desk_shows_the_traceback_as_text(admin_client):
-    """What an exception says is text, not markup."""
+def test_desk_shows_the_traceback_as_text(admin_client):
+    """What an exception says is text, not markup. [C05.2]"""
     (letter,) = kept(
         DeadLetter, traceback="  <script>alert(1)</script>", error="<b>no</b>"
     )
@@ -599,8 +599,8 @@ def traffic():
     )
 
 
-def test_c05_2_desk_shows_channels_at_a_glance(admin_client, traffic):
-    """A row for each channel says what waits, for how long, what is dead and done."""
+def test_desk_shows_channels_at_a_glance(admin_client, traffic):
+    """A row for each channel says what waits, for how long, what is dead and done. [C05.2]"""
     found = cells_of(admin_client.get(CHANNELS).content.decode())
 
     assert {key: text_of(cell) for key, cell in found["outbox"].items()} == {
@@ -635,8 +635,8 @@ def test_the_page_of_channels_says_that_a_worker_must_run(
 
 
 @pytest.mark.parametrize("column", ["Pending", "Delayed", "Parked", "Dead"])
-def test_c05_2_desk_figures_lead_to_what_they_count(admin_client, traffic, column):
-    """The list behind a figure has as many rows as it says; nothing leads nowhere."""
+def test_desk_figures_lead_to_what_they_count(admin_client, traffic, column):
+    """The list behind a figure has as many rows as it says; nothing leads nowhere. [C05.2]"""
     found = cells_of(admin_client.get(CHANNELS).content.decode())
     cell = found["outbox"][column]
 
@@ -660,10 +660,8 @@ def test_c05_2_desk_figures_lead_to_what_they_count(admin_client, traffic, colum
         (["view_deadletter"], ["Dead"]),
     ],
 )
-def test_c05_2_desk_figures_have_permissions(
-    client, operator, traffic, permissions, columns
-):
-    """Who may see one table only sees its figures, who may see none sees no page."""
+def test_desk_figures_have_permissions(client, operator, traffic, permissions, columns):
+    """Who may see one table only sees its figures, who may see none sees no page. [C05.2]"""
     operator()
     assert client.get(CHANNELS).status_code == 403
 
@@ -673,8 +671,8 @@ def test_c05_2_desk_figures_have_permissions(
     assert list(found["outbox"]) == columns
 
 
-def test_c05_2_desk_counts_channels_by_as_many_queries(admin_client, traffic):
-    """Many channels take as many statements as two."""
+def test_desk_counts_channels_by_as_many_queries(admin_client, traffic):
+    """Many channels take as many statements as two. [C05.2]"""
     admin_client.get(CHANNELS)
     with CaptureQueriesContext(connection) as before:
         admin_client.get(CHANNELS)
@@ -688,10 +686,8 @@ def test_c05_2_desk_counts_channels_by_as_many_queries(admin_client, traffic):
     assert len(after) == len(before)
 
 
-def test_c05_2_desk_counts_channels_as_far_as_its_lists(
-    admin_client, traffic, monkeypatch
-):
-    """A figure ends where the list behind it does, and says so."""
+def test_desk_counts_channels_as_far_as_its_lists(admin_client, traffic, monkeypatch):
+    """A figure ends where the list behind it does, and says so. [C05.2]"""
     set_limits(monkeypatch, LISTED=4)
 
     found = cells_of(admin_client.get(CHANNELS).content.decode())
@@ -700,15 +696,15 @@ def test_c05_2_desk_counts_channels_as_far_as_its_lists(
     assert text_of(found["outbox"]["Delayed"]) == "2"
 
 
-def test_c05_2_desk_has_a_page_of_channels_without_messages(admin_client):
-    """The channels of the settings are there before anything is sent."""
+def test_desk_has_a_page_of_channels_without_messages(admin_client):
+    """The channels of the settings are there before anything is sent. [C05.2]"""
     found = cells_of(admin_client.get(CHANNELS).content.decode())
 
     assert text_of(found["outbox"]["Oldest"]) == "-"
 
 
-def test_c05_2_desk_leads_to_the_channels(client, operator):
-    """The index of the app and both lists have a link to them."""
+def test_desk_leads_to_the_channels(client, operator):
+    """The index of the app and both lists have a link to them. [C05.2]"""
     operator("view_outboxmessage", "view_deadletter")
 
     for address in ("/admin/django_cqrs_outbox/", MESSAGES, LETTERS):
@@ -740,8 +736,8 @@ class Inline(HTMLParser):
         ]
 
 
-def test_c05_2_desk_has_nothing_inline(admin_client, traffic):
-    """No page has a script, a style or an event handler in it."""
+def test_desk_has_nothing_inline(admin_client, traffic):
+    """No page has a script, a style or an event handler in it. [C05.2]"""
     (letter,) = kept(DeadLetter, traceback="  File", payload=b'{"number":"x"}')
     answers = {
         address: admin_client.get(address)
@@ -768,8 +764,8 @@ def test_c05_2_desk_has_nothing_inline(admin_client, traffic):
         )
 
 
-def test_c05_2_desk_style_has_the_admins_colours():
-    """A colour of its own would not change with the dark mode."""
+def test_desk_style_has_the_admins_colours():
+    """A colour of its own would not change with the dark mode. [C05.2]"""
     path = finders.find("django_cqrs_outbox/desk.css")
     text = re.sub(r"/\*.*?\*/", "", Path(path).read_text(), flags=re.DOTALL)
 
@@ -817,8 +813,8 @@ def printed(*arguments):
 
 
 @pytest.mark.parametrize("model", [DeadLetter, OutboxMessage])
-def test_c05_2_desk_masks_what_is_sensitive(admin_client, model):
-    """Lists and pages show the payload and the headers, and nowhere the card."""
+def test_desk_masks_what_is_sensitive(admin_client, model):
+    """Lists and pages show the payload and the headers, and nowhere the card. [C05.2]"""
     (row,) = payments(model)
 
     listed, page = pages_of(admin_client, row)
@@ -835,8 +831,8 @@ def test_c05_2_desk_masks_what_is_sensitive(admin_client, model):
         assert part in page
 
 
-def test_c05_2_desk_masks_what_errors_quote(admin_client):
-    """An error and a traceback are shown without the card that they speak of."""
+def test_desk_masks_what_errors_quote(admin_client):
+    """An error and a traceback are shown without the card that they speak of. [C05.2]"""
     (letter,) = payments()
 
     listed, page = pages_of(admin_client, letter)
@@ -845,8 +841,8 @@ def test_c05_2_desk_masks_what_errors_quote(admin_client):
     assert f"ValueError: {MASK} of Greta is refused" in page
 
 
-def test_c05_2_command_masks_what_is_sensitive():
-    """So do the list, its JSON, and the page of one in a terminal."""
+def test_command_masks_what_is_sensitive():
+    """So do the list, its JSON, and the page of one in a terminal. [C05.2]"""
     (letter,) = payments()
 
     texts = [
@@ -862,8 +858,8 @@ def test_c05_2_command_masks_what_is_sensitive():
     assert f"ValueError: {MASK} of Greta is refused" in texts[2]
 
 
-def test_c05_2_a_real_failure_is_masked(admin_client, registry):
-    """What a worker writes down of a failed payment has the card in it; it is unseen."""
+def test_a_real_failure_is_masked(admin_client, registry):
+    """What a worker writes down of a failed payment has the card in it; it is unseen. [C05.2]"""
     with Flow(registry=registry) as flow:
         registry.command_bus.dispatch(Pay("Greta", CARD))
         with pytest.raises(ValueError, match=CARD):
@@ -884,8 +880,8 @@ UNSEEN = [
 
 
 @pytest.mark.parametrize(("values", "why"), UNSEEN)
-def test_c05_2_what_cannot_be_read_is_not_shown(admin_client, values, why):
-    """Where nobody can tell what is sensitive, nothing is shown, and why."""
+def test_what_cannot_be_read_is_not_shown(admin_client, values, why):
+    """Where nobody can tell what is sensitive, nothing is shown, and why. [C05.2]"""
     (letter,) = payments(headers=b"{}", **values)
 
     listed, page = pages_of(admin_client, letter)
@@ -907,8 +903,8 @@ def test_c05_2_what_cannot_be_read_is_not_shown(admin_client, values, why):
         ("undecodable", False),
     ],
 )
-def test_c05_2_errors_of_ours_are_shown(admin_client, reason, is_shown):
-    """Of an unknown payload an error is shown that no handler has worded."""
+def test_errors_of_ours_are_shown(admin_client, reason, is_shown):
+    """Of an unknown payload an error is shown that no handler has worded. [C05.2]"""
     (letter,) = payments(name="desk.Gone", reason=reason, error="this is why")
 
     assert ("this is why" in pages_of(admin_client, letter)[0]) is is_shown
@@ -926,8 +922,8 @@ OLD = [
 
 
 @pytest.mark.parametrize(("version", "payload", "shows"), OLD)
-def test_c05_2_other_versions_are_masked(admin_client, version, payload, shows):
-    """Of another version is shown what the class of today has there, and no more."""
+def test_other_versions_are_masked(admin_client, version, payload, shows):
+    """Of another version is shown what the class of today has there, and no more. [C05.2]"""
     (letter,) = payments(version=version, payload=payload.encode())
 
     for text in (*pages_of(admin_client, letter), printed("show", str(letter.pk))):
@@ -937,8 +933,8 @@ def test_c05_2_other_versions_are_masked(admin_client, version, payload, shows):
     ) is shows
 
 
-def test_c05_2_other_versions_of_harmless_classes_are_masked(admin_client):
-    """A class without marks may have had a sensitive field before."""
+def test_other_versions_of_harmless_classes_are_masked(admin_client):
+    """A class without marks may have had a sensitive field before. [C05.2]"""
     (letter,) = kept(DeadLetter, version=0, payload=b'{"number":7,"old":"a secret"}')
 
     _, page = pages_of(admin_client, letter)
@@ -947,8 +943,8 @@ def test_c05_2_other_versions_of_harmless_classes_are_masked(admin_client):
     assert "a secret" not in page
 
 
-def test_c05_2_values_are_shown_by_their_handler(admin_client):
-    """A payload without a class is what its handler says, sensitive or not."""
+def test_values_are_shown_by_their_handler(admin_client):
+    """A payload without a class is what its handler says, sensitive or not. [C05.2]"""
     (number,) = kept(DeadLetter, endpoint="desk.scan", name="", payload=b"4711")
     (secret,) = kept(
         DeadLetter, endpoint="desk.tell", name="", payload=b'"psst"', error="psst!"
@@ -958,8 +954,8 @@ def test_c05_2_values_are_shown_by_their_handler(admin_client):
     assert not any("psst" in text for text in pages_of(admin_client, secret))
 
 
-def test_c05_2_bytes_of_any_kind_are_a_page(admin_client):
-    """What is no text, or half of a character, is shown as far as it can be."""
+def test_bytes_of_any_kind_are_a_page(admin_client):
+    """What is no text, or half of a character, is shown as far as it can be. [C05.2]"""
     broken = kept(DeadLetter, payload=b"\xff{", headers=b"\xff")
     broken += kept(DeadLetter, payload=b'"\\ud800"', headers=b'{"a":"\\ud800"}')
     broken += kept(DeadLetter, payload=b"[" * 100_000, headers=b"[" * 100_000)
@@ -969,8 +965,8 @@ def test_c05_2_bytes_of_any_kind_are_a_page(admin_client):
         assert printed("show", str(row.pk))
 
 
-def test_c05_2_lists_read_sensitive_payloads_at_once(admin_client):
-    """A list of many payments takes one statement more than a list of labels."""
+def test_lists_read_sensitive_payloads_at_once(admin_client):
+    """A list of many payments takes one statement more than a list of labels. [C05.2]"""
     kept(DeadLetter, 2)
     admin_client.get(LETTERS)
     with CaptureQueriesContext(connection) as plain:
@@ -1003,8 +999,8 @@ def editor(operator):
     return operator("view_deadletter", "edit_deadletter")
 
 
-def test_c05_2_edit_has_a_permission_of_its_own(client, operator):
-    """Whoever may replay may not edit; without it neither link nor page is there."""
+def test_edit_has_a_permission_of_its_own(client, operator):
+    """Whoever may replay may not edit; without it neither link nor page is there. [C05.2]"""
     (letter,) = kept(DeadLetter)
     operator("view_deadletter", "replay_deadletter", "delete_deadletter")
     shown = f"{LETTERS}{letter.pk}/change/"
@@ -1019,16 +1015,16 @@ def test_c05_2_edit_has_a_permission_of_its_own(client, operator):
     assert client.get(edit_page(letter)).status_code == 200
 
 
-def test_c05_2_edit_needs_to_see_it(client, operator):
-    """Whoever must not see a letter does not edit it either."""
+def test_edit_needs_to_see_it(client, operator):
+    """Whoever must not see a letter does not edit it either. [C05.2]"""
     (letter,) = kept(DeadLetter)
     operator("edit_deadletter")
 
     assert edit(client, letter, '{"number":2}').status_code == 403
 
 
-def test_c05_2_edit_replays_another_payload(client, editor):
-    """The letter is gone, and its message waits with the payload that was typed."""
+def test_edit_replays_another_payload(client, editor):
+    """The letter is gone, and its message waits with the payload that was typed. [C05.2]"""
     (letter,) = kept(DeadLetter, ordering_key="a", headers=b'{"executor":"ann"}')
 
     answer = edit(client, letter, '{"number": 2}')
@@ -1042,8 +1038,8 @@ def test_c05_2_edit_replays_another_payload(client, editor):
     assert (message.attempts, message.state) == (0, State.READY)
 
 
-def test_c05_2_edit_is_audited_without_values(client, editor):
-    """The history says who has changed which fields, and no value of them."""
+def test_edit_is_audited_without_values(client, editor):
+    """The history says who has changed which fields, and no value of them. [C05.2]"""
     (letter,) = payments()
 
     edit(client, letter, f'{{"customer":"Hans","card":"4222 {MASK}"}}')
@@ -1054,8 +1050,8 @@ def test_c05_2_edit_is_audited_without_values(client, editor):
     assert entry.change_message == "Edited and replayed: customer, card."
 
 
-def test_c05_2_edit_keeps_what_is_masked(client, editor):
-    """The form has no sensitive value; a mask that is left there keeps it."""
+def test_edit_keeps_what_is_masked(client, editor):
+    """The form has no sensitive value; a mask that is left there keeps it. [C05.2]"""
     (letter,) = payments()
 
     page = client.get(edit_page(letter)).content.decode()
@@ -1082,8 +1078,8 @@ def test_c05_2_edit_keeps_what_is_masked(client, editor):
         f'{{"customer":"Greta","card":"4222","{MASK} 1":0}}',
     ],
 )
-def test_c05_2_edit_puts_no_mask_elsewhere(client, editor, payload):
-    """A mask cannot be moved to where its value would be seen, nor be a value."""
+def test_edit_puts_no_mask_elsewhere(client, editor, payload):
+    """A mask cannot be moved to where its value would be seen, nor be a value. [C05.2]"""
     (letter,) = payments()
 
     answer = edit(client, letter, payload).content.decode()
@@ -1094,8 +1090,8 @@ def test_c05_2_edit_puts_no_mask_elsewhere(client, editor, payload):
     assert not LogEntry.objects.exists()
 
 
-def test_c05_2_edit_keeps_masks_with_their_items(client, editor):
-    """Of a list, one taken away or moved: every other keeps its own value."""
+def test_edit_keeps_masks_with_their_items(client, editor):
+    """Of a list, one taken away or moved: every other keeps its own value. [C05.2]"""
     stored = '[{"customer":"A","card":"4111"},{"customer":"B","card":"4222"}]'
     (letter,) = kept(
         DeadLetter, endpoint="desk.settle", name="", payload=stored.encode()
@@ -1107,8 +1103,8 @@ def test_c05_2_edit_keeps_masks_with_their_items(client, editor):
     assert "the whole payload" in LogEntry.objects.get().change_message
 
 
-def test_c05_2_edit_puts_no_mask_into_a_place_that_is_shown(client, editor):
-    """Not every place of a tuple is sensitive."""
+def test_edit_puts_no_mask_into_a_place_that_is_shown(client, editor):
+    """Not every place of a tuple is sensitive. [C05.2]"""
     (letter,) = kept(
         DeadLetter, endpoint="desk.pair", name="", payload=b'["ann","secret"]'
     )
@@ -1133,8 +1129,8 @@ INVALID = [
 @pytest.mark.parametrize(
     ("payload", "faults"), INVALID, ids=[str(n) for n in range(len(INVALID))]
 )
-def test_c05_2_edit_refuses_what_the_handler_would(client, editor, payload, faults):
-    """Nothing is done; what is wrong is said at its path, and what was typed stays."""
+def test_edit_refuses_what_the_handler_would(client, editor, payload, faults):
+    """Nothing is done; what is wrong is said at its path, and what was typed stays. [C05.2]"""
     (letter,) = kept(DeadLetter)
 
     answer = edit(client, letter, payload).content.decode()
@@ -1147,8 +1143,8 @@ def test_c05_2_edit_refuses_what_the_handler_would(client, editor, payload, faul
     assert not LogEntry.objects.exists()
 
 
-def test_c05_2_edit_shows_every_error(client, editor):
-    """All wrong fields are shown at once."""
+def test_edit_shows_every_error(client, editor):
+    """All wrong fields are shown at once. [C05.2]"""
     (letter,) = payments()
 
     answer = edit(client, letter, '{"customer":1,"card":2}').content.decode()
@@ -1157,8 +1153,8 @@ def test_c05_2_edit_shows_every_error(client, editor):
     assert "<code>card</code>" in answer
 
 
-def test_c05_2_edit_errors_quote_nothing_sensitive(client, editor):
-    """A converter that quotes what it refuses tells nobody of the old value."""
+def test_edit_errors_quote_nothing_sensitive(client, editor):
+    """A converter that quotes what it refuses tells nobody of the old value. [C05.2]"""
     (letter,) = kept(
         DeadLetter, name="desk.Check", endpoint="desk.check", payload=b'{"pin":"4711"}'
     )
@@ -1169,8 +1165,8 @@ def test_c05_2_edit_errors_quote_nothing_sensitive(client, editor):
     assert "4711" not in answer
 
 
-def test_c05_2_edit_mends_what_is_no_json(client, editor):
-    """Broken text of a harmless class is shown to be mended."""
+def test_edit_mends_what_is_no_json(client, editor):
+    """Broken text of a harmless class is shown to be mended. [C05.2]"""
     (letter,) = kept(DeadLetter, payload=b'{"number":1', reason="undecodable")
 
     page = client.get(edit_page(letter)).content.decode()
@@ -1181,8 +1177,8 @@ def test_c05_2_edit_mends_what_is_no_json(client, editor):
     assert "the whole payload" in LogEntry.objects.get().change_message
 
 
-def test_c05_2_edit_hides_what_is_no_json(client, editor):
-    """Broken text of a class with sensitive fields is written anew."""
+def test_edit_hides_what_is_no_json(client, editor):
+    """Broken text of a class with sensitive fields is written anew. [C05.2]"""
     (letter,) = payments(payload=f'{{"customer":"Greta","card":"{CARD}'.encode())
 
     page = client.get(edit_page(letter)).content.decode()
@@ -1193,8 +1189,8 @@ def test_c05_2_edit_hides_what_is_no_json(client, editor):
     assert payload_now() == '{"customer":"Greta","card":"4222"}'
 
 
-def test_c05_2_edit_mends_values(client, editor):
-    """A payload without a class is what its handler says."""
+def test_edit_mends_values(client, editor):
+    """A payload without a class is what its handler says. [C05.2]"""
     (letter,) = kept(DeadLetter, endpoint="desk.scan", name="", payload=b'"12"')
 
     assert "valid integer" in edit(client, letter, '"13"').content.decode()
@@ -1203,8 +1199,8 @@ def test_c05_2_edit_mends_values(client, editor):
     assert payload_now() == "13"
 
 
-def test_c05_2_edit_of_an_older_version_stays_one(client, editor):
-    """What is edited is what was stored; upcasters come after it, as ever."""
+def test_edit_of_an_older_version_stays_one(client, editor):
+    """What is edited is what was stored; upcasters come after it, as ever. [C05.2]"""
     (letter,) = payments(
         version=1, payload=f'{{"customer":"Greta","number":"{CARD}"}}'.encode()
     )
@@ -1228,8 +1224,8 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("values", "why"), REFUSED, ids=[str(n) for n in range(len(REFUSED))]
 )
-def test_c05_2_edit_refuses_what_it_cannot_check(client, editor, values, why):
-    """Where nobody can say what the payload should be, it says what to do instead."""
+def test_edit_refuses_what_it_cannot_check(client, editor, values, why):
+    """Where nobody can say what the payload should be, it says what to do instead. [C05.2]"""
     (letter,) = kept(DeadLetter, **values)
 
     for answer in (client.get(edit_page(letter)), edit(client, letter, "{}")):
@@ -1239,8 +1235,8 @@ def test_c05_2_edit_refuses_what_it_cannot_check(client, editor, values, why):
     assert DeadLetter.objects.count() == 1
 
 
-def test_c05_2_edit_of_what_is_gone(client, editor, monkeypatch):
-    """Replayed or deleted meanwhile, by anybody: nothing is done, and it is said."""
+def test_edit_of_what_is_gone(client, editor, monkeypatch):
+    """Replayed or deleted meanwhile, by anybody: nothing is done, and it is said. [C05.2]"""
     (letter, other) = kept(DeadLetter, 2)
     letter.delete()
     letter.pk = other.pk + 1
@@ -1260,8 +1256,8 @@ def test_c05_2_edit_of_what_is_gone(client, editor, monkeypatch):
     assert not LogEntry.objects.exists()
 
 
-def test_c05_2_an_edited_message_is_handled(client, editor, registry):
-    """What was mended by hand is handled by its own handler, with its new payload."""
+def test_an_edited_message_is_handled(client, editor, registry):
+    """What was mended by hand is handled by its own handler, with its new payload. [C05.2]"""
     seen = []
 
     @registry.add

@@ -177,8 +177,8 @@ def outline(client, address):
     return Outline(page).words()
 
 
-def test_c07_5_timeline_of_a_command(admin_client, registry):
-    """A command, its events, what these sent, what waits of it and what is dead."""
+def test_timeline_of_a_command(admin_client, registry):
+    """A command, its events, what these sent, what waits of it and what is dead. [C07.5]"""
     registry.command_bus.dispatch(Open())
     OutboxMessage.objects.filter(endpoint="timeline.mail").update(
         state=State.DELAYED, available_at="2030-01-01T00:00:00Z", attempts=2
@@ -203,8 +203,8 @@ def test_c07_5_timeline_of_a_command(admin_client, registry):
     assert re.search(r"dead letter: the handler failed timeline.print", letter)
 
 
-def test_c07_5_timeline_leads_to_what_can_be_looked_at(admin_client, registry):
-    """A message that waits and a dead letter are links, and lead back."""
+def test_timeline_leads_to_what_can_be_looked_at(admin_client, registry):
+    """A message that waits and a dead letter are links, and lead back. [C07.5]"""
     registry.command_bus.dispatch(Open())
     work(registry, bounds={"messages": 1})
     address = f"{PAGE}{correlation()}/"
@@ -230,8 +230,8 @@ def test_c07_5_timeline_leads_to_what_can_be_looked_at(admin_client, registry):
     assert "0 journal entries" in admin_client.get(listed, {"q": "x"}).content.decode()
 
 
-def test_c07_5_timeline_says_how_much_there_is(admin_client, registry):
-    """One line counts what there is, what waits, what failed and what is dead."""
+def test_timeline_says_how_much_there_is(admin_client, registry):
+    """One line counts what there is, what waits, what failed and what is dead. [C07.5]"""
     registry.command_bus.dispatch(Open())
     work(registry)
 
@@ -240,8 +240,8 @@ def test_c07_5_timeline_says_how_much_there_is(admin_client, registry):
     assert "3 messages, 0 waiting, 1 failed attempt, 1 dead letter" in page
 
 
-def test_c07_5_timeline_of_each_attempt(admin_client):
-    """They stand under their message, in order of time."""
+def test_timeline_of_each_attempt(admin_client):
+    """They stand under their message, in order of time. [C07.5]"""
     registry = Registry()
     tries = []
 
@@ -268,8 +268,8 @@ def test_c07_5_timeline_of_each_attempt(admin_client):
     )
 
 
-def test_c07_5_timeline_without_a_journal(admin_client, settings, registry):
-    """It shows what waits and what is dead, and says what would show the rest."""
+def test_timeline_without_a_journal(admin_client, settings, registry):
+    """It shows what waits and what is dead, and says what would show the rest. [C07.5]"""
     settings.DJANGO_CQRS = {**settings.DJANGO_CQRS, "JOURNAL": None}
     registry.command_bus.dispatch(Open())
     cause = OutboxMessage.objects.get(endpoint="timeline.mail")
@@ -287,8 +287,8 @@ def test_c07_5_timeline_without_a_journal(admin_client, settings, registry):
     assert "ready timeline.print" in texts[2]
 
 
-def test_c07_5_timeline_of_nothing(admin_client):
-    """An id that nobody knows is no error: what it was may be out of its time."""
+def test_timeline_of_nothing(admin_client):
+    """An id that nobody knows is no error: what it was may be out of its time. [C07.5]"""
     answer = admin_client.get(f"{PAGE}{uuid.uuid4()}/")
 
     assert answer.status_code == 200
@@ -321,8 +321,8 @@ def entries(number, correlation_id=None, **values):
     )
 
 
-def test_c07_5_timeline_is_bounded(admin_client, monkeypatch):
-    """More than a page can show is cut, and the page says so."""
+def test_timeline_is_bounded(admin_client, monkeypatch):
+    """More than a page can show is cut, and the page says so. [C07.5]"""
     monkeypatch.setattr(timeline, "MOST", 5)
     (first, *_) = entries(6)
 
@@ -335,8 +335,8 @@ def test_c07_5_timeline_is_bounded(admin_client, monkeypatch):
     assert "There is more than is shown" not in page
 
 
-def test_c07_5_timeline_asks_a_constant_number_of_times(admin_client, registry):
-    """However many messages there are, of whichever kind."""
+def test_timeline_asks_a_constant_number_of_times(admin_client, registry):
+    """However many messages there are, of whichever kind. [C07.5]"""
 
     def count(correlation_id):
         with CaptureQueriesContext(connection) as queries:
@@ -355,8 +355,8 @@ def test_c07_5_timeline_asks_a_constant_number_of_times(admin_client, registry):
     assert count(first) == few
 
 
-def test_c07_5_timeline_of_a_long_chain(admin_client):
-    """From some depth on messages stand beside each other; none is lost."""
+def test_timeline_of_a_long_chain(admin_client):
+    """From some depth on messages stand beside each other; none is lost. [C07.5]"""
     chain = entries(40)
     for before, after in pairwise(chain):
         after.causation_id = before.message_id
@@ -369,8 +369,8 @@ def test_c07_5_timeline_of_a_long_chain(admin_client):
     assert depths == [*range(1, deepest), *[deepest] * (41 - deepest)]
 
 
-def test_c07_5_timeline_of_rows_that_go_in_a_ring():
-    """No message causes what caused it; rows that say so are shown once each."""
+def test_timeline_of_rows_that_go_in_a_ring():
+    """No message causes what caused it; rows that say so are shown once each. [C07.5]"""
     one, two = entries(2)
     one.causation_id, two.causation_id = two.message_id, one.message_id
     JournalEntry.objects.bulk_update([one, two], ["causation_id"])
@@ -384,8 +384,8 @@ def test_c07_5_timeline_of_rows_that_go_in_a_ring():
 # ------------------------------------------------------------------------ permissions
 
 
-def test_c07_5_timeline_needs_a_permission(client, operator, registry):
-    """One of the three; being of the staff is not enough."""
+def test_timeline_needs_a_permission(client, operator, registry):
+    """One of the three; being of the staff is not enough. [C07.5]"""
     registry.command_bus.dispatch(Open())
     address = f"{PAGE}{correlation()}/"
     assert client.get(address).status_code == 302
@@ -399,8 +399,8 @@ def test_c07_5_timeline_needs_a_permission(client, operator, registry):
         assert client.get(address).status_code == 200
 
 
-def test_c07_5_timeline_shows_what_one_may_view(client, operator, registry):
-    """What is in the other tables is left out, and the page says so."""
+def test_timeline_shows_what_one_may_view(client, operator, registry):
+    """What is in the other tables is left out, and the page says so. [C07.5]"""
     registry.command_bus.dispatch(Open())
     address = f"{PAGE}{correlation()}/"
     work(registry)
@@ -417,8 +417,8 @@ def test_c07_5_timeline_shows_what_one_may_view(client, operator, registry):
     assert 'class="cqrs-done"' not in page
 
 
-def test_c07_5_links_are_for_those_who_may_follow_them(client, operator, rf):
-    """Nobody is led to a page that refuses them."""
+def test_links_are_for_those_who_may_follow_them(client, operator, rf):
+    """Nobody is led to a page that refuses them. [C07.5]"""
     event_bus.publish(OrderPlaced(7))
     saga = Fulfilment.objects.get()
     operator("view_deadletter")
@@ -437,8 +437,8 @@ def test_c07_5_links_are_for_those_who_may_follow_them(client, operator, rf):
 # ------------------------------------------------------------------------------ sagas
 
 
-def test_c07_5_timeline_of_a_saga_and_its_timer(admin_client):
-    """All the requests that it took part in, each with what else that caused."""
+def test_timeline_of_a_saga_and_its_timer(admin_client):
+    """All the requests that it took part in, each with what else that caused. [C07.5]"""
     with Flow() as flow:
         event_bus.publish(OrderPlaced(7))
         event_bus.publish(OrderPlaced(8))
@@ -460,8 +460,8 @@ def test_c07_5_timeline_of_a_saga_and_its_timer(admin_client):
     assert page.status_code == 200
 
 
-def test_c07_5_saga_leads_to_its_timeline(admin_client):
-    """By a mixin of its admin, where the outbox is in the same site."""
+def test_saga_leads_to_its_timeline(admin_client):
+    """By a mixin of its admin, where the outbox is in the same site. [C07.5]"""
     event_bus.publish(OrderPlaced(7))
     saga = Fulfilment.objects.get()
 
@@ -476,8 +476,8 @@ def test_c07_5_saga_leads_to_its_timeline(admin_client):
 
 
 @pytest.mark.parametrize("kind", PROCESSES, ids=lambda cls: cls.__name__)
-def test_c07_5_saga_that_is_a_document(admin_client, client, monkeypatch, kind):
-    """Its document leads to the timeline, by the key that its messages have."""
+def test_saga_that_is_a_document(admin_client, client, monkeypatch, kind):
+    """Its document leads to the timeline, by the key that its messages have. [C07.5]"""
     registry = Registry()
     registry.add(kind)
     monkeypatch.setattr(documents, "registry", registry)
@@ -505,8 +505,8 @@ def test_c07_5_saga_that_is_a_document(admin_client, client, monkeypatch, kind):
     assert "Timeline" not in client.get(change).content.decode()
 
 
-def test_c07_5_newest_starts_of_a_saga(monkeypatch):
-    """Of very many requests the newest are followed."""
+def test_newest_starts_of_a_saga(monkeypatch):
+    """Of very many requests the newest are followed. [C07.5]"""
     monkeypatch.setattr(timeline, "STARTS", 2)
     ids = [
         each.correlation_id
@@ -520,8 +520,8 @@ def test_c07_5_newest_starts_of_a_saga(monkeypatch):
 # ----------------------------------------------------------------- how it is written
 
 
-def test_c07_5_timeline_has_no_inline_script_or_style(admin_client, registry):
-    """Of its own; and what a screen reader hears is a list of lists with labels."""
+def test_timeline_has_no_inline_script_or_style(admin_client, registry):
+    """Of its own; and what a screen reader hears is a list of lists with labels. [C07.5]"""
     registry.command_bus.dispatch(Open())
     page = admin_client.get(f"{PAGE}{correlation()}/").content.decode()
     content = page[page.index('id="content"') :]

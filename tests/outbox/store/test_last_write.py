@@ -106,8 +106,8 @@ def test_a_message_costs_no_round_trip_but_its_own():
     assert numbers() == [1, 1]
 
 
-def test_c01_1_nothing_is_committed_where_a_message_cannot_be_stored(monkeypatch):
-    """The command's own rows are undone with it, and the connection is as before."""
+def test_nothing_is_committed_where_a_message_cannot_be_stored(monkeypatch):
+    """The command's own rows are undone with it, and the connection is as before. [C01.1]"""
     registry = sending()
 
     with monkeypatch.context() as patch:
@@ -123,8 +123,8 @@ def test_c01_1_nothing_is_committed_where_a_message_cannot_be_stored(monkeypatch
     assert (numbers(), len(rows())) == ([2], 1)
 
 
-def test_c01_1_nothing_is_committed_where_the_commit_fails():
-    """A constraint that is checked at the end is broken: no row, and no message."""
+def test_nothing_is_committed_where_the_commit_fails():
+    """A constraint that is checked at the end is broken: no row, and no message. [C01.1]"""
     on_postgresql()
     after = []
 
@@ -143,8 +143,8 @@ def test_c01_1_nothing_is_committed_where_the_commit_fails():
 
 
 @pytest.mark.parametrize("savepoint", [True, False])
-def test_c01_1_what_is_inside_a_transaction_does_not_end_it(savepoint):
-    """The user's own block decides, also one that sets no savepoint."""
+def test_what_is_inside_a_transaction_does_not_end_it(savepoint):
+    """The user's own block decides, also one that sets no savepoint. [C01.1]"""
     registry = sending()
 
     with statements() as said, transaction.atomic():
@@ -159,8 +159,8 @@ def test_c01_1_what_is_inside_a_transaction_does_not_end_it(savepoint):
     assert said[-1] == "ROLLBACK"
 
 
-def test_c01_1_a_transaction_without_autocommit_is_the_users():
-    """Who has turned it off commits, or does not; SQLite's driver does that itself."""
+def test_a_transaction_without_autocommit_is_the_users():
+    """Who has turned it off commits, or does not; SQLite's driver does that itself. [C01.1]"""
     on_a_server()
     registry = sending()
     transaction.set_autocommit(False)
@@ -174,8 +174,8 @@ def test_c01_1_a_transaction_without_autocommit_is_the_users():
         transaction.set_autocommit(True)
 
 
-def test_c01_1_nothing_is_committed_before_the_outermost_command():
-    """An inner command's messages wait for the outer one, which may still fail."""
+def test_nothing_is_committed_before_the_outermost_command():
+    """An inner command's messages wait for the outer one, which may still fail. [C01.1]"""
     inner = sending()
 
     @inner.add
@@ -201,8 +201,8 @@ class Outer:
     fails: bool
 
 
-def test_c02_1_a_worker_settles_before_it_commits():
-    """What a handler sends is stored in the transaction that deletes its message."""
+def test_a_worker_settles_before_it_commits():
+    """What a handler sends is stored in the transaction that deletes its message. [C02.1]"""
     registry = Registry()
 
     @registry.add
@@ -285,8 +285,8 @@ class Talkative(OutboxChannel):
         Note.objects.create(text="stored", number=len(entries))
 
 
-def test_c01_1_what_follows_in_a_channel_of_ones_own_is_in_the_transaction():
-    """Nothing is committed before it: it fails, and nothing was stored."""
+def test_what_follows_in_a_channel_of_ones_own_is_in_the_transaction():
+    """Nothing is committed before it: it fails, and nothing was stored. [C01.1]"""
     backend = f"{Talkative.__module__}.{Talkative.__qualname__}"
     registry = sending()
     with (
@@ -299,8 +299,8 @@ def test_c01_1_what_follows_in_a_channel_of_ones_own_is_in_the_transaction():
     assert numbers() == [1, 1]
 
 
-def test_c01_1_what_follows_in_a_wrapper_is_in_the_transaction():
-    """Whoever wraps statements may send one more after each."""
+def test_what_follows_in_a_wrapper_is_in_the_transaction():
+    """Whoever wraps statements may send one more after each. [C01.1]"""
     registry = sending()
 
     def count(execute, sql, params, many, context):

@@ -89,8 +89,8 @@ def claim(store, owner, limit=100):
 # ------------------------------------------------------------------------------ the key
 
 
-def test_c07_1_a_key_is_an_attribute_a_header_or_what_a_callable_returns():
-    """It is stored as text; None is no key; one too long is stored as its hash."""
+def test_a_key_is_an_attribute_a_header_or_what_a_callable_returns():
+    """It is stored as text; None is no key; one too long is stored as its hash. [C07.1]"""
     registry = Registry()
 
     def by_attribute(event: Moved):
@@ -129,8 +129,8 @@ def test_c07_1_a_key_is_an_attribute_a_header_or_what_a_callable_returns():
     }
 
 
-def test_c07_1_a_message_without_its_key_is_not_sent():
-    """A missing header, and what can be no key, raise at the send."""
+def test_a_message_without_its_key_is_not_sent():
+    """A missing header, and what can be no key, raise at the send. [C07.1]"""
     by_header = registry_of(note, ordering_key=Header("tenant"))
     by_object = registry_of(note, ordering_key=lambda message: [1])
     by_field = registry_of(note, ordering_key=lambda message: message.payload.none)
@@ -153,8 +153,8 @@ def test_c07_1_a_message_without_its_key_is_not_sent():
     assert rows() == []
 
 
-def test_c07_1_keys_that_differ_in_case_are_two():
-    """On databases that compare text loosely, too."""
+def test_keys_that_differ_in_case_are_two():
+    """On databases that compare text loosely, too. [C07.1]"""
     registry = ordered(note)
     send(registry, 1, how="a")
     send(registry, 2, how="A")
@@ -167,8 +167,8 @@ def test_c07_1_keys_that_differ_in_case_are_two():
 # ---------------------------------------------------------------------------- the order
 
 
-def test_c07_1_one_at_a_time_for_each_key_and_endpoint():
-    """What somebody holds keeps the rest of its key; other keys and endpoints go on."""
+def test_one_at_a_time_for_each_key_and_endpoint():
+    """What somebody holds keeps the rest of its key; other keys and endpoints go on. [C07.1]"""
     registry = subscribers(note, _noted, ordering_key="how")
     for number, how in ((1, "a"), (2, "a"), (3, "b")):
         registry.event_bus.publish(Work(number, how))
@@ -199,8 +199,8 @@ def send_unordered(*what):
     send(registry_of(note), *what)
 
 
-def test_c07_1_a_claim_takes_the_run_of_a_key():
-    """Several messages of one key are handled by one worker, one after the other."""
+def test_a_claim_takes_the_run_of_a_key():
+    """Several messages of one key are handled by one worker, one after the other. [C07.1]"""
     registry = ordered(note)
     for number in range(1, 5):
         send(registry, number, 10 * number, how=f"key {number}")
@@ -209,8 +209,8 @@ def test_c07_1_a_claim_takes_the_run_of_a_key():
     assert claim(Store("default"), "they") == [4, 40]
 
 
-def test_c07_1_in_order_of_sending_within_a_transaction():
-    """Also where what was sent first is written last."""
+def test_in_order_of_sending_within_a_transaction():
+    """Also where what was sent first is written last. [C07.1]"""
     registry = ordered(note)
 
     @registry.add
@@ -230,8 +230,8 @@ def test_c07_1_in_order_of_sending_within_a_transaction():
     assert numbers() == [1, 2, 3]
 
 
-def test_c07_1_what_commits_late_is_not_handled_beside_another():
-    """One that was sent before and committed after waits for the one at hand."""
+def test_what_commits_late_is_not_handled_beside_another():
+    """One that was sent before and committed after waits for the one at hand. [C07.1]"""
     on_a_server()
     registry = ordered(note)
     sent, handled = threading.Event(), threading.Event()
@@ -260,8 +260,8 @@ def test_c07_1_what_commits_late_is_not_handled_beside_another():
     assert numbers() == [1, 2, 3]
 
 
-def test_c07_1_with_workers_beside_one_another(say):
-    """Each key in its order, each message once, with keys that come in turn."""
+def test_with_workers_beside_one_another(say):
+    """Each key in its order, each message once, with keys that come in turn. [C07.1]"""
     on_a_server()
     keys, each, workers = 20, 25, 4
     busy, clashes, seen = {}, [], {}
@@ -311,8 +311,8 @@ def test_c07_1_with_workers_beside_one_another(say):
 # ------------------------------------------------------------------ one that has failed
 
 
-def test_c07_2_one_in_back_off_holds_its_key():
-    """What came after it is not handled before it; every other key is."""
+def test_one_in_back_off_holds_its_key():
+    """What came after it is not handled before it; every other key is. [C07.2]"""
     handle, fails = failing(2)
     registry = ordered(handle, retry=AGAIN)
     send(registry, 1, 2, 3, how="a")
@@ -333,8 +333,8 @@ def test_c07_2_one_in_back_off_holds_its_key():
     assert rows() == []
 
 
-def test_c07_2_a_dead_one_parks_the_rest_of_its_key_and_replay_resumes_it():
-    """In order; and what is sent meanwhile waits behind it as well."""
+def test_a_dead_one_parks_the_rest_of_its_key_and_replay_resumes_it():
+    """In order; and what is sent meanwhile waits behind it as well. [C07.2]"""
     handle, fails = failing(2)
     registry = ordered(handle, retry=ONCE)
     send(registry, 1, 2, 3, 4, how="a")
@@ -358,8 +358,8 @@ def test_c07_2_a_dead_one_parks_the_rest_of_its_key_and_replay_resumes_it():
 
 
 @pytest.mark.parametrize("way", ["command", "discard", "behind its back"])
-def test_c07_2_deleting_a_dead_one_lets_the_rest_go(way):
-    """By the command at once; by plain SQL when a worker next sweeps."""
+def test_deleting_a_dead_one_lets_the_rest_go(way):
+    """By the command at once; by plain SQL when a worker next sweeps. [C07.2]"""
     handle, _ = failing(1)
     registry = ordered(handle, retry=ONCE)
     send(registry, 1, 2, 3, how="a")
@@ -378,8 +378,8 @@ def test_c07_2_deleting_a_dead_one_lets_the_rest_go(way):
     assert rows() == []
 
 
-def test_c07_2_two_dead_ones_of_a_key():
-    """Replayed alone, the second waits for the first."""
+def test_two_dead_ones_of_a_key():
+    """Replayed alone, the second waits for the first. [C07.2]"""
     handle, fails = failing(1, 2)
     registry = ordered(handle, retry=ONCE)
     send(registry, 1, 2, 3, how="a")
@@ -403,8 +403,8 @@ def test_c07_2_two_dead_ones_of_a_key():
 
 
 @pytest.mark.parametrize("count", [1, 2, 100])
-def test_c07_2_the_rest_of_a_batch_is_given_back(count):
-    """Whether the failing one is the first, or not, of what was claimed together."""
+def test_the_rest_of_a_batch_is_given_back(count):
+    """Whether the failing one is the first, or not, of what was claimed together. [C07.2]"""
     handle, fails = failing(3)
     registry = ordered(handle, retry=AGAIN)
     send(registry, *range(1, 7), how="a")
@@ -421,8 +421,8 @@ def test_c07_2_the_rest_of_a_batch_is_given_back(count):
     assert numbers() == [1, 2, 3, 4, 5, 6]
 
 
-def test_c07_2_dropped_ones_hold_nothing():
-    """A message that is given up and forgotten lets its key go on."""
+def test_dropped_ones_hold_nothing():
+    """A message that is given up and forgotten lets its key go on. [C07.2]"""
     handle, _ = failing(1, 2)
     policy = Retry(attempts=1, final_failure="drop")
     registry = ordered(handle, retry=policy)
@@ -435,8 +435,8 @@ def test_c07_2_dropped_ones_hold_nothing():
     assert rows() == []
 
 
-def test_c07_2_a_batch_that_is_rolled_back_keeps_the_order():
-    """Taken one by one, what follows one that fails is set aside as well."""
+def test_a_batch_that_is_rolled_back_keeps_the_order():
+    """Taken one by one, what follows one that fails is set aside as well. [C07.2]"""
     handle, fails = failing()
 
     def breaks(command: Work):
@@ -456,8 +456,8 @@ def test_c07_2_a_batch_that_is_rolled_back_keeps_the_order():
     assert state_of() == {2: "DELAYED", 3: "PARKED"}
 
 
-def test_c07_2_handlers_without_a_transaction_keep_the_order():
-    """They are called one by one; after one that fails no other of its key is."""
+def test_handlers_without_a_transaction_keep_the_order():
+    """They are called one by one; after one that fails no other of its key is. [C07.2]"""
     handle, fails = failing(2)
     registry = ordered(handle, retry=AGAIN, atomic=False)
     send(registry, 1, 2, 3, how="a")
@@ -473,8 +473,8 @@ def test_c07_2_handlers_without_a_transaction_keep_the_order():
     assert numbers() == [1, 4, 2, 3]
 
 
-def test_c07_2_what_a_dead_worker_held_is_taken_up_in_order():
-    """One at a time, the first one first; others of the key wait for all of it."""
+def test_what_a_dead_worker_held_is_taken_up_in_order():
+    """One at a time, the first one first; others of the key wait for all of it. [C07.2]"""
     registry = ordered(note)
     send(registry, 1, 2, 3, how="a")
     assert claim(Store("default"), "dead", limit=2) == [1, 2]
@@ -495,8 +495,8 @@ def test_c07_2_what_a_dead_worker_held_is_taken_up_in_order():
     assert numbers() == [1, 2, 3]
 
 
-def test_c07_2_a_late_finisher_leaves_its_key_to_whoever_has_it():
-    """Where one message was taken over, no other of its key is handled here."""
+def test_a_late_finisher_leaves_its_key_to_whoever_has_it():
+    """Where one message was taken over, no other of its key is handled here. [C07.2]"""
     registry = ordered(note)
     send(registry, 1, 2, how="a")
     send(registry, 3, how="b")
@@ -521,8 +521,8 @@ def test_c07_2_a_late_finisher_leaves_its_key_to_whoever_has_it():
 # ------------------------------------------------------------ delay, priority, expiry
 
 
-def test_c07_3_inside_a_key_priority_does_not_count():
-    """Between keys it does."""
+def test_inside_a_key_priority_does_not_count():
+    """Between keys it does. [C07.3]"""
     registry = ordered(note)
     send(registry, 1, how="a")
     send(registry, 2, how="a", priority=5)
@@ -535,8 +535,8 @@ def test_c07_3_inside_a_key_priority_does_not_count():
     assert numbers() == [1, 2, 4, 3, 5]
 
 
-def test_c07_3_a_delayed_one_takes_its_place_when_it_falls_due():
-    """It holds nobody while it waits; when it is due it comes before later ones."""
+def test_a_delayed_one_takes_its_place_when_it_falls_due():
+    """It holds nobody while it waits; when it is due it comes before later ones. [C07.3]"""
     handle, fails = failing(3)
     registry = ordered(handle, retry=AGAIN)
     send(registry, 1, how="a", delay=60)
@@ -552,8 +552,8 @@ def test_c07_3_a_delayed_one_takes_its_place_when_it_falls_due():
     assert numbers() == [2, 1, 3, 4]
 
 
-def test_c07_3_an_expired_one_holds_nothing():
-    """It is dropped in its turn."""
+def test_an_expired_one_holds_nothing():
+    """It is dropped in its turn. [C07.3]"""
     registry = ordered(note)
     send(registry, 1, how="a", expires=0)
     send(registry, 2, how="a")
@@ -572,8 +572,8 @@ def forward(store, limit=100):
     return [pk for pk, _ in found]
 
 
-def test_c08_4_tasks_that_come_in_another_order_keep_that_of_the_key():
-    """What comes too early is ready again, and is forwarded behind what comes first."""
+def test_tasks_that_come_in_another_order_keep_that_of_the_key():
+    """What comes too early is ready again, and is forwarded behind what comes first. [C08.4]"""
     registry = ordered(note)
     send(registry, 1, 2, 3, 4, how="a")
     store = Store("default")
@@ -595,8 +595,8 @@ def test_c08_4_tasks_that_come_in_another_order_keep_that_of_the_key():
     assert numbers() == [1, 2, 3, 4]
 
 
-def test_c08_4_one_that_fails_in_a_task_holds_its_key():
-    """Every other key is handled."""
+def test_one_that_fails_in_a_task_holds_its_key():
+    """Every other key is handled. [C08.4]"""
     handle, fails = failing(1)
     registry = ordered(handle, retry=AGAIN)
     send(registry, 1, 2, how="a")
@@ -613,8 +613,8 @@ def test_c08_4_one_that_fails_in_a_task_holds_its_key():
     assert numbers() == [3, 1, 2]
 
 
-def test_c08_4_what_a_dead_consumer_held_is_forwarded_in_order():
-    """One at a time for each key."""
+def test_what_a_dead_consumer_held_is_forwarded_in_order():
+    """One at a time for each key. [C08.4]"""
     registry = ordered(note)
     send(registry, 1, 2, how="a")
     send(registry, 3, how="b")
@@ -638,8 +638,8 @@ def test_c08_4_what_a_dead_consumer_held_is_forwarded_in_order():
 # ------------------------------------------------------------------------- deployments
 
 
-def test_c07_1_a_renamed_endpoint_keeps_its_order():
-    """Messages under the old name and the new one are of one key."""
+def test_a_renamed_endpoint_keeps_its_order():
+    """Messages under the old name and the new one are of one key. [C07.1]"""
     old = ordered(note, name="old")
     send(old, 1, 2, how="a")
     new = ordered(note, name="new", aliases=["old"])
@@ -686,8 +686,8 @@ def test_messages_of_keys_are_claimed_in_one_statement(django_assert_num_queries
 
 
 @pytest.mark.parametrize("server_side_binding", [False, True])
-def test_c07_1_keys_are_kept_with_any_binding(server_side_binding):
-    """Several statements in one need the parameters in their text."""
+def test_keys_are_kept_with_any_binding(server_side_binding):
+    """Several statements in one need the parameters in their text. [C07.1]"""
     on_postgresql()
     there = connection.settings_dict["OPTIONS"]
     registry = ordered(note)
@@ -708,8 +708,8 @@ def test_c07_1_keys_are_kept_with_any_binding(server_side_binding):
     assert numbers().index(1) < numbers().index(2)
 
 
-def test_c07_2_a_claim_in_order_waits_for_another_but_not_for_long():
-    """Somebody is at it: it is soon made again, and nothing is claimed meanwhile."""
+def test_a_claim_in_order_waits_for_another_but_not_for_long():
+    """Somebody is at it: it is soon made again, and nothing is claimed meanwhile. [C07.2]"""
     on_postgresql()
     registry = ordered(note)
     send(registry, 1, how="a")

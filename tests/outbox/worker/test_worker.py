@@ -105,8 +105,8 @@ def run_in_thread(function):
 # ------------------------------------------------------------------------------ delivery
 
 
-def test_c02_1_every_committed_message_is_handled_and_no_other():
-    """In the order of sending; what was rolled back is never seen."""
+def test_every_committed_message_is_handled_and_no_other():
+    """In the order of sending; what was rolled back is never seen. [C02.1]"""
     registry = registry_of(note)
     send(registry, 1, 2)
     in_vain(lambda: send(registry, 3))
@@ -120,8 +120,8 @@ def test_c02_1_every_committed_message_is_handled_and_no_other():
     assert letters() == []
 
 
-def test_c02_2_what_commits_late_is_not_passed_over():
-    """A inserts, B inserts, B commits, the worker polls, A commits, it polls again."""
+def test_what_commits_late_is_not_passed_over():
+    """A inserts, B inserts, B commits, the worker polls, A commits, it polls again. [C02.2]"""
     on_a_server()
     registry = registry_of(note)
     sent, go_on = threading.Event(), threading.Event()
@@ -146,8 +146,8 @@ def test_c02_2_what_commits_late_is_not_passed_over():
     assert numbers() == [2, 1]
 
 
-def test_c02_3_workers_beside_one_another(say):
-    """Three workers in threads: each of very many messages is handled once."""
+def test_workers_beside_one_another(say):
+    """Three workers in threads: each of very many messages is handled once. [C02.3]"""
     on_a_server()
     size = 10_000 if SOAKS else 600
     registry = registry_of(note)
@@ -164,8 +164,8 @@ def test_c02_3_workers_beside_one_another(say):
     say(f"{size:,} messages were handled by three workers")
 
 
-def test_c02_4_a_killed_workers_messages_are_taken_up_within_the_lease():
-    """They are somebody else's once the lease has run out, and not before."""
+def test_a_killed_workers_messages_are_taken_up_within_the_lease():
+    """They are somebody else's once the lease has run out, and not before. [C02.4]"""
     registry = registry_of(note)
     send(registry, 1, 2, 3)
     claim(2)
@@ -179,8 +179,8 @@ def test_c02_4_a_killed_workers_messages_are_taken_up_within_the_lease():
     assert rows() == []
 
 
-def test_c02_4_a_long_handler_keeps_its_lease():
-    """Its lease is renewed while it runs: nobody else takes it, and it settles."""
+def test_a_long_handler_keeps_its_lease():
+    """Its lease is renewed while it runs: nobody else takes it, and it settles. [C02.4]"""
     on_a_server()
 
     def sleep(command: Work):
@@ -201,8 +201,8 @@ def test_c02_4_a_long_handler_keeps_its_lease():
     assert numbers() == [1]
 
 
-def test_c02_4_a_long_batch_keeps_its_lease():
-    """Between two transactions the worker renews what is still to come."""
+def test_a_long_batch_keeps_its_lease():
+    """Between two transactions the worker renews what is still to come. [C02.4]"""
     renewed = []
 
     class Watched(Store):
@@ -226,8 +226,8 @@ def test_c02_4_a_long_batch_keeps_its_lease():
     assert numbers() == [1, 2, 3]
 
 
-def test_c02_4_two_renewals_at_once_lose_no_lease():
-    """The heartbeat and the worker may both find it time: rows of one are not lost."""
+def test_two_renewals_at_once_lose_no_lease():
+    """The heartbeat and the worker may both find it time: rows of one are not lost. [C02.4]"""
 
     class Slow(Store):
         def renew(self, owner, keys, lease):
@@ -260,8 +260,8 @@ def test_c02_4_two_renewals_at_once_lose_no_lease():
 
 
 @pytest.mark.long
-def test_c02_4_sigterm_lets_it_finish_what_it_holds():
-    """The message at hand is finished; those not begun are given back at once."""
+def test_sigterm_lets_it_finish_what_it_holds():
+    """The message at hand is finished; those not begun are given back at once. [C02.4]"""
     send(real_registry, *range(5), how="slow")
     with processes(count=0) as start:
         process = start()
@@ -277,8 +277,8 @@ def test_c02_4_sigterm_lets_it_finish_what_it_holds():
 
 
 @pytest.mark.long
-def test_c02_4_a_worker_that_waits_stops_at_once():
-    """Also while it listens for a notification."""
+def test_a_worker_that_waits_stops_at_once():
+    """Also while it listens for a notification. [C02.4]"""
     with processes(count=0) as start:
         process = start()
         assert process.stdout.readline() == "ready\n"
@@ -292,8 +292,8 @@ def test_c02_4_a_worker_that_waits_stops_at_once():
 # -------------------------------------------------------------------------------- settle
 
 
-def test_c03_1_the_message_and_what_its_handler_wrote_commit_together(monkeypatch):
-    """A crash between the handler and the commit leaves neither."""
+def test_the_message_and_what_its_handler_wrote_commit_together(monkeypatch):
+    """A crash between the handler and the commit leaves neither. [C03.1]"""
     registry = registry_of(note)
     send(registry, 1)
 
@@ -320,8 +320,8 @@ def elsewhere(statement, *parameters):
         cursor.execute(statement, parameters)
 
 
-def test_c03_2_a_late_finisher_cannot_settle_what_another_has(caplog):
-    """Its own writes are rolled back: the effect is that of the other alone."""
+def test_a_late_finisher_cannot_settle_what_another_has(caplog):
+    """Its own writes are rolled back: the effect is that of the other alone. [C03.2]"""
     on_a_server()
     runs = []
 
@@ -346,8 +346,8 @@ def test_c03_2_a_late_finisher_cannot_settle_what_another_has(caplog):
     ]
 
 
-def test_c03_2_the_store_refuses_whoever_is_not_the_owner():
-    """Settling, delaying, burying and giving back ask for the claim that holds it."""
+def test_the_store_refuses_whoever_is_not_the_owner():
+    """Settling, delaying, burying and giving back ask for the claim that holds it. [C03.2]"""
     registry = registry_of(note)
     send(registry, 1)
     store = Store("default")
@@ -368,8 +368,8 @@ def test_c03_2_the_store_refuses_whoever_is_not_the_owner():
     assert letters() == []
 
 
-def test_c03_2_one_message_lost_loses_no_other():
-    """A message that somebody deletes while it is handled takes none along."""
+def test_one_message_lost_loses_no_other():
+    """A message that somebody deletes while it is handled takes none along. [C03.2]"""
     on_a_server()
 
     def do(command: Work):
@@ -391,8 +391,8 @@ def test_c03_2_one_message_lost_loses_no_other():
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", ["exit", "kill"])
-def test_c03_3_a_message_that_kills_its_worker(how):
-    """It becomes a dead letter after its attempts; its batch-mates are all handled."""
+def test_a_message_that_kills_its_worker(how):
+    """It becomes a dead letter after its attempts; its batch-mates are all handled. [C03.3]"""
     send(real_registry, 1, 2)
     send(real_registry, 3, how=how)
     send(real_registry, 4, 5)
@@ -414,8 +414,8 @@ def test_c03_3_a_message_that_kills_its_worker(how):
     assert sorted(numbers()) == [1, 2, 4, 5]
 
 
-def test_c03_3_an_abandoned_batch_is_taken_one_at_a_time():
-    """Only a run alone counts as an attempt."""
+def test_an_abandoned_batch_is_taken_one_at_a_time():
+    """Only a run alone counts as an attempt. [C03.3]"""
     registry = registry_of(note)
     send(registry, 1, 2, 3)
     claim()
@@ -430,8 +430,8 @@ def test_c03_3_an_abandoned_batch_is_taken_one_at_a_time():
     assert [row.attempts for row in rows()] == [1, 0, 0]
 
 
-def test_c03_3_a_worker_that_is_told_to_end_by_a_handler():
-    """sys.exit() in a handler ends the worker; its batch is tried one by one."""
+def test_a_worker_that_is_told_to_end_by_a_handler():
+    """sys.exit() in a handler ends the worker; its batch is tried one by one. [C03.3]"""
     registry = Registry()
 
     @registry.add
@@ -452,8 +452,8 @@ def test_c03_3_a_worker_that_is_told_to_end_by_a_handler():
     assert [letter.reason for letter in letters()] == [Reason.POISON]
 
 
-def test_c03_4_a_lost_transaction_accuses_nobody(caplog):
-    """Everything of the batch is taken again, one by one, and counted for none."""
+def test_a_lost_transaction_accuses_nobody(caplog):
+    """Everything of the batch is taken again, one by one, and counted for none. [C03.4]"""
     on_a_server()
     registry = Registry()
     terminated = []
@@ -483,8 +483,8 @@ def test_c03_4_a_lost_transaction_accuses_nobody(caplog):
     ]
 
 
-def test_c03_4_a_deadlock_accuses_nobody(caplog):
-    """The transaction that had to give way is gone as a whole; nobody is to blame."""
+def test_a_deadlock_accuses_nobody(caplog):
+    """The transaction that had to give way is gone as a whole; nobody is to blame. [C03.4]"""
     if connection.vendor != "mysql":
         pytest.skip("A case for a server that ends a whole transaction for a deadlock.")
     first, second = (Note.objects.create(text=text) for text in ("first", "second"))
@@ -540,8 +540,8 @@ def test_c03_4_a_deadlock_accuses_nobody(caplog):
     ]
 
 
-def test_c03_4_an_error_that_its_savepoint_heals_is_that_of_one_message(caplog):
-    """Whatever its class is: a missing table, an OperationalError on SQLite."""
+def test_an_error_that_its_savepoint_heals_is_that_of_one_message(caplog):
+    """Whatever its class is: a missing table, an OperationalError on SQLite. [C03.4]"""
     registry = Registry()
 
     @registry.add
@@ -562,8 +562,8 @@ def test_c03_4_an_error_that_its_savepoint_heals_is_that_of_one_message(caplog):
     assert not [m for m in caplog.messages if "rolled back" in m]
 
 
-def test_c03_4_an_error_at_the_commit_is_that_of_its_message():
-    """A constraint that is checked at the commit fails its own message alone."""
+def test_an_error_at_the_commit_is_that_of_its_message():
+    """A constraint that is checked at the commit fails its own message alone. [C03.4]"""
     from django.contrib.auth.models import Permission
 
     registry = Registry()
@@ -654,8 +654,8 @@ def test_a_handler_that_only_rolls_back_an_empty_block_fails():
     assert numbers() == [1, 3]
 
 
-def test_c03_5_callbacks_run_after_the_commit_each_for_itself(caplog):
-    """One that raises is logged, the others run; those of a failed message do not."""
+def test_callbacks_run_after_the_commit_each_for_itself(caplog):
+    """One that raises is logged, the others run; those of a failed message do not. [C03.5]"""
     registry = Registry()
     called = []
 
@@ -687,8 +687,8 @@ def test_c03_5_callbacks_run_after_the_commit_each_for_itself(caplog):
     ]
 
 
-def test_c03_6_a_handler_without_a_transaction_runs_alone():
-    """With atomic=False it is outside the batch's transaction; durable=True works."""
+def test_a_handler_without_a_transaction_runs_alone():
+    """With atomic=False it is outside the batch's transaction; durable=True works. [C03.6]"""
     registry = Registry()
     seen = []
 
@@ -716,8 +716,8 @@ def test_c03_6_a_handler_without_a_transaction_runs_alone():
     assert rows() == []
 
 
-def test_c03_6_at_least_once_is_what_it_gets():
-    """What it wrote before it failed stays, and it is tried again."""
+def test_at_least_once_is_what_it_gets():
+    """What it wrote before it failed stays, and it is tried again. [C03.6]"""
     registry = Registry()
 
     @registry.add
@@ -735,8 +735,8 @@ def test_c03_6_at_least_once_is_what_it_gets():
     assert (tally.handled, tally.failed) == (1, 1)
 
 
-def test_c03_6_a_handler_of_another_database_has_its_own_transaction():
-    """It commits there first, and its message is settled after."""
+def test_a_handler_of_another_database_has_its_own_transaction():
+    """It commits there first, and its message is settled after. [C03.6]"""
     registry = Registry()
 
     @registry.add
@@ -763,8 +763,8 @@ def test_c03_6_a_handler_of_another_database_has_its_own_transaction():
     assert rows() == []
 
 
-def test_c03_6_a_handler_that_leaves_the_connection_broken(caplog):
-    """What is outside any transaction may close it, or leave autocommit off."""
+def test_a_handler_that_leaves_the_connection_broken(caplog):
+    """What is outside any transaction may close it, or leave autocommit off. [C03.6]"""
     registry = Registry()
 
     @registry.add
@@ -786,8 +786,8 @@ def test_c03_6_a_handler_that_leaves_the_connection_broken(caplog):
 # --------------------------------------------------------------------------------- retry
 
 
-def test_c04_1_by_class_of_exception():
-    """What the policy names is tried again; anything else is given up at once."""
+def test_by_class_of_exception():
+    """What the policy names is tried again; anything else is given up at once. [C04.1]"""
     registry = Registry()
 
     @registry.add
@@ -806,8 +806,8 @@ def test_c04_1_by_class_of_exception():
     assert found == {"builtins.ValueError": 1, f"{__name__}.Refused": 3}
 
 
-def test_c04_1_the_delay_grows_with_jitter_and_a_cap():
-    """Exponential, drawn between half and all of it, and never above the cap."""
+def test_the_delay_grows_with_jitter_and_a_cap():
+    """Exponential, drawn between half and all of it, and never above the cap. [C04.1]"""
     registry = Registry()
     policy = Retry(attempts=6, delay=10, factor=3, cap=100)
 
@@ -831,8 +831,8 @@ def test_c04_1_the_delay_grows_with_jitter_and_a_cap():
     assert work(registry).dead == 20
 
 
-def test_c04_1_attempts_are_counted_over_crashes():
-    """A run alone that killed its worker is an attempt like one that failed."""
+def test_attempts_are_counted_over_crashes():
+    """A run alone that killed its worker is an attempt like one that failed. [C04.1]"""
     registry = Registry()
 
     @registry.add
@@ -855,8 +855,8 @@ def test_c04_1_attempts_are_counted_over_crashes():
     assert [letter.attempts for letter in letters()] == [3]
 
 
-def test_c03_3_a_crash_while_burying_counts_for_nothing(monkeypatch):
-    """What has had its attempts is given up, however often that is interrupted."""
+def test_a_crash_while_burying_counts_for_nothing(monkeypatch):
+    """What has had its attempts is given up, however often that is interrupted. [C03.3]"""
 
     class Crash(BaseException):
         pass
@@ -894,8 +894,8 @@ def test_c03_3_a_crash_while_burying_counts_for_nothing(monkeypatch):
     assert (letter.reason, letter.attempts) == (Reason.POISON, 2)
 
 
-def test_c04_1_without_a_policy():
-    """Five attempts, with a delay of about a second before the second."""
+def test_without_a_policy():
+    """Five attempts, with a delay of about a second before the second. [C04.1]"""
     registry = Registry()
 
     @registry.add
@@ -911,8 +911,8 @@ def test_c04_1_without_a_policy():
     assert [letter.attempts for letter in letters()] == [5]
 
 
-def test_c04_1_what_is_tried_again_is_logged(caplog):
-    """A warning for each attempt, an error for the last; ids and names, no payload."""
+def test_what_is_tried_again_is_logged(caplog):
+    """A warning for each attempt, an error for the last; ids and names, no payload. [C04.1]"""
     registry = Registry()
 
     @registry.add
@@ -941,8 +941,8 @@ def test_c04_1_what_is_tried_again_is_logged(caplog):
     assert first.cqrs_correlation_id == str(row.correlation_id)
 
 
-def test_c04_2_instant_retry_inside_delayed_retry_outside():
-    """A command that the handler sends is tried again at once, its message later."""
+def test_instant_retry_inside_delayed_retry_outside():
+    """A command that the handler sends is tried again at once, its message later. [C04.2]"""
     registry = Registry()
     bus = CommandBus(
         registry=registry, instant_retry=InstantRetry(retries=2, on=(Refused,))
@@ -969,8 +969,8 @@ def test_c04_2_instant_retry_inside_delayed_retry_outside():
     assert (tally.handled, tally.failed) == (1, 1)
 
 
-def test_c04_3_drop():
-    """A message that is given up is forgotten; the log says so."""
+def test_drop():
+    """A message that is given up is forgotten; the log says so. [C04.3]"""
     registry = Registry()
 
     @registry.add
@@ -991,8 +991,8 @@ def test_c04_3_drop():
     assert numbers() == []
 
 
-def test_c04_3_stop():
-    """The worker stops; the message waits, and so does what was not begun."""
+def test_stop():
+    """The worker stops; the message waits, and so does what was not begun. [C04.3]"""
     registry = Registry()
 
     @registry.add
@@ -1022,8 +1022,8 @@ def test_c04_3_stop():
     assert letters() == []
 
 
-def test_c04_3_stop_after_its_attempts():
-    """A policy that stops tries as often as it says before it does."""
+def test_stop_after_its_attempts():
+    """A policy that stops tries as often as it says before it does. [C04.3]"""
     registry = Registry()
     policy = Retry(attempts=3, delay=0, final_failure="stop")
 
@@ -1060,8 +1060,8 @@ def test_an_async_handler_whose_task_is_cancelled_fails():
 # -------------------------------------------------------------------------- dead letters
 
 
-def test_c05_1_what_a_dead_letter_keeps():
-    """The bytes as they came, the exception with its traceback, and how often."""
+def test_what_a_dead_letter_keeps():
+    """The bytes as they came, the exception with its traceback, and how often. [C05.1]"""
     registry = Registry()
 
     @registry.add
@@ -1090,8 +1090,8 @@ def test_c05_1_what_a_dead_letter_keeps():
     assert before <= letter.failed_at <= timezone.now()
 
 
-def test_c05_1_an_error_that_cannot_be_told():
-    """Also an exception whose text cannot be made is buried."""
+def test_an_error_that_cannot_be_told():
+    """Also an exception whose text cannot be made is buried. [C05.1]"""
 
     class Mute(Exception):
         def __str__(self):
@@ -1110,8 +1110,8 @@ def test_c05_1_an_error_that_cannot_be_told():
     assert [letter.error for letter in letters()] == ["<Mute without a text>"]
 
 
-def test_c05_3_a_replayed_message_runs_its_own_endpoint_only():
-    """The other subscribers have handled theirs."""
+def test_a_replayed_message_runs_its_own_endpoint_only():
+    """The other subscribers have handled theirs. [C05.3]"""
     called = []
     is_mended = []
 
@@ -1158,8 +1158,8 @@ def _spoil(**changes):
         ({"endpoint": "no.such_endpoint"}, "unknown_endpoint"),
     ],
 )
-def test_c05_4_each_its_own_reason(changes, reason):
-    """What cannot be handled is not tried twice, and the worker goes on."""
+def test_each_its_own_reason(changes, reason):
+    """What cannot be handled is not tried twice, and the worker goes on. [C05.4]"""
     registry = registry_of(note)
     send(registry, 1)
     _spoil(**changes)
@@ -1177,8 +1177,8 @@ def test_c05_4_each_its_own_reason(changes, reason):
     assert rows() == []
 
 
-def test_c05_5_a_broken_payload_never_stops_the_worker():
-    """Not even where the policy of its endpoint is to stop."""
+def test_a_broken_payload_never_stops_the_worker():
+    """Not even where the policy of its endpoint is to stop. [C05.5]"""
     policy = Retry(attempts=1, final_failure="stop")
     registry = registry_of(note, retry=policy)
     send(registry, 1, 2, 3)
@@ -1200,8 +1200,8 @@ def test_an_old_name_of_an_endpoint_is_found():
 # --------------------------------------------------------------- priority, delay, expiry
 
 
-def test_c07_3_the_highest_priority_first():
-    """Then the order of sending."""
+def test_the_highest_priority_first():
+    """Then the order of sending. [C07.3]"""
     registry = registry_of(note)
     send(registry, 1, 2)
     send(registry, 3, 4, priority=5)
@@ -1212,8 +1212,8 @@ def test_c07_3_the_highest_priority_first():
     assert numbers() == [3, 4, 1, 2, 5]
 
 
-def test_c07_3_a_delayed_message_is_never_early():
-    """It waits until it falls due by the clock, and is then handled in its turn."""
+def test_a_delayed_message_is_never_early():
+    """It waits until it falls due by the clock, and is then handled in its turn. [C07.3]"""
     registry = registry_of(note)
     with time_machine.travel(datetime(2030, 1, 1, tzinfo=UTC)) as clock:
         send(registry, 1, delay=3600)
@@ -1228,8 +1228,8 @@ def test_c07_3_a_delayed_message_is_never_early():
         assert numbers() == [2, 1]
 
 
-def test_c07_3_many_fall_due_at_once():
-    """More than are released in one go are all handled."""
+def test_many_fall_due_at_once():
+    """More than are released in one go are all handled. [C07.3]"""
     registry = registry_of(note)
     with transaction.atomic():
         send(registry, *range(1200), delay=3600)
@@ -1238,8 +1238,8 @@ def test_c07_3_many_fall_due_at_once():
     assert work(registry).handled == 1200
 
 
-def test_c07_3_an_expired_message_is_dropped_and_counted(caplog):
-    """Its handler is not called; the log and the tally say so."""
+def test_an_expired_message_is_dropped_and_counted(caplog):
+    """Its handler is not called; the log and the tally say so. [C07.3]"""
     caplog.set_level(logging.INFO, "django_cqrs.worker")
     registry = registry_of(note)
     with time_machine.travel(datetime(2030, 1, 1, tzinfo=UTC)) as clock:
@@ -1262,8 +1262,8 @@ def test_c07_3_an_expired_message_is_dropped_and_counted(caplog):
 # ----------------------------------------------------------------------------- operation
 
 
-def test_c09_1_the_bound_of_messages():
-    """It stops after so many, failures and expired ones included."""
+def test_the_bound_of_messages():
+    """It stops after so many, failures and expired ones included. [C09.1]"""
     registry = registry_of(note)
     send(registry, *range(10))
 
@@ -1272,8 +1272,8 @@ def test_c09_1_the_bound_of_messages():
     assert {row.state for row in rows()} == {State.READY}
 
 
-def test_c09_1_the_bound_of_time():
-    """It stops after so long, and is no later for waiting."""
+def test_the_bound_of_time():
+    """It stops after so long, and is no later for waiting. [C09.1]"""
     began = time.monotonic()
 
     work(registry_of(note), bounds={"until_empty": False, "seconds": 0.4})
@@ -1281,8 +1281,8 @@ def test_c09_1_the_bound_of_time():
     assert 0.4 <= time.monotonic() - began < 1.5
 
 
-def test_c09_1_the_bound_of_memory():
-    """It stops when its process has used so much."""
+def test_the_bound_of_memory():
+    """It stops when its process has used so much. [C09.1]"""
     registry = registry_of(note)
     send(registry, 1)
 
@@ -1290,8 +1290,8 @@ def test_c09_1_the_bound_of_memory():
     assert work(registry, bounds={"megabytes": 100_000}).handled == 1
 
 
-def test_c09_1_stop_at_a_failure():
-    """It stops at the first; what was handled before it is settled."""
+def test_stop_at_a_failure():
+    """It stops at the first; what was handled before it is settled. [C09.1]"""
     registry = Registry()
 
     @registry.add
@@ -1310,8 +1310,8 @@ def test_c09_1_stop_at_a_failure():
     assert [(row.state, row.attempts) for row in rows()] == [(1, 1), (0, 0)]
 
 
-def test_c09_2_a_dropped_connection(caplog):
-    """While it waits and while it handles: it connects again and goes on."""
+def test_a_dropped_connection(caplog):
+    """While it waits and while it handles: it connects again and goes on. [C09.2]"""
     on_a_server()
     registry = registry_of(note)
     worker = worker_of(registry, bounds={"until_empty": False, "seconds": LIMIT})
@@ -1345,8 +1345,8 @@ def test_c09_2_a_dropped_connection(caplog):
     assert [record.exc_info for record in caplog.records] == [None, None]
 
 
-def test_c09_2_a_connection_dropped_at_the_settle_gives_the_claim_back(monkeypatch):
-    """What was claimed and not settled does not wait for its lease to run out."""
+def test_a_connection_dropped_at_the_settle_gives_the_claim_back(monkeypatch):
+    """What was claimed and not settled does not wait for its lease to run out. [C09.2]"""
     registry = registry_of(note)
     send(registry, 1, 2)
     worker = worker_of(registry)
@@ -1372,8 +1372,8 @@ def test_c09_2_a_connection_dropped_at_the_settle_gives_the_claim_back(monkeypat
 
 
 @pytest.mark.long
-def test_c09_3_nothing_leaks(settings, say):
-    """Over very many messages: no connection, no logged query, little memory."""
+def test_nothing_leaks(settings, say):
+    """Over very many messages: no connection, no logged query, little memory. [C09.3]"""
     import gc
     import tracemalloc
 
@@ -1412,8 +1412,8 @@ def test_c09_3_nothing_leaks(settings, say):
             assert cursor.fetchone() == (1,)
 
 
-def test_c09_5_the_table_stays_bounded():
-    """What is settled is gone: no row, no inbox entry, no dead letter is left."""
+def test_the_table_stays_bounded():
+    """What is settled is gone: no row, no inbox entry, no dead letter is left. [C09.5]"""
     from django_cqrs.outbox.models import InboxEntry
 
     registry = registry_of(note)
@@ -1495,8 +1495,8 @@ def test_several_channels_the_first_is_looked_at_first(settings):
     assert [row.channel for row in rows()] == ["idle"]
 
 
-def test_c07_3_what_falls_due_while_it_looks_is_handled(monkeypatch):
-    """What becomes ready in a round that found nothing is not left until later."""
+def test_what_falls_due_while_it_looks_is_handled(monkeypatch):
+    """What becomes ready in a round that found nothing is not left until later. [C07.3]"""
     registry = registry_of(note)
     send(registry, 1, delay=3600)
     worker = worker_of(registry)

@@ -50,8 +50,8 @@ def run(*arguments, **options):
     return out.getvalue(), ""
 
 
-def test_c09_1_until_nothing_is_ready(registry):
-    """It says what it handles, and at its end what it has done."""
+def test_until_nothing_is_ready(registry):
+    """It says what it handles, and at its end what it has done. [C09.1]"""
     send(registry, 1, 2)
     send(registry, 3, how="fail")
 
@@ -62,8 +62,8 @@ def test_c09_1_until_nothing_is_ready(registry):
     assert numbers() == [1, 2]
 
 
-def test_c09_1_until_so_many(registry):
-    """What was not begun waits for the next one."""
+def test_until_so_many(registry):
+    """What was not begun waits for the next one. [C09.1]"""
     send(registry, 1, 2, 3)
 
     assert run("outbox", max_messages=2) == (
@@ -73,16 +73,16 @@ def test_c09_1_until_so_many(registry):
     assert len(rows()) == 1
 
 
-def test_c09_1_until_a_time(registry):
-    """It waits for messages as long as it may."""
+def test_until_a_time(registry):
+    """It waits for messages as long as it may. [C09.1]"""
     assert run("outbox", "--max-seconds", "0.2", "--database", "other") == (
         "Handling outbox of 'other'.\n0 handled, 0 failed, 0 dead, 0 expired.\n",
         "",
     )
 
 
-def test_c09_1_until_a_failure(registry):
-    """The first failure ends it with exit code 1."""
+def test_until_a_failure(registry):
+    """The first failure ends it with exit code 1. [C09.1]"""
     send(registry, 1, how="fail")
     send(registry, 2)
 
