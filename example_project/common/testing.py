@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Final
 
 from orders.models import Customer, Product
 from payments.models import CreditAccount
+
+PATIENCE: Final = 600.0
+"""Seconds after which what has not happened never will, on a busy machine too."""
 
 
 def open_shop() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from threading import Thread
-from time import sleep
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 from unittest import mock, skipUnless
 
@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from common.errors import Refused
-from common.testing import open_shop
+from common.testing import PATIENCE, open_shop
 from django_cqrs import command_bus, query_bus
 from django_cqrs.channels import channels
 from django_cqrs.outbox.models import OutboxMessage
@@ -180,7 +180,7 @@ class RivalTests(TransactionTestCase):
 
         with mock.patch.object(payment_handlers, "settle", settle_slowly):
             payments.pay(PayOrder(self.order_id))
-            thread.join(20)
+            thread.join(PATIENCE)
 
         assert Order.objects.get().status == OrderStatus.SHIPPED
         assert payments.find(GetPayment(self.order_id)).status == "captured"
@@ -196,7 +196,8 @@ class RivalTests(TransactionTestCase):
 
     def wait_for_rival(self) -> None:
         """Return when somebody waits for a lock of this transaction."""
-        for _ in range(1000):
+        end = monotonic() + PATIENCE
+        while monotonic() < end:
             with connection.cursor() as cursor:
                 cursor.execute(
                     "SELECT count(*) FROM pg_locks WHERE NOT granted "

@@ -61,7 +61,7 @@ class Server:
 
     def connections_after_a_while(self, wanted: Counter) -> Counter:
         """Return them when they are as wanted: a server closes them in its own time."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + LIMIT
         while (found := self.connections()) != wanted and time.monotonic() < deadline:
             time.sleep(0.05)
         return found
@@ -201,7 +201,7 @@ def test_clients_that_go_away_leave_nothing_half_done():
                     path,
                     headers={"X-Request": f"r{number}"},
                     json={} if method == "POST" else None,
-                    timeout=httpx.Timeout(30, read=0.02 * number),
+                    timeout=httpx.Timeout(LIMIT, read=0.02 * number),
                 )
             except httpx.ReadTimeout:
                 given_up.append(number)

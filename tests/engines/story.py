@@ -27,6 +27,7 @@ from orders.messages import OrderedItem, PlaceOrder  # noqa: E402
 from orders.models import Order  # noqa: E402
 from payments.errors import CreditLimitExceeded  # noqa: E402
 from storefront.data import load_catalogue  # noqa: E402
+from tests.limits import LIMIT  # noqa: E402
 
 ORDER = PlaceOrder(
     customer="samuel.weiss@mail.example", lines=(OrderedItem("TEA-SENCHA", 1),)
@@ -35,7 +36,7 @@ TOO_MUCH = replace(ORDER, lines=(OrderedItem("KETTLE-ELECTRIC", 2),))
 
 
 def wait_for(condition, what):
-    end = time.monotonic() + 30
+    end = time.monotonic() + LIMIT
     while not condition():
         if time.monotonic() > end:
             sys.exit(

@@ -140,7 +140,7 @@ class EngineShop:
             )
         process.log = log
         try:
-            end = time.monotonic() + 30
+            end = time.monotonic() + LIMIT
             while ready not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < end, log.read_text()
@@ -336,7 +336,7 @@ def test_a_message_that_kills_its_celery_worker(shop):
 
 
 def wait_for_text(process, text, *, more_than=0):
-    end = time.monotonic() + 30
+    end = time.monotonic() + LIMIT
     while process.log.read_text().count(text) <= more_than:
         assert process.poll() is None
         assert time.monotonic() < end
