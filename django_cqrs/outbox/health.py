@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Iterator
-from datetime import timedelta
-from typing import Any, Final, Literal
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal, NamedTuple
 
-from django.db import DEFAULT_DB_ALIAS, Error
-from django.db.models import Count, Min, QuerySet
+from django.db import DEFAULT_DB_ALIAS, Error, connections
+from django.db.models import QuerySet
 from django.utils import timezone
 
-from django_cqrs.outbox.models import DeadLetter, OutboxMessage
-from django_cqrs.outbox.statistics import WAITING_SINCE, is_pending
+from django_cqrs.outbox.clock_skew import clock_skew, skew_in_words
+from django_cqrs.outbox.long_transactions import LONG, long_transactions
+from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
+from django_cqrs.outbox.statistics import (
+    HELD,
+    LOOKED,
+    WAITING_SINCE,
+    as_moment,
+    kept_channels,
+)
+from django_cqrs.outbox.times import as_stored
 
 logger: Final = logging.getLogger("django_cqrs.health")
 
@@ -24,8 +33,11 @@ LATE: Final = timedelta(minutes=5)
 class Problem:
     """Something that somebody should look at."""
 
-    kind: Literal["unreadable", "late", "dead"]
-    """The database cannot be read; messages wait too long; messages are dead."""
+    kind: Literal["unreadable", "late", "dead", "transaction", "clock"]
+    """
+    The database cannot be read; messages wait too long; messages are dead; a transaction
+    is open for too long; the clock of this machine is not the database's.
+    """
     channel: str | None = None
     """The alias of the channel; None where it is about all of them."""
     text: str
@@ -42,15 +54,22 @@ def find_problems(
     channels: Collection[str] | None = None,
     max_age: timedelta | None = LATE,
     max_dead: int | None = 0,
+    max_transaction: timedelta | None = LONG,
 ) -> list[Problem]:
     """
     Return what is wrong with the outbox of a database; nothing where all is well.
+
+    However much waits, only so much of it is looked at: of each channel and priority
+    the :data:`~django_cqrs.outbox.statistics.LOOKED` messages that are next, and as many
+    dead letters. Where there are more, the sentence says "at least".
 
     Args:
         using: the alias of the database.
         channels: the aliases of the channels that are looked at; by default all.
         max_age: how long a message may wait once it is due; None is for ever.
         max_dead: how many dead letters a channel may have; None is any number.
+        max_transaction: how long a transaction of the database may be open; None is
+            for ever.
 
     Returns:
         The problems. That the database cannot be read is one of them and raises
@@ -58,9 +77,12 @@ def find_problems(
 
     """
     try:
+        names = sorted(set(kept_channels(using) if channels is None else channels))
         return [
-            *(() if max_age is None else _late(using, channels, max_age)),
-            *(() if max_dead is None else _dead(using, channels, max_dead)),
+            *(() if max_age is None else _late(using, names, max_age)),
+            *(() if max_dead is None else _dead(using, names, max_dead)),
+            *(() if max_transaction is None else _open(using, max_transaction)),
+            *_apart(using),
         ]
     except Error as error:
         # What the driver says may name hosts and users: that is for the log alone.
@@ -70,44 +92,152 @@ def find_problems(
         return [Problem(kind="unreadable", text=text)]
 
 
+class _Range(NamedTuple):
+    """Rows of a channel that are a range of an index, so many at most."""
+
+    channel: str
+    rows: QuerySet[Any, Any]
+    most: int
+
+
+class _Found(NamedTuple):
+    count: int = 0
+    since: datetime | None = None
+    is_more: bool = False
+    """Whether there are more that were not looked at."""
+
+    def and_also(self, count: int, since: datetime | None, most: int) -> _Found:
+        moments = [each for each in (self.since, since) if each is not None]
+        return _Found(
+            self.count + count, min(moments, default=None), self.is_more or count == most
+        )
+
+
 def _late(
-    using: str, channels: Collection[str] | None, max_age: timedelta
+    using: str, channels: Sequence[str], max_age: timedelta
 ) -> Iterator[Problem]:
     now = timezone.now()
-    rows = OutboxMessage.objects.using(using).filter(is_pending(now))
-    late = _of(rows, channels).annotate(since=WAITING_SINCE)
-    for row in (
-        late.filter(since__lt=now - max_age)
-        .order_by("channel")
-        .values("channel")
-        .annotate(count=Count("pk"), oldest=Min("since"))
-    ):
-        age = timedelta(seconds=int((now - row["oldest"]).total_seconds()))
-        noun = "message has" if row["count"] == 1 else "messages have"
+    before = now - max_age
+    ranges = list(_waiting(using, channels, before))
+    for channel, found in _counted(using, ranges, before).items():
+        if found.since is None:
+            continue
+        age = timedelta(seconds=int((now - found.since).total_seconds()))
+        noun = "message has" if found.count == 1 else "messages have"
         text = (
-            f"{row['count']} {noun} waited in the channel {row['channel']!r} for more "
-            f"than {max_age}, the oldest for {age}."
+            f"{_number(found)} {noun} waited in the channel {channel!r} for more than "
+            f"{max_age}, the oldest for {age}."
         )
-        yield Problem(kind="late", channel=row["channel"], text=text)
+        yield Problem(kind="late", channel=channel, text=text)
 
 
-def _dead(
-    using: str, channels: Collection[str] | None, max_dead: int
-) -> Iterator[Problem]:
-    letters = _of(DeadLetter.objects.using(using), channels)
-    for row in (
-        letters.order_by("channel")
-        .values("channel")
-        .annotate(count=Count("pk"))
-        .filter(count__gt=max_dead)
-    ):
-        begin = "There is 1 dead letter"
-        if row["count"] > 1:
-            begin = f"There are {row['count']} dead letters"
-        text = f"{begin} in the channel {row['channel']!r}."
-        yield Problem(kind="dead", channel=row["channel"], text=text)
+def _waiting(
+    using: str, channels: Sequence[str], before: datetime
+) -> Iterator[_Range]:
+    """Yield where what waits for long may be: at the beginning of each range."""
+    for channel in channels:
+        rows = OutboxMessage.objects.filter(channel=channel)
+        aged = rows.annotate(since=WAITING_SINCE).values_list("since")
+        ready = aged.filter(state=State.READY).order_by("sequence")
+        for priority in _priorities(using, channel):
+            yield _Range(channel, ready.filter(priority=priority), LOOKED)
+        for state in HELD:
+            held = aged.filter(state=state).order_by("-priority", "sequence")
+            yield _Range(channel, held, LOOKED)
+        due = aged.filter(state=State.DELAYED, available_at__lt=before)
+        yield _Range(channel, due.order_by("available_at"), LOOKED)
 
 
-def _of(rows: Any, channels: Collection[str] | None) -> QuerySet[Any]:
-    found: QuerySet[Any] = rows.all()
-    return found if channels is None else found.filter(channel__in=channels)
+def _priorities(using: str, channel: str) -> Iterator[int]:
+    """Yield the priorities of what is ready, each by one look into an index."""
+    ready = OutboxMessage.objects.using(using).filter(
+        channel=channel, state=State.READY
+    )
+    # Not one recursive statement: in it MariaDB would read all that is ready.
+    found = ready.order_by("-priority").values_list("priority", flat=True)
+    priority = found.first()
+    for _ in range(_PRIORITIES):
+        if priority is None:
+            return
+        yield priority
+        priority = found.filter(priority__lt=priority).first()
+
+
+def _counted(
+    using: str, ranges: Sequence[_Range], before: datetime | None = None
+) -> dict[str, _Found]:
+    """
+    Return how much of each channel is in ranges, by statements for many of them.
+
+    Args:
+        using: the alias of the database.
+        ranges: of channels.
+        before: counts only what has waited since then or longer.
+
+    """
+    connection = connections[using]
+    found: dict[str, _Found] = {}
+    for start in range(0, len(ranges), _TOGETHER):
+        some = ranges[start : start + _TOGETHER]
+        selects: list[str] = []
+        values: list[Any] = []
+        for place, each in enumerate(some):
+            rows = each.rows[: each.most]
+            inner, parameters = rows.query.get_compiler(using).as_sql()
+            values += parameters
+            if before is None:
+                selects.append(f"SELECT {place}, COUNT(*), NULL FROM ({inner}) r")  # noqa: S608 - no value in it
+                continue
+            selects.append(
+                f"SELECT {place}, COUNT(*), MIN(since) FROM ({inner}) r "  # noqa: S608 - no value in it
+                f"WHERE since < %s"
+            )
+            values.append(as_stored(before, connection))
+        with connection.cursor() as cursor:
+            cursor.execute(" UNION ALL ".join(selects), values)
+            answers = cursor.fetchall()
+        for place, count, since in answers:
+            channel, _, most = some[place]
+            moment = None if since is None else as_moment(since, connection)
+            so_far = found.get(channel, _Found())
+            found[channel] = so_far.and_also(count, moment, most)
+    return found
+
+
+def _dead(using: str, channels: Sequence[str], max_dead: int) -> Iterator[Problem]:
+    letters = DeadLetter.objects.order_by()
+    most = max(LOOKED, max_dead + 1)
+    ranges = [
+        _Range(channel, letters.filter(channel=channel).values_list("channel"), most)
+        for channel in channels
+    ]
+    for channel, found in _counted(using, ranges).items():
+        if found.count > max_dead:
+            begin = "There is 1 dead letter"
+            if found.count > 1:
+                number = _number(found, "at least")
+                begin = f"There are {number} dead letters"
+            text = f"{begin} in the channel {channel!r}."
+            yield Problem(kind="dead", channel=channel, text=text)
+
+
+def _number(found: _Found, more: str = "At least") -> str:
+    return f"{more} {found.count}" if found.is_more else str(found.count)
+
+
+def _open(using: str, max_transaction: timedelta) -> Iterator[Problem]:
+    for each in long_transactions(using, longer_than=max_transaction):
+        text = f"{each}, so that the rows of handled messages stay and slow workers down."
+        yield Problem(kind="transaction", text=text)
+
+
+def _apart(using: str) -> Iterator[Problem]:
+    text = skew_in_words(clock_skew(using))
+    if text is not None:
+        yield Problem(kind="clock", text=text)
+
+
+# So many priorities of a channel are looked at, the highest first.
+_PRIORITIES: Final = 50
+# So many ranges are counted by one statement.
+_TOGETHER: Final = 100

@@ -1,11 +1,12 @@
 """What is wrong with an outbox, as a function and as a check of django-health-check."""
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
-from django.db import connection
+from django.db import connection, transaction
 from django.db.backends.signals import connection_created
 from django.test import AsyncClient, override_settings
 from django.urls import path
@@ -15,11 +16,14 @@ from health_check.views import HealthCheckView
 from django_cqrs import Retry
 from django_cqrs.contrib.health_check import Outbox
 from django_cqrs.outbox.health import Problem, find_problems
-from django_cqrs.outbox.models import OutboxMessage, State
+from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
+from django_cqrs.outbox.statistics import LOOKED
 from tests.outbox.support import note, on_databases, registry_of, rows, send, work
 from tests.outbox.work import Work
 
 pytestmark = on_databases
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 urlpatterns = [
     path(
@@ -193,10 +197,159 @@ def test_no_database(broken, caplog):
     ]
 
 
-def test_two_statements(django_assert_num_queries):
-    """It may be asked often."""
-    with django_assert_num_queries(2):
+def test_it_takes_a_few_statements(registry, django_assert_max_num_queries):
+    """It may be asked often; each channel costs one more, for its priorities."""
+    send(registry, 1, 2)
+    bury(3)
+
+    with django_assert_max_num_queries(6):
         find_problems()
+
+
+def store_many(count, **columns):
+    """Store messages that have waited since the year 2000, straight into the table."""
+    OutboxMessage.objects.bulk_create(
+        OutboxMessage(
+            **{
+                "channel": "outbox",
+                "endpoint": "note",
+                "payload": b"{}",
+                "headers": b"{}",
+                "message_id": uuid4(),
+                "correlation_id": uuid4(),
+                "sent_at": LONG_AGO + timedelta(seconds=number),
+                "sequence": number,
+                **columns,
+            }
+        )
+        for number in range(count)
+    )
+
+
+def bury_many(count):
+    DeadLetter.objects.bulk_create(
+        DeadLetter(
+            channel="outbox",
+            endpoint="note",
+            payload=b"{}",
+            headers=b"{}",
+            message_id=uuid4(),
+            correlation_id=uuid4(),
+            sent_at=LONG_AGO,
+            sequence=number,
+            reason="failed",
+            failed_at=LONG_AGO,
+        )
+        for number in range(count)
+    )
+
+
+def kinds(**options):
+    return [(each.kind, each.channel) for each in find_problems(**options)]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"state": State.READY},
+        {"state": State.CLAIMED},
+        {"state": State.ABANDONED},
+        {"state": State.FORWARDED},
+        {"state": State.DELAYED, "available_at": LONG_AGO},
+    ],
+    ids=lambda columns: columns["state"].name,
+)
+def test_of_many_late_messages_it_says_at_least_how_many(columns):
+    """Whatever state they are in; up to that number it is exact."""
+    store_many(LOOKED - 1, **columns)
+    (exact,) = find_problems()
+    assert str(exact).startswith(f"{LOOKED - 1} messages have waited in the channel")
+
+    store_many(2, **columns)
+    (least,) = find_problems()
+    assert str(least).startswith(f"At least {LOOKED} messages have waited in the")
+
+
+def test_of_many_dead_letters_it_says_at_least_how_many():
+    """A bound that is higher than that is counted up to."""
+    bury_many(LOOKED + 5)
+
+    assert [str(each) for each in find_problems()] == [
+        f"There are at least {LOOKED} dead letters in the channel 'outbox'."
+    ]
+    assert find_problems(max_dead=LOOKED + 5) == []
+    assert [str(each) for each in find_problems(max_dead=LOOKED + 4)] == [
+        f"There are at least {LOOKED + 5} dead letters in the channel 'outbox'."
+    ]
+
+
+def test_a_late_message_of_any_priority_is_found_behind_many_that_are_not():
+    """A flood of others comes before it at each claim, and it is not seen to wait."""
+    soon = {"sent_at": timezone.now()}
+    store_many(LOOKED + 1, priority=9, **soon)
+    store_many(1, priority=5)
+    store_many(1, priority=0, **soon)
+
+    assert kinds() == [("late", "outbox")]
+    assert str(find_problems()[0]).startswith("1 message has waited in the channel")
+
+
+def rows_read(function):
+    """Return how many rows and entries of indexes the database reads for something."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            steps = []
+            connection.connection.set_progress_handler(lambda: steps.append(1), 100)
+            function()
+            connection.connection.set_progress_handler(None, 0)
+            return 100 * len(steps)
+        if connection.vendor == "mysql":
+            statement = (
+                "SELECT SUM(variable_value) FROM information_schema.session_status "
+                "WHERE variable_name LIKE 'Handler_read%%'"
+            )
+        else:
+            statement = (
+                "SELECT SUM(pg_stat_get_xact_tuples_returned(oid) + "
+                "pg_stat_get_xact_tuples_fetched(oid)) FROM pg_class "
+                "WHERE relname LIKE 'cqrs_%%' OR relname LIKE 'django_cqrs_%%'"
+            )
+        with transaction.atomic():
+            cursor.execute(statement)
+            (before,) = cursor.fetchone()
+            function()
+            cursor.execute(statement)
+            (after,) = cursor.fetchone()
+        return float(after - before)
+
+
+def analyze():
+    with connection.cursor() as cursor:
+        for model in (OutboxMessage, DeadLetter):
+            table = connection.ops.quote_name(model._meta.db_table)
+            noun = "TABLE " if connection.vendor == "mysql" else ""
+            cursor.execute(f"ANALYZE {noun}{table}")
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["on time", "late"])
+def test_it_reads_no_more_where_much_more_waits(late):
+    """A million messages take it no longer than some thousands."""
+    moment = {} if late else {"sent_at": timezone.now() + timedelta(days=1)}
+    later = timezone.now() + timedelta(days=1)
+
+    def more():
+        store_many(3000, **moment)
+        store_many(3000, state=State.DELAYED, available_at=later, **moment)
+        bury_many(3000)
+        analyze()
+
+    more()
+    find_problems()
+    before = rows_read(find_problems)
+    more()
+    more()
+
+    assert rows_read(find_problems) < 1.2 * before
 
 
 # ----------------------------------------------------------------------------- plug-in
