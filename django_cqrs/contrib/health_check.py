@@ -16,6 +16,7 @@ from health_check.base import HealthCheck
 from health_check.exceptions import ServiceUnavailable, ServiceWarning
 
 from django_cqrs.outbox.health import LATE, find_problems
+from django_cqrs.outbox.long_transactions import LONG
 
 __all__ = ["Outbox"]
 
@@ -32,6 +33,8 @@ class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
         channels: the aliases of the channels that are looked at; by default all.
         max_age: how long a message may wait once it is due; None is for ever.
         max_dead: how many dead letters a channel may have; None is any number.
+        max_transaction: how long a transaction of the database may be open; None is
+            for ever.
 
     """
 
@@ -39,6 +42,7 @@ class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
     channels: Sequence[str] | None = None
     max_age: timedelta | None = LATE
     max_dead: int | None = 0
+    max_transaction: timedelta | None = dataclasses.field(default=LONG, repr=False)
 
     async def run(self) -> None:
         """Raise what is wrong."""
@@ -52,6 +56,7 @@ class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
                 channels=self.channels,
                 max_age=self.max_age,
                 max_dead=self.max_dead,
+                max_transaction=self.max_transaction,
             )
         finally:
             connection.close()  # the thread is not one that Django looks after

@@ -35,8 +35,8 @@ class Problem:
 
     kind: Literal["unreadable", "late", "dead", "transaction", "clock"]
     """
-    The database cannot be read; messages wait too long; messages are dead; a transaction
-    is open for too long; the clock of this machine is not the database's.
+    The database cannot be read; messages wait too long; messages are dead; a
+    transaction is open for too long; this machine's clock is not the database's.
     """
     channel: str | None = None
     """The alias of the channel; None where it is about all of them."""
@@ -60,8 +60,8 @@ def find_problems(
     Return what is wrong with the outbox of a database; nothing where all is well.
 
     However much waits, only so much of it is looked at: of each channel and priority
-    the :data:`~django_cqrs.outbox.statistics.LOOKED` messages that are next, and as many
-    dead letters. Where there are more, the sentence says "at least".
+    the :data:`~django_cqrs.outbox.statistics.LOOKED` messages that are next, and as
+    many dead letters. Where there are more, the sentence says "at least".
 
     Args:
         using: the alias of the database.
@@ -101,7 +101,7 @@ class _Range(NamedTuple):
 
 
 class _Found(NamedTuple):
-    count: int = 0
+    number: int = 0
     since: datetime | None = None
     is_more: bool = False
     """Whether there are more that were not looked at."""
@@ -109,13 +109,13 @@ class _Found(NamedTuple):
     def and_also(self, count: int, since: datetime | None, most: int) -> _Found:
         moments = [each for each in (self.since, since) if each is not None]
         return _Found(
-            self.count + count, min(moments, default=None), self.is_more or count == most
+            self.number + count,
+            min(moments, default=None),
+            self.is_more or count == most,
         )
 
 
-def _late(
-    using: str, channels: Sequence[str], max_age: timedelta
-) -> Iterator[Problem]:
+def _late(using: str, channels: Sequence[str], max_age: timedelta) -> Iterator[Problem]:
     now = timezone.now()
     before = now - max_age
     ranges = list(_waiting(using, channels, before))
@@ -123,7 +123,7 @@ def _late(
         if found.since is None:
             continue
         age = timedelta(seconds=int((now - found.since).total_seconds()))
-        noun = "message has" if found.count == 1 else "messages have"
+        noun = "message has" if found.number == 1 else "messages have"
         text = (
             f"{_number(found)} {noun} waited in the channel {channel!r} for more than "
             f"{max_age}, the oldest for {age}."
@@ -131,9 +131,7 @@ def _late(
         yield Problem(kind="late", channel=channel, text=text)
 
 
-def _waiting(
-    using: str, channels: Sequence[str], before: datetime
-) -> Iterator[_Range]:
+def _waiting(using: str, channels: Sequence[str], before: datetime) -> Iterator[_Range]:
     """Yield where what waits for long may be: at the beginning of each range."""
     for channel in channels:
         rows = OutboxMessage.objects.filter(channel=channel)
@@ -212,22 +210,23 @@ def _dead(using: str, channels: Sequence[str], max_dead: int) -> Iterator[Proble
         for channel in channels
     ]
     for channel, found in _counted(using, ranges).items():
-        if found.count > max_dead:
+        if found.number > max_dead:
             begin = "There is 1 dead letter"
-            if found.count > 1:
-                number = _number(found, "at least")
-                begin = f"There are {number} dead letters"
+            if found.number > 1:
+                begin = f"There are {_number(found, 'at least')} dead letters"
             text = f"{begin} in the channel {channel!r}."
             yield Problem(kind="dead", channel=channel, text=text)
 
 
 def _number(found: _Found, more: str = "At least") -> str:
-    return f"{more} {found.count}" if found.is_more else str(found.count)
+    return f"{more} {found.number}" if found.is_more else str(found.number)
 
 
 def _open(using: str, max_transaction: timedelta) -> Iterator[Problem]:
     for each in long_transactions(using, longer_than=max_transaction):
-        text = f"{each}, so that the rows of handled messages stay and slow workers down."
+        text = (
+            f"{each}, so that the rows of handled messages stay and slow workers down."
+        )
         yield Problem(kind="transaction", text=text)
 
 

@@ -202,7 +202,7 @@ def test_it_takes_a_few_statements(registry, django_assert_max_num_queries):
     send(registry, 1, 2)
     bury(3)
 
-    with django_assert_max_num_queries(6):
+    with django_assert_max_num_queries(10):
         find_problems()
 
 

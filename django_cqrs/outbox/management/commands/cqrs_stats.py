@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.channel import outbox_of
+from django_cqrs.outbox.long_transactions import long_transactions
 from django_cqrs.outbox.management.refusals import clear_errors
 from django_cqrs.outbox.statistics import ChannelStatistics, statistics_of
 
@@ -40,7 +41,8 @@ class Command(BaseCommand):
 
     help = (
         "Shows for each channel of the outbox how many messages are due, how long the "
-        "oldest has waited, how many are delayed and dead, and how many were handled."
+        "oldest has waited, how many are delayed and dead, and how many were handled; "
+        "and which transactions have been open for long."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -75,18 +77,23 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         with clear_errors(database):
             found = statistics_of(database, channels or None)
+            transactions = long_transactions(database)
         if format == "json":
-            document = {
+            document: dict[str, Any] = {
                 "version": JSON_VERSION,
                 "database": database,
                 "at": timezone.now().isoformat(),
                 "channels": [dataclasses.asdict(each) for each in found],
             }
+            if transactions:
+                document["long_transactions"] = [
+                    dataclasses.asdict(each) for each in transactions
+                ]
             self.stdout.write(json.dumps(document, indent=2))
-        elif not found:
-            self.stdout.write("No channels.")
-        else:
-            self.stdout.write(_table(found))
+            return
+        self.stdout.write(_table(found) if found else "No channels.")
+        for each in transactions:
+            self.stdout.write(each.described())
 
 
 def _table(found: list[ChannelStatistics]) -> str:

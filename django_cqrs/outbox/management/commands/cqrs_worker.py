@@ -15,14 +15,16 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, run_with_reloader
 
 from django_cqrs.buses.registries import registry
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.channel import outbox_of
+from django_cqrs.outbox.clock_skew import clock_skew, skew_in_words
 from django_cqrs.outbox.management.refusals import clear_errors
 from django_cqrs.outbox.worker.bounds import Bounds, StopWorker, megabytes_used
+from django_cqrs.outbox.worker.outages import is_of_database
 from django_cqrs.outbox.worker.supervisor import (
     REPLACE,
     STOP,
@@ -40,6 +42,8 @@ class _OneLine(logging.Formatter):
         """Return what is said."""
         return record.getMessage()
 
+
+logger = logging.getLogger("django_cqrs.worker")
 
 LEVELS = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO, 3: logging.DEBUG}
 
@@ -76,6 +80,19 @@ def relays_of(aliases: Sequence[str], using: str) -> dict[str, Relay]:
         if relay is not None:
             relays[alias] = relay
     return relays
+
+
+def _mind_clock(using: str) -> None:
+    """Warn where the clock of this machine is not that of the database."""
+    try:
+        said = skew_in_words(clock_skew(using))
+    except Error as error:
+        if not is_of_database(error):
+            raise
+        connections[using].close()
+        return  # the worker waits for a database that is away
+    if said is not None:
+        logger.warning("%s", said)
 
 
 class Command(BaseCommand):
@@ -238,6 +255,7 @@ class Command(BaseCommand):
                         self.stdout.write(said)
                 self.stdout.flush()  # a log file is to show it while the worker runs
             with clear_errors(options["database"], code=1 if pipe is None else STOP):
+                _mind_clock(options["database"])
                 worker.run()
         except StopWorker as error:
             msg = f"{error} The worker stops."
