@@ -16,6 +16,7 @@ from django.db import IntegrityError, connections, router
 from django.utils import timezone
 
 from django_cqrs.annotations import name_of_type
+from django_cqrs.documents.limits import ensure_kept
 from django_cqrs.documents.names import stored_name_of
 from django_cqrs.documents.shapes import (
     DocumentShape,
@@ -184,11 +185,12 @@ class Rows:
 
         Raises:
             Taken: the key is another's.
-            MessageConversionError: the value has no JSON form.
+            MessageConversionError: the value has no JSON form, or not one that this
+                database keeps.
             StatementTooLarge: it is more than the server takes at once.
 
         """
-        content = self.shape.dump(value)
+        content = self._content_of(value, using)
         if self.name.aliases and self.row(key, using) is not None:
             raise Taken
         now = timezone.now()
@@ -219,10 +221,12 @@ class Rows:
         Write a value over a row, and tell whether there was one.
 
         Raises:
+            MessageConversionError: the value has no JSON form, or not one that this
+                database keeps.
             StatementTooLarge: it is more than the server takes at once.
 
         """
-        content = self.shape.dump(value)
+        content = self._content_of(value, using)
         with self._fitting(content, using):
             return bool(
                 row.using(using).update(
@@ -233,6 +237,11 @@ class Rows:
                     updated_at=timezone.now(),
                 )
             )
+
+    def _content_of(self, value: Any, using: str) -> Any:
+        content = self.shape.dump(value)
+        ensure_kept(content, connections[using], name_of_type(self.target))
+        return content
 
     def _fitting(
         self, content: Any, using: str, key: str = ""
