@@ -11,6 +11,7 @@ Every error this package raises, under one base.
   + InvalidOption · also ValueError
   + InvalidHeader · also ValueError
   + InvalidKey · also ValueError
+  + InvalidEvent · also ValueError
   + MessageConversionError · also ValueError
   + ParameterError · also TypeError
     - MissingHeader · also LookupError
@@ -20,6 +21,7 @@ Every error this package raises, under one base.
   + ConcurrencyError
   + DocumentNotFound · also ObjectDoesNotExist
   + DocumentAlreadyExists
+  + StatementTooLarge · also ValueError
   + InvalidIdentifier · also ValueError
   + MessageStopped
   + BrokenTransaction · also TransactionManagementError
@@ -53,6 +55,7 @@ __all__ = [
     "DuplicateHandler",
     "FieldError",
     "InvalidChannel",
+    "InvalidEvent",
     "InvalidHandler",
     "InvalidHeader",
     "InvalidIdentifier",
@@ -63,6 +66,7 @@ __all__ = [
     "MissingHeader",
     "NoHandlerFound",
     "ParameterError",
+    "StatementTooLarge",
     "SynchronousDispatch",
     "UnexpectedResult",
     "UnknownEndpoint",
@@ -168,6 +172,10 @@ class MissingHeader(ParameterError, LookupError):
 
 class InvalidKey(CQRSError, ValueError):
     """A message lacks the key that its handler or bus wants, or it cannot be one."""
+
+
+class InvalidEvent(CQRSError, ValueError):
+    """A recorded event, or an output, has a value that is known only after the save."""
 
 
 class UnexpectedResult(CQRSError, ValueError):

@@ -9,6 +9,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs.recording import ensure_known
+
 
 class RecordsEvents:
     """
@@ -18,7 +20,15 @@ class RecordsEvents:
     """
 
     def record(self, event: Any) -> None:
-        """Remember an event, in order."""
+        """
+        Remember an event, in order.
+
+        Raises:
+            InvalidEvent: it has a value that only the save gives: the key that the
+                database makes for a new object, or an expression such as ``F()``.
+
+        """
+        ensure_known(self, event)
         # A tuple: a shallow copy of the object then shares nothing that changes.
         object.__setattr__(self, RECORDED, (*getattr(self, RECORDED, ()), event))
 

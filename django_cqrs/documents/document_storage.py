@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from django.apps import apps
 from django.db import connections, models
 
-from django_cqrs.annotations import name_of_type
+from django_cqrs.annotations import name_of_type, usual_name
 from django_cqrs.buses.registries import Registry
 from django_cqrs.documents.names import fault_in_name, stored_name_of
 from django_cqrs.documents.rows import Rows, Taken, key_of, remember
@@ -28,7 +28,6 @@ from django_cqrs.modelling.identifiers import (
     key_type_of,
     plain,
     typed,
-    usual_name,
 )
 from django_cqrs.modelling.storages import NoStorage, Options, Storage
 from django_cqrs.modelling.watches import DocumentWatch, Watch

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import Any, TypeVar, overload
@@ -44,6 +44,7 @@ from django_cqrs.modelling.watches import Watch, called_by, name_of_method
 from django_cqrs.parameters.services import Services
 from django_cqrs.pipeline.stages import is_inside_transaction
 from django_cqrs.problems import Problem, Rule
+from django_cqrs.recording import ensure_known
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Role, Run, Subject
 
 C = TypeVar("C", bound=type)
@@ -395,6 +396,8 @@ class AggregateSubject(Subject):
             made = self._subject_of(result)
             if made is None:
                 return result
+            if sent:
+                made.ensure_known(result, sent)
             try:
                 events = made.keep(result, alias, is_result=True)
             except AggregateAlreadyExists as error:
@@ -426,6 +429,7 @@ class AggregateSubject(Subject):
         make = self._making(run, point, alias)
         holder, method = called_by(endpoint), (endpoint.action or endpoint).method or ""
         expects = self._expectation(point)
+        has_output = bool((endpoint.action or endpoint).policies.outputs)
         late = self.late(point, missing)
 
         def act(message: Message) -> Any:
@@ -457,6 +461,8 @@ class AggregateSubject(Subject):
             watch = self.storage.watch(found, self.registry, name, using=alias)
             try:
                 result = run(message)
+                if has_output and result is not None:
+                    self.ensure_known(found, (result,))
                 events = self.take_events(found)
                 self._update(found, watch, alias, message)
             finally:
@@ -547,10 +553,40 @@ class AggregateSubject(Subject):
         return events
 
     def take_events(self, instance: Any) -> list[Any]:
-        """Return what an object has recorded; it forgets it."""
+        """
+        Return what an object has recorded; it forgets it.
+
+        Raises:
+            InvalidEvent: an event has a value that is known only after the save.
+
+        """
         pull: Any = getattr(instance, self.options.events or PULL, None)
         events: list[Any] = [] if pull is None else list(pull())
+        if events:
+            self.ensure_known(instance, events)
         return events
+
+    def ensure_known(self, instance: Any, events: Iterable[Any]) -> None:
+        """
+        Refuse what is sent of an object, where a value is known only after the save.
+
+        Args:
+            instance: the object.
+            events: what it has recorded, or what is sent on.
+
+        Raises:
+            InvalidEvent: there is such a value.
+
+        """
+        storage = self.storage
+        names: list[str] = []
+        values = storage.values_of(instance)
+        if None in values and storage.is_new(instance):
+            for part, value in zip(storage.parts, values, strict=True):
+                if value is None:
+                    names += (part.name, *part.aliases)
+        for event in events:
+            ensure_known(instance, event, names)
 
     def publish(
         self, instance: Any, events: list[Any], values: Values | None = None

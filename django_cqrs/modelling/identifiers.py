@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime
@@ -133,14 +132,6 @@ def typed(annotation: Any, name: str, value: Any) -> Any:
     except MessageConversionError as error:
         msg = f"{value!r} is no identifier: {name} is a {name_of_type(target)}."
         raise InvalidIdentifier(msg) from error
-
-
-def usual_name(cls: type) -> str:
-    """Return what messages call the id of a class: ``order_line_id``."""
-    words = re.sub(
-        r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__
-    )
-    return f"{words.lower()}_id"
 
 
 E = TypeVar(

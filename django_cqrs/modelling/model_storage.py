@@ -17,14 +17,14 @@ from django.core.exceptions import (
 from django.db import DatabaseError, IntegrityError, connections, models, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_cqrs.annotations import name_of_type
+from django_cqrs.annotations import name_of_type, usual_name
 from django_cqrs.buses.registries import Registry
 from django_cqrs.exceptions import (
     AggregateAlreadyExists,
     ConcurrencyError,
     InvalidIdentifier,
 )
-from django_cqrs.modelling.identifiers import Part, Values, plain, usual_name
+from django_cqrs.modelling.identifiers import Part, Values, plain
 from django_cqrs.modelling.storages import Options, Storage, register_storage, said_of
 from django_cqrs.modelling.watches import Image, RowWatch
 from django_cqrs.problems import Problem, Rule

@@ -18,7 +18,13 @@ from weakref import ref
 from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.utils.module_loading import import_string
 
-from django_cqrs.annotations import bare_type, name_of_type, sole_type, union_members
+from django_cqrs.annotations import (
+    bare_type,
+    name_of_type,
+    sole_type,
+    union_members,
+    usual_name,
+)
 from django_cqrs.buses.registries import Registry
 from django_cqrs.declaration.declarations import role_of
 from django_cqrs.declaration.marks import Header
@@ -37,7 +43,6 @@ from django_cqrs.modelling.identifiers import (
     at_entrance,
     declared_sources,
     typed,
-    usual_name,
     values_given,
 )
 from django_cqrs.modelling.storages import Options, Storage, register_storage

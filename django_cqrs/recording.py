@@ -1,0 +1,146 @@
+"""What an event says of its object has to be known when the event is recorded."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import typing
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+from django.db.models import Model
+
+from django_cqrs.annotations import (
+    field_names,
+    name_of_type,
+    union_members,
+    usual_name,
+)
+from django_cqrs.exceptions import InvalidEvent
+
+
+class _LateValue(NamedTuple):
+    """A part of an event whose value is known only after the save."""
+
+    path: str
+    value: Any
+
+
+def ensure_known(
+    instance: Any, event: Any, names: Collection[str] | None = None
+) -> None:
+    """
+    Refuse an event with a value that only the database gives, at the save.
+
+    Such are a key that the database makes, which is None until then, and expressions:
+    ``F("total") + 1``, a ``DatabaseDefault``.
+
+    Args:
+        instance: the object that records it.
+        event: what is recorded.
+        names: what messages call the object's identifier, where the database is to
+            give it; empty where it is known, None where the model is asked.
+
+    Raises:
+        InvalidEvent: there are such values; its text says where, and what to do.
+
+    """
+    if names is None:
+        names = _names_of_unknown_key(instance)
+    found = next(_unknown(event, names), None)
+    if found is None:
+        return
+    said, owner = name_of_type(type(event)), name_of_type(type(instance))
+    if found.value is None:
+        msg = (
+            f"{said} cannot be recorded: {found.path} is None, because the database "
+            f"makes the key of the {owner} when it saves it. Leave the key out of the "
+            f"event: its header aggregate_id has it. Or give the key a default in "
+            f"Python, such as uuid.uuid4."
+        )
+    else:
+        where = f"{found.path} is" if found.path else "it is"
+        msg = (
+            f"{said} cannot be recorded: {where} an expression "
+            f"({name_of_type(type(found.value))}), which only the database computes, "
+            f"when it saves the {owner}. Compute the value in Python, or leave it out "
+            f"of the event and let its handlers read the {owner}."
+        )
+    raise InvalidEvent(msg)
+
+
+def _names_of_unknown_key(instance: Any) -> tuple[str, ...]:
+    """Return what messages call a model's key, nothing where the object has one."""
+    if not isinstance(instance, Model):
+        return ()
+    pk = instance.pk
+    is_known = None not in pk if isinstance(pk, tuple) else pk is not None
+    if is_known or not instance._state.adding:
+        return ()
+    fields = getattr(instance._meta, "pk_fields", None) or (instance._meta.pk,)
+    own = {name for each in fields for name in (each.name, each.attname)}
+    return (usual_name(type(instance)), *own)
+
+
+def _unknown(
+    value: Any, names: Collection[str], path: str = ""
+) -> Iterator[_LateValue]:
+    kind = type(value)
+    if kind in _KNOWN:
+        return
+    # Asked of the class: a lazy object is not evaluated by that.
+    if hasattr(kind, "resolve_expression"):
+        yield _LateValue(path, value)
+    elif kind in (list, tuple, set, frozenset):
+        for place, each in enumerate(value):
+            yield from _unknown(each, names, f"{path}.{place}" if path else str(place))
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _unknown(each, names, f"{path}.{key}" if path else str(key))
+    else:
+        fields = field_names(kind) or ()
+        for name in fields:
+            each = getattr(value, name, _NOTHING)
+            inside = f"{path}.{name}" if path else name
+            if each is not None:
+                yield from _unknown(each, names, inside)
+            elif names and (name in names or name in _required(kind)):
+                yield _LateValue(inside, None)
+
+
+_NOTHING: Final = object()
+
+_KNOWN: Final = frozenset(
+    {
+        *(bool, int, float, complex, str, bytes, type(None), object),
+        *(dt.date, dt.time, dt.datetime, dt.timedelta),
+        *(decimal.Decimal, uuid.UUID),
+    }
+)
+
+_required_names: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+
+
+def _required(cls: type) -> frozenset[str]:
+    """Return the fields of a class that its annotations allow no None in."""
+    found = _required_names.get(cls)
+    if found is None:
+        try:
+            hints = typing.get_type_hints(cls)
+        except Exception:  # noqa: BLE001 - an annotation may run any code
+            hints = {}
+        found = _required_names[cls] = frozenset(
+            name for name, hint in hints.items() if _refuses_none(hint)
+        )
+    return found
+
+
+def _refuses_none(hint: Any) -> bool:
+    members = union_members(hint)
+    return all(isinstance(each, type) and each not in _OPEN for each in members)
+
+
+# Of which None is one.
+_OPEN: Final = (object, type(None))
