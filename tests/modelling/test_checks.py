@@ -582,6 +582,18 @@ class TestFetch:
         assert " FOR " not in captured[0]["sql"]
 
 
+def payload_of(message):
+    return message.payload
+
+
+def id_of(keywords):
+    """Return a name for a case, the same in every process."""
+    return ", ".join(
+        f"{word}={getattr(value, '__name__', value)}"
+        for word, value in keywords.items()
+    )
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -589,11 +601,11 @@ class TestFetch:
         ({"channel": False}, {"channel": "memory"}),
         ({"priority": 1}, {"priority": 2}),
         ({"atomic": True}, {"atomic": False}),
-        ({"identifier": "thing_id"}, {"identifier": lambda message: message.payload}),
+        ({"identifier": "thing_id"}, {"identifier": payload_of}),
         ({"channel": "memory", "delay": 1}, {"delay": 2}),
         ({"output": "thing.one"}, {"output": "thing.two"}),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_E026_unequal_pair(one, other):
     """A factory and an action for one message say nothing that is not equal."""
