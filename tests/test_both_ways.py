@@ -276,7 +276,13 @@ LEAVES = [
     (Line, lines),
     (Numbered, st.builds(Numbered, words)),
     (Point, st.builds(Point, real, decimals)),
-    (Address, st.fixed_dictionaries({"street": texts}, optional={"number": real})),
+    # The keys of a TypedDict come back in the order of its declaration.
+    (
+        Address,
+        st.fixed_dictionaries({"street": texts}, optional={"number": real}).map(
+            lambda value: dict(sorted(value.items(), reverse=True))
+        ),
+    ),
     (Patch, patches),
     (int | str, st.integers() | texts),
     (float | int, real),
@@ -414,6 +420,15 @@ KEPT = {
     "text that cannot be": {"raw_or_text": "no base64"},
     "text like a zone": {"text": "[Europe/Berlin]"},
     "text like the end of one": {"text": '"]"'},
+    "a plain time beside such text": {"at": TWICE, "text": "]"},
+    "a plain time beside one with a zone": {
+        "at": TWICE.replace(tzinfo=UTC),
+        "clock": time(2, 30, tzinfo=BERLIN),
+    },
+    "a time of day beside a zone": {
+        "at": TWICE.replace(tzinfo=BERLIN),
+        "clock": time(2, 30),
+    },
     "fields that init does not take": {"numbered": Numbered("abc")},
     "a model of which nothing is given": {"patch": Patch()},
     "a model with its default given": {"patch": Patch(name=None)},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, time, timedelta, timezone, tzinfo
@@ -783,6 +784,7 @@ def _mark_rule(schema: Schema) -> Schema:
     if kind not in _CLOCKS:
         return schema
     cls = _CLOCKS[kind]
+    plain = _validator(schema)
 
     def read(value: Any, inner: Callable[[Any], Any]) -> Any:
         from pydantic_core import PydanticKnownError
@@ -790,9 +792,9 @@ def _mark_rule(schema: Schema) -> Schema:
         if not isinstance(value, str):
             fault: Any = f"{kind}_type"
             raise PydanticKnownError(fault)
-        if value.endswith("]"):
-            value = refusable(_unmarked)(cls, value)
-        return _with_own_zone(inner(value))
+        if not value.endswith("]"):  # as everywhere else: text is a time in JSON alone
+            return _with_own_zone(plain.validate_json(json.dumps(value), strict=True))
+        return _with_own_zone(inner(refusable(_unmarked)(cls, value)))
 
     lax = {**schema, "strict": False}  # it is handed text, which is no time, strictly
     return _function("wrap", _named(cls, read), lax)

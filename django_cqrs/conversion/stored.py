@@ -436,9 +436,7 @@ def _difference_of_times(sent: Any, back: Any) -> _Difference | None:
     if cls is not type(back) and cls is not getattr(dt, type(back).__name__):
         return _Difference(why=_why_of_types(cls, type(back)))
     walls = sent.replace(tzinfo=None), back.replace(tzinfo=None)
-    # At a fixed offset no hour comes twice: the fold says nothing.
-    says_fold = sent.tzinfo is None or sent.tzinfo.utcoffset(None) is None
-    if walls[0] != walls[1] or (says_fold and sent.fold != back.fold):
+    if walls[0] != walls[1] or sent.fold != back.fold:
         return _Difference()
     if _is_same_zone(sent.tzinfo, back.tzinfo) and sent.utcoffset() == back.utcoffset():
         return None
