@@ -8,6 +8,7 @@ either the shop runs on SQLite.
 
 from __future__ import annotations
 
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -97,9 +98,14 @@ TEMPLATES = [
     },
 ]
 
-DATABASES = {"default": env.db("DATABASE_URL")}
-if not DATABASES["default"].get("ENGINE"):
-    # Not repeated here: an address may have a password in it.
+with warnings.catch_warnings():
+    # What is wrong with an address is said below: an address may have a password in it.
+    warnings.simplefilter("ignore")
+    try:
+        DATABASES = {"default": env.db("DATABASE_URL")}
+    except ValueError:  # of a port, say
+        DATABASES = {"default": {}}
+if DATABASES["default"].get("ENGINE") not in env.DB_SCHEMES.values():
     raise ImproperlyConfigured(
         "DATABASE_URL is not the address of a database. Write, for example, "
         "sqlite:///db.sqlite3 or postgres://user:password@127.0.0.1:5432/shop."

@@ -387,6 +387,32 @@ class TestSettings:
 
         assert done.stdout.rstrip().endswith(" /srv/shop.sqlite3")
 
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "",
+            "nonsense",
+            "://user:secret@127.0.0.1/shop",
+            "shop://user:secret@127.0.0.1/shop",
+            "redis://:secret@127.0.0.1",
+            "postgres://user:secret@127.0.0.1:port/shop",
+        ],
+    )
+    def test_an_address_of_no_database_is_one_clear_error(self, copy, address):
+        """
+        It names the variable and shows an address, without the password of this one.
+        """
+        done = self.settings(copy, DATABASE_URL=address)
+
+        assert done.returncode != 0
+        assert done.stdout == ""
+        assert done.stderr.splitlines()[-1] == (
+            "django.core.exceptions.ImproperlyConfigured: DATABASE_URL is not the "
+            "address of a database. Write, for example, sqlite:///db.sqlite3 or "
+            "postgres://user:password@127.0.0.1:5432/shop."
+        )
+        assert "secret" not in done.stderr
+
     def test_the_well_known_key_is_for_debug_alone(self, copy):
         """
         A real server with the committed key does not start, and says why.

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -19,7 +19,7 @@ from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, run_with_reloader
 
 from django_cqrs.buses.registries import registry
-from django_cqrs.exceptions import InvalidChannel
+from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.outbox.channel import outbox_of
 from django_cqrs.outbox.clock_skew import clock_skew, skew_in_words
 from django_cqrs.outbox.management.refusals import clear_errors
@@ -80,6 +80,23 @@ def relays_of(aliases: Sequence[str], using: str) -> dict[str, Relay]:
         if relay is not None:
             relays[alias] = relay
     return relays
+
+
+def _bounds_of(options: Mapping[str, Any]) -> Bounds:
+    """
+    Return when the worker stops, as the options say.
+
+    Raises:
+        InvalidOption: one of them cannot be had on this platform.
+
+    """
+    return Bounds(
+        messages=options["max_messages"],
+        seconds=options["max_seconds"],
+        megabytes=options["max_megabytes"],
+        until_empty=options["until_empty"],
+        on_failure=options["stop_on_failure"],
+    )
 
 
 def _mind_clock(using: str) -> None:
@@ -169,7 +186,8 @@ class Command(BaseCommand):
         try:
             for alias in options["channels"]:
                 outbox_of(alias)
-        except InvalidChannel as error:
+            _bounds_of(options)
+        except (InvalidChannel, InvalidOption) as error:
             raise CommandError(str(error)) from error
         bounded = any(
             options[name]
@@ -222,13 +240,7 @@ class Command(BaseCommand):
             using=options["database"],
             batch=options["batch"],
             lease=timedelta(seconds=options["lease"]),
-            bounds=Bounds(
-                messages=options["max_messages"],
-                seconds=options["max_seconds"],
-                megabytes=options["max_megabytes"],
-                until_empty=options["until_empty"],
-                on_failure=options["stop_on_failure"],
-            ),
+            bounds=_bounds_of(options),
             relays=relays,
         )
 
