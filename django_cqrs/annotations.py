@@ -59,7 +59,7 @@ def bare_type(annotation: Any) -> Any:
 
 
 def is_plain_class(annotation: Any) -> bool:
-    """Tell whether ``isinstance`` can be asked about an annotation."""
+    """Return whether ``isinstance`` can be asked about an annotation."""
     return (
         isinstance(annotation, type)
         and not isinstance(annotation, types.GenericAlias)
@@ -69,7 +69,7 @@ def is_plain_class(annotation: Any) -> bool:
 
 
 def is_typed_dict(annotation: Any) -> bool:
-    """Tell whether an annotation is a TypedDict, of whichever typing module."""
+    """Return whether an annotation is a TypedDict, of whichever typing module."""
     return (
         isinstance(annotation, type)
         and issubclass(annotation, dict)
@@ -78,12 +78,12 @@ def is_typed_dict(annotation: Any) -> bool:
 
 
 def is_protocol(annotation: Any) -> bool:
-    """Tell whether an annotation is a Protocol itself, not a class that has one."""
+    """Return whether an annotation is a Protocol itself, not a class that has one."""
     return bool(getattr(annotation, "_is_protocol", False))
 
 
 def is_opaque_protocol(annotation: Any) -> bool:
-    """Tell whether it is a Protocol that ``isinstance`` cannot decide."""
+    """Return whether it is a Protocol that ``isinstance`` cannot decide."""
     return is_protocol(annotation) and not getattr(
         annotation, "_is_runtime_protocol", False
     )
@@ -112,7 +112,7 @@ _VALUES = (
 
 
 def is_value_type(cls: type) -> bool:
-    """Tell whether a handler's annotation reads such a value back: it needs no name."""
+    """Return whether a handler's annotation reads such a value back: it needs no name."""
     return issubclass(cls, _VALUES) and not hasattr(cls, "_fields")
 
 

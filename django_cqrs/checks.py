@@ -107,7 +107,7 @@ def check_channels(**_kwargs: Any) -> list[CheckMessage]:
             found += channels[alias].check()
         except InvalidChannel as error:
             if alias not in used:  # else the check of its handlers says so
-                hint = "Mend it, or take it away: no handler uses it."
+                hint = "Fix it, or remove it: no handler uses it."
                 problem = Problem(Rule.UNKNOWN_CHANNEL, str(error), hint)
                 found.append(as_check_message(problem))
     return found
@@ -170,7 +170,7 @@ def _settings_problems() -> Iterator[Problem]:
 
 
 def _is_span(value: object) -> bool:
-    """Tell whether a value is a time that something can be kept for."""
+    """Return whether a value is a time that something can be kept for."""
     try:
         return bool(as_timedelta(value, ""))
     except InvalidOption:

@@ -81,5 +81,5 @@ class MessageHeadersMiddleware:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    """Tell whether a callable is awaited, also where it is an object."""
+    """Return whether a callable is awaited, also where it is an object."""
     return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)

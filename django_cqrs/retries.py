@@ -39,7 +39,7 @@ class Transient:
         self.sqlite_codes = sqlite_codes
 
     def includes(self, error: BaseException) -> bool:
-        """Tell whether an exception, or the driver's one behind it, has such a code."""
+        """Return whether an exception, or the driver's one behind it, has such a code."""
         if not isinstance(error, DatabaseError):
             return False
         # Some drivers of MySQL tell a state as well, which says less than the number.
@@ -140,7 +140,7 @@ class InstantRetry:
         _check_failures(self, self.on)
 
     def is_worth(self, error: BaseException) -> bool:
-        """Tell whether an exception is one of those named."""
+        """Return whether an exception is one of those named."""
         return _is_one_of(error, self.on)
 
 
@@ -150,7 +150,7 @@ class Retry:
     Try a message that waits in a channel again later, and then give it up.
 
     Args:
-        attempts: how often it is tried at the most, the first time included.
+        attempts: how often it is tried at most, the first time included.
         delay: seconds before the second attempt.
         factor: by which the delay grows from attempt to attempt.
         cap: seconds that no delay exceeds.
@@ -195,7 +195,7 @@ class Retry:
         _check_failures(self, self.on)
 
     def is_worth(self, error: BaseException) -> bool:
-        """Tell whether an exception is one of those named."""
+        """Return whether an exception is one of those named."""
         return _is_one_of(error, self.on)
 
     def delay_after(self, attempt: int) -> timedelta:

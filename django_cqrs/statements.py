@@ -24,7 +24,7 @@ _TOO_LARGE: Final = frozenset({1153, 2006, 2013, 2055})
 
 
 def written(*values: bytes | memoryview | str) -> int:
-    """Return how many bytes a statement has at the most that holds some values."""
+    """Return how many bytes a statement has at most that holds some values."""
     # Bytes as hexadecimal, of text each sign escaped.
     return 2 * sum(
         len(value.encode(errors="surrogatepass"))
@@ -79,7 +79,7 @@ def fitting(
 
     Args:
         connection: of the database.
-        size_of: returns how many bytes the statement has at the most.
+        size_of: returns how many bytes the statement has at most.
         what: returns what errors call that which is written.
 
     Raises:

@@ -320,7 +320,7 @@ class Aggregates(RuleBasedStateMachine):
         assert found == expected, command
 
     def can_do(self, given):
-        """Tell whether no title would become longer than its column."""
+        """Return whether no title would become longer than its column."""
         world = copy.deepcopy(self.world)
         for each in given:
             try:

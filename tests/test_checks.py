@@ -1046,7 +1046,7 @@ def test_E016_a_channel_that_no_handler_uses(settings):
 
     assert found.id == "django_cqrs.E016"
     assert found.msg == "The channel 'post' (OnCommitChannel) has no option 'QUEUE'."
-    assert found.hint == "Mend it, or take it away: no handler uses it."
+    assert found.hint == "Fix it, or remove it: no handler uses it."
 
 
 class Complaining(Channel):

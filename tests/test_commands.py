@@ -2049,7 +2049,7 @@ def test_two_registries_know_nothing_of_each_other():
 
 
 def test_a_bus_that_nobody_keeps_is_forgotten():
-    """One made for each request does not stay with its registry for ever."""
+    """One made for each request does not stay with its registry permanently."""
     registry = Registry()
 
     @registry.add

@@ -206,7 +206,7 @@ for key, wanted in ROUTES.items():
 
 
 def fits(value, wanted):
-    """Tell whether a value is of an annotated type, down to its smallest parts."""
+    """Return whether a value is of an annotated type, down to its smallest parts."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if wanted is Any:
         return is_json(value)
@@ -258,7 +258,7 @@ def hints_of(cls):
 
 
 def is_json(value):
-    """Tell whether a value is what JSON text can say."""
+    """Return whether a value is what JSON text can say."""
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and all(
             map(is_json, value.values())

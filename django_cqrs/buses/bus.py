@@ -262,5 +262,5 @@ def converted_payload(
 
 
 def is_at_entrance() -> bool:
-    """Tell whether no message is being handled here: a chain of them begins."""
+    """Return whether no message is being handled here: a chain of them begins."""
     return not isinstance(current_message(), Message)

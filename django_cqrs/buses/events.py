@@ -284,7 +284,7 @@ def _with(message: Message, payload: Any) -> Message:
 
 
 def _is_taken_at_once(endpoint: Endpoint, payload: Any) -> bool:
-    """Tell whether an endpoint is called here and now, with the object as it is."""
+    """Return whether an endpoint is called here and now, with the object as it is."""
     wanted = endpoint.plan.payload
     return endpoint.channel is None and (wanted is None or wanted.takes(payload))
 

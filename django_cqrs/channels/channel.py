@@ -67,11 +67,11 @@ class Envelope:
         return self.endpoint, self.ordering_key
 
     def is_due(self, now: datetime) -> bool:
-        """Tell whether its delay is over."""
+        """Return whether its delay is over."""
         return self.available_at is None or self.available_at <= now
 
     def is_expired(self, now: datetime) -> bool:
-        """Tell whether it is too late for it."""
+        """Return whether it is too late for it."""
         return self.expires_at is not None and self.expires_at <= now
 
 

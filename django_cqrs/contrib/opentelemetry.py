@@ -74,7 +74,7 @@ def uninstrument() -> None:
     """
     End tracing: what handles messages is put together anew, without it.
 
-    The gauges of :func:`observe_outbox` show nothing any more.
+    The gauges of :func:`observe_outbox` no longer show anything.
     """
     while _installed:
         remove_observer(_installed.pop())

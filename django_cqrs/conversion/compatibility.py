@@ -23,7 +23,7 @@ from django_cqrs.conversion.converters import has_converter
 
 
 def fits(returned: Any, promised: Any) -> bool:
-    """Tell whether a value of one annotation may well be one of the other."""
+    """Return whether a value of one annotation may well be one of the other."""
     if Any in (returned, promised) or returned is inspect.Parameter.empty:
         return True
     if bare_type(promised) is object:
@@ -72,7 +72,7 @@ _PROMOTED: dict[type, tuple[type, ...]] = {float: (int,), complex: (int, float)}
 
 def may_become(given: Any, wanted: Any, *, of_result: bool = False) -> bool:
     """
-    Tell whether a value of one annotation may be converted to another.
+    Return whether a value of one annotation may be converted to another.
 
     Only what is certain to fail is refused: a string may be a number.
 

@@ -56,7 +56,7 @@ def converter(function: F) -> F:
 
 
 def has_converter(cls: Any) -> bool:
-    """Tell whether a ``@converter`` speaks of exactly this class."""
+    """Return whether a ``@converter`` speaks of exactly this class."""
     return cls in registered_converters
 
 

@@ -117,7 +117,7 @@ class _Compiler:
         return shape
 
     def _marks(self, schema: Schema) -> bool:
-        """Tell whether something in a schema is marked, wherever in it."""
+        """Return whether something in a schema is marked, wherever in it."""
         todo, seen = [schema], set()
         while todo:
             for each in schemas_in(todo.pop()):

@@ -107,7 +107,7 @@ class PayloadType:
         return None if self.takes_anything else self._adapter.fault
 
     def takes(self, value: Any) -> bool:
-        """Tell whether a value is taken as it is."""
+        """Return whether a value is taken as it is."""
         if self.takes_anything or isinstance(value, self._classes):
             return True
         return value is None and self.takes_none
@@ -180,7 +180,7 @@ class PayloadType:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Tell whether two values are equal and, within containers, of equal types."""
+    """Return whether two values are equal and, within containers, of equal types."""
     if type(one) is not type(other) or one != other:
         return False
     if isinstance(one, (set, frozenset)):

@@ -527,7 +527,7 @@ def restore_unset(payload: Any, unset: Unset) -> None:
     """
     Have the models in a payload know again which fields they were not given.
 
-    What is not there any more, since an upcaster has changed it, is passed over.
+    What is not there now, since an upcaster has changed it, is passed over.
     """
     __traceback_hide__ = True
     for path, names in unset:

@@ -53,7 +53,7 @@ def declared_upcasters() -> list[tuple[str, int, Upcaster]]:
 
 
 def has_upcasters(names: tuple[str, ...], version: int, wanted: int) -> bool:
-    """Tell whether something stands between a stored version and the present one."""
+    """Return whether something stands between a stored version and the present one."""
     return any(
         (name, step) in _upcasters for name in names for step in range(version, wanted)
     )

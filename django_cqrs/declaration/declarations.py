@@ -81,7 +81,7 @@ class Declared(NamedTuple):
 
     @property
     def is_current(self) -> bool:
-        """Tell whether the module has not been loaded anew since."""
+        """Return whether the module has not been loaded anew since."""
         return self.spec is not None and self.spec is _spec_of(self.target)
 
 
@@ -151,7 +151,7 @@ SERVICE = "__cqrs_service__"
 
 
 def is_service(cls: object) -> bool:
-    """Tell whether exactly this class is marked with :func:`service`."""
+    """Return whether exactly this class is marked with :func:`service`."""
     return isinstance(cls, type) and SERVICE in vars(cls)
 
 

@@ -30,7 +30,7 @@ _SIMPLE = (str, int, UUID, Decimal, date)
 
 
 def is_key_source(source: object) -> bool:
-    """Tell whether a key can be had from something at all."""
+    """Return whether a key can be had from something at all."""
     return bool(source) and (isinstance(source, (str, Header)) or callable(source))
 
 
@@ -132,7 +132,7 @@ def _hash_of(text: str) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Tell whether a text is whole: it holds no half of a surrogate pair."""
+    """Return whether a text is whole: it holds no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -196,7 +196,7 @@ def faults_of(source: object, members: tuple[Any, ...] | None) -> Iterator[str]:
 
 
 def _lacks(member: Any, name: str) -> bool:
-    """Tell whether no object of a type can have an attribute, as far as one knows."""
+    """Return whether no object of a type can have an attribute, as far as one knows."""
     if not is_plain_class(member) or member in (object, Any):
         return False
     if is_protocol(member) or issubclass(member, Mapping):

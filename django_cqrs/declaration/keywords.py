@@ -43,7 +43,7 @@ class Where:
     """Handlers on a channel."""
 
     def fits(self, role: HandlerRole, *, is_waiting: bool) -> bool:
-        """Tell whether the keyword means something for a handler."""
+        """Return whether the keyword means something for a handler."""
         return role in (self.waiting if is_waiting else self.at_once)
 
 

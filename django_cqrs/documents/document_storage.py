@@ -139,7 +139,7 @@ class DocumentStorage(Storage[Any]):
         )
 
     def is_new(self, instance: Any) -> bool:
-        """Tell whether it was never read nor written."""
+        """Return whether it was never read nor written."""
         return self.rows.mark_of(instance) is None
 
     def insert(self, instance: Any, *, using: str) -> None:
@@ -178,7 +178,7 @@ class DocumentStorage(Storage[Any]):
         put_mark(instance, mark._replace(is_deleted=True))
 
     def is_deleted(self, instance: Any) -> bool:
-        """Tell whether its row was deleted through the object."""
+        """Return whether its row was deleted through the object."""
         return self._mark_of(instance).is_deleted
 
     def _mark_of(self, instance: Any) -> Mark:
@@ -263,7 +263,7 @@ class DocumentStorage(Storage[Any]):
 
 
 def _has_room(cls: type) -> bool:
-    """Tell whether objects of a class have a ``__dict__``."""
+    """Return whether objects of a class have a ``__dict__``."""
     return cls.__dictoffset__ != 0
 
 

@@ -149,7 +149,7 @@ class Rows:
         return rows.filter(collection__in=self._names)
 
     def has(self, row: Document) -> bool:
-        """Tell whether a row is of this collection."""
+        """Return whether a row is of this collection."""
         return row.collection in self._names
 
     def row(self, key: str, using: str, *, lock: bool = False) -> Document | None:

@@ -286,7 +286,7 @@ class ObjectShape(DocumentShape):
         return state
 
     def _is_left_out(self, name: str) -> bool:
-        """Tell whether an attribute is not part of an object's state."""
+        """Return whether an attribute is not part of an object's state."""
         from django_cqrs.models import RECORDED
 
         if name in (MARK, RECORDED) or name in self._annotations[1]:

@@ -92,7 +92,7 @@ class EngineRelay:
     """Forwards the messages of one channel in one database."""
 
     batch = 1000
-    """How many messages are marked, and sent, at once at the most."""
+    """How many messages are marked, and sent, at once at most."""
     tasks = 20
     """Into how many tasks those are parted, so that several consumers get some."""
     longest_pause = 5.0

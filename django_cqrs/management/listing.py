@@ -102,7 +102,7 @@ class Filter:
     message: str | None = None
 
     def keeps(self, each: EndpointRow | InterfaceRow) -> bool:
-        """Tell whether a row, or a method of a business interface, is wanted."""
+        """Return whether a row, or a method of a business interface, is wanted."""
         return (
             (self.app is None or each.app == self.app)
             and (self.bus is None or each.kind == self.bus)

@@ -597,7 +597,7 @@ class AggregateSubject(Subject):
         Args:
             instance: the object.
             events: what it has recorded.
-            values: its identifier, where it cannot be asked any more.
+            values: its identifier, where it can no longer be asked.
 
         """
         if not events:
@@ -668,7 +668,7 @@ class AggregateSubject(Subject):
     # What sagas have beside that ----------------------------------------------------
 
     def is_over(self, _instance: Any) -> bool:
-        """Tell whether an object takes no more messages: an aggregate always does."""
+        """Return whether an object takes no more messages: an aggregate always does."""
         return False
 
     def late(

@@ -59,7 +59,7 @@ class Part:
     """Makes what a message holds into what the object has."""
 
     def is_called(self, name: str) -> bool:
-        """Tell whether a name is one of this part's."""
+        """Return whether a name is one of this part's."""
         return name == self.name or name in self.aliases
 
 

@@ -183,7 +183,7 @@ class ModelStorage(Storage[Any]):
         return AggregateAlreadyExists(msg)
 
     def _is_taken_by_validation(self, error: ValidationError) -> bool:
-        """Tell whether ``full_clean()`` has found the identifier to be another's."""
+        """Return whether ``full_clean()`` has found the identifier to be another's."""
         names = {field.name for field in self.fields}
         return any(
             each.code in ("unique", "unique_together") and name in names
@@ -258,7 +258,7 @@ class ModelStorage(Storage[Any]):
         instance.delete(using=using)
 
     def is_deleted(self, instance: models.Model) -> bool:
-        """Tell whether its primary key is gone, as ``delete()`` leaves it."""
+        """Return whether its primary key is gone, as ``delete()`` leaves it."""
         pk = instance.pk
         return pk is None or (isinstance(pk, tuple) and None in pk)
 
@@ -309,7 +309,7 @@ class ModelStorage(Storage[Any]):
             )
 
     def _is_taken(self, error: IntegrityError, using: str) -> bool:
-        """Tell whether an insert failed since the identifier is another object's."""
+        """Return whether an insert failed since the identifier is another object's."""
         columns = [{field.column for field in self.fields}]
         table = self._model._meta.db_table
         tables = {
@@ -329,7 +329,7 @@ class ModelStorage(Storage[Any]):
 
 
 def _takes_lock(query: Any, connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether a query can lock: on PostgreSQL not one whose rows are computed."""
+    """Return whether a query can lock: on PostgreSQL not one whose rows are computed."""
     if connection.vendor != "postgresql":
         return True
     return not (
@@ -375,7 +375,7 @@ def _parent_links(model: type[models.Model], prefix: str = "") -> Iterator[str]:
 
 
 def _identify(model: type[models.Model], fields: tuple[Any, ...]) -> bool:
-    """Tell whether the values of some fields belong to one object at the most."""
+    """Return whether the values of some fields belong to one object at most."""
     names = {field.name for field in fields}
     if len(fields) == 1 and (fields[0].unique or fields[0].primary_key):
         return True
@@ -418,7 +418,7 @@ def is_violation_of(
     constraints: Collection[str] = (),
 ) -> bool:
     """
-    Tell whether a row was refused since one with some unique columns is there.
+    Return whether a row was refused since one with some unique columns is there.
 
     Args:
         error: of the INSERT.

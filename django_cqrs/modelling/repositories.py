@@ -300,12 +300,12 @@ class Known:
             self._objects[id(type(instance))] = type(instance)
 
     def has(self, instance: Any) -> bool:
-        """Tell whether an object was taken, by what is certain."""
+        """Return whether an object was taken, by what is certain."""
         held = self._objects.get(id(instance))
         return held is not None and held() is instance
 
     def may_have(self, instance: Any) -> bool:
-        """Tell whether an object was taken, or may have been."""
+        """Return whether an object was taken, or may have been."""
         return self.has(instance) or id(type(instance)) in self._objects
 
 
@@ -396,7 +396,7 @@ class RepositoryStorage(Storage[Any]):
         return Known()
 
     def is_new(self, instance: Any) -> bool:
-        """Tell whether it was neither found nor kept by way of this storage."""
+        """Return whether it was neither found nor kept by way of this storage."""
         return not self._known.may_have(instance)
 
     def is_made(self, instance: Any) -> bool:

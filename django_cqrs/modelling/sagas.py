@@ -101,7 +101,7 @@ class SagaSubject(AggregateSubject):
     has_an_end = True
 
     def is_over(self, instance: Any) -> bool:
-        """Tell whether a saga is completed."""
+        """Return whether a saga is completed."""
         return getattr(instance, COMPLETED_AT, None) is not None
 
     def late(
@@ -112,8 +112,8 @@ class SagaSubject(AggregateSubject):
         """
         Return what answers a message for a saga that is over.
 
-        A timeout, which was sent with a delay, has nothing to do any more. Another
-        message is late for what is not there any more: ``on_missing`` decides.
+        A timeout, which was sent with a delay, no longer has anything to do. Another
+        message is late for what is not there now: ``on_missing`` decides.
         """
         endpoint = point.endpoint
         policies = (endpoint.action or endpoint).policies
@@ -148,6 +148,6 @@ class SagaSubject(AggregateSubject):
 
 
 def _is_timer(endpoint: Endpoint) -> bool:
-    """Tell whether the messages of an endpoint are delayed by what its handler says."""
+    """Return whether the messages of an endpoint are delayed by what its handler says."""
     both = (endpoint, endpoint.action)
     return any(each is not None and each.policies.delay is not None for each in both)

@@ -80,10 +80,10 @@ class Storage(ABC, Generic[T]):
 
     @abstractmethod
     def is_new(self, instance: T) -> bool:
-        """Tell whether an object has not been kept yet."""
+        """Return whether an object has not been kept yet."""
 
     def is_made(self, instance: T) -> bool:
-        """Tell whether an object that a method returns has not been kept yet."""
+        """Return whether an object that a method returns has not been kept yet."""
         return self.is_new(instance)
 
     @abstractmethod
@@ -140,7 +140,7 @@ class Storage(ABC, Generic[T]):
         return f"{name_of_type(type(instance))} with {said}"
 
     def is_deleted(self, _instance: T) -> bool:
-        """Tell whether an object that was found has been deleted by its handler."""
+        """Return whether an object that was found has been deleted by its handler."""
         return False
 
     @abstractmethod

@@ -114,7 +114,7 @@ class Watch(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End: the object is not held any more."""
+        """End: the object is no longer held."""
 
 
 class _Named(ConcurrencyError):
@@ -176,7 +176,7 @@ class RowWatch(Watch):
         connection.execute_wrappers.insert(0, self._look)
 
     def close(self) -> None:
-        """End: the object is not held any more."""
+        """End: the object is no longer held."""
         with suppress(ValueError):
             self._connection.execute_wrappers.remove(self._look)
 
@@ -263,7 +263,7 @@ def watch_of(instance: Any, connection: BaseDatabaseWrapper) -> RowWatch | None:
 
 
 def _may_write(sql: Any, tables: tuple[str, ...]) -> bool:
-    """Tell whether a statement may change or delete rows of some tables."""
+    """Return whether a statement may change or delete rows of some tables."""
     text = sql if isinstance(sql, str) else str(sql)
     if text.startswith("SELECT"):
         return False
@@ -292,7 +292,7 @@ def _save_of(instance: Any) -> list[tuple[Any, Any]] | None:
 
 
 def _is_lost(field: Any, value: Any, before: Image, now: Image) -> bool:
-    """Tell whether a field was written meanwhile, and would be written over."""
+    """Return whether a field was written meanwhile, and would be written over."""
     name = field.attname
     if name not in now or before.get(name) == now[name] or now[name] == value:
         return False
@@ -345,7 +345,7 @@ class KeyWatch(Watch):
         return self._instance
 
     def close(self) -> None:
-        """End: the object is not held any more."""
+        """End: the object is no longer held."""
         _open.reset(self._token)
 
     def refuse_loss(self) -> None:
@@ -384,7 +384,7 @@ def note_kept(key: Any, instance: Any) -> None:
 
 
 def _is_undone(scopes: Iterable[BusScope]) -> bool:
-    """Tell whether what was written in some scopes was rolled back with one of them."""
+    """Return whether what was written in some scopes was rolled back with one of them."""
     return any(scope.is_dropped for scope in scopes)
 
 

@@ -98,7 +98,7 @@ class OutboxChannel(Channel):
         connection.on_commit(partial(self._notify, connection), robust=True)
 
     def _is_quiet(self, connection: BaseDatabaseWrapper) -> bool:
-        """Tell whether a worker that was woken is still looking again and again."""
+        """Return whether a worker that was woken is still looking again and again."""
         last = self._last_notifications.get(connection.alias)
         return last is not None and time.monotonic() - last < self.quiet_time
 

@@ -25,7 +25,7 @@ from django_cqrs.outbox.store.dead_letters import replay
 from django_cqrs.outbox.store.rows import envelope_of
 
 LONGEST: Final = 1_000_000
-"""How many bytes of a payload are edited by hand at the most."""
+"""How many bytes of a payload are edited by hand at most."""
 
 WHOLE: Final = "the whole payload"
 """What has changed where the old payload cannot be read."""

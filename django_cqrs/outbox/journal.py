@@ -49,14 +49,14 @@ logger: Final = logging.getLogger("django_cqrs.journal")
 _ROWS: Final = 500
 
 MOST_HELD: Final = 1000
-"""How many failures are held at the most until their transaction has ended."""
+"""How many failures are held at most until their transaction has ended."""
 
 # An async handler's cancelled task is no wish to end the process.
 _FAILURES = (Exception, asyncio.CancelledError)
 
 
 def is_kept() -> bool:
-    """Tell whether the settings ask for a journal, and there is a table for it."""
+    """Return whether the settings ask for a journal, and there is a table for it."""
     return conf.current().JOURNAL is not None and apps.is_installed(
         "django_cqrs.outbox"
     )
@@ -444,7 +444,7 @@ def _flush_after_transaction(connection: Any) -> None:
 
 
 def _will_let_out(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether what is being handled does so itself, with its own failure."""
+    """Return whether what is being handled does so itself, with its own failure."""
     note: Note | None = getattr(current.get(), "_note", None)
     return note is not None and note.connection is connection and not note.is_workers
 
@@ -470,7 +470,7 @@ def purge(
         before: entries of messages handled before that; by default those older than
             ``JOURNAL`` says, and all where it is off.
         size: of a batch.
-        batches: how many of them at the most; None is no bound.
+        batches: how many of them at most; None is no bound.
 
     Returns:
         How many were deleted.

@@ -12,7 +12,7 @@ from django_cqrs.outbox.times import MomentField
 
 
 class State(models.IntegerChoices):
-    """Where a message stands. A handled one has no row any more."""
+    """Where a message stands. A handled one no longer has a row."""
 
     READY = 0, _("ready")
     DELAYED = 1, _("delayed")

@@ -1,4 +1,4 @@
-"""What is out of its time: rows that nobody needs any more, deleted in batches."""
+"""Delete expired rows in batches."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from django_cqrs.outbox.models import (
 from django_cqrs.outbox.redaction import redact_list
 
 MOST: Final = 500
-"""How much of one kind is read at the most: nobody reads through more."""
+"""How much of one kind is read at most: nobody reads through more."""
 
 STARTS: Final = 20
 """How many correlation ids of one aggregate or saga are followed, the newest."""

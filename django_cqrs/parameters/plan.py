@@ -67,7 +67,7 @@ class ArgumentPlan:
 
     @property
     def is_payload_only(self) -> bool:
-        """Tell whether the call is simply ``function(payload)``."""
+        """Return whether the call is simply ``function(payload)``."""
         return (
             self.payload is not None
             and len(self.arguments) == 1

@@ -216,7 +216,7 @@ def plan_of(
 
 
 def _is_type(annotation: Any) -> bool:
-    """Tell whether something is a class or one of the forms of ``typing``."""
+    """Return whether something is a class or one of the forms of ``typing``."""
     return isinstance(annotation, type) or type(annotation).__module__ in _TYPING
 
 
@@ -320,7 +320,7 @@ class _Planner:
         )
 
     def _takes_payload(self, parameter: inspect.Parameter) -> bool:
-        """Tell whether no mark and no filler takes a parameter, and it may be it."""
+        """Return whether no mark and no filler takes a parameter, and it may be it."""
         annotation = parameter.annotation
         bare = sole_type(annotation)
         if (
@@ -451,7 +451,7 @@ class _Planner:
         return get
 
     def _is_message(self, annotation: Any) -> bool:
-        """Tell whether a class is one that the payload is of."""
+        """Return whether a class is one that the payload is of."""
         if self.payload is None or self.payload is EMPTY:
             return False
         return is_plain_class(annotation) and annotation in union_members(self.payload)
@@ -586,7 +586,7 @@ _NO_SERVICES = frozenset(
 
 
 def _may_be(payload: Any, annotation: Any) -> bool:
-    """Tell whether a payload of one annotation may be given to the other."""
+    """Return whether a payload of one annotation may be given to the other."""
     if payload is EMPTY or annotation is EMPTY:
         return True
     theirs = [m for m in union_members(payload) if isinstance(m, type)]

@@ -65,7 +65,7 @@ class Services:
         self._lock = threading.RLock()
 
     def is_unbuildable(self, wanted: Any) -> bool:
-        """Tell whether nothing gives a class but what a test puts in its place."""
+        """Return whether nothing gives a class but what a test puts in its place."""
         return (
             isinstance(wanted, type)
             and (is_protocol(wanted) or inspect.isabstract(wanted))

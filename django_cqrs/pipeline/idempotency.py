@@ -340,7 +340,7 @@ class Outputs:
             message: the duplicate; in its transaction they are sent.
 
         Raises:
-            InvalidChannel: a channel of theirs is not there any more.
+            InvalidChannel: a channel of theirs is not there now.
 
         """
         if text is None or not self._is_wanted(message):

@@ -76,7 +76,7 @@ class Interceptor:
         return place_of(self.function)
 
     def is_at(self, point: JoinPoint) -> bool:
-        """Tell whether it stands at a point."""
+        """Return whether it stands at a point."""
         return any(map(self.interception.pointcut.matches, point.views))
 
     def problem_at(self, point: JoinPoint) -> Problem | None:
@@ -191,14 +191,14 @@ def _marker_parameter(parameter: inspect.Parameter) -> MarkerParameter | None:
 
 
 def takes_class(wanted: PayloadType, cls: type) -> bool:
-    """Tell whether objects of a class are taken as they are."""
+    """Return whether objects of a class are taken as they are."""
     return wanted.takes_anything or any(
         is_plain_class(member) and is_subclass(cls, member) for member in wanted.members
     )
 
 
 def _may_take(wanted: PayloadType, cls: type) -> bool:
-    """Tell whether objects of a class are taken, or can be made into what is."""
+    """Return whether objects of a class are taken, or can be made into what is."""
     return takes_class(wanted, cls) or not all(
         is_plain_class(member) and not issubclass(member, dict)
         for member in wanted.members

@@ -145,7 +145,7 @@ def _signalled(run: Run, point: JoinPoint, step: Step) -> Run:
 
 
 def _logged(run: Run, point: JoinPoint, step: Step) -> Run:
-    """Have a line logged for each message, where the logger is at DEBUG by now."""
+    """Have a line logged for each message, if the logger is now at DEBUG."""
     if not logger.isEnabledFor(logging.DEBUG):
         return run
     label, endpoint = label_of(point), point.endpoint.name

@@ -169,7 +169,7 @@ class UntouchedDriver:
 
 
 def is_broken(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether the open transaction can only be rolled back."""
+    """Return whether the open transaction can only be rolled back."""
     if connection.needs_rollback:
         return True
     if connection.vendor != "postgresql":
@@ -275,7 +275,7 @@ def _is_fixed(value: object) -> bool:
 
 
 def is_inside_transaction(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether somebody's transaction is open; a test case's own does not count."""
+    """Return whether somebody's transaction is open; a test case's own does not count."""
     blocks = getattr(connection, "atomic_blocks", ())
     return any(not getattr(block, "_from_testcase", False) for block in blocks)
 

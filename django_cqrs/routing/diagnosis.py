@@ -40,7 +40,7 @@ class Unroutable:
     problem: Problem
 
     def wants(self, kind: Kind, cls: type, key: str | None) -> bool:
-        """Tell whether it speaks of a message class, or of a key where one is given."""
+        """Return whether it speaks of a message class, or of a key where one is given."""
         if self.declaration.kind is not kind:
             return False
         own = self.declaration.key
@@ -53,7 +53,7 @@ class Unroutable:
 
 
 def _mentions(function: Callable[..., Any], cls: type[Any]) -> bool:
-    """Tell whether a parameter's annotation names a class, even one unevaluated."""
+    """Return whether a parameter's annotation names a class, even one unevaluated."""
     name = re.compile(rf"\b{re.escape(cls.__name__)}\b")
     for parameter, annotation in _annotations_of(inspect.unwrap(function)).items():
         for member in union_members(annotation):
@@ -208,7 +208,9 @@ class RouteDiagnosis(RouteIndex):
                     continue
                 near = difflib.get_close_matches(output, keys, n=1)
                 meant = (
-                    f"Did you mean {near[0]!r}?" if near else "Write one, or mend it."
+                    f"Did you mean {near[0]!r}?"
+                    if near
+                    else "Write one, or fix the key."
                 )
                 yield Problem(
                     Rule.UNKNOWN_OUTPUT,
@@ -354,7 +356,7 @@ def ambiguous_handlers(
 
 
 def _is_stored_by_name(cls: Any) -> bool:
-    """Tell whether a payload's type is a class of objects, not a value or a base."""
+    """Return whether a payload's type is a class of objects, not a value or a base."""
     return (
         is_plain_class(cls)
         and cls not in (object, Any, inspect.Parameter.empty)

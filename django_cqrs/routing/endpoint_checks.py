@@ -74,7 +74,7 @@ def with_sound_values(
 
 
 def are_equal(name: str, one: Any, other: Any) -> bool:
-    """Tell whether two values of a keyword say the same."""
+    """Return whether two values of a keyword say the same."""
     if name == "channel":
         one, other = (
             DEFAULT_CHANNEL_ALIAS if each is True else each for each in (one, other)

@@ -124,7 +124,7 @@ def _reach(
 
 
 def _is_reached_by(endpoint: Endpoint, cls: type) -> bool:
-    """Tell whether objects of a class lead to an endpoint, others aside."""
+    """Return whether objects of a class lead to an endpoint, others aside."""
     name = message_name_of(cls)
     if name is not None and _listens_to(endpoint, name.name):
         return True
@@ -323,7 +323,7 @@ def turn_of(endpoint: Endpoint) -> tuple[int, bool, int]:
 
 
 def _meet(payload: Any, one: Endpoint, other: Endpoint) -> bool:
-    """Tell whether an object that leads to the one endpoint leads to the other."""
+    """Return whether an object that leads to the one endpoint leads to the other."""
     cls = type(payload)
     if _is_reached_by(one, cls) and _is_reached_by(other, cls):
         return True

@@ -445,7 +445,7 @@ class ChannelConformance:
         assert self._texts() == ["yes", "yes"]
 
     def test_what_an_on_commit_callback_sends_is_sent(self) -> None:
-        """After the commit nothing waits for a command any more."""
+        """After the commit nothing is waiting for a command."""
 
         def steps() -> None:
             transaction.on_commit(

@@ -186,7 +186,7 @@ def _with_given(
 
 
 def _takes_many(annotation: Any) -> bool:
-    """Tell whether a field has several values, so that a query string repeats it."""
+    """Return whether a field has several values, so that a query string repeats it."""
     for member in union_members(annotation):
         origin = typing.get_origin(member) or member
         is_many = isinstance(origin, type) and issubclass(origin, Collection)

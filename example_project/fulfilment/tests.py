@@ -144,7 +144,7 @@ class FulfilmentTests(TestCase):
             self.assertContains(timeline, said)
 
     def test_a_timer_that_comes_too_late(self) -> None:
-        """What a worker had taken just before the end does nothing any more."""
+        """What a worker had taken just before the end no longer does anything."""
         order_id = order_teas(1)
         timer = OutboxMessage.objects.get(channel="timers")
         payments.pay(PayOrder(order_id))

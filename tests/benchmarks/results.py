@@ -98,7 +98,7 @@ def compared(
         section: the heading that it stands under.
         what: the contestant.
         base: the other.
-        bound: what the ratio may be at the most.
+        bound: what the ratio may be at most.
         at_least: what it must be at the least.
         inverse: give the ratio of their speeds and not of their times.
 

@@ -1196,7 +1196,7 @@ def test_a_client_that_goes_away_leaves_no_half_transaction(is_async):
 
 
 def is_closed(raw):
-    """Tell whether a connection of the driver is closed."""
+    """Return whether a connection of the driver is closed."""
     if hasattr(raw, "closed"):  # psycopg
         return bool(raw.closed)
     if hasattr(raw, "open"):  # PyMySQL

@@ -130,7 +130,7 @@ def inner() -> str:
 
 @command_handler("outer")
 def outer(text: str, bus: AuditBus) -> bool:
-    """Tell whether the bus has the policies of the one that was made."""
+    """Return whether the bus has the policies of the one that was made."""
     assert bus.dispatch(route="inner") == "inner"
     return bus._retry == InstantRetry(7)
 

@@ -32,7 +32,7 @@ def normal(text: str) -> str:
 
 
 def fits(wanted: str, printed: str) -> bool:
-    """Tell whether something was printed as the page says; ``...`` is anything."""
+    """Return whether something was printed as the page says; ``...`` is anything."""
     checker = doctest.OutputChecker()
     return checker.check_output(normal(wanted), normal(printed), doctest.ELLIPSIS)
 

@@ -92,7 +92,7 @@ def look_after(connection: socket.socket) -> dict[str, Any]:
         with contextlib.suppress(ProcessLookupError):
             while number := connection.recv(1):
                 os.kill(pid, number[0])
-            os.kill(pid, signal.SIGKILL)  # nobody waits for it any more
+            os.kill(pid, signal.SIGKILL)  # nobody waits for it now
 
     threading.Thread(target=pass_on, daemon=True).start()
     _, status = os.waitpid(pid, 0)

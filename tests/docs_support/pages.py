@@ -43,7 +43,7 @@ class Block:
 
     @property
     def is_directive(self) -> bool:
-        """Tell whether it is markup for Sphinx, such as a table of contents."""
+        """Return whether it is markup for Sphinx, such as a table of contents."""
         return self.language.startswith("{")
 
     @property

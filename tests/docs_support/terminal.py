@@ -48,7 +48,7 @@ class Command(NamedTuple):
     output: str
 
     def is_answered_by(self, printed: str) -> bool:
-        """Tell whether the page says this, or nothing."""
+        """Return whether the page says this, or nothing."""
         return not self.output.strip() or fits(self.output, printed)
 
 

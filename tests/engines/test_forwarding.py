@@ -464,7 +464,7 @@ def test_an_engine_slower_than_its_lease_is_given_more_time_at_each_lease(engine
     What is forwarded in vain doubles the lease, once in its time, up to 64 times.
 
     Tasks for it are mostly still on their way: one after each lease would fill the
-    engine's queue. When nothing is late any more, the lease shrinks again.
+    engine's queue. When nothing is late, the lease shrinks again.
     """
     lease = channel().lease
     relay = channel().relay("default")

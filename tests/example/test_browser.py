@@ -86,7 +86,7 @@ def test_refuse_what_the_rules_forbid(visitor):
 
 def test_cancel(visitor):
     """
-    A cancelled order says so everywhere and has no button any more.
+    A cancelled order says so everywhere and no longer has a button.
     """
     visitor.fill("Nils Andersen", (0, "Tea tin", "1"))
     visitor.press("Place the order")

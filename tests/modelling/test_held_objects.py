@@ -62,7 +62,7 @@ def dispatch(name):
 
 
 def assert_nobody_looks():
-    """Assert that statements are not looked at any more, after the next one."""
+    """Assert that statements are no longer looked at, after the next one."""
     connection.rollback_exc = None  # by which Django keeps the frames of the last one
     gc.collect()
     with connection.cursor() as cursor:

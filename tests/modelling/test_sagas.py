@@ -144,7 +144,7 @@ class TestTimeouts:
 
 class TestMigrations:
     def test_only_lasting_names_stand_in_migrations(self):
-        """The bases of a saga's model, written into a project, are public for ever."""
+        """The bases of a saga's model, written into a project, are public permanently."""
         state = ModelState.from_model(Fulfilment)
 
         assert state.bases == (RecordsEvents, models.Model)

@@ -169,7 +169,7 @@ CASES = {
 
 
 def is_marked(node):
-    """Tell whether an expression names the marker, or the list that holds it."""
+    """Return whether an expression names the marker, or the list that holds it."""
     return any(
         (isinstance(each, ast.Attribute) and each.attr == "database")
         or (

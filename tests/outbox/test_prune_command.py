@@ -247,7 +247,7 @@ def test_ages(text, expected):
     ["30", "2592000.5", "", "P", "T", "-30d", "soon", "30 moons", "99999999999d"],
 )
 def test_what_is_no_age(text):
-    """A bare number says neither days nor seconds: what is lost is lost for ever."""
+    """A bare number says neither days nor seconds: what is lost is permanently lost."""
     seen(1, days=8)
     died(1, days=4000)
 
@@ -277,7 +277,7 @@ def test_an_age_that_no_row_can_have():
     ("size", "said"),
     [
         ("0", "'0' is no whole number of at least 1."),
-        ("10001", "10001 rows are too many for one statement: 10000 at the most."),
+        ("10001", "10001 rows are too many for one statement: 10000 at most."),
     ],
 )
 def test_a_batch_that_is_none(size, said):

@@ -285,7 +285,7 @@ def test_two_threads_build_one():
 
 
 def test_two_threads_that_need_two_services_in_opposite_order():
-    """A service that is being built keeps no other thread waiting for ever."""
+    """A service that is being built keeps no other thread waiting without end."""
 
     class Base:
         def __init__(self) -> None:

@@ -457,7 +457,7 @@ def test_a_sink_that_cannot_write_fails_the_command(put):
 
 
 def test_what_an_on_commit_callback_sends_is_written_at_once(put, outbox):
-    """After the commit the scope has ended; nobody would write its buffer any more."""
+    """After the commit the scope has ended; nobody would write its buffer now."""
     dispatch(lambda: transaction.on_commit(lambda: put("1")))
 
     assert outbox.writes == [["1"]]

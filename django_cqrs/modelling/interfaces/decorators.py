@@ -104,5 +104,5 @@ def _mark(key: str | None, function: Any) -> Any:
 
 
 def is_business_interface(cls: object) -> bool:
-    """Tell whether exactly this class is a business interface."""
+    """Return whether exactly this class is a business interface."""
     return isinstance(cls, type) and cls in interface_options

@@ -239,7 +239,7 @@ def routes_of_class(table: RouteTable, annotation: Any) -> list[Route]:
 
 
 def _leads(cls: type, routed: type) -> bool:
-    """Tell whether some object of a class goes where `routed` leads."""
+    """Return whether some object of a class goes where `routed` leads."""
     if routed is object:
         return False
     try:

@@ -175,7 +175,7 @@ class RowShape:
         raise NotImplementedError
 
     def takes(self, _rows: list[Any]) -> bool:
-        """Tell whether values are of the type that is wanted already."""
+        """Return whether values are of the type that is wanted already."""
         return False
 
     def finished(self, value: Any, _connection: BaseDatabaseWrapper) -> Any:

@@ -343,7 +343,7 @@ def bindable(value: Any, connection: BaseDatabaseWrapper) -> Any:
 
 
 def is_plain_sequence(cls: Any) -> bool:
-    """Tell whether a class is one of lists, not of objects with fields."""
+    """Return whether a class is one of lists, not of objects with fields."""
     return (
         isinstance(cls, type)
         and issubclass(cls, (list, tuple, set, frozenset))
@@ -352,7 +352,7 @@ def is_plain_sequence(cls: Any) -> bool:
 
 
 def has_own_text(cls: type) -> bool:
-    """Tell whether a class says itself what its objects are as text."""
+    """Return whether a class says itself what its objects are as text."""
     for base in cls.__mro__:
         if "__str__" in vars(base):
             return base is not object and not base.__module__.startswith("pydantic")

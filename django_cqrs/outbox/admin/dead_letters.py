@@ -135,11 +135,11 @@ class DeadLetterAdmin(KeptMessageAdmin):
         return as_text(self._shown(obj).traceback_of(obj))
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
-        """Tell whether somebody may put dead letters back."""
+        """Return whether somebody may put dead letters back."""
         return self._may(request, "replay_deadletter")
 
     def has_edit_permission(self, request: HttpRequest) -> bool:
-        """Tell whether somebody may put them back with another payload."""
+        """Return whether somebody may put them back with another payload."""
         return self._may(request, "edit_deadletter")
 
     def _may(self, request: HttpRequest, codename: str) -> bool:
@@ -288,8 +288,8 @@ class DeadLetterAdmin(KeptMessageAdmin):
 
     def _tell_gone(self, request: HttpRequest) -> HttpResponse:
         text = gettext(
-            "There is no such dead letter any more: somebody has replayed or deleted "
-            "it. Nothing was done."
+            "This dead letter no longer exists: somebody has replayed or deleted it. "
+            "Nothing was done."
         )
         self.message_user(request, text, messages.WARNING)
         return HttpResponseRedirect(self._changelist(request))

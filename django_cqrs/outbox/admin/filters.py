@@ -26,7 +26,7 @@ else:  # Django's own take no parameter
     TypedPaginator = Paginator
 
 LISTED: Final = 10_000
-"""How many rows a list has at the most: nobody pages through more."""
+"""How many rows a list has at most: nobody pages through more."""
 
 RECENT: Final = 1_000
 """Among how many of the newest rows filters look for their choices."""
@@ -45,7 +45,7 @@ class BoundedPaginator(TypedPaginator):
 
     @property
     def is_bounded(self) -> bool:
-        """Tell whether there are more rows than the list has."""
+        """Return whether there are more rows than the list has."""
         return self._counted > LISTED
 
     @cached_property

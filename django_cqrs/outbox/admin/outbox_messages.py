@@ -70,7 +70,7 @@ class DatabaseFilter(admin.SimpleListFilter):
 
 @admin.register(OutboxMessage)
 class OutboxMessageAdmin(KeptMessageAdmin):
-    """What waits: a handled message has no row any more."""
+    """What waits: a handled message no longer has a row."""
 
     list_display = (
         "id",

@@ -225,7 +225,9 @@ class KeptMessageAdmin(
     ) -> HttpResponse | None:
         """Delete the chosen ones, once that is confirmed."""
         if not self._is_confirmed(request):
-            question = gettext("Delete these for ever? Nobody will handle them.")
+            question = gettext(
+                "Permanently delete these messages? They will never be handled."
+            )
             return self._ask(request, queryset, "delete_selected", question)
         count = self._in_batches(request, queryset, self._delete_batch)
         text = ngettext("Deleted %(count)d.", "Deleted %(count)d.", count)

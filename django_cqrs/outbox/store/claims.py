@@ -39,7 +39,7 @@ class Claims(Ordering):
 
         Args:
             channel: the alias.
-            limit: how many at the most.
+            limit: how many at most.
             owner: a name that no other claim has.
             lease: how long nobody else may have them.
 

@@ -30,7 +30,7 @@ def replay(
     Args:
         letters: of the database `using`.
         using: its alias.
-        size: how many are put back in one transaction at the most; of large ones it
+        size: how many are put back in one transaction at most; of large ones it
             is fewer.
 
     Returns:
@@ -102,7 +102,7 @@ _SHARED = tuple(
 
 
 def _size_of(letter: DeadLetter) -> int:
-    """Return how many bytes of a statement a dead letter takes at the most."""
+    """Return how many bytes of a statement a dead letter takes at most."""
     return written(letter.payload, letter.headers) + 4096
 
 
@@ -113,7 +113,7 @@ def discard(
     size: int = SIZE,
 ) -> int:
     """
-    Delete dead letters, or messages, for ever; what waited behind them goes on.
+    Permanently delete dead letters, or messages; what waited behind them goes on.
 
     Args:
         letters: of the database `using`.

@@ -37,7 +37,7 @@ NOTIFICATION = "django_cqrs_outbox"
 
 def sends_several(connection: BaseDatabaseWrapper) -> bool:
     """
-    Tell whether a statement may be several, divided by semicolons.
+    Return whether a statement may be several, divided by semicolons.
 
     On PostgreSQL it may, and outside a transaction they then are one, unless the
     parameters are bound by the server: ``OPTIONS`` say so for psycopg 3.
@@ -51,7 +51,7 @@ COMMIT: Final = "; COMMIT"
 
 def can_commit(connection: BaseDatabaseWrapper) -> bool:
     """
-    Tell whether :data:`COMMIT` behind the last statement spares a round trip.
+    Return whether :data:`COMMIT` behind the last statement spares a round trip.
 
     It must be the transaction of an outermost ``atomic()`` that is just ending. Then
     ``atomic()`` calls the driver's ``commit()``, and psycopg 3, which looks at the
@@ -95,7 +95,7 @@ def to_last_result(cursor: Any) -> None:
 
 
 def speaks_psycopg(connection: BaseDatabaseWrapper) -> bool:
-    """Tell whether the driver of an open connection is psycopg 3."""
+    """Return whether the driver of an open connection is psycopg 3."""
     return hasattr(connection.connection, "pgconn")
 
 

@@ -31,7 +31,7 @@ class Forwarding(Claims):
 
         Args:
             channel: the alias.
-            limit: how many at the most.
+            limit: how many at most.
             owner: a name that no other claim has.
             lease: the time in which the engine is to begin with them.
 

@@ -87,7 +87,7 @@ class KeyState:
         return min(self.head(), *firsts, 2**63)
 
     def is_stranded(self) -> bool:
-        """Tell whether what is parked has nothing to wait for."""
+        """Return whether what is parked has nothing to wait for."""
         if self.parked is None or self.ready or self.abandoned:
             return False
         _, before = self.block()

@@ -79,7 +79,7 @@ _REST: Final = 4096
 
 
 def _size_of(envelope: Envelope) -> int:
-    """Return how many bytes of a statement a message takes at the most."""
+    """Return how many bytes of a statement a message takes at most."""
     return 2 * (len(envelope.payload) + len(envelope.headers)) + _REST
 
 

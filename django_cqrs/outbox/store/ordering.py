@@ -232,7 +232,7 @@ class Ordering(Table):
 
     def wake_stranded(self, channels: Sequence[str]) -> int:
         """
-        Wake what is parked although nothing keeps it any more.
+        Wake what is parked although nothing holds it back now.
 
         Whatever ends what keeps a message wakes it. This is for rows that were deleted
         behind the outbox's back, and for those that were written so: parked without a

@@ -50,7 +50,7 @@ class Taking(NamedTuple):
     allowed: Callable[[str], int] | None = None
 
     def is_tried(self, row: tuple[Any, ...]) -> bool:
-        """Tell whether an abandoned message has an attempt left."""
+        """Return whether an abandoned message has an attempt left."""
         return self.allowed is None or row[_ATTEMPTS] < self.allowed(row[ENDPOINT])
 
 

@@ -174,7 +174,7 @@ class Settlement(Table):
     def _ensure_all(self, changed: int, keys: Sequence[int]) -> None:
         if changed != len(keys):
             msg = (
-                f"{len(keys) - changed} of {len(keys)} messages are another worker's "
-                f"by now: their lease ran out while they were handled."
+                f"{len(keys) - changed} of {len(keys)} messages were taken over by "
+                "another worker after their lease expired."
             )
             raise LeaseLost(msg)

@@ -73,7 +73,7 @@ class SingleRoundTripClaims:
         self._prepared_names: dict[str, str] = {}
 
     def can_be_made(self) -> bool:
-        """Tell whether the database can, and no transaction is open."""
+        """Return whether the database can, and no transaction is open."""
         connection = self._connection
         return (
             sends_several(connection)
@@ -87,7 +87,7 @@ class SingleRoundTripClaims:
 
         Args:
             channel: the alias.
-            limit: how many at the most.
+            limit: how many at most.
             taking: what is to become of it; its last column is the key.
 
         Returns:
@@ -122,7 +122,7 @@ class SingleRoundTripClaims:
 
         Args:
             channel: the alias.
-            limit: how many at the most.
+            limit: how many at most.
             taking: what is to become of it.
 
         Returns:

@@ -44,7 +44,7 @@ class Habits:
         self._seconds[name] = max(seconds, 0.8 * before)
 
     def is_slow(self, name: str) -> bool:
-        """Tell whether a handler may take long, as one may that was never called."""
+        """Return whether a handler may take long, as one may that was never called."""
         return self._seconds.get(name, self.slow_time) >= self.slow_time
 
     def note_end(self, name: str) -> None:
@@ -52,7 +52,7 @@ class Habits:
         self._alone.add(name)
 
     def is_to_be_alone(self, name: str) -> bool:
-        """Tell whether a handler is to share its transaction with no other."""
+        """Return whether a handler is to share its transaction with no other."""
         return name in self._alone
 
 

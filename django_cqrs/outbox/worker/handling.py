@@ -154,7 +154,7 @@ class ClaimHandler:
         return time.monotonic() - started
 
     def _rests(self, claimed: Sequence[Claimed]) -> bool:
-        """Tell whether messages are left for the end of an outage."""
+        """Return whether messages are left for the end of an outage."""
         # An engine would only forward them anew: there each is set aside by itself.
         return (
             bool(self._policies.outages.now)
@@ -628,7 +628,7 @@ class ClaimHandler:
 
 
 def _is_of_this_transaction(endpoint: Endpoint, using: str) -> bool:
-    """Tell whether the batch's transaction can be the endpoint's."""
+    """Return whether the batch's transaction can be the endpoint's."""
     return endpoint.is_atomic and endpoint.policies.using in (None, using)
 
 

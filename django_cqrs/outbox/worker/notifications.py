@@ -9,7 +9,7 @@ from django_cqrs.exceptions import InvalidChannel
 
 
 def wakes_workers(alias: str) -> bool:
-    """Tell whether a channel wakes its workers."""
+    """Return whether a channel wakes its workers."""
     try:
         return bool(getattr(all_channels[alias], "notifies", False))
     except InvalidChannel:

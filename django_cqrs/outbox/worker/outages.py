@@ -24,7 +24,7 @@ from django_cqrs.retries import DEADLOCKS
 
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
-"""Seconds between two tries of a channel that pauses, at first and at the most."""
+"""Seconds between two tries of a channel that pauses, at first and at most."""
 
 ALIKE: Final = 5
 """So many messages, of more than one endpoint, fail alike in a row: an outage too."""

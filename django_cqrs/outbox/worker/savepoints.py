@@ -235,7 +235,7 @@ class Savepoints(Generic[Subject]):
             raise ended
 
     def _is_idle(self) -> bool:
-        """Tell whether PostgreSQL has no transaction open any more."""
+        """Return whether PostgreSQL no longer has an open transaction."""
         driver = self._connection.connection
         session = getattr(driver, "pgconn", None) or getattr(driver, "info", None)
         return getattr(session, "transaction_status", None) == _IDLE
@@ -288,7 +288,7 @@ class Savepoints(Generic[Subject]):
             connection._savepoint(name)
 
     def _is_committed(self) -> bool:
-        """Tell whether the transaction was; not so where that cannot be told."""
+        """Return whether the transaction was; not so where that cannot be told."""
         connection, mark = self._connection, self._mark
         if connection.closed_in_transaction:
             return False
@@ -311,7 +311,7 @@ _IDLE: Final = 0  # TransactionStatus.IDLE in psycopg and in psycopg2
 
 
 def _is_kept(connection: Any) -> bool:
-    """Tell whether anybody else has the driver's connection, or may have it."""
+    """Return whether anybody else has the driver's connection, or may have it."""
     package = type(connection.connection).__module__.partition(".")[0]
     own = _OWN_REFERENCES.get(package)
     return own is None or _references(connection) > own
@@ -349,7 +349,7 @@ _OWN_REFERENCES: Final = _own_references()
 
 
 def _knows_no_savepoint(error: Error) -> bool:
-    """Tell whether an error says that the transaction of a savepoint is over."""
+    """Return whether an error says that the transaction of a savepoint is over."""
     code = error.args[0] if error.args else None
     if code in _UNKNOWN_CODES or str(code).startswith("no such savepoint"):
         return True

@@ -32,7 +32,7 @@ class ThroughputRecorder:
     down is in no count.
     """
 
-    # How often it is written down at the most, in seconds.
+    # How often it is written down at most, in seconds.
     write_time = 2.0
 
     def __init__(self, using: str) -> None:
@@ -51,7 +51,7 @@ class ThroughputRecorder:
                 self._counts.setdefault((minute, channel), [0, 0])[place] += count
 
     def is_due(self) -> bool:
-        """Tell whether there is something to write down, and it is time to."""
+        """Return whether there is something to write down, and it is time to."""
         return (
             bool(self._counts) and time.monotonic() - self._written >= self.write_time
         )

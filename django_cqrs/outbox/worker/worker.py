@@ -46,7 +46,7 @@ class Relay(Protocol):
 
         Args:
             owner: a name for it that is used once.
-            limit: how many messages at the most.
+            limit: how many messages at most.
 
         Returns:
             How many were forwarded. 0 is time to rest: also where the engine is out
@@ -66,7 +66,7 @@ class Relay(Protocol):
 
 logger: Final = logging.getLogger("django_cqrs.worker")
 
-# So many batches of old journal entries are deleted at once at the most.
+# So many batches of old journal entries are deleted at once at most.
 PURGED: Final = 10
 
 # So many times in a row a deadlock over the outbox's own rows is nothing to report.
@@ -110,7 +110,7 @@ class Worker:
             registry: whose handlers are called.
             channels: their aliases; the first is looked at first.
             using: the alias of the database that holds the messages.
-            batch: how many messages are claimed at once at the most.
+            batch: how many messages are claimed at once at most.
             lease: how long a message is kept from others without a sign of life.
             bounds: when to stop.
             relays: what forwards the messages of some of the channels, by alias,
@@ -287,7 +287,7 @@ class Worker:
         """
         Handle messages that were forwarded: what an engine's task does.
 
-        A message that somebody else has by now is passed over. Those that there was
+        A message that another worker has now is passed over. Those that there was
         no time for, within the bounds, are ready again: they are forwarded anew.
 
         Args:
@@ -447,7 +447,7 @@ def names_of(registry: Registry) -> dict[str, tuple[str, ...]]:
 
 def _is_pooled(driver: Any, cursor: Any) -> bool:
     """
-    Tell whether a pooler stands between a connection and its session.
+    Return whether a pooler stands between a connection and its session.
 
     It gives its clients process ids of its own. There `LISTEN` succeeds, and what is
     notified reaches whoever has the session just then.

@@ -23,7 +23,7 @@ DEBUG = False
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 SECRET_KEY = "benchmarks"
 USE_TZ = True
-# Warnings at the most: none of them is to spend its time on a line for each message.
+# Warnings at most: none of them is to spend its time on a line for each message.
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

@@ -1240,7 +1240,9 @@ def test_edit_of_what_is_gone(client, editor, monkeypatch):
     (letter, other) = kept(DeadLetter, 2)
     letter.delete()
     letter.pk = other.pk + 1
-    assert "no such dead letter any more" in edit(client, letter, "{}").content.decode()
+    assert ("This dead letter no longer exists") in edit(
+        client, letter, "{}"
+    ).content.decode()
 
     edited = PayloadEditor.edited
 
@@ -1251,7 +1253,7 @@ def test_edit_of_what_is_gone(client, editor, monkeypatch):
     monkeypatch.setattr(PayloadEditor, "edited", edit_slowly)
     answer = edit(client, other, '{"number":2}')
 
-    assert "no such dead letter any more" in answer.content.decode()
+    assert "This dead letter no longer exists" in answer.content.decode()
     assert OutboxMessage.objects.count() == 0
     assert not LogEntry.objects.exists()
 

@@ -281,7 +281,7 @@ def test_timeline_without_a_journal(admin_client, settings, registry):
     assert "the journal is off" in page
     assert "DJANGO_CQRS[&quot;JOURNAL&quot;]" in page
     texts = [text for _, text in found]
-    assert f"is kept any more, or that was a query: {cause.causation_id}" in texts[0]
+    assert f"is no longer kept, or that was a query: {cause.causation_id}" in texts[0]
     assert [depth for depth, _ in found] == [1, 2, 3]
     assert "ready timeline.mail" in texts[1]
     assert "ready timeline.print" in texts[2]

@@ -77,7 +77,7 @@ def statements():
 
 
 def is_as_before():
-    """Tell whether a transaction has left nothing on the connection."""
+    """Return whether a transaction has left nothing on the connection."""
     return not connection.in_atomic_block and connection.get_autocommit()
 
 

@@ -293,7 +293,7 @@ LEFTOVERS = {
 def test_an_attempt_counts_whatever_a_handler_has_left_in_its_session(
     leave, fails, atomic
 ):
-    """It is never called for ever: each attempt is followed by another session."""
+    """It is not called without end: each attempt is followed by another session."""
     calls = []
     leave = of_this_server(leave)
     retry = Retry(attempts=1)

@@ -30,7 +30,7 @@ from tests.testapp.models import Note
 
 
 def is_alive(pid):
-    """Tell whether a process runs: one that nobody has asked after does not."""
+    """Return whether a process runs: one that nobody has asked after does not."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         status = Path(f"/proc/{pid}/stat").read_text()
         return status.rpartition(")")[2].split()[0] != "Z"

@@ -339,10 +339,7 @@ def test_a_late_finisher_cannot_settle_what_another_has(caplog):
     assert numbers() == []
     assert [row.owner for row in rows()] == ["another"]
     assert caplog.messages == [
-        (
-            "1 of 1 messages are another worker's by now: their lease ran out while they "
-            "were handled."
-        )
+        ("1 of 1 messages were taken over by another worker after their lease expired.")
     ]
 
 

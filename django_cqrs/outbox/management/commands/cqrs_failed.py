@@ -60,7 +60,7 @@ class Command(BaseCommand):
         show.add_argument("id", type=int, help="Its id, as the list shows it.")
         for action, text in (
             ("replay", "Put them back into their channel, for their own handler."),
-            ("delete", "Delete them for ever."),
+            ("delete", "Delete them permanently."),
         ):
             sub = actions.add_parser(action, help=text)
             sub.add_argument("ids", nargs="*", type=int, help="The ids; or filters.")
@@ -229,7 +229,7 @@ class Command(BaseCommand):
     ) -> None:
         count = letters.count()
         if interactive and count:
-            answer = input(f"Delete {count} for ever? Type 'yes' to go on: ")
+            answer = input(f"Permanently delete {count}? Type 'yes' to continue: ")
             if answer != "yes":
                 self.stdout.write("Nothing was deleted.")
                 return

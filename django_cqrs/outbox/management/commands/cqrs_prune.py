@@ -1,4 +1,4 @@
-"""``manage.py cqrs_prune``: delete what nobody needs any more."""
+"""``manage.py cqrs_prune``: delete expired rows in batches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def batch_size(text: str) -> int:
     """Return a whole number that a statement may have as many values as."""
     number = positive(text)
     if number > LARGEST:
-        msg = f"{text} rows are too many for one statement: {LARGEST} at the most."
+        msg = f"{text} rows are too many for one statement: {LARGEST} at most."
         raise argparse.ArgumentTypeError(msg)
     return number
 
@@ -60,7 +60,10 @@ class Command(BaseCommand):
             "--dead-letters-older-than",
             type=age,
             metavar="AGE",
-            help="Delete dead letters of that age too, for ever, such as 30d or 12h.",
+            help=(
+                "Also permanently delete dead letters older than this, such as 30d "
+                "or 12h."
+            ),
         )
         parser.add_argument(
             "--database",

@@ -167,7 +167,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--until-empty",
             action="store_true",
-            help="Stop when nothing is ready any more.",
+            help="Stop when no message is ready.",
         )
         parser.add_argument(
             "--stop-on-failure",
