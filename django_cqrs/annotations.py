@@ -112,7 +112,7 @@ _VALUES = (
 
 
 def is_value_type(cls: type) -> bool:
-    """Return whether a handler's annotation reads such a value back: it needs no name."""
+    """Return whether an annotation reads such a value back: it needs no name."""
     return issubclass(cls, _VALUES) and not hasattr(cls, "_fields")
 
 

@@ -133,28 +133,29 @@ def _settings_problems() -> Iterator[Problem]:
         if not (isinstance(value, str) and value.isidentifier()):
             yield Problem(
                 Rule.BAD_SETTING,
-                f"{conf.NAME}[{key!r}] = {value!r} is not the name of a module.",
-                "Give the name that the module has in every app.",
+                f"{conf.NAME}[{key!r}] = {value!r} is not a valid module name.",
+                "Give the name that the module has in each app.",
             )
     if not isinstance(conf.current().CHANNELS, Mapping):
         yield Problem(
             Rule.BAD_SETTING,
-            f"{conf.NAME}['CHANNELS'] = {conf.current().CHANNELS!r} is no dictionary.",
-            "Write it as CACHES: an alias to a BACKEND and perhaps OPTIONS.",
+            f"{conf.NAME}['CHANNELS'] = {conf.current().CHANNELS!r} is not a "
+            "dictionary.",
+            "Write it like CACHES: map an alias to a BACKEND and, optionally, OPTIONS.",
         )
     for key in ("IDEMPOTENCY_WINDOW", "JOURNAL"):
         value = getattr(conf.current(), key)
         if not (_is_span(value) or (key == "JOURNAL" and value is None)):
             yield Problem(
                 Rule.BAD_SETTING,
-                f"{conf.NAME}[{key!r}] = {value!r} is no span of time.",
-                "Give a timedelta, or seconds, above 0.",
+                f"{conf.NAME}[{key!r}] = {value!r} is not a valid duration.",
+                "Give a timedelta or a number of seconds above 0.",
             )
     if conf.current().JOURNAL is not None and not apps.is_installed(OUTBOX):
         yield Problem(
             Rule.UNKEPT_JOURNAL,
-            f"{conf.NAME}['JOURNAL'] is set, and no installed app keeps a journal.",
-            f"Add '{OUTBOX}' to INSTALLED_APPS and migrate, or take the key away.",
+            f"{conf.NAME}['JOURNAL'] is set, but no installed app keeps a journal.",
+            f"Add '{OUTBOX}' to INSTALLED_APPS and migrate, or remove the key.",
         )
     try:
         conf.implementation_of(object)
@@ -193,8 +194,8 @@ def _upcaster_problems(subject: Registry) -> Iterator[Problem]:
             hint = f"Did you mean {near[0]!r}?" if near else "Give the name of a class."
             yield Problem(
                 Rule.USELESS_UPCASTER,
-                f"{place} is the upcaster of {name!r}, and no class has that name, now "
-                f"or as an alias.",
+                f"{place} is the upcaster of {name!r}, but no class has that name or "
+                "alias.",
                 hint,
                 function,
             )
@@ -203,10 +204,10 @@ def _upcaster_problems(subject: Registry) -> Iterator[Problem]:
         if not 1 <= version < own.version:
             yield Problem(
                 Rule.USELESS_UPCASTER,
-                f"{place} is the upcaster of {name!r} from version {version}, and "
-                f"{cls.__module__}.{cls.__qualname__} is of version {own.version}: "
-                f"nothing needs it.",
-                f"Give the class version={version + 1}, or name the version before.",
+                f"{place} is the upcaster of {name!r} from version {version}, but "
+                f"{cls.__module__}.{cls.__qualname__} has version {own.version}, so "
+                "nothing needs it.",
+                f"Give the class version={version + 1}, or name the previous version.",
                 function,
             )
 
@@ -227,9 +228,9 @@ def _payload_problems(subject: Registry) -> Iterator[Problem]:
             yield Problem(
                 Rule.INCONVERTIBLE_PAYLOAD,
                 f"{endpoint.place} takes {name_of_type(wanted.annotation)}, which "
-                f"neither JSON nor a dict can be made into: {fault}.",
+                f"cannot be created from JSON or a dict: {fault}.",
                 "Make it a dataclass or a pydantic model, or write a @converter; "
-                "as it is, only an object can be sent by its key.",
+                "until then, only an instance can be sent by its key.",
                 endpoint.function,
             )
 
@@ -251,8 +252,8 @@ def _formless(
                 Rule.FORMLESS_MESSAGE,
                 f"{endpoint.place} has channel={endpoint.channel!r}, but no channel "
                 f"can store {name_of_type(each)}: {fault}.",
-                "Put what stands for it into the message, such as an id or a path, "
-                "or write a @converter for its class. What an annotation names is "
-                "imported at the top of the module.",
+                "Put a reference to it into the message, such as an id or a path, or "
+                "write a @converter for its class. Import the names used in "
+                "annotations at the top of the module.",
                 endpoint.function,
             )

@@ -88,7 +88,7 @@ def no_inbox(whose: str, function: Any = None) -> Problem:
     """Return what is wrong where keys are to be remembered and no app can."""
     return Problem(
         Rule.UNREMEMBERED_KEY,
-        f"{whose} has idempotency_key=, and no installed app remembers keys.",
+        f"{whose} has idempotency_key=, but no installed app stores keys.",
         "Add 'django_cqrs.outbox' to INSTALLED_APPS and migrate.",
         function,
     )

@@ -101,7 +101,10 @@ class Pointcut:
         self, other: Pointcut, sign: str, matches: Callable[[JoinPoint], bool]
     ) -> Pointcut:
         if not isinstance(other, Pointcut):
-            msg = f"{self} {sign} {other!r}: only a pointcut joins with a pointcut."
+            msg = (
+                f"{self} {sign} {other!r}: a pointcut can only be combined with a "
+                "pointcut."
+            )
             raise TypeError(msg)
         text = f"({self.text} {sign} {other.text})"
         return Pointcut(matches, text, self.looks_at_bus or other.looks_at_bus)
@@ -139,8 +142,8 @@ class _Pointcuts:
             issubclass(object, cls)
         except TypeError:
             msg = (
-                f"pointcut.message() takes a class that issubclass() can be asked "
-                f"about, not {cls!r}."
+                "pointcut.message() takes a class that issubclass() accepts, not "
+                f"{cls!r}."
             )
             raise TypeError(msg) from None
         return Pointcut(
@@ -264,7 +267,7 @@ def _decorator(when: When, where: Pointcut, precedence: int) -> Callable[[F], F]
             msg = f"@{when} decorates a function, not {function!r}."
             raise TypeError(msg)
         if hasattr(function, INTERCEPTOR):
-            msg = f"{function!r} is an interceptor already: it is of one kind."
+            msg = f"{function!r} is already an interceptor: it can only have one kind."
             raise TypeError(msg)
         remember(function, sys._getframe(1))
         setattr(function, INTERCEPTOR, Interception(when, where, precedence))

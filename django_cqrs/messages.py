@@ -457,12 +457,15 @@ def split_headers(
             msg = f"A header's name must be a string, not {name!r}."
             raise InvalidHeader(msg)
         if has_surrogate(name):
-            msg = f"The header {name!r} has half a character in its name."
+            msg = (
+                f"The header {name!r} has an incomplete character (a lone surrogate) "
+                "in its name."
+            )
             raise InvalidHeader(msg)
         if name in RESERVED_HEADERS or name.startswith(RESERVED_PREFIX):
             msg = (
-                f"The header {name!r} is reserved: every message has its own. "
-                f"Give yours another name; correlation_id alone may be given."
+                f"The header {name!r} is reserved: every message has its own. Choose "
+                "another name; only correlation_id may be given."
             )
             raise InvalidHeader(msg)
         if name == "correlation_id":
@@ -489,16 +492,19 @@ def _fault_in(value: object) -> str | None:
     """Say what keeps a value from travelling in a header, whichever way it goes."""
     if isinstance(value, str):
         if has_surrogate(value):
-            return "holds half a character, a lone surrogate, which UTF-8 cannot say."
+            return (
+                "contains an incomplete character (a lone surrogate), which UTF-8 "
+                "cannot encode."
+            )
         return None
     if isinstance(value, float) and not math.isfinite(value):
-        return f"is {value!r}, which JSON cannot say."
+        return f"is {value!r}, which JSON cannot represent."
     value = as_plain(value)
     if value is None or isinstance(value, (int, float, UUID, Decimal, datetime)):
         return None
     return (
-        f"has a value of type {type(value).__qualname__}. A header "
-        f"holds a str, int, float, bool, None, UUID, Decimal, datetime or Enum."
+        f"has a value of type {type(value).__qualname__}. A header's value must be a "
+        "str, int, float, bool, None, UUID, Decimal, datetime or Enum."
     )
 
 

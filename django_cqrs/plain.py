@@ -55,7 +55,7 @@ def as_plain(value: Any) -> Any:
 
 
 def has_surrogate(text: str) -> bool:
-    """Return whether a text has half a character, which UTF-8 cannot say."""
+    """Return whether a text has an incomplete character, which UTF-8 cannot say."""
     if text.isascii():
         return False
     try:

@@ -39,7 +39,7 @@ class Transient:
         self.sqlite_codes = sqlite_codes
 
     def includes(self, error: BaseException) -> bool:
-        """Return whether an exception, or the driver's one behind it, has such a code."""
+        """Return whether an exception, or its cause in the driver, has such a code."""
         if not isinstance(error, DatabaseError):
             return False
         # Some drivers of MySQL tell a state as well, which says less than the number.
@@ -132,10 +132,7 @@ class InstantRetry:
 
         """
         if type(self.retries) is not int or self.retries < 0:
-            msg = (
-                f"InstantRetry takes how many retries there may be, "
-                f"not {self.retries!r}."
-            )
+            msg = f"InstantRetry takes the number of retries, not {self.retries!r}."
             raise ValueError(msg)
         _check_failures(self, self.on)
 
@@ -183,10 +180,13 @@ class Retry:
 
         """
         if not isinstance(self.attempts, int) or self.attempts < 1:
-            msg = f"Retry(attempts={self.attempts!r}): at least 1, the first time."
+            msg = (
+                f"Retry(attempts={self.attempts!r}): must be at least 1, which is the "
+                "first attempt."
+            )
             raise ValueError(msg)
         if min(self.delay, self.cap) < 0 or self.factor < 1:
-            msg = "Retry: delay and cap are no less than 0, factor no less than 1."
+            msg = "Retry: delay and cap must be at least 0, factor at least 1."
             raise ValueError(msg)
         if self.final_failure not in get_args(FinalFailure):
             words = ", ".join(get_args(FinalFailure))

@@ -98,8 +98,8 @@ def fitting(
         msg = (
             f"{what()} cannot be stored in the database {connection.alias!r}: the "
             f"statement has up to {size:,} bytes, and the server takes {limit:,} "
-            f"(max_allowed_packet). Keep the data elsewhere and store where it is, or "
-            f"raise max_allowed_packet."
+            "(max_allowed_packet). Keep the data elsewhere and store a reference to "
+            "it, or raise max_allowed_packet."
         )
         raise StatementTooLarge(msg) from error
 

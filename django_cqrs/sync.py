@@ -137,7 +137,7 @@ def refuse_running_loop(entrance: str, instead: str) -> None:
     """
     if _get_running_loop() is not None:
         msg = (
-            f"{entrance}() was called where an event loop is running, and would "
-            f"block it. Use `{instead}`."
+            f"{entrance}() was called in a running event loop and would block it. Use "
+            f"`{instead}`."
         )
         raise SynchronousDispatch(msg)

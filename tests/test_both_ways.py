@@ -499,8 +499,8 @@ def test_a_plain_value_is_the_same_on_all_ways(annotation, payload):
 
 
 NO_ZONE = (
-    "JSON keeps no zone but a zoneinfo.ZoneInfo that has a key, and a "
-    "datetime.timezone that has no name of its own"
+    "JSON keeps only a zoneinfo.ZoneInfo that has a key, or a datetime.timezone "
+    "without a name of its own"
 )
 
 
@@ -537,7 +537,7 @@ def test_what_would_come_back_as_another_is_refused_at_the_send(given, path, rea
     for way in CHANNELS:
         assert str(found[way]) == (
             f"Cannot convert the payload to Holder: {path}: it would not come back "
-            f"from JSON as it is{why}."
+            f"from JSON unchanged{why}."
         )
 
 
@@ -559,8 +559,8 @@ def test_what_an_object_holds_beside_its_fields_is_refused():
 
     assert not isinstance(outcomes(cached)["memory"], MessageConversionError)
     assert str(outcomes(noted)["memory"]) == (
-        "Cannot convert the payload to Noted: note: it would not come back from JSON as "
-        "it is (it is no field of its class)."
+        "Cannot convert the payload to Noted: note: it would not come back from JSON "
+        "unchanged (it is not a field of its class)."
     )
 
 
@@ -576,9 +576,9 @@ def test_a_field_that_is_made_anew_without_a_default_is_refused():
             self.key = uuid4()
 
     assert str(outcomes(Drawn())["outbox"]) == (
-        "Cannot convert the payload to Drawn: key: it would not come back from JSON as "
-        "it is (it is made anew: JSON keeps what __init__ does not take if it has a "
-        "default)."
+        "Cannot convert the payload to Drawn: key: it would not come back from JSON "
+        "unchanged (it would be created anew: JSON keeps an attribute that __init__ "
+        "does not take only if it has a default)."
     )
 
 

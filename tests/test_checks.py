@@ -211,7 +211,7 @@ def test_E004_duplicate_name():
 
     assert found.id == "django_cqrs.E004"
     assert found.msg.startswith("Two handlers have the endpoint name 'tickets.open': ")
-    assert found.hint == "Give one of them another with name=."
+    assert found.hint == "Give one of them another name with name=."
 
 
 def test_E005_unfillable_parameter():
@@ -256,7 +256,7 @@ def test_E006_unreadable_signature():
 @pytest.mark.parametrize(
     ("annotation", "reason"),
     [
-        (list[int], "list[int] is no class that an object can be of"),
+        (list[int], "list[int] is not a class that can be matched with isinstance()"),
         (Annotated[str, Header("x")], "it has no parameter for the payload"),
     ],
 )
@@ -366,7 +366,7 @@ def test_E012_broken_converter():
         ([], "settings.DJANGO_CQRS must be a dictionary, not list."),
         (
             {"HANDLERS_MODULE": "a.b"},
-            "DJANGO_CQRS['HANDLERS_MODULE'] = 'a.b' is not the name of a module.",
+            "DJANGO_CQRS['HANDLERS_MODULE'] = 'a.b' is not a valid module name.",
         ),
         (
             {"SERVICE_RESOLVER": "nowhere.at_all"},
@@ -481,7 +481,7 @@ def test_E014_result_type(promised, returned):
     assert found.obj is handler
     assert found.msg.startswith("Ask promises a result of type ")
     assert " is annotated to return " in found.msg
-    assert found.hint == "Make the two agree."
+    assert found.hint == "Make both the same."
 
 
 def test_E014_says_both_types():
@@ -655,7 +655,7 @@ def test_E016_unknown_channel():
     found = only(checks_of(mail))
 
     assert found.id == "django_cqrs.E016"
-    assert "There is no channel 'memry' in DJANGO_CQRS['CHANNELS']." in found.msg
+    assert "Channel 'memry' is not in DJANGO_CQRS['CHANNELS']." in found.msg
     assert "Did you mean 'memory'?" in found.msg
 
 
@@ -668,7 +668,7 @@ def test_E017_channelled_query():
     found = only(checks_of(list_tickets))
 
     assert found.id == "django_cqrs.E017"
-    assert found.hint == "Take channel= away."
+    assert found.hint == "Remove channel=."
 
 
 def test_E018_nameless_message():
@@ -699,7 +699,7 @@ def test_E019_channel_policy(policy):
     found = only(checks_of(mail))
 
     assert found.id == "django_cqrs.E019"
-    assert found.msg.endswith(f"has {policy}=, but is called at once.")
+    assert found.msg.endswith(f"has {policy}=, but is called immediately.")
 
 
 @pytest.mark.parametrize("policy", ["ordering_key", "idempotency_key"])
@@ -712,7 +712,7 @@ def test_E019_keys_without_a_channel(policy):
     found = only(checks_of(mail))
 
     assert found.id == "django_cqrs.E019"
-    assert found.msg.endswith(f"mail has {policy}=, but is called at once.")
+    assert found.msg.endswith(f"mail has {policy}=, but is called immediately.")
 
 
 def test_E019_a_channel_that_keeps_no_order(settings):
@@ -728,8 +728,8 @@ def test_E019_a_channel_that_keeps_no_order(settings):
 
     assert found.id == "django_cqrs.E019"
     assert found.msg.endswith(
-        "mail has ordering_key=Header(name='tenant'). The channel 'mail' "
-        "(OnCommitChannel) knows no ordering_key=."
+        "mail has ordering_key=Header(name='tenant'). Channel 'mail' "
+        "(OnCommitChannel) does not support ordering_key=."
     )
 
 
@@ -751,11 +751,14 @@ class HasOther(NamedTuple):
     [
         ("other", "HasKey has no attribute 'other'."),
         ("number", "HasOther has no attribute 'number'."),
-        (5, "A key is an attribute's name, a Header, or a callable."),
-        ("", "A key is an attribute's name, a Header, or a callable."),
+        (5, "A key must be an attribute's name, a Header, or a callable."),
+        ("", "A key must be an attribute's name, a Header, or a callable."),
         (
             Header("timestamp"),
-            "The header 'timestamp' is no key: it says nothing of a message.",
+            (
+                "The header 'timestamp' is not a key: it does not tell one message from "
+                "another."
+            ),
         ),
     ],
 )
@@ -775,8 +778,8 @@ def test_E021_broken_key(settings, source, fault, policy):
         f"{__name__}.test_E021_broken_key.<locals>.do has {policy}={source!r}. {fault}"
     )
     assert found.hint == (
-        "Name an attribute that every message it takes has, or give a Header or a "
-        "callable that gets the message."
+        "Name an attribute that every message it takes has, or give a Header, or a "
+        "callable that takes the message."
     )
 
 
@@ -821,7 +824,7 @@ def test_E022_no_app_that_remembers_keys(settings):
     assert found.id == "django_cqrs.E022"
     assert found.obj is pay
     assert found.msg.endswith(
-        "pay has idempotency_key=, and no installed app remembers keys."
+        "pay has idempotency_key=, but no installed app stores keys."
     )
     assert found.hint == "Add 'django_cqrs.outbox' to INSTALLED_APPS and migrate."
 
@@ -837,8 +840,8 @@ def test_E022_a_bus_whose_keys_no_app_remembers(settings):
 
     assert problem.rule.id == "django_cqrs.E022"
     assert problem.message == (
-        "A CommandBus keyed by 'payment' has idempotency_key=, and no installed app "
-        "remembers keys."
+        "A CommandBus keyed by 'payment' has idempotency_key=, but no installed app "
+        "stores keys."
     )
 
 
@@ -898,7 +901,7 @@ def test_E024_bad_policy(settings, decorator, policies, said, wanted):
         f"{__name__}.test_E024_bad_policy.<locals>.close has {said}: it takes {wanted}."
     )
     name = said.partition("=")[0]
-    assert found.hint == f"Give {wanted}, or take {name}= away."
+    assert found.hint == f"Give {wanted}, or remove {name}=."
     assert [row.problem for row in rows_of(registry)] == [found.id, None]
     assert send(route="ticket.open") is None
     with pytest.raises(InvalidHandler, match=r"\(django_cqrs\.E024\)$"):
@@ -925,11 +928,17 @@ def test_E025_generator_handler():
     place = f"{__name__}.test_E025_generator_handler.<locals>"
     assert [each.id for each in found] == ["django_cqrs.E025"] * 3
     assert [each.msg for each in found] == [
-        f"{place}.close is a generator, so calling it runs nothing of it.",
-        f"{place}.on_closed is an async generator, so calling it runs nothing of it.",
-        f"{place}.tickets is an async generator, so calling it runs nothing of it.",
+        f"{place}.close is a generator, so calling it would not execute its body.",
+        (
+            f"{place}.on_closed is an async generator, so calling it would not execute "
+            "its body."
+        ),
+        (
+            f"{place}.tickets is an async generator, so calling it would not execute its "
+            "body."
+        ),
     ]
-    assert {each.hint for each in found} == {"Return a list, or take the yield away."}
+    assert {each.hint for each in found} == {"Return a list, or remove the yield."}
 
 
 def test_E025_a_query_may_answer_by_and_by():
@@ -956,8 +965,8 @@ def test_E013_span_of_time(settings, key, span):
     (found,) = check_settings()
 
     assert found.id == "django_cqrs.E013"
-    assert found.hint == "Give a timedelta, or seconds, above 0."
-    assert found.msg == (f"DJANGO_CQRS[{key!r}] = {span!r} is no span of time.")
+    assert found.hint == "Give a timedelta or a number of seconds above 0."
+    assert found.msg == (f"DJANGO_CQRS[{key!r}] = {span!r} is not a valid duration.")
 
 
 def test_E023_no_app_that_keeps_a_journal(settings):
@@ -970,10 +979,10 @@ def test_E023_no_app_that_keeps_a_journal(settings):
 
     assert found.id == "django_cqrs.E023"
     assert found.msg == (
-        "DJANGO_CQRS['JOURNAL'] is set, and no installed app keeps a journal."
+        "DJANGO_CQRS['JOURNAL'] is set, but no installed app keeps a journal."
     )
     assert found.hint == (
-        "Add 'django_cqrs.outbox' to INSTALLED_APPS and migrate, or take the key away."
+        "Add 'django_cqrs.outbox' to INSTALLED_APPS and migrate, or remove the key."
     )
 
     settings.DJANGO_CQRS = {"JOURNAL": None}
@@ -996,7 +1005,7 @@ def test_E016_says_what_is_wrong(settings):
         f"The channel 'mail' has a BACKEND that cannot be imported: "
         f"No module named 'nowhere'."
     )
-    assert found.hint == "Name a channel that DJANGO_CQRS['CHANNELS'] describes."
+    assert found.hint == "Name a channel in DJANGO_CQRS['CHANNELS']."
 
 
 @pytest.mark.parametrize("channel", [["memory"], 5, b"memory"])
@@ -1022,7 +1031,7 @@ def test_E016_an_empty_alias_is_one_that_nobody_described():
     found = only(checks_of(mail))
 
     assert found.id == "django_cqrs.E016"
-    assert found.msg.endswith("There is no channel '' in DJANGO_CQRS['CHANNELS'].")
+    assert found.msg.endswith("Channel '' is not in DJANGO_CQRS['CHANNELS'].")
 
 
 def checks_of_the_settings():
@@ -1074,9 +1083,9 @@ def test_E013_channels_are_a_dictionary(settings):
     [found] = checks_of_the_settings()
 
     assert found.id == "django_cqrs.E013"
-    assert found.msg == "DJANGO_CQRS['CHANNELS'] = ['mail'] is no dictionary."
-    assert (
-        found.hint == "Write it as CACHES: an alias to a BACKEND and perhaps OPTIONS."
+    assert found.msg == "DJANGO_CQRS['CHANNELS'] = ['mail'] is not a dictionary."
+    assert found.hint == (
+        "Write it like CACHES: map an alias to a BACKEND and, optionally, OPTIONS."
     )
 
 
@@ -1089,11 +1098,11 @@ def class_at(module, name, *bases):
 @pytest.mark.parametrize(
     ("cls", "path", "reason"),
     [
-        (Open, f"{__name__}.Open", "it belongs to no installed app"),
+        (Open, f"{__name__}.Open", "it does not belong to an installed app"),
         (
             class_at("tests.testapp.messages", "Outer.Inner"),
             "tests.testapp.messages.Outer.Inner",
-            "it is not at the top of its module",
+            "it is not defined at the top of its module",
         ),
     ],
     ids=["no app", "nested"],
@@ -1217,34 +1226,37 @@ def test_E018_is_silent_without_a_channel():
             {"channel": "commit", "retry": Retry(attempts=9)},
             (
                 f"has retry={Retry(attempts=9)!r}. The channel 'commit' "
-                f"(OnCommitChannel) never tries a message again."
+                "(OnCommitChannel) never retries a message."
             ),
-            "Take retry= away, or choose another channel.",
+            "Remove retry=, or choose another channel.",
         ),
         (
             {"channel": "commit", "delay": 5},
-            "has delay=5. The channel 'commit' (OnCommitChannel) knows no delay=.",
-            "Take delay= away, or choose another channel.",
+            "has delay=5. Channel 'commit' (OnCommitChannel) does not support delay=.",
+            "Remove delay=, or choose another channel.",
         ),
         (
             {"channel": "commit", "priority": 5},
-            "has priority=5. The channel 'commit' (OnCommitChannel) knows no priority=.",
-            "Take priority= away, or choose another channel.",
+            (
+                "has priority=5. Channel 'commit' (OnCommitChannel) does not support "
+                "priority=."
+            ),
+            "Remove priority=, or choose another channel.",
         ),
         (
             {"channel": "memory", "delay": 60, "expires": 60},
             "has delay=60 and expires=60: its messages expire before they are due.",
-            "Both count from the sending on: make expires= the longer one.",
+            "Both count from the sending: make expires= the longer one.",
         ),
         (
             {"using": "other"},
-            "has using=, but is called at once.",
-            "Give it a channel=, or take using= away.",
+            "has using=, but is called immediately.",
+            "Give it a channel=, or remove using=.",
         ),
         (
             {"atomic": True},
-            "has atomic=, but is called at once.",
-            "Give it a channel=, or take atomic= away.",
+            "has atomic=, but is called immediately.",
+            "Give it a channel=, or remove atomic=.",
         ),
     ],
     ids=str,
@@ -1342,29 +1354,38 @@ def interceptors():
 
     called, stand = "cannot be called", f"cannot stand at {__name__}.open_it"
     see = "See the reference of interceptors for what each kind takes."
-    aim = "Aim it with pointcut.message(), or have it take object."
+    aim = (
+        "Narrow its pointcut with pointcut.message(), or annotate its payload with "
+        "object."
+    )
     return {
         no_proceed: (
-            f"{called}: it has no parameter annotated with Proceed, so it cannot go on",
+            (
+                f"{called}: it has no parameter annotated with Proceed, so it cannot "
+                "proceed"
+            ),
             see,
         ),
         proceeds: (f"{called}: a Proceed is for @around, and it is @before", see),
         sends: (f"{called}: a Proceed is for @around, and it is @pre_send", see),
         follows: (f"{called}: a Proceed is for @around, and it is @after", see),
-        is_async: (f"{called}: it is async, and what it goes round is not", see),
+        is_async: (f"{called}: it is async, but it wraps a synchronous handler", see),
         generates: (
-            f"{called}: it is a generator, so calling it runs nothing of it",
+            f"{called}: it is a generator, so calling it would not execute its body",
             see,
         ),
         generates_async: (
-            f"{called}: it is a generator, so calling it runs nothing of it",
+            f"{called}: it is a generator, so calling it would not execute its body",
             see,
         ),
-        other_message: (f"{stand}: it takes Base, and the message there is Open", aim),
-        other_scalar: (f"{stand}: it takes int, and the message there is Open", aim),
+        other_message: (f"{stand}: it takes Base, but the message there is Open", aim),
+        other_scalar: (f"{stand}: it takes int, but the message there is Open", aim),
         wants_marker: (
-            f"{stand}: its parameter 'desk' takes the marker RequiresDesk, which is not there",
-            "Aim it with pointcut.marked(), or allow None.",
+            (
+                f"{stand}: its parameter 'desk' takes the marker RequiresDesk, which the "
+                "endpoint does not have"
+            ),
+            "Narrow its pointcut with pointcut.marked(), or allow None.",
         ),
     }
 
@@ -1527,7 +1548,7 @@ FORMLESS = [
     (Arbitrary, "inner: Formless has no JSON form"),
     (Calling, "call: a callable has no JSON form"),
     (Making, "kind: Formless has no JSON form"),
-    (Scaled, "scale: an InitVar is not kept by the object; give it a default"),
+    (Scaled, "scale: the object does not keep an InitVar; give it a default"),
 ]
 
 
@@ -1602,8 +1623,8 @@ def test_E046_inconvertible_view(settings, view, cls, reason):
 
     assert found.id == "django_cqrs.E046"
     assert found.msg == (
-        f"{view.__name__} with message= takes {cls.__name__}, which no request can be "
-        f"made into: {reason}."
+        f"{view.__name__} with message= takes {cls.__name__}, which cannot be created "
+        f"from a request: {reason}."
     )
 
 
@@ -1619,8 +1640,8 @@ def test_E046_speaks_of_the_class_that_a_route_leads_to(settings):
     found = only(check_routes())
 
     assert found.msg == (
-        "QueryView with route='keeper.ask' takes Keeper, which no request can be made "
-        "into: inner: Formless has no JSON form."
+        "QueryView with route='keeper.ask' takes Keeper, which cannot be created "
+        "from a request: inner: Formless has no JSON form."
     )
 
 
@@ -1644,11 +1665,11 @@ def test_E047_hidden_handler():
 
     assert found.id == "django_cqrs.E047"
     assert found.msg == (
-        "tests.test_checks.hiding.<locals>.inner takes *args, which says nothing of "
-        "what it is called with: it seems to be a wrapper."
+        "tests.test_checks.hiding.<locals>.inner takes *args, so its parameters are "
+        "unknown: it seems to be a wrapper."
     )
     assert found.hint == (
-        "Have the decorator that made it use functools.wraps, or decorate the handler "
+        "Use functools.wraps in the decorator that made it, or decorate the handler "
         "first."
     )
 
@@ -1692,15 +1713,16 @@ def test_E048_useless_upcaster(upcasters):
     assert messages() == [
         (
             (
-                f"{place} is the upcaster of 'testapp.OpenTicket' from version 1, and "
-                f"tests.testapp.messages.OpenTicket is of version 1: nothing needs it."
+                f"{place} is the upcaster of 'testapp.OpenTicket' from version 1, but "
+                "tests.testapp.messages.OpenTicket has version 1, so nothing needs "
+                "it."
             ),
-            "Give the class version=2, or name the version before.",
+            "Give the class version=2, or name the previous version.",
         ),
         (
             (
-                f"{place} is the upcaster of 'testapp.OpenTickets', and no class has that "
-                f"name, now or as an alias."
+                f"{place} is the upcaster of 'testapp.OpenTickets', but no class has "
+                "that name or alias."
             ),
             "Did you mean 'testapp.OpenTicket'?",
         ),
@@ -1737,7 +1759,7 @@ def test_W003_inconvertible_payload():
     assert found.id == "django_cqrs.W003"
     assert "takes test_W003_inconvertible_payload.<locals>.Legacy" not in found.msg
     assert found.msg.endswith(
-        "takes Legacy, which neither JSON nor a dict can be made into: Legacy has no "
+        "takes Legacy, which cannot be created from JSON or a dict: Legacy has no "
         "JSON form."
     )
 
@@ -1776,8 +1798,8 @@ def test_E040_a_method_without_a_route():
 
     assert found.id == "django_cqrs.E040"
     assert found.msg == (
-        f"{__name__}.{Api.__qualname__}.open leads nowhere: "
-        f"no handler has the key 'ticket.open'."
+        f"{__name__}.{Api.__qualname__}.open has no route: no handler has the key "
+        "'ticket.open'."
     )
 
 
@@ -1793,8 +1815,8 @@ def test_E041_a_method_that_does_not_fit():
 
     assert found.id == "django_cqrs.E041"
     assert found.msg == (
-        f"{__name__}.{Api.__qualname__}.one is annotated to return None, "
-        f"and a query has rows."
+        f"{__name__}.{Api.__qualname__}.one is annotated to return None, but a query "
+        "returns rows."
     )
 
 
@@ -1810,8 +1832,8 @@ def test_E042_sql_parameters():
 
     assert found.id == "django_cqrs.E042"
     assert found.msg == (
-        f"The SQL of {__name__}.{Api.__qualname__}.one has %(number)s, "
-        f"and the method has no parameter 'number'."
+        f"The SQL of {__name__}.{Api.__qualname__}.one has %(number)s, but the method "
+        "has no parameter 'number'."
     )
 
 

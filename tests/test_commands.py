@@ -246,9 +246,9 @@ def test_two_handlers_for_a_class_are_a_check_and_raise():
 
     registry = registry_of(one, two)
     text = (
-        f"Open has more than one command handler: {place_of(one)} and {place_of(two)}. "
-        f"Keep one: a command has exactly one handler, an event any number. "
-        f"(django_cqrs.E001)"
+        f"Open has more than one command handler: {place_of(one)} and "
+        f"{place_of(two)}. Keep one: a command has exactly one handler; only an event "
+        "may have several. (django_cqrs.E001)"
     )
     with pytest.raises(DuplicateHandler) as caught:
         registry.command_bus.dispatch(Open("x"))
@@ -272,8 +272,8 @@ def test_two_handlers_for_a_key_are_a_check_and_raise():
     registry = registry_of(one, two)
     text = (
         f"'ticket.close' has more than one command handler: {place_of(one)} and "
-        f"{place_of(two)}. Keep one: a command has exactly one handler, an event any "
-        f"number. (django_cqrs.E001)"
+        f"{place_of(two)}. Keep one: a command has exactly one handler; only an event "
+        "may have several. (django_cqrs.E001)"
     )
     with pytest.raises(DuplicateHandler) as caught:
         registry.command_bus.dispatch(route="ticket.close")
@@ -347,8 +347,8 @@ def test_no_handler_names_the_class():
         Registry().command_bus.dispatch(Open("x"))
 
     assert str(caught.value) == (
-        "No command handler takes Open. Is it decorated, and in the handlers module "
-        "of an installed app?"
+        "No command handler takes Open. Check that it is decorated and in the "
+        "handlers module of an installed app."
     )
     assert isinstance(caught.value, CQRSError)
     assert isinstance(caught.value, LookupError)
@@ -413,8 +413,8 @@ def test_an_unknown_key_suggests_a_near_key():
         "No command handler takes 'ticket.clsoe'. Did you mean 'ticket.close'?"
     )
     assert str(far.value) == (
-        "No command handler takes 'invoice'. Is it decorated, and in the handlers "
-        "module of an installed app?"
+        "No command handler takes 'invoice'. Check that it is decorated and in the "
+        "handlers module of an installed app."
     )
     assert Note.objects.count() == 0
 
@@ -796,9 +796,9 @@ def test_one_endpoint_name_for_two_functions_is_a_check():
     one, two = first(), second()
     registry = registry_of(one, two)
     text = (
-        f"Two handlers have the endpoint name 'tests.test_commands.handle': "
-        f"{place_of(one)} and {place_of(two)}. Give one of them another with name=. "
-        f"(django_cqrs.E004)"
+        "Two handlers have the endpoint name 'tests.test_commands.handle': "
+        f"{place_of(one)} and {place_of(two)}. Give one of them another name with "
+        "name=. (django_cqrs.E004)"
     )
     with pytest.raises(InvalidHandler) as caught:
         registry.command_bus.dispatch(route="two")
@@ -960,8 +960,8 @@ def test_an_undecorated_function_cannot_be_added():
             Registry().add(target)
 
         assert str(caught.value) == (
-            f"{target!r} is not decorated: nothing says which messages it takes. "
-            f"Use @command_handler, @query_handler or @event_handler."
+            f"{target!r} is not decorated, so its messages are unknown. Use "
+            "@command_handler, @query_handler or @event_handler."
         )
 
 
@@ -1072,7 +1072,7 @@ def test_a_key_is_the_only_way_to_its_handler():
         bus.dispatch(Close(1))
 
     assert str(caught.value) == (
-        "No command handler takes Close. Its handler is reached by key only: give "
+        "No command handler takes Close. Its handler is reached only by key: give "
         "route='ticket.close'."
     )
     assert Note.objects.count() == 0
@@ -1524,7 +1524,7 @@ def test_a_dict_sent_by_class_has_no_handler():
         registry_of(place_order).command_bus.dispatch(ORDER_DICT)
 
     assert str(caught.value) == (
-        "No command handler takes dict. Say with route= which handler it is for."
+        "No command handler takes dict. Name its handler with route=."
     )
 
 
@@ -1662,8 +1662,8 @@ def test_a_typed_dict_by_class_is_a_check():
 
     assert rules_of(registry) == [Rule.NO_ROUTE]
     assert registry.routes.problems[0].message == (
-        f"No message leads to {__name__}.{handle.__qualname__}: Typed is no class "
-        f"that an object can be of."
+        f"No message leads to {__name__}.{handle.__qualname__}: Typed is not a class "
+        "that can be matched with isinstance()."
     )
 
 
@@ -1806,37 +1806,41 @@ def test_a_nested_command_that_raises_leaves_the_outer_usable():
     [
         (
             {},
-            "command_bus.dispatch() needs a payload, or route= and perhaps a payload.",
+            (
+                "command_bus.dispatch() needs a payload, or route= with an optional "
+                "payload."
+            ),
         ),
         (
             {"payload": Open},
-            "command_bus.dispatch() takes an object: Open(...), not the class Open.",
+            "command_bus.dispatch() takes an instance, Open(...), not the class Open.",
         ),
         (
             {"payload": "{}", "content_type": JSON},
             (
-                "command_bus.dispatch(content_type=...) needs route= as well: text does "
-                "not say which handler it is for."
+                "command_bus.dispatch(content_type=...) also needs route=: the text "
+                "does not name its handler."
             ),
         ),
         (
             {"payload": Open("x"), "route": Open},
-            f"route= is a routing key, a string, not {Open!r}.",
+            f"route= must be a routing key (a string), not {Open!r}.",
         ),
         (
             {"payload": Open("x"), "delay": 5},
             (
-                "delay= cannot be given to tests.test_commands.handle, which is called at "
-                "once: only a message that waits in a channel can be delayed, expire, or "
-                "be preferred."
+                "delay= cannot be given to tests.test_commands.handle, which is "
+                "called immediately: only a message that is sent to a channel can "
+                "have a delay, an expiry or a priority."
             ),
         ),
         (
             {"payload": Open("x"), "expires": timedelta(1), "priority": 0},
             (
-                "expires= and priority= cannot be given to tests.test_commands.handle, "
-                "which is called at once: only a message that waits in a channel can be "
-                "delayed, expire, or be preferred."
+                "expires= and priority= cannot be given to "
+                "tests.test_commands.handle, which is called immediately: only a "
+                "message that is sent to a channel can have a delay, an expiry or a "
+                "priority."
             ),
         ),
         (
@@ -1889,7 +1893,7 @@ def test_a_pattern_is_no_key_of_a_command():
     registry = registry_of(handle)
     text = (
         f"{__name__}.{handle.__qualname__} takes a command by the pattern 'ticket.*'. "
-        f"Only events have patterns: give the whole key. (django_cqrs.E009)"
+        "Only events have patterns: give the full key. (django_cqrs.E009)"
     )
 
     assert [str(problem) for problem in registry.routes.problems] == [text]
@@ -1942,8 +1946,8 @@ def test_policies_stand_on_one_of_stacked_decorators():
     registry = registry_of(handle)
     text = (
         f"Several of the decorators on {__name__}.{handle.__qualname__} give policies "
-        f"(atomic, name). They make one endpoint: put all of its policies on one of "
-        f"them. (django_cqrs.E010)"
+        "(atomic, name). They declare one endpoint: put all policies on one of them. "
+        "(django_cqrs.E010)"
     )
     with pytest.raises(InvalidHandler) as caught:
         registry.command_bus.dispatch(Open("x"))
@@ -1963,9 +1967,10 @@ def test_a_broken_handler_raises_its_checks_text_by_class():
         registry.command_bus.dispatch(Open("x"))
 
     assert str(caught.value) == (
-        f"Nothing can fill the parameter 'number' of {__name__}.{handle.__qualname__}: "
-        f"int is neither a mark nor a class to build. Annotate it as the table of "
-        f"parameters says, or give it a default. (django_cqrs.E005)"
+        "Nothing can fill the parameter 'number' of "
+        f"{__name__}.{handle.__qualname__}: int is neither a mark nor a class to "
+        "build. Annotate it as described in the reference of parameters, or give it "
+        "a default. (django_cqrs.E005)"
     )
     assert str(caught.value) == str(registry.routes.problems[0])
 
@@ -2106,6 +2111,6 @@ def test_a_class_whose_name_is_given_as_a_route_is_said_to_be_one(kind, said):
 
     assert str(caught.value) == (
         "No command handler takes 'Allocate'. Allocate is the name of a class, not a "
-        "routing key: an object of it leads to its handler by itself. Send one with "
+        "routing key: an instance finds its handler without a key. Send one with "
         f"{said}(Allocate(...)), without route=."
     )

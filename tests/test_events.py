@@ -1197,9 +1197,10 @@ def test_a_broken_handler_is_not_passed_over():
         registry.event_bus.publish(Shipped())
 
     assert str(caught.value) == (
-        f"Nothing can fill the parameter 'number' of {__name__}.{broken.__qualname__}: "
-        f"int is neither a mark nor a class to build. Annotate it as the table of "
-        f"parameters says, or give it a default. (django_cqrs.E005)"
+        "Nothing can fill the parameter 'number' of "
+        f"{__name__}.{broken.__qualname__}: int is neither a mark nor a class to "
+        "build. Annotate it as described in the reference of parameters, or give it "
+        "a default. (django_cqrs.E005)"
     )
     assert seen == []
 
@@ -1236,30 +1237,36 @@ def test_a_missing_header_names_handler_and_header():
         registry_of(handle).event_bus.publish(Shipped())
 
     assert str(caught.value) == (
-        f"{__name__}.{handle.__qualname__} requires the header 'executor_id', which "
-        f"its message does not have. Give it with headers={{'executor_id': ...}}, or "
-        f"give the parameter 'executor' a default."
+        f"{__name__}.{handle.__qualname__} requires the header 'executor_id', but the "
+        "message does not have it. Give it with headers={'executor_id': ...}, or "
+        "give the parameter 'executor' a default."
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({}, "event_bus.publish() needs a payload, or route= and perhaps a payload."),
+        (
+            {},
+            "event_bus.publish() needs a payload, or route= with an optional payload.",
+        ),
         (
             {"payload": Shipped},
-            "event_bus.publish() takes an object: Shipped(...), not the class Shipped.",
+            (
+                "event_bus.publish() takes an instance, Shipped(...), not the class "
+                "Shipped."
+            ),
         ),
         (
             {"payload": "{}", "content_type": JSON},
             (
-                "event_bus.publish(content_type=...) needs route= as well: text does "
-                "not say which handler it is for."
+                "event_bus.publish(content_type=...) also needs route=: the text "
+                "does not name its handler."
             ),
         ),
         (
             {"payload": Shipped(), "route": Shipped},
-            f"route= is a routing key, a string, not {Shipped!r}.",
+            f"route= must be a routing key (a string), not {Shipped!r}.",
         ),
     ],
     ids=["nothing", "class", "text", "route"],

@@ -218,9 +218,9 @@ def test_a_required_header_that_is_missing_raises():
 
     place = f"{__name__}.{open_ticket.__qualname__}"
     assert str(caught.value) == (
-        f"{place} requires the header 'executor_id', which its message does not have. "
-        f"Give it with headers={{'executor_id': ...}}, or give the parameter "
-        f"'executor' a default."
+        f"{place} requires the header 'executor_id', but the message does not have "
+        "it. Give it with headers={'executor_id': ...}, or give the parameter "
+        "'executor' a default."
     )
     assert Note.objects.count() == 0
 
@@ -290,8 +290,8 @@ def test_a_messages_own_headers_are_parameters_too():
 
 
 RESERVED_TEXT = (
-    "The header {name!r} is reserved: every message has its own. Give yours another "
-    "name; correlation_id alone may be given."
+    "The header {name!r} is reserved: every message has its own. Choose another "
+    "name; only correlation_id may be given."
 )
 
 
@@ -383,8 +383,8 @@ def test_a_value_that_could_not_travel_is_refused(value, kind):
         handling(handle).command_bus.dispatch(Open(), headers={"value": value})
 
     assert str(caught.value) == (
-        f"The header 'value' has a value of type {kind}. A header holds a str, int, "
-        f"float, bool, None, UUID, Decimal, datetime or Enum."
+        f"The header 'value' has a value of type {kind}. A header's value must be a "
+        "str, int, float, bool, None, UUID, Decimal, datetime or Enum."
     )
 
 
@@ -398,7 +398,7 @@ def test_a_number_that_json_cannot_say_is_refused(value):
         handling(handle).command_bus.dispatch(Open(), headers={"value": value})
 
     assert str(caught.value) == (
-        f"The header 'value' is {value!r}, which JSON cannot say."
+        f"The header 'value' is {value!r}, which JSON cannot represent."
     )
 
 
@@ -959,8 +959,8 @@ def test_a_synchronous_call_in_a_running_loop_raises(bus, method, headers):
         async_to_sync(call)()
 
     assert str(caught.value) == (
-        f"{bus}.{method}() was called where an event loop is running, and would block "
-        f"it. Use `await {bus}.a{method}()`."
+        f"{bus}.{method}() was called in a running event loop and would block it. Use "
+        f"`await {bus}.a{method}()`."
     )
 
 

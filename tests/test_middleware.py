@@ -324,14 +324,14 @@ def test_a_callable_that_raises_fails_the_request(use, client):
             {"message_id": "1"},
             (
                 "The header 'message_id' is reserved: every message has its own. "
-                "Give yours another name; correlation_id alone may be given."
+                "Choose another name; only correlation_id may be given."
             ),
         ),
         (
             {"user": ["ada"]},
             (
-                "The header 'user' has a value of type list. A header holds a str, int, "
-                "float, bool, None, UUID, Decimal, datetime or Enum."
+                "The header 'user' has a value of type list. A header's value must "
+                "be a str, int, float, bool, None, UUID, Decimal, datetime or Enum."
             ),
         ),
         (None, "headers= takes a mapping of names to values, not NoneType."),

@@ -127,7 +127,7 @@ def test_a_key_is_the_only_way_to_its_handler():
         bus.ask(GetNote(1))
 
     assert str(caught.value) == (
-        "No query handler takes GetNote. Its handler is reached by key only: give "
+        "No query handler takes GetNote. Its handler is reached only by key: give "
         "route='note.get'."
     )
     assert bus.ask({"number": "1"}, route="note.get") == 1
@@ -151,7 +151,7 @@ def test_two_handlers_of_a_class_are_refused():
         "GetNote has more than one query handler: "
     )
     assert registry.routes.problems[0].hint == (
-        "Keep one: a query has exactly one handler, an event any number."
+        "Keep one: a query has exactly one handler; only an event may have several."
     )
 
 
@@ -191,8 +191,8 @@ def test_no_handler_is_an_error():
         bus.ask(route="notes")
 
     assert str(unknown.value) == (
-        "No query handler takes GetNote. Is it decorated, and in the handlers module "
-        "of an installed app?"
+        "No query handler takes GetNote. Check that it is decorated and in the "
+        "handlers module of an installed app."
     )
     assert str(of_command.value) == (
         "No query handler takes AddNote. It is a command: use command_bus.dispatch()."
@@ -296,10 +296,10 @@ def test_arguments_that_do_not_fit_together_are_refused():
         bus.ask(route="note", aggregate_id=5)
 
     assert str(nothing.value) == (
-        "query_bus.ask() needs a payload, or route= and perhaps a payload."
+        "query_bus.ask() needs a payload, or route= with an optional payload."
     )
     assert str(a_class.value) == (
-        "query_bus.ask() takes an object: GetNote(...), not the class GetNote."
+        "query_bus.ask() takes an instance, GetNote(...), not the class GetNote."
     )
     assert str(of_aggregate.value) == (
         "aggregate_id= was given, but tests.test_queries.get_note is not a handler of "

@@ -757,9 +757,9 @@ def test_a_transaction_broken_before_is_refused():
         transaction.set_rollback(True)
 
     assert str(caught.value) == (
-        f"{__name__}.write was not called: the transaction open on "
-        f"'default' can only be rolled back, since an earlier database error in it was "
-        f"caught without a savepoint. Wrap what may fail in transaction.atomic()."
+        f"{__name__}.write was not called: the transaction open on 'default' can only "
+        "be rolled back, since an earlier database error in it was caught without a "
+        "savepoint. Wrap the code that may fail in transaction.atomic()."
     )
     assert caught.value.__cause__ is origin.value
     assert isinstance(caught.value, (CQRSError, TransactionManagementError))
@@ -769,9 +769,9 @@ def test_a_transaction_broken_before_is_refused():
 
 BROKEN_INSIDE = (
     "{name} returned, but its transaction on {alias!r} can only be rolled back, so "
-    "nothing of it was saved: a database error in it was caught without a savepoint, "
-    "or set_rollback(True) was called. Wrap what may fail in transaction.atomic(); to "
-    "give up on purpose, raise an exception."
+    "nothing was saved: a database error in it was caught without a savepoint, or "
+    "set_rollback(True) was called. Wrap the code that may fail in "
+    "transaction.atomic(); to roll back on purpose, raise an exception."
 )
 
 

@@ -120,8 +120,8 @@ class BaseBus:
             return
         msg = (
             f"{' and '.join(f'{name}=' for name in given)} cannot be given to "
-            f"{endpoint.name}, which is called at once: only a message that waits in a "
-            f"channel can be delayed, expire, or be preferred."
+            f"{endpoint.name}, which is called immediately: only a message that is "
+            "sent to a channel can have a delay, an expiry or a priority."
         )
         raise InvalidOption(msg)
 
@@ -131,7 +131,7 @@ class BaseBus:
         if endpoint.subject is None:
             reason = "is not a handler of an aggregate"
         elif endpoint.is_factory and endpoint.action is None:
-            reason = "makes a new object, whose identifier nobody can give"
+            reason = "makes a new object, so its identifier cannot be given"
         else:
             return
         msg = f"aggregate_id= was given, but {endpoint.name} {reason}."
@@ -143,20 +143,20 @@ class BaseBus:
         __traceback_hide__ = True
         method = BUS_METHODS[self.kind]
         if route is not None and not isinstance(route, str):
-            msg = f"route= is a routing key, a string, not {route!r}."
+            msg = f"route= must be a routing key (a string), not {route!r}."
             raise InvalidOption(msg)
         if route is None and content_type is not None:
             msg = (
-                f"{method}(content_type=...) needs route= as well: text does not say "
-                f"which handler it is for."
+                f"{method}(content_type=...) also needs route=: the text does not "
+                "name its handler."
             )
             raise InvalidOption(msg)
         if route is None and payload is None:
-            msg = f"{method}() needs a payload, or route= and perhaps a payload."
+            msg = f"{method}() needs a payload, or route= with an optional payload."
             raise InvalidOption(msg)
         if isinstance(payload, type) and route is None:
             name = payload.__qualname__
-            msg = f"{method}() takes an object: {name}(...), not the class {name}."
+            msg = f"{method}() takes an instance, {name}(...), not the class {name}."
             raise InvalidOption(msg)
 
     def __repr__(self) -> str:

@@ -64,7 +64,7 @@ class CommandBus(SingleHandlerBus):
         if idempotency_key is not None:
             key = BusKey(idempotency_key, replay_outputs)
         elif replay_outputs is not False:
-            msg = "CommandBus(replay_outputs=...) needs idempotency_key= as well."
+            msg = "CommandBus(replay_outputs=...) also needs idempotency_key=."
             raise InvalidOption(msg)
         super().__init__(registry=registry)
         self._retry = instant_retry

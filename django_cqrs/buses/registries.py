@@ -93,8 +93,8 @@ class Registry:
             or interception_of(target) is not None
         ):
             msg = (
-                f"{target!r} is not decorated: nothing says which messages it takes. "
-                f"Use @command_handler, @query_handler or @event_handler."
+                f"{target!r} is not decorated, so its messages are unknown. Use "
+                "@command_handler, @query_handler or @event_handler."
             )
             raise TypeError(msg)
         with self._lock:
@@ -136,8 +136,8 @@ class Registry:
                 return self._table
             if self._is_compiling:
                 msg = (
-                    "A bus was used while the handlers are being imported. "
-                    "Use buses inside functions, not at the top of a module."
+                    "A bus was used while the handlers were being imported. Use a "
+                    "bus inside a function, not at the top of a module."
                 )
                 raise CQRSError(msg)
             self._is_compiling = True
@@ -385,17 +385,16 @@ def _own_bus(cls: type[BaseBus], services: Services) -> Resolver | None:
     name = cls.__qualname__
     if len(found) > 1:
         msg = (
-            f"{len(found)} buses of the class {name} use this registry, and which is "
-            f"meant is not said; give each a class, or use Depends(...)"
+            f"{len(found)} buses of the class {name} use this registry, so the choice "
+            "is ambiguous; give each its own class, or use Depends(...)"
         )
         raise Unfillable(msg)
     if not found and conf.resolve("SERVICE_RESOLVER") is not None:
         return None
     if not found and cls not in services.overrides:
         msg = (
-            f"no {name} has been made for this registry; write one, as in "
-            f"`{name.lower()} = {name}()`, in a module that is imported before the "
-            f"handlers"
+            f"no {name} exists for this registry; create one, as in `{name.lower()} = "
+            f"{name}()`, in a module that is imported before the handlers"
         )
         raise Unfillable(msg)
 

@@ -51,7 +51,7 @@ class ChannelHandler:
         except InvalidChannel:
             raise
         except ImproperlyConfigured as error:
-            msg = f"The channel {alias!r} cannot be made: {error}"
+            msg = f"Channel {alias!r} cannot be created: {error}"
             raise InvalidChannel(msg) from error
 
     def reset(self) -> None:
@@ -78,15 +78,15 @@ def _read(alias: str) -> tuple[type[Channel], dict[str, Any]]:
     if alias not in configured:
         near = difflib.get_close_matches(str(alias), map(str, configured), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        msg = f"There is no channel {alias!r} in {conf.NAME}['CHANNELS'].{hint}"
+        msg = f"Channel {alias!r} is not in {conf.NAME}['CHANNELS'].{hint}"
         raise InvalidChannel(msg)
     config = configured[alias]
     config = dict(config) if isinstance(config, Mapping) else {"": config}
     path, options = config.pop("BACKEND", None), config.pop("OPTIONS", {})
     if config or not isinstance(path, str) or not isinstance(options, dict):
         msg = (
-            f"The channel {alias!r} must be a dictionary of BACKEND, the path of a "
-            f"class, and perhaps OPTIONS, a dictionary."
+            f"The channel {alias!r} must be a dictionary with BACKEND (the path of a "
+            "class) and, optionally, OPTIONS (a dictionary)."
         )
         raise InvalidChannel(msg)
     try:
@@ -95,7 +95,7 @@ def _read(alias: str) -> tuple[type[Channel], dict[str, Any]]:
         msg = f"The channel {alias!r} has a BACKEND that cannot be imported: {error}."
         raise InvalidChannel(msg) from error
     if not (isinstance(backend, type) and issubclass(backend, Channel)):
-        msg = f"The channel {alias!r} has a BACKEND, {path}, that is no Channel."
+        msg = f"The channel {alias!r} has the BACKEND {path}, which is not a Channel."
         raise InvalidChannel(msg)
     return backend, options
 

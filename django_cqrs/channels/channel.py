@@ -113,7 +113,7 @@ def as_timedelta(value: object, name: str) -> timedelta:
         try:
             span = timedelta(seconds=value)
         except (OverflowError, ValueError):
-            msg = f"{name}={value!r} is no number of seconds."
+            msg = f"{name}={value!r} is not a valid number of seconds."
             raise InvalidOption(msg) from None
     else:
         msg = f"{name}= takes seconds or a timedelta, not {value!r}."
@@ -213,7 +213,7 @@ class Channel:
         }
         if not supported[name]:
             kind = type(self).__name__
-            msg = f"The channel {self.alias!r} ({kind}) knows no {name}=."
+            msg = f"Channel {self.alias!r} ({kind}) does not support {name}=."
             raise InvalidOption(msg)
         if name in ("delay", "expires"):
             as_timedelta(value, name)
@@ -258,7 +258,7 @@ class Channel:
 def log_dropped(channel: Channel, envelope: Envelope) -> None:
     """Say that a message came too late to be handled."""
     logger.info(
-        "Message %s for %s is dropped: it expired at %s",
+        "Message %s for %s was dropped: it expired at %s",
         envelope.message_id,
         envelope.endpoint,
         envelope.expires_at,

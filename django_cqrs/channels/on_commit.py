@@ -57,7 +57,7 @@ class _AfterCommit(OwnCallback):
             deliver(envelope)
         except Exception:
             logger.exception(
-                "Message %s for %s is lost: its handler failed after the commit",
+                "Message %s for %s was lost: its handler failed after the commit",
                 envelope.message_id,
                 envelope.endpoint,
                 extra=log_extra(self.channel, envelope),

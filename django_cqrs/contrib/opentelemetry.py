@@ -232,7 +232,7 @@ def _ask(alias: str) -> list[ChannelStatistics]:
     try:
         return statistics_of(alias)
     except Error:
-        logger.warning("The outbox of %r cannot be read", alias, exc_info=True)
+        logger.warning("Outbox of %r cannot be read", alias, exc_info=True)
         return []
     finally:
         if not was_open:  # the thread is not one that Django looks after
@@ -247,19 +247,19 @@ _GAUGES: Final[tuple[tuple[str, str, str, _Value], ...]] = (
     (
         "cqrs.outbox.pending",
         "{message}",
-        "Messages that are due and have not been handled.",
+        "Messages that are due but not yet handled.",
         lambda each: each.pending,
     ),
     (
         "cqrs.outbox.oldest_age",
         "s",
-        "For how long the oldest message that is due has waited.",
+        "Time that the oldest due message has waited.",
         _oldest,
     ),
     (
         "cqrs.outbox.delayed",
         "{message}",
-        "Messages that wait for their time, or for another attempt.",
+        "Messages that wait for their due time or for another attempt.",
         lambda each: each.delayed,
     ),
     (

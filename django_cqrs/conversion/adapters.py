@@ -320,7 +320,7 @@ def _field_errors(error: Any, count: int) -> list[FieldError]:
             for each in errors
         ]
     if count > MOST_ERRORS:
-        rest = f"there are {count - MOST_ERRORS} more errors, which are not listed"
+        rest = f"{count - MOST_ERRORS} more errors are not listed"
         errors.append(FieldError("", rest, "too_many_errors"))
     return errors
 
@@ -332,7 +332,7 @@ def _shortened(text: str) -> str:
 
 # What pydantic says with a part of the value in it.
 _SENTENCES = {
-    "union_tag_invalid": "Input's tag is none of those expected",
+    "union_tag_invalid": "Input's tag is not one of those expected",
     "uuid_parsing": "Input should be a valid UUID",
 }
 

@@ -68,14 +68,14 @@ def _sides_of(function: Callable[..., Any]) -> tuple[Any, Any]:
         if parameter.default is parameter.empty
     ]
     if len(parameters) != 1 or parameters[0].name not in hints or "return" not in hints:
-        msg = "it takes one annotated parameter and its return is annotated"
+        msg = "it must have one annotated parameter and an annotated return"
         raise TypeError(msg)
     source, target = hints[parameters[0].name], hints["return"]
     if _is_json(source) == _is_json(target):
-        msg = "exactly one side is a JSON type (str, int, float, bool, list, dict)"
+        msg = "exactly one side must be a JSON type (str, int, float, bool, list, dict)"
         raise TypeError(msg)
     if not isinstance(source if _is_json(target) else target, type):
-        msg = "the other side is a class"
+        msg = "the other side must be a class"
         raise TypeError(msg)
     return source, target
 

@@ -286,7 +286,7 @@ class Masking:
             masker: gets the place and the value of what is to be replaced.
 
         Raises:
-            RecursionError: it is too deep.
+            RecursionError: it is nested too deeply.
 
         """
         return _masked(value, [self._shape], (), masker)

@@ -161,7 +161,7 @@ def compiled(target: Any) -> Compiled:
     try:
         adapter = TypeAdapter(target)
     except AttributeError as error:  # an object of a dataclass in place of the class
-        msg = f"it is, or holds, an object where a class is to stand: {error}"
+        msg = f"it is, or contains, an object in place of a class: {error}"
         raise TypeError(msg) from error
     schema = adapter.core_schema
     schema["type"]  # raises where a name in an annotation stands for nothing yet
@@ -271,7 +271,7 @@ def unreadable_part(schema: Schema) -> Fault | None:
         name = cls.__qualname__ if isinstance(cls, type) else _UNREADABLE[kind]
         return (), f"{name} has no JSON form"
     if kind == "init-only":
-        return (), "an InitVar is not kept by the object; give it a default"
+        return (), "the object does not keep an InitVar; give it a default"
     if kind == "definitions":
         return _first_of(("", each) for each in (schema["schema"], *schema[kind]))
     if kind == "json-or-python":

@@ -75,9 +75,9 @@ class MessageTypes:
         for cls in classes:
             config = apps.get_containing_app_config(cls.__module__)
             if config is None:
-                self._why_not[cls] = "it belongs to no installed app"
+                self._why_not[cls] = "it does not belong to an installed app"
             elif cls.__qualname__ != cls.__name__:
-                self._why_not[cls] = "it is not at the top of its module"
+                self._why_not[cls] = "it is not defined at the top of its module"
             else:
                 places.setdefault(f"{config.label}.{cls.__name__}", []).append(cls)
         for name, found in places.items():
@@ -144,24 +144,25 @@ class MessageTypes:
         if not self._is_of_apps:
             return (
                 f"{path_of(cls)}, named {own.name!r}, is not in this registry: no "
-                f"handler here takes it. Add it with registry.add({cls.__name__})."
+                "handler of this registry takes it. Add it with "
+                f"registry.add({cls.__name__})."
             )
         if apps.get_containing_app_config(cls.__module__) is None:
             return (
                 f"{path_of(cls)}, named {own.name!r}, is not registered: its module "
-                f"belongs to no installed app. Move it to one."
+                "does not belong to an installed app. Move it to one."
             )
         return (
             f"{path_of(cls)}, named {own.name!r}, was defined after the routes were "
-            f"compiled: a worker, which may never import {cls.__module__}, would not "
-            f"know it. Define it in the app's messages module, or import it there."
+            f"compiled, so a worker that does not import {cls.__module__} would not "
+            "know it. Define it in the app's messages module, or import it there."
         )
 
     def why_nameless(self, cls: type) -> str | None:
         """Return why a class has no name on the wire, None where it has one."""
         if cls in self._names:
             return None
-        return self._why_not.get(cls, "it stands in no handler's annotation")
+        return self._why_not.get(cls, "no handler's annotation mentions it")
 
     def class_of(self, name: str) -> type:
         """
@@ -175,8 +176,8 @@ class MessageTypes:
             return self._classes[name]
         except KeyError:
             msg = (
-                f"No registered message class is named {name!r}. "
-                f"Where it was renamed, give the old name in @message(aliases=[...])."
+                f"No registered message class is named {name!r}. If it was renamed, "
+                "give the old name in @message(aliases=[...])."
             )
             raise UnknownMessage(msg) from None
 
@@ -255,8 +256,8 @@ def from_stored_json(
         return adapter.from_stored_json(text)
     if version > own.version:
         msg = (
-            f"{name!r} was stored in version {version}, and {holder} is of "
-            f"version {own.version}: this process runs older code."
+            f"{name!r} was stored in version {version}, but {holder} has version "
+            f"{own.version} here: this process runs older code."
         )
         raise UnknownMessage(msg)
     names = (name, own.name, *own.aliases)
@@ -311,8 +312,8 @@ class _Loss(NamedTuple):
     is_read: bool = True
 
 
-_LOST = "it would not come back from JSON as it is"
-_BESIDE = "it is no field of its class"
+_LOST = "it would not come back from JSON unchanged"
+_BESIDE = "it is not a field of its class"
 
 
 def _loss(adapter: Adapter, payload: Any, text: bytes, *, beside: bool) -> _Loss | None:
@@ -371,7 +372,7 @@ def _difference(sent: Any, back: Any) -> _Difference | None:
             return _Difference((key, *rest.path), why)
     given, others_given = fields_given(sent), fields_given(back)
     if given is not None and not given <= (others_given or set()):
-        return _Difference(why="which of its fields were given is not in its JSON")
+        return _Difference(why="its JSON does not say which of its fields were set")
     lost = _more_attributes(sent) - _more_attributes(back)
     if lost:
         return _Difference((min(lost),), _BESIDE)
@@ -402,7 +403,10 @@ def _why_of_field(cls: type, name: Any) -> str:
         or field.default_factory is not dataclasses.MISSING
     ):
         return ""
-    return "it is made anew: JSON keeps what __init__ does not take if it has a default"
+    return (
+        "it would be created anew: JSON keeps an attribute that __init__ does not "
+        "take only if it has a default"
+    )
 
 
 def _are_same_keys(sent: Mapping[Any, Any], back: Mapping[Any, Any]) -> bool:
@@ -425,7 +429,7 @@ def _difference_of_sets(sent: Any, back: Any) -> _Difference | None:
         if rest is not None:
             return rest._replace(path=())
         if _unset_in(each) != _unset_in(other):  # a set has no path to restore it by
-            return _Difference(why="which of its fields were given is not in its JSON")
+            return _Difference(why="its JSON does not say which of its fields were set")
     return None
 
 
@@ -441,8 +445,10 @@ def _difference_of_times(sent: Any, back: Any) -> _Difference | None:
     if _is_same_zone(sent.tzinfo, back.tzinfo) and sent.utcoffset() == back.utcoffset():
         return None
     return _Difference(
-        why="JSON keeps no zone but a zoneinfo.ZoneInfo that has a key, and a "
-        "datetime.timezone that has no name of its own"
+        why=(
+            "JSON keeps only a zoneinfo.ZoneInfo that has a key, or a "
+            "datetime.timezone without a name of its own"
+        )
     )
 
 

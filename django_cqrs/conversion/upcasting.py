@@ -85,7 +85,7 @@ def upcast(payload: Any, names: tuple[str, ...], version: int, wanted: int) -> A
             payload = function(payload)
         except (ValueError, ArithmeticError, LookupError, TypeError) as error:
             reason = str(error) or type(error).__name__
-            fault = f"its upcaster from version {step} refuses it ({reason})"
+            fault = f"its upcaster from version {step} rejects it ({reason})"
             errors = [FieldError("", fault, "upcaster")]
             raise MessageConversionError(names[0], errors) from error
     return payload

@@ -170,7 +170,7 @@ def take_role(cls: C, role: Any, *, depth: int = 2) -> C:
         depth: how many frames up the decorator was applied.
 
     Raises:
-        TypeError: it is no class.
+        TypeError: it is not a class.
 
     """
     if not isinstance(cls, type):

@@ -273,7 +273,7 @@ def _strays(
         else:
             problem = Problem(
                 Rule.UNROUTED_HANDLER,
-                f"{place} is decorated, but no handlers module holds it.",
+                f"{place} is decorated, but it is not in a handlers module.",
                 f"Move it to the app's {conf.current().HANDLERS_MODULE} module, "
                 f"or import it there.",
                 target,
@@ -296,10 +296,10 @@ def _hidden(current: list[Any]) -> list[Problem]:
         ):
             problem = Problem(
                 Rule.HIDDEN_HANDLER,
-                f"{target.__module__}.{target.__qualname__} is decorated, and above "
-                f"that a decorator has put {held.__qualname__} in its place, which "
-                f"does not say what it wraps: it would never be called.",
-                "Have the decorator use functools.wraps.",
+                f"{target.__module__}.{target.__qualname__} is decorated, but a "
+                f"decorator above that replaced it with {held.__qualname__}, which "
+                "does not say what it wraps, so the handler would never be called.",
+                "Use functools.wraps in that decorator.",
                 target,
             )
             problems.append(problem)

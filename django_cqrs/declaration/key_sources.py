@@ -85,8 +85,8 @@ def as_key(value: object) -> str:
             return _hash_of(text)
     else:
         msg = (
-            f"{type(value).__qualname__} is none of str, int, UUID, Decimal, date, "
-            f"datetime, an Enum of these, or a tuple of them."
+            f"{type(value).__qualname__} is not a str, int, UUID, Decimal, date, "
+            "datetime, an Enum of these, or a tuple of them."
         )
         raise InvalidKey(msg)
     return storable_key(text)
@@ -147,9 +147,9 @@ def _header_getter(name: str, what: str, whose: str) -> Callable[[Message], obje
             return message.headers[name]
         except KeyError:
             msg = (
-                f"{whose} has {what}=Header({name!r}), and the message has no such "
-                f"header. Give it with headers={{{name!r}: ...}}; None means a message "
-                f"without a key."
+                f"{whose} has {what}=Header({name!r}), but the message has no such "
+                f"header. Give it with headers={{{name!r}: ...}}; None means that the "
+                "message has no key."
             )
             raise MissingHeader(msg) from None
 
@@ -166,7 +166,10 @@ def _attribute_getter(name: str, what: str, whose: str) -> Callable[[Message], o
             return getattr(payload, name)
         except (AttributeError, KeyError):
             kind = type(payload).__qualname__
-            msg = f"{whose} has {what}={name!r}, and the {kind} sent has no such field."
+            msg = (
+                f"{whose} has {what}={name!r}, but the {kind} that was sent has no "
+                "such field."
+            )
             raise InvalidKey(msg) from None
 
     return get
@@ -183,9 +186,12 @@ def faults_of(source: object, members: tuple[Any, ...] | None) -> Iterator[str]:
 
     """
     if isinstance(source, Header) and source.name in ("timestamp", "causation_id"):
-        yield f"The header {source.name!r} is no key: it says nothing of a message."
+        yield (
+            f"The header {source.name!r} is not a key: it does not tell one message "
+            "from another."
+        )
     if not is_key_source(source):
-        yield "A key is an attribute's name, a Header, or a callable."
+        yield "A key must be an attribute's name, a Header, or a callable."
     if not isinstance(source, str) or not source:
         return
     if members is None:

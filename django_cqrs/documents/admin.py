@@ -43,7 +43,7 @@ class DocumentAdmin(OfferedLookupsMixin, DocumentAdminBase):
     list_display = ("key_text", "collection", "version", "updated_at")
     list_filter = (("collection", admin.AllValuesFieldListFilter),)
     search_fields = ("key",)
-    search_help_text = _("A key, or part of one.")
+    search_help_text = _("A key or a part of one.")
     ordering = ("-pk",)
     fields = (
         *("collection", "key_text", "version", "shape"),

@@ -163,8 +163,8 @@ class DocumentStorage(Storage[Any]):
         if key_of(*self.values_of(instance)) != mark.key:
             names = ", ".join(self._names)
             msg = (
-                f"{self.rows.said(mark.key)} was given another identifier: {names} is "
-                f"what it is known by, and stays as it is."
+                f"{self.rows.said(mark.key)} was given another identifier: {names} "
+                "identifies it and must not change."
             )
             raise InvalidIdentifier(msg)
         if self.options.version is not None:
@@ -224,7 +224,7 @@ class DocumentStorage(Storage[Any]):
         if fault is not None:
             yield Problem(
                 Rule.NAMELESS_DOCUMENT,
-                f"{name_of_type(self.cls)} has no name to be stored under: {fault}.",
+                f"{name_of_type(self.cls)} has no name for storage: {fault}.",
                 'Name it with @document("app.name").',
                 self.cls,
             )
@@ -235,9 +235,9 @@ class DocumentStorage(Storage[Any]):
         if not _has_room(self.cls):
             yield Problem(
                 Rule.UNSTORABLE_STATE,
-                f"{name_of_type(self.cls)} has __slots__ alone, so its objects cannot "
-                f"know which version of them was read.",
-                "Take slots=True away, or derive it from RecordsEvents.",
+                f"{name_of_type(self.cls)} has only __slots__, so its objects cannot "
+                "remember which version was read.",
+                "Remove slots=True, or derive the class from RecordsEvents.",
                 self.cls,
             )
 
@@ -247,16 +247,16 @@ class DocumentStorage(Storage[Any]):
             if name not in self._annotations and not hasattr(self.cls, name):
                 yield Problem(
                     Rule.NO_IDENTIFIER,
-                    f"{said} has no attribute {name!r} to be found by.",
-                    "Annotate it, or name another one with identifier=.",
+                    f"{said} has no attribute {name!r} to identify it.",
+                    "Annotate it, or name another attribute with identifier=.",
                     self.cls,
                 )
         version = self.options.version
         if version is not None and self._annotations.get(version) is not int:
             yield Problem(
                 Rule.BAD_VERSION,
-                f"{said} has version={version!r}, which is no attribute of it that is "
-                f"annotated as int.",
+                f"{said} has version={version!r}, which is not an attribute annotated "
+                "as int.",
                 f"Write {version}: int = 0.",
                 self.cls,
             )

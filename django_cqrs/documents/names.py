@@ -69,9 +69,9 @@ def fault_in_name(cls: type) -> str | None:
     if own is None:
         config = apps.get_containing_app_config(cls.__module__)
         return (
-            "it belongs to no installed app"
+            "it does not belong to an installed app"
             if config is None
-            else "it is not at the top of its module"
+            else "it is not defined at the top of its module"
         )
     for each in (own.name, *own.aliases):
         holder = _holders.setdefault(each, cls)

@@ -24,8 +24,8 @@ def text_of(document: Document) -> str:
     content, _ = _masked(document)
     if content is _UNKNOWN:
         return (
-            f"{NOT_SHOWN} Nothing in this process says what the collection holds, so "
-            "what is sensitive in it cannot be told."
+            f"{NOT_SHOWN} This process does not know the class of this collection, so "
+            "it cannot tell which values are sensitive."
         )
     return json.dumps(content, indent=2, ensure_ascii=False)
 

@@ -52,7 +52,7 @@ def key_of(*values: Any) -> str:
 
     """
     if None in values or not values:
-        msg = f"None is no key of a document: {values!r}."
+        msg = f"None is not a key of a document: {values!r}."
         raise InvalidIdentifier(msg)
     texts = [str(plain(value)) for value in values]
     key = texts[0]
@@ -61,8 +61,8 @@ def key_of(*values: Any) -> str:
     # MariaDB takes no notice of a space at the end.
     if len(key) > _LONGEST or key.endswith(" "):
         msg = (
-            f"The key of a document has {_LONGEST} characters at most, and no space at "
-            f"its end: {key!r}."
+            f"A document's key has at most {_LONGEST} characters and does not end "
+            f"with a space: {key!r}."
         )
         raise InvalidIdentifier(msg)
     return key
@@ -276,7 +276,7 @@ class Rows:
         """Return the error of who comes too late."""
         msg = (
             f"{self.said(key)} was changed or deleted by somebody else since it was "
-            f"read. Nothing of this attempt is kept; try again."
+            "read. This attempt saved nothing; try again."
         )
         return ConcurrencyError(msg)
 

@@ -112,7 +112,7 @@ class DocumentShape(ABC):
         # Beside its fields an aggregate has what the library keeps there.
         text = to_stored_json(self.adapter, self.state_of(value), beside=False)
         if _NULL.search(text):  # PostgreSQL's jsonb has no place for it
-            fault = FieldError("", "a text holds the character NUL", "not_json")
+            fault = FieldError("", "a text contains the character NUL", "not_json")
             raise MessageConversionError(name_of_type(self.target), [fault])
         return json.loads(text)
 
@@ -155,7 +155,8 @@ class DocumentShape(ABC):
         if self.adapter.reason:
             yield ShapeFault(
                 f"{name_of_type(self.target)} has no JSON form: {self.adapter.reason}.",
-                "Annotate with types that JSON can be made of, or write a @converter.",
+                "Use types in its annotations that have a JSON form, or write a "
+                "@converter.",
             )
 
 
@@ -185,9 +186,9 @@ class ModelShape(ValueShape):
         for name in self.target.__private_attributes__:
             yield ShapeFault(
                 f"{name_of_type(self.target)}.{name} is private, so pydantic does not "
-                f"write it: it would be lost.",
-                "Make it a field, or the class a dataclass, whose private fields are "
-                "kept.",
+                "write it, and its value would be lost.",
+                "Make it a field, or make the class a dataclass: private fields of "
+                "dataclasses are kept.",
             )
         yield from super().faults()
 
@@ -267,7 +268,7 @@ class ObjectShape(DocumentShape):
         """
         said = name_of_type(self.target)
         if type(value) is not self.target:
-            text = f"it is a {name_of_type(type(value))}, and not exactly a {said}"
+            text = f"it is a {name_of_type(type(value))}, not exactly a {said}"
             raise MessageConversionError(said, [FieldError("", text, "type")])
         names = self.attributes()
         state = {name: getattr(value, name) for name in names if hasattr(value, name)}
@@ -277,7 +278,9 @@ class ObjectShape(DocumentShape):
             if name not in state and name not in self._defaults
         ]
         errors += [
-            FieldError(name, "it is not annotated, so it would be lost", "unannotated")
+            FieldError(
+                name, "it is not annotated, so its value would be lost", "unannotated"
+            )
             for name in getattr(value, "__dict__", {})
             if name not in names and not self._is_left_out(name)
         ]
@@ -311,15 +314,15 @@ class ObjectShape(DocumentShape):
             self.attributes()
         except Exception as error:  # noqa: BLE001 - an annotation may run any code
             yield ShapeFault(
-                f"An annotation of {said} cannot be read: {error}.",
-                "Import what it names at run time.",
+                f"An annotation of {said} cannot be evaluated: {error}.",
+                "Import the names in it at run time.",
             )
             return
         for name in sorted(self._unannotated()):
             yield ShapeFault(
-                f"{said}.{name} is set, but not annotated: it would be lost.",
-                f"Write {name}: <its type> in the body of the class, or "
-                f"{name}: ClassVar[...] where it is not to be stored.",
+                f"{said}.{name} is set but not annotated, so its value would be lost.",
+                f"Write {name}: <its type> in the body of the class, or {name}: "
+                "ClassVar[...] if it is not to be stored.",
             )
         yield from super().faults()
 

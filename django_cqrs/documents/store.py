@@ -62,7 +62,7 @@ class DocumentStore(Generic[T]):
             return Rows(self._type, own)
         fault = fault_in_name(self._type) if isinstance(self._type, type) else ""
         if own is None or fault:
-            fault = fault or "it is no class"
+            fault = fault or "it is not a class"
             msg = (
                 f"DocumentStore({name_of_type(self._type)}) has no name for its "
                 f'collection: {fault}. Give collection=, or @document("app.name").'

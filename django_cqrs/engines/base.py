@@ -61,7 +61,7 @@ class EngineChannel(OutboxChannel):
         value: Any = self.options.get(name, default)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not value > 0:
-            msg = f"the option {name!r} is {value!r}, and no number above 0."
+            msg = f"the option {name!r} is {value!r}, which is not a number above 0."
             raise ImproperlyConfigured(msg)
         return float(value)
 
@@ -172,8 +172,8 @@ class EngineRelay:
         """Take back what could not be sent, and leave the engine alone for a while."""
         seconds = min(self.longest_pause, 0.1 * 2 ** min(self._failures, 6))
         logger.error(
-            "%s: %d messages could not be forwarded, nothing is lost; "
-            "trying again in %.1f s",
+            "%s: %d messages could not be forwarded; nothing is lost; retrying in "
+            "%.1f s",
             self.channel,
             len(keys),
             seconds,

@@ -17,7 +17,7 @@ from django_cqrs.engines.base import EngineChannel, handle
 try:
     import celery
 except ImportError as error:
-    msg = f"{error}; pip install 'django-cqrs-kit[celery]' brings Celery"
+    msg = f"{error}; pip install 'django-cqrs-kit[celery]' installs Celery"
     raise ImportError(msg) from error
 
 TASK_NAME: Final = "django_cqrs.handle"
@@ -63,7 +63,7 @@ class CeleryChannel(EngineChannel):
         for name in ("queue", "app"):
             value = options.get(name)
             if value is not None and not (isinstance(value, str) and value):
-                msg = f"the option {name!r} is {value!r}, and no text."
+                msg = f"the option {name!r} is {value!r}, which is not text."
                 raise ImproperlyConfigured(msg)
         self._producer: Any = None
         self._used = 0.0
@@ -83,14 +83,14 @@ class CeleryChannel(EngineChannel):
             app = import_string(self._app_path)
         except ImportError as error:
             msg = (
-                f"The channel {self.alias!r} has an app, {self._app_path!r}, that "
+                f"The channel {self.alias!r} has the app {self._app_path!r}, which "
                 f"cannot be imported: {error}."
             )
             raise ImproperlyConfigured(msg) from error
         if not isinstance(app, celery.Celery):
             msg = (
-                f"The channel {self.alias!r} has an app, {self._app_path!r}, that is "
-                f"no Celery app."
+                f"The channel {self.alias!r} has the app {self._app_path!r}, which is "
+                "not a Celery app."
             )
             raise ImproperlyConfigured(msg)
         return app
@@ -161,9 +161,11 @@ class CeleryChannel(EngineChannel):
             return
         if app.main == "default" and self._app_path is None:
             yield Warning(
-                f"The channel {self.alias!r} finds no Celery app of the project.",
-                hint="Import it in the project's package, as Celery's documentation "
-                'says, or name it: "OPTIONS": {"app": "shop.celery.app"}.',
+                f"The channel {self.alias!r} cannot find the project's Celery app.",
+                hint=(
+                    "Import it in the project's package, as Celery's documentation "
+                    'describes, or name it: "OPTIONS": {"app": "shop.celery.app"}.'
+                ),
                 id="django_cqrs_engines.W001",
             )
 

@@ -18,7 +18,7 @@ _PACKAGE = "django.tasks" if find_spec("django.tasks") else "django_tasks"
 try:
     make_task: Callable[..., Any] = import_string(f"{_PACKAGE}.task")
 except ImportError as error:
-    msg = f"{error}; pip install 'django-cqrs-kit[tasks]' brings it to Django 5.2"
+    msg = f"{error}; pip install 'django-cqrs-kit[tasks]' installs it for Django 5.2"
     raise ImportError(msg) from error
 
 TASK: Final = "handle_messages"

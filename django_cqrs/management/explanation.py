@@ -44,7 +44,7 @@ def explain(registry: Registry, wanted: str) -> list[str] | None:
         return None
     alike = list(_look_alikes(table, wanted, classes))
     if alike:
-        lines += ["Not meant, though it looks alike:", *alike, ""]
+        lines += ["Similar, but not matched:", *alike, ""]
     return lines[:-1]
 
 
@@ -126,15 +126,20 @@ def _why(cls: type, routed: type) -> str | None:
     if routed is cls:
         return f"it takes {name_of_type(cls)}"
     if routed is object:
-        return "it takes every object"
+        return "it takes any object"
     if is_protocol(routed) and routed not in cls.__mro__:
         try:
             fits = issubclass(cls, routed)
         except TypeError:  # a Protocol with data: only an object can tell
-            return f"it takes what satisfies {name_of_type(routed)}, if an object does"
-        return f"it takes what satisfies {name_of_type(routed)}" if fits else None
+            return (
+                f"it takes instances that satisfy {name_of_type(routed)}, depending "
+                "on the object"
+            )
+        return (
+            f"it takes instances that satisfy {name_of_type(routed)}" if fits else None
+        )
     if issubclass(cls, routed):
-        return f"it takes {name_of_type(routed)}, of which this is a subclass"
+        return f"it takes {name_of_type(routed)}, a base class of this one"
     return None
 
 
@@ -168,7 +173,7 @@ def _explain_found(
     elif len(found) > 1 and len(registry.routes.paired(e for e, _ in found)) == 1:
         yield f"{title} is a {kind}. Its handlers are a factory and an action:"
     elif len(found) > 1:
-        yield f"{title} is a {kind} with {len(found)} handlers, one too many:"
+        yield f"{title} is a {kind} with {len(found)} handlers, which is too many:"
     else:
         yield f"{title} is a {kind}. Its handler is:"
     for number, (endpoint, reason) in enumerate(found, 1):
@@ -193,21 +198,21 @@ def _on_object(
     owner = name_of_type(subject.owner)
     others = [e for e, _ in found if e.owner is endpoint.owner and e is not endpoint]
     if not endpoint.is_factory:
-        return f"it is called on the {owner} that the message names"
+        return f"it is called on the {owner} identified by the message"
     if any(not each.is_factory for each in others):
-        return f"it makes a {owner}, where the message names none that is there"
+        return f"it makes a {owner} if the one identified by the message does not exist"
     return f"it makes a {owner}"
 
 
 def _transaction_in_words(endpoint: Endpoint) -> str:
     if endpoint.channel is not None:
-        when = f"later, out of the channel {endpoint.channel!r}"
+        when = f"later, from the channel {endpoint.channel!r}"
     elif endpoint.kind is Kind.EVENT:
-        return "at once, in the transaction of whoever publishes, if there is one"
+        return "immediately, in the publisher's transaction if there is one"
     else:
         when = "at once"
     if not endpoint.is_atomic:
-        return f"{when}, in no transaction of its own"
+        return f"{when}, without a transaction of its own"
     return f"{when}, in a transaction on the database {transaction_of(endpoint)!r}"
 
 
@@ -230,8 +235,8 @@ def _look_alikes(table: RouteTable, wanted: str, meant: list[type]) -> Iterator[
             ):
                 keys = ", ".join(repr(key) for key in endpoint.keys)
                 yield (
-                    f"  {endpoint.place} takes {name_of_type(cls)} as well, "
-                    f"but is reached by {keys} only."
+                    f"  {endpoint.place} also takes {name_of_type(cls)}, but is "
+                    f"reached only by {keys}."
                 )
 
 

@@ -221,7 +221,7 @@ class AggregateSubject(Subject):
                 Rule.NO_STORAGE,
                 str(error),
                 "Make it a Django model, add 'django_cqrs.documents' to "
-                "INSTALLED_APPS, or give repository=.",
+                "INSTALLED_APPS, or give it a repository=.",
                 self.owner,
             )
             return
@@ -235,9 +235,9 @@ class AggregateSubject(Subject):
         if name is not None and not callable(getattr(self.owner, name, None)):
             yield Problem(
                 Rule.UNKNOWN_EVENTS,
-                f"{name_of_type(self.owner)} has events={name!r}, which is no method "
-                f"of it.",
-                "Name the method that returns what was recorded and forgets it, or "
+                f"{name_of_type(self.owner)} has events={name!r}, which is not one of "
+                "its methods.",
+                "Name the method that returns and clears the recorded events, or "
                 "derive the class from RecordsEvents.",
                 self.owner,
             )
@@ -253,7 +253,7 @@ class AggregateSubject(Subject):
                     Rule.BAD_IDENTIFIER,
                     f"{endpoint.place} has identifier={declared!r}, but {said} has no "
                     f"attribute {name!r}.",
-                    "Name an attribute of the message, give a Header or a callable.",
+                    "Name an attribute of the message, or give a Header or a callable.",
                     endpoint.function,
                 )
         for cls in classes:
@@ -335,18 +335,18 @@ class AggregateSubject(Subject):
         names = [part.aliases[0] for part in self.storage.parts]
         marks = " and ".join(f"Annotated[..., Identifier({name!r})]" for name in names)
         each = (
-            "attributes of those names, mark them"
+            "attributes with those names, mark them"
             if len(names) > 1
-            else ("an attribute of that name, mark one")
+            else "an attribute with that name, mark one"
         )
         is_said = cls is not None and not is_value_type(cls)
         said = name_of_type(cls) if is_said else "The message"
         declared = endpoint.policies.identifier
         text = (
-            f"{place} was not called: which {owner} is not said. "
-            f"{_vain(declared)}{said} has no value "
-            f"for {' and '.join(names)}. Give aggregate_id=, let the message have "
-            f"{each} with {marks}, or "
+            f"{place} could not be routed to its {owner}: the message has no "
+            f"identifier. {_vain(declared)}{said} has no value for "
+            f"{' and '.join(names)}. Give aggregate_id=, let the message have {each} "
+            f"with {marks}, or "
             f"{'give the handler' if declared is None else 'correct'} identifier=."
         )
 
@@ -658,8 +658,8 @@ class AggregateSubject(Subject):
             version = self.storage.version_of(found)
             if seen is not None and seen != version:
                 msg = (
-                    f"{place} was not called: its sender saw version {seen} of the "
-                    f"{owner}, which is at version {version} by now."
+                    f"{place} was not called: its sender expected version {seen} of "
+                    f"the {owner}, but it is now at version {version}."
                 )
                 raise at_entrance(ConcurrencyError(msg), message)
 

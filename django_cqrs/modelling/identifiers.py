@@ -87,8 +87,8 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple, set, frozenset, Mapping, bytes, bool)):
         msg = (
-            f"An identifier is one value, such as a number, a text or a UUID, "
-            f"not a {type(value).__name__}."
+            "An identifier must be a single value, such as a number, a text or a "
+            f"UUID, not a {type(value).__name__}."
         )
         raise InvalidIdentifier(msg)
     if hasattr(value, "_meta") and hasattr(value, "pk"):  # a model's object
@@ -100,9 +100,12 @@ def plain(value: Any) -> Any:
 
 def _refuse_text(text: str) -> None:
     fault = "the character NUL" if "\x00" in text else ""
-    fault = fault or ("half a character" if has_surrogate(text) else "")
+    fault = fault or ("an incomplete character" if has_surrogate(text) else "")
     if fault:
-        msg = f"{text!r} is no identifier: it holds {fault}, which no key may."
+        msg = (
+            f"{text!r} is not a valid identifier: it contains {fault}, which a key "
+            "must not contain."
+        )
         raise InvalidIdentifier(msg)
 
 
@@ -130,7 +133,9 @@ def typed(annotation: Any, name: str, value: Any) -> Any:
     try:
         return adapter_of(target).from_python(value)
     except MessageConversionError as error:
-        msg = f"{value!r} is no identifier: {name} is a {name_of_type(target)}."
+        msg = (
+            f"{value!r} is not a valid identifier: {name} is a {name_of_type(target)}."
+        )
         raise InvalidIdentifier(msg) from error
 
 
@@ -174,7 +179,7 @@ def values_given(parts: Sequence[Part], given: Any, *, by: str) -> Values:
         values, fits = [given], len(parts) == 1
     if not fits:
         names = ", ".join(part.name for part in parts)
-        msg = f"{by} gives {given!r}, where the identifier is made of {names}."
+        msg = f"{by} gives {given!r}, but the identifier consists of {names}."
         raise InvalidIdentifier(msg)
     return tuple(part.convert(value) for part, value in zip(parts, values, strict=True))
 

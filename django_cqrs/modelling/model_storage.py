@@ -244,8 +244,8 @@ class ModelStorage(Storage[Any]):
         said = said_of(self.parts, self.values_of(instance))
         msg = (
             f"{name_of_type(self._model)} with {said} was changed or deleted by "
-            f"somebody else since it was loaded. Nothing of this attempt is kept; "
-            f"try again."
+            "somebody else since it was loaded. This attempt saved nothing; try "
+            "again."
         )
         return ConcurrencyError(msg)
 
@@ -280,8 +280,8 @@ class ModelStorage(Storage[Any]):
         if self._model._meta.abstract:
             yield Problem(
                 Rule.NO_STORAGE,
-                f"{name} is an abstract model: no table holds its objects.",
-                "Decorate the models that derive from it; its handlers are theirs.",
+                f"{name} is an abstract model: it has no table for its objects.",
+                "Decorate the models that derive from it; they inherit its handlers.",
                 self._model,
             )
             return
@@ -303,7 +303,8 @@ class ModelStorage(Storage[Any]):
         if version is not None and not _is_integer(self._model, version):
             yield Problem(
                 Rule.BAD_VERSION,
-                f"{name} has version={version!r}, which is no integer field of it.",
+                f"{name} has version={version!r}, which is not one of its integer "
+                "fields.",
                 "Name a PositiveIntegerField with default=0.",
                 self._model,
             )
@@ -329,7 +330,7 @@ class ModelStorage(Storage[Any]):
 
 
 def _takes_lock(query: Any, connection: BaseDatabaseWrapper) -> bool:
-    """Return whether a query can lock: on PostgreSQL not one whose rows are computed."""
+    """Return whether a query can lock: on PostgreSQL only if no row is computed."""
     if connection.vendor != "postgresql":
         return True
     return not (
@@ -363,7 +364,7 @@ def _converted(field: Any, target: Any, value: Any) -> Any:
         return target.to_python(value)
     except (ValidationError, ValueError, TypeError) as error:
         kind = type(target).__name__
-        msg = f"{value!r} is no identifier: {field.attname} is a {kind}."
+        msg = f"{value!r} is not a valid identifier: {field.attname} is a {kind}."
         raise InvalidIdentifier(msg) from error
 
 

@@ -75,7 +75,7 @@ class Repository(Generic[T]):
         """
         found = self.find(identifier)
         if found is None:
-            msg = f"{self!r} has nothing with the identifier {identifier!r}."
+            msg = f"{self!r} has no object with the identifier {identifier!r}."
             raise AggregateNotFound(msg)
         return found
 
@@ -227,8 +227,8 @@ def _fetcher(
             if optional:
                 return None
             msg = (
-                f"Which {name} is wanted is not said: {mark} finds no value in the "
-                f"message. Annotate {name} | None where that is allowed."
+                f"The message does not identify the {name}: {mark} finds no value in "
+                f"it. Annotate {name} | None if that is allowed."
             )
             unnamed = AggregateNotFound(msg)
             unnamed.is_named = False
@@ -246,8 +246,8 @@ def _fetcher(
             pairs = zip(storage.parts, values, strict=True)
             said = ", ".join(f"{part.name}={value}" for part, value in pairs)
             msg = (
-                f"There is no {name} with {said}. Annotate {name} | None where that is "
-                f"allowed."
+                f"There is no {name} with {said}. Annotate {name} | None if that is "
+                "allowed."
             )
             raise at_entrance(AggregateNotFound(msg), message)
         return found
@@ -331,8 +331,8 @@ class RepositoryStorage(Storage[Any]):
             made = made()
         if not isinstance(made, Repository):
             msg = (
-                f"repository={given!r} of {name_of_type(self.cls)} is no Repository: "
-                f"derive it from django_cqrs.modelling.Repository."
+                f"repository={given!r} of {name_of_type(self.cls)} is not a "
+                "Repository: derive it from django_cqrs.modelling.Repository."
             )
             raise InvalidHandler(msg)
         return made

@@ -148,6 +148,6 @@ class SagaSubject(AggregateSubject):
 
 
 def _is_timer(endpoint: Endpoint) -> bool:
-    """Return whether the messages of an endpoint are delayed by what its handler says."""
+    """Return whether the handler of an endpoint says how its messages are delayed."""
     both = (endpoint, endpoint.action)
     return any(each is not None and each.policies.delay is not None for each in both)

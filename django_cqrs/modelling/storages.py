@@ -204,8 +204,8 @@ def storage_of(cls: type, options: Options) -> Storage[Any]:
         if storage is not None:
             return storage
     msg = (
-        f"Nothing can find or keep a {name_of_type(cls)}: it is no model, has no "
-        f"repository=, and no installed app stores such objects."
+        f"{name_of_type(cls)} has no storage: it is not a model, it has no "
+        "repository=, and no installed app stores such objects."
     )
     raise NoStorage(msg)
 

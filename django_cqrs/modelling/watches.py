@@ -75,9 +75,9 @@ class Watch(ABC):
         who = " and ".join(others) or f"{holder} itself"
         since = f"{holder} loaded it" if holder else "it was loaded"
         return _Named(
-            f"{self._say(self.instance)} was changed or deleted by {who} since {since}"
-            f", in the same unit of work: a save would write over {what}. Nothing of "
-            f"this attempt is kept. Send after the save: record an event, give the "
+            f"{self._say(self.instance)} was changed or deleted by {who} since "
+            f"{since}, in the same unit of work: a save would overwrite {what}. This "
+            "attempt saved nothing. Send after the save: record an event, give the "
             f"handler output=, or use a channel{advice}."
         )
 
@@ -384,7 +384,7 @@ def note_kept(key: Any, instance: Any) -> None:
 
 
 def _is_undone(scopes: Iterable[BusScope]) -> bool:
-    """Return whether what was written in some scopes was rolled back with one of them."""
+    """Return whether the writes of some scopes were rolled back with one of them."""
     return any(scope.is_dropped for scope in scopes)
 
 

@@ -84,10 +84,10 @@ class OutboxChannel(Channel):
                 raise
             using = connection.alias
             msg = (
-                f"The channel {self.alias!r} cannot store a message for "
-                f"{envelopes[0].endpoint}: the database {using!r}, that of its data, "
-                f"has no table of the outbox. Run manage.py migrate "
-                f"--database={using}; a router must admit 'django_cqrs_outbox' there."
+                f"Channel {self.alias!r} cannot store a message for "
+                f"{envelopes[0].endpoint}: the database {using!r}, which holds its "
+                "data, has no outbox tables. Run manage.py migrate "
+                f"--database={using}; a router must allow 'django_cqrs_outbox' there."
             )
             raise InvalidChannel(msg) from error
         if not self.notifies or connection.vendor != "postgresql":
@@ -231,6 +231,6 @@ def outbox_of(alias: str) -> OutboxChannel:
     """
     channel = channels[alias]
     if not isinstance(channel, OutboxChannel):
-        msg = f"{channel} is not an outbox: nothing waits there for a worker."
+        msg = f"{channel} is not an outbox: it stores no messages for a worker."
         raise InvalidChannel(msg)
     return channel

@@ -56,12 +56,12 @@ def _lacking(alias: str) -> Iterator[CheckMessage]:
     hint = f"Run manage.py migrate --database={alias}."
     if not may_migrate:
         hint = (
-            f"Let allow_migrate of your router admit 'django_cqrs_outbox' there, and "
+            "Let allow_migrate of your router allow 'django_cqrs_outbox' there, and "
             f"run manage.py migrate --database={alias}."
         )
     yield Error(
-        f"The database {alias!r} has no table of the outbox, in which the messages of "
-        f"{senders[0]} would be stored.",
+        f"The database {alias!r} has no outbox tables to store the messages of "
+        f"{senders[0]}.",
         hint=hint,
         id="django_cqrs_outbox.E002",
     )
@@ -99,9 +99,9 @@ def _stale_columns(alias: str, tables: Collection[str]) -> Iterator[CheckMessage
                 f"MODIFY {name} uuid {columns[name]}" for name in sorted(stale)
             )
             yield Error(
-                f"The table {table} of the database {alias!r} has text where Django "
-                f"writes a uuid since MariaDB 10.7: {names}. Nothing can be stored "
-                f"there.",
-                hint=f"Stop the workers and run: ALTER TABLE {table} {changes};",
+                f"The table {table} of the database {alias!r} has text columns where "
+                f"Django has written a uuid since MariaDB 10.7: {names}. It cannot "
+                "store messages.",
+                hint=f"Stop the workers, then run: ALTER TABLE {table} {changes};",
                 id="django_cqrs_outbox.E003",
             )

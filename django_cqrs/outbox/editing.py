@@ -57,7 +57,8 @@ class PayloadEditor:
         Read a dead letter.
 
         Raises:
-            CannotMend: its class or its handler is unknown here, or it is too long.
+            CannotMend: its class or no handler has its endpoint's name here, or it is
+                too long.
 
         """
         self._letter = letter
@@ -103,12 +104,14 @@ class PayloadEditor:
         try:
             return self._edited(_parsed(text, self._letter))
         except RecursionError:
-            raise self._error(FieldError("", "it is too deep", "depth")) from None
+            raise self._error(
+                FieldError("", "it is nested too deeply", "depth")
+            ) from None
 
     def _edited(self, edited: Any) -> EditedPayload:
         document = self._restored(edited)
         if self._is_json and _written(document) == _written(self._document):
-            fault = "nothing is changed; to replay it as it is, choose Replay"
+            fault = "nothing was changed; to replay it unchanged, choose Replay"
             raise self._error(FieldError("", fault, "unchanged"))
         payload = _written(document).encode()
         redact = redactor_of([value for _, value in self._kept.values()])
@@ -206,8 +209,8 @@ def _rule_for(letter: DeadLetter, raw: bytes) -> RedactionRule:
             own = table.types.name_of(table.types.class_of(letter.name))
             if letter.version > own.version:
                 msg = (
-                    f"It is of version {letter.version}, and {own.name!r} is of "
-                    f"version {own.version} here: deploy the newer code first."
+                    f"It has version {letter.version}, but {own.name!r} has version "
+                    f"{own.version} here: deploy the newer code first."
                 )
                 raise NotEditable(msg)
     except (UnknownEndpoint, UnknownMessage, InvalidHandler) as error:
@@ -216,7 +219,7 @@ def _rule_for(letter: DeadLetter, raw: bytes) -> RedactionRule:
     if rule.reason:
         raise NotEditable(rule.reason)
     if len(raw) > LONGEST:
-        msg = f"Its payload has {len(raw)} bytes; a form takes {LONGEST}."
+        msg = f"Its payload has {len(raw)} bytes; the form takes at most {LONGEST}."
         raise NotEditable(msg)
     return rule
 
@@ -225,11 +228,14 @@ def _parsed(text: str, letter: DeadLetter) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        fault = f"it is no JSON: {error.msg}, line {error.lineno} column {error.colno}"
+        fault = (
+            f"it is not valid JSON: {error.msg}, line {error.lineno} column "
+            f"{error.colno}"
+        )
         code = "json_invalid"
         raise _error_of(letter, FieldError("", fault, code)) from None
     except (ValueError, RecursionError):  # a number of many digits, a deep list
-        fault = "it is no JSON that can be read"
+        fault = "it is not readable JSON"
         raise _error_of(letter, FieldError("", fault, "json_invalid")) from None
 
 
@@ -252,8 +258,8 @@ def _written(document: Any, indent: int | None = None) -> str:
 
 def _misplaced(path: Path) -> FieldError:
     fault = (
-        "a mask stands only for the value that it had here; "
-        "write the value, or leave the mask as it was"
+        "a mask only stands for the value at its own place; write the value, or "
+        "leave the mask unchanged"
     )
     return FieldError(dotted(path), fault, "mask")
 

@@ -86,9 +86,9 @@ def find_problems(
         ]
     except Error as error:
         # What the driver says may name hosts and users: that is for the log alone.
-        logger.warning("The outbox of %r cannot be read", using, exc_info=True)
+        logger.warning("Outbox of %r cannot be read", using, exc_info=True)
         name = type(error).__name__
-        text = f"The outbox of the database {using!r} cannot be read ({name})."
+        text = f"Outbox of the database {using!r} cannot be read ({name})."
         return [Problem(kind="unreadable", text=text)]
 
 

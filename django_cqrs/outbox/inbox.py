@@ -63,7 +63,7 @@ class DatabaseInbox:
             )
             if renewed:
                 return None
-        msg = f"The key {key!r} of {owner} could not be entered: others changed it."
+        msg = f"Key {key!r} of {owner} could not be stored: others changed it."
         raise BrokenTransaction(msg)
 
     def _seen_by(
@@ -95,7 +95,7 @@ class DatabaseInbox:
         with fitting(
             connections[using],
             lambda: written(result or b"", outputs or b""),
-            lambda: f"What is kept for the duplicates of a message for {owner}",
+            lambda: f"The stored answer for duplicates of a message for {owner}",
         ):
             _entries(using, owner, key).update(result=result, outputs=outputs)
 

@@ -33,8 +33,8 @@ NOT_SHOWN: Final = "(not shown)"
 
 
 MASKED: Final = (
-    f"{MASK} stands for a sensitive value, and for a field that the class of this "
-    f"version does not have: nothing says whether that was sensitive."
+    f"{MASK} stands for a sensitive value, or for a field that the class does not "
+    "have in this version, which may have been sensitive."
 )
 """What explains a payload with masks in it."""
 
@@ -64,7 +64,7 @@ class RedactionRule:
         Return JSON with what is sensitive replaced.
 
         Raises:
-            RecursionError: it is too deep.
+            RecursionError: it is nested too deeply.
 
         """
         if not self.is_strict:
@@ -96,7 +96,7 @@ def rule_for(message: StoredMessage, registry: Registry | None = None) -> Redact
         is_present = message.version == table.types.name_of(wanted).version
     masking = masking_of(wanted)
     if masking.reason is not None:
-        return RedactionRule(reason=f"Its type cannot be read: {masking.reason}.")
+        return RedactionRule(reason=f"Its type cannot be evaluated: {masking.reason}.")
     is_strict = masking.is_marked or hides_all or not is_present
     return RedactionRule(masking, is_strict, hides_all)
 
@@ -205,7 +205,7 @@ class RedactedMessage:
 
 # Why a message is given up before its handler, or a converter, has seen a value of it.
 _OURS = (Reason.POISON, Reason.UNKNOWN_ENDPOINT, Reason.UNKNOWN_MESSAGE)
-NO_JSON = "It is no JSON, so what is sensitive in it cannot be told."
+NO_JSON = "It is not JSON, so its sensitive values cannot be found."
 
 
 def redact(message: StoredMessage, registry: Registry | None = None) -> RedactedMessage:
@@ -280,7 +280,7 @@ def redact_list(
         for row in manager.filter(pk__in=unread).only(*columns):
             found[row.pk] = redact(row)
     gone = (pk for pk in unread if pk not in found)
-    found.update(dict.fromkeys(gone, _unseen("It is gone.")))
+    found.update(dict.fromkeys(gone, _unseen("It no longer exists.")))
     return found
 
 

@@ -192,9 +192,9 @@ def plan_of(
     if payload is TAKES_PAYLOAD and not parameters and _hides_its_signature(function):
         problem = Problem(
             Rule.HIDDEN_HANDLER,
-            f"{where} takes *args, which says nothing of what it is called with: it "
-            f"seems to be a wrapper.",
-            "Have the decorator that made it use functools.wraps, or decorate the "
+            f"{where} takes *args, so its parameters are unknown: it seems to be a "
+            "wrapper.",
+            "Use functools.wraps in the decorator that made it, or decorate the "
             "handler first.",
             function,
         )
@@ -204,8 +204,8 @@ def plan_of(
             problem = Problem(
                 Rule.UNREADABLE_SIGNATURE,
                 f"The parameter {parameter.name!r} of {where} is annotated with "
-                f"{parameter.annotation!r}, which is an object and no type.",
-                "Annotate it with a class, or with what typing offers.",
+                f"{parameter.annotation!r}, which is an object, not a type.",
+                "Annotate it with a class or a type from typing.",
                 function,
             )
             return ArgumentPlan(problems=(problem,))
@@ -351,8 +351,8 @@ class _Planner:
                     getattr(reason, "rule", Rule.UNFILLABLE_PARAMETER),
                     f"Nothing can fill the parameter {parameter.name!r} of "
                     f"{self.where}: {str(reason).rstrip('.')}.",
-                    "Annotate it as the table of parameters says, "
-                    "or give it a default.",
+                    "Annotate it as described in the reference of parameters, or "
+                    "give it a default.",
                     self.function,
                 )
             )
@@ -369,7 +369,7 @@ class _Planner:
         marks = list(filter(_is_mark, marks_of(annotation)))
         if any(mark != marks[0] for mark in marks):
             named = " and ".join(map(_shown, marks))
-            msg = f"each of {named} would fill it; leave one"
+            msg = f"each of {named} would fill it; keep one"
             raise Unfillable(msg)
         for mark in marks:
             if isinstance(mark, Header):
@@ -399,9 +399,9 @@ class _Planner:
         bare = bare_type(annotation)
         if self._is_message(bare):
             msg = (
-                f"another parameter is given the message already, and "
-                f"{name_of_type(bare)} is what that takes, not a service to be built; "
-                f"keep one of the two, or say with Depends(...) what this one gets"
+                "another parameter already receives the message as "
+                f"{name_of_type(bare)}, which is not a service to build; keep one of "
+                "the two, or use Depends(...) for this one"
             )
             raise Unfillable(msg)
         if _may_be_a_service(bare):
@@ -409,9 +409,7 @@ class _Planner:
         if annotation is EMPTY:
             reason = "it has no annotation"
         elif hasattr(bare, "_meta"):
-            reason = (
-                f"{name_of_type(bare)} is a model, whose objects are read, not built"
-            )
+            reason = f"{name_of_type(bare)} is a model: its objects are read, not built"
         else:
             reason = f"{name_of_type(bare)} is neither a mark nor a class to build"
         raise Unfillable(reason)
@@ -442,9 +440,9 @@ class _Planner:
             if fallback is not EMPTY:
                 return fallback
             msg = (
-                f"{where} requires the header {name!r}, which its message does "
-                f"not have. Give it with headers={{{name!r}: ...}}, or give the "
-                f"parameter {parameter.name!r} a default."
+                f"{where} requires the header {name!r}, but the message does not have "
+                f"it. Give it with headers={{{name!r}: ...}}, or give the parameter "
+                f"{parameter.name!r} a default."
             )
             raise MissingHeader(msg)
 
@@ -459,17 +457,17 @@ class _Planner:
     def _refuse_once(self, annotation: Any) -> None:
         if self.once:
             msg = (
-                f"{name_of_type(annotation)} is of one message, and a service is "
-                f"built once for all"
+                f"{name_of_type(annotation)} belongs to one message, but a service is "
+                "built once for all messages"
             )
             raise Unfillable(msg)
 
     def _dependency(self, factory: Any) -> Resolver:
         if not callable(factory):
-            msg = f"Depends({factory!r}) is given no callable"
+            msg = f"Depends({factory!r}) needs a callable"
             raise Unfillable(msg)
         if inspect.isasyncgenfunction(factory):
-            msg = f"{place_of(factory)} is an async generator; make it a plain one"
+            msg = f"{place_of(factory)} is an async generator; make it synchronous"
             raise Unfillable(msg)
         if inspect.isgeneratorfunction(factory):
             self._refuse_once(factory)
@@ -482,13 +480,13 @@ class _Planner:
 
     def _service(self, cls: Any) -> Resolver:
         if not isinstance(cls, type):
-            msg = f"{name_of_type(cls)} is no class"
+            msg = f"{name_of_type(cls)} is not a class"
             raise Unfillable(msg)
         made = conf.implementation_of(cls)
         if made is not cls and conf.implementation_of(made) is not made:
             msg = (
                 f"SERVICES gives {name_of_type(made)} for {name_of_type(cls)}, and "
-                f"another class for that"
+                f"another class for {name_of_type(made)}"
             )
             raise Unfillable(msg)
         if conf.resolve("SERVICE_RESOLVER") is not None:
@@ -496,8 +494,8 @@ class _Planner:
         elif not self.services.overrides.keys() & {cls, made}:
             if is_protocol(made) or inspect.isabstract(made):
                 msg = (
-                    f"{made.__qualname__} is abstract, SERVICES names no class for it, "
-                    f"and there is no SERVICE_RESOLVER"
+                    f"{made.__qualname__} is abstract, SERVICES names no class for "
+                    "it, and SERVICE_RESOLVER is not set"
                 )
                 raise Unfillable(msg)
             self.problems.extend(self.services.plan_of_init(made, self.names).problems)
@@ -512,8 +510,8 @@ class _Planner:
         what = _value_or_foreign(cls)
         if what is not None:
             msg = (
-                f"{cls.__qualname__} is {what}. If it is to be built without "
-                f"arguments, write Annotated[{cls.__name__}, Service()]"
+                f"{cls.__qualname__} is {what}. To have it built without arguments, "
+                f"write Annotated[{cls.__name__}, Service()]"
             )
             raise Unfillable(msg)
         known = len(self.problems)
@@ -528,11 +526,11 @@ class _Planner:
             return
         del self.problems[-len(inner) :]
         reason = str(inner[0].message).rstrip(".")
-        taker = "" if self.taker is None else f": the payload is {self.taker!r} already"
+        taker = "" if self.taker is None else f": the payload is already {self.taker!r}"
         msg = (
-            f"{cls.__qualname__} is not taken for a message here{taker}. It is no "
-            f"service either ({reason}). A handler takes one message; @service says "
-            f"that a class is a service"
+            f"{cls.__qualname__} is not taken as a message here{taker}. It is not a "
+            f"service either ({reason}). A handler takes one message; @service marks "
+            "a class as a service"
         )
         raise Unfillable(msg)
 
@@ -565,7 +563,7 @@ def _may_be_a_service(annotation: Any) -> bool:
 def _value_or_foreign(cls: type) -> str | None:
     """Return why nobody means a service by a class, None where one may."""
     if message_name_of(cls) is not None:
-        return "a message, and a handler takes one"
+        return "a message, and a handler takes only one"
     if issubclass(cls, BaseException):
         return "an exception, not a service"
     if is_value_type(cls) or hasattr(cls, "_fields"):

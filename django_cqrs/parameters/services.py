@@ -180,7 +180,7 @@ class Services:
                 return self._instances[cls]
             if cls in self._building:
                 circle = " -> ".join(c.__qualname__ for c in [*self._building, cls])
-                msg = f"These services need each other and cannot be built: {circle}."
+                msg = f"Circular dependency between services: {circle}."
                 raise ParameterError(msg)
             self._building.append(cls)
             try:
@@ -219,9 +219,8 @@ class Services:
 def _circle(*needs: Any) -> Problem:
     return Problem(
         Rule.UNFILLABLE_PARAMETER,
-        f"These need each other, so none can be made first: "
-        f"{' -> '.join(place_of(each) for each in needs)}.",
-        "Have one of them get the other when it is called, not when it is made.",
+        f"Circular dependency: {' -> '.join(place_of(each) for each in needs)}.",
+        "Let one of them get the other when it is called, not when it is made.",
         needs[0],
     )
 

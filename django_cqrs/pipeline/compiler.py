@@ -461,9 +461,9 @@ def _sent_once(
 
 def _unremembered(endpoint: Endpoint) -> str:
     return (
-        f"{endpoint.place} has atomic=False, and the bus has idempotency_key=: the key "
-        f"would be remembered although the handler had failed. Send to it through "
-        f"another bus, or take atomic=False away."
+        f"{endpoint.place} has atomic=False, and the bus has idempotency_key=: a "
+        "failed command would still be recorded as handled. Send to it through "
+        "another bus, or remove atomic=False."
     )
 
 

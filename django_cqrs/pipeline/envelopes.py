@@ -119,7 +119,7 @@ def encode_headers(headers: Mapping[str, HeaderValue]) -> bytes:
     try:
         return json.dumps(to_jsonable(headers), allow_nan=False).encode()
     except ValueError as error:
-        msg = f"A header has no JSON form, which a channel needs. {error}"
+        msg = f"A header has no JSON form, but a channel needs one. {error}"
         raise InvalidHeader(msg) from error
 
 
@@ -139,7 +139,7 @@ def decode_headers(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         headers = None
     if not isinstance(headers, dict):
-        fault = FieldError("", "what is stored is no JSON object", "headers")
+        fault = FieldError("", "the stored value is not a JSON object", "headers")
         error = MessageConversionError("a dict", [fault])
         error.what = "headers"
         raise error

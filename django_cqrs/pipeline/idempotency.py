@@ -90,7 +90,7 @@ class BusKey:
         """
         faults = list(faults_of(self.source, ()))
         if self.source == Header("message_id"):
-            faults.append("Each message that is sent has another one.")
+            faults.append("Each message that is sent has a different one.")
         if faults:
             msg = f"CommandBus(idempotency_key={self.source!r}): {' '.join(faults)}"
             raise InvalidOption(msg)
@@ -215,7 +215,7 @@ def _owners(endpoint: Endpoint, space: str = "") -> tuple[str, tuple[str, ...]]:
 def log_duplicate(message: Message, endpoint: Endpoint) -> None:
     """Say that a message is not handled."""
     logger.info(
-        "A message for %s is a duplicate and was not handled",
+        "Message for %s is a duplicate and was not handled",
         endpoint.name,
         extra={
             "cqrs_message_id": str(message.message_id),
@@ -247,9 +247,9 @@ class Answer:
             text = self._type.to_json(result)
         except MessageConversionError as error:
             msg = (
-                f"{self._place} returned what cannot be kept for duplicates of the "
-                f"message: {error} Annotate what it returns with a type that JSON can "
-                f"be made into, or return None."
+                f"{self._place} returned a value that cannot be stored for duplicates "
+                f"of the message: {error} Annotate its return with a type that can be "
+                "created from JSON, or return None."
             )
             raise UnexpectedResult(msg) from error
         unset = self._type.unset_in(result)
@@ -351,7 +351,9 @@ class Outputs:
             envelope = dataclasses.replace(output.envelope, sequence=next_sequence())
             delivery = Delivery(envelope, partial(self._deliver, using=output.using))
             send(scope, connections[output.using], channels[output.channel], delivery)
-        logger.info("%d messages of the first of its key are sent again", len(outputs))
+        logger.info(
+            "%d messages of the first command with its key are sent again", len(outputs)
+        )
 
     def _is_wanted(self, message: Message) -> bool:
         return self._header is None or bool(message._user.get(self._header))

@@ -89,17 +89,19 @@ class Interceptor:
                 return _broken(
                     self.function,
                     f"cannot stand at {place}: its parameter {name!r} takes the "
-                    f"marker {name_of_type(wanted.marker)}, which is not there",
-                    "Aim it with pointcut.marked(), or allow None.",
+                    f"marker {name_of_type(wanted.marker)}, which the endpoint does "
+                    "not have",
+                    "Narrow its pointcut with pointcut.marked(), or allow None.",
                 )
         payload, cls = self.plan.payload, point.payload_type
         if payload is not None and cls is not None and not _may_take(payload, cls):
             return _broken(
                 self.function,
                 f"cannot stand at {place}: it takes "
-                f"{name_of_type(bare_type(payload.annotation))}, and the message "
+                f"{name_of_type(bare_type(payload.annotation))}, but the message "
                 f"there is {name_of_type(cls)}",
-                "Aim it with pointcut.message(), or have it take object.",
+                "Narrow its pointcut with pointcut.message(), or annotate its "
+                "payload with object.",
             )
         return None
 
@@ -164,13 +166,13 @@ def _interceptor(
 
 def _fault(function: Any, when: When, *, takes_proceed: bool) -> str | None:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        return "it is a generator, so calling it runs nothing of it"
+        return "it is a generator, so calling it would not execute its body"
     if when is not When.AROUND:
         return f"a Proceed is for @around, and it is @{when}" if takes_proceed else None
     if inspect.iscoroutinefunction(function):
-        return "it is async, and what it goes round is not"
+        return "it is async, but it wraps a synchronous handler"
     if not takes_proceed:
-        return "it has no parameter annotated with Proceed, so it cannot go on"
+        return "it has no parameter annotated with Proceed, so it cannot proceed"
     return None
 
 
@@ -328,7 +330,7 @@ def _replaced(
     try:
         payload = wanted.from_python(replaced.payload)
     except MessageConversionError as error:
-        error.add_note(f"The payload is what {interceptor.name} returned.")
+        error.add_note(f"The payload was returned by {interceptor.name}.")
         raise
     return (
         replaced if payload is replaced.payload else replaced.replace(payload=payload)
@@ -342,7 +344,7 @@ def _stopped(interceptor: Interceptor, point: JoinPoint) -> None:
     if cls is not None and promised not in (Any, None, type(None)):
         msg = (
             f"{interceptor.name} stopped {name_of_type(cls)}, whose sender was "
-            f"promised a result. Raise an exception there, or promise none: "
-            f"Command[None]."
+            "promised a result. Raise an exception there, or promise no result: "
+            "Command[None]."
         )
         raise MessageStopped(msg)

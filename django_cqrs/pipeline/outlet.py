@@ -194,7 +194,7 @@ class Outlet:
         if available_at and expires_at and expires_at <= available_at:
             msg = (
                 f"A message for {self.endpoint.name} would expire before it is due: "
-                f"delay={delay!r}, expires={expires!r}, both from the sending on."
+                f"delay={delay!r}, expires={expires!r}, both counted from the sending."
             )
             raise InvalidOption(msg)
         name, version, text = encode(self.endpoint, self._types, message._payload)
@@ -238,7 +238,7 @@ def _after(now: datetime, span: Seconds, name: str) -> datetime:
     try:
         return now + as_timedelta(span, name)
     except OverflowError:
-        msg = f"{name}={span!r} ends after the last date there is."
+        msg = f"{name}={span!r} ends after the last date that can be represented."
         raise InvalidOption(msg) from None
 
 

@@ -189,9 +189,9 @@ _IN_ERROR = 3  # TransactionStatus.INERROR in psycopg and in psycopg2
 
 def _broken_before(name: str, connection: BaseDatabaseWrapper) -> BrokenTransaction:
     error = BrokenTransaction(
-        f"{name} was not called: the transaction open on {connection.alias!r} can only "
-        f"be rolled back, since an earlier database error in it was caught without a "
-        f"savepoint. Wrap what may fail in transaction.atomic()."
+        f"{name} was not called: the transaction open on {connection.alias!r} can "
+        "only be rolled back, since an earlier database error in it was caught "
+        "without a savepoint. Wrap the code that may fail in transaction.atomic()."
     )
     error.__cause__ = getattr(connection, "rollback_exc", None)
     return error
@@ -200,9 +200,10 @@ def _broken_before(name: str, connection: BaseDatabaseWrapper) -> BrokenTransact
 def _broken_inside(name: str, connection: BaseDatabaseWrapper) -> BrokenTransaction:
     error = BrokenTransaction(
         f"{name} returned, but its transaction on {connection.alias!r} can only be "
-        f"rolled back, so nothing of it was saved: a database error in it was caught "
-        f"without a savepoint, or set_rollback(True) was called. Wrap what may fail in "
-        f"transaction.atomic(); to give up on purpose, raise an exception."
+        "rolled back, so nothing was saved: a database error in it was caught "
+        "without a savepoint, or set_rollback(True) was called. Wrap the code that "
+        "may fail in transaction.atomic(); to roll back on purpose, raise an "
+        "exception."
     )
     error.__cause__ = getattr(connection, "rollback_exc", None)
     return error
@@ -225,7 +226,7 @@ def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
                     raise
                 message._payload = _copied(sent)  # what was sent, for each attempt
                 logger.warning(
-                    "%s failed with %s and is tried again (%d of %d)",
+                    "%s failed with %s and is retried (%d of %d)",
                     name_run(message, name),
                     type(error).__name__,
                     retries + 1,
@@ -275,7 +276,7 @@ def _is_fixed(value: object) -> bool:
 
 
 def is_inside_transaction(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether somebody's transaction is open; a test case's own does not count."""
+    """Return whether a transaction is open; a test case's own does not count."""
     blocks = getattr(connection, "atomic_blocks", ())
     return any(not getattr(block, "_from_testcase", False) for block in blocks)
 

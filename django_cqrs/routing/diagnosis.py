@@ -40,7 +40,7 @@ class Unroutable:
     problem: Problem
 
     def wants(self, kind: Kind, cls: type, key: str | None) -> bool:
-        """Return whether it speaks of a message class, or of a key where one is given."""
+        """Return whether it speaks of a message class, or of a key if one is given."""
         if self.declaration.kind is not kind:
             return False
         own = self.declaration.key
@@ -115,7 +115,7 @@ class RouteDiagnosis(RouteIndex):
                 problem = Problem(
                     Rule.DUPLICATE_NAME,
                     f"Two handlers have the endpoint name {name!r}: {places}.",
-                    "Give one of them another with name=.",
+                    "Give one of them another name with name=.",
                     holders[-1].function,
                 )
                 for holder in holders:
@@ -243,7 +243,7 @@ class RouteDiagnosis(RouteIndex):
                 if any(name_of_type(each) == key for each in self._by_class[other]):
                     return (
                         f"{text} {key} is the name of a class, not a routing key: an "
-                        f"object of it leads to its handler by itself. Send one with "
+                        "instance finds its handler without a key. Send one with "
                         f"{BUS_METHODS[other]}({key}(...)), without route=."
                     )
         keys = [
@@ -254,21 +254,22 @@ class RouteDiagnosis(RouteIndex):
         ]
         if keys:
             hint = " or ".join(f"route={each!r}" for each in keys)
-            return f"{text} Its handler is reached by key only: give {hint}."
+            return f"{text} Its handler is reached only by key: give {hint}."
         for problem in (*self._strays, *self.late_problems):
             for declaration in declarations_of(problem.obj):
                 lost = Unroutable(problem.obj, declaration, problem)
                 if lost.wants(kind, cls or object, None if cls else key):
                     return f"{text} {problem}"
         if cls is not None and cls.__module__ == "builtins":
-            return f"{text} Say with route= which handler it is for."
+            return f"{text} Name its handler with route=."
         near = self._near(kind, cls, key)
         if near:
             return f"{text} Did you mean {near}?"
         if not apps.is_installed("django_cqrs"):
             return f"{text} 'django_cqrs' is not in INSTALLED_APPS."
         return (
-            f"{text} Is it decorated, and in the handlers module of an installed app?"
+            f"{text} Check that it is decorated and in the handlers module of an "
+            "installed app."
         )
 
     def _near(self, kind: Kind, cls: type | None, key: str) -> str:
@@ -307,11 +308,13 @@ def duplicate_handlers(
     """Return that a command or a query has more than one handler."""
     endpoints = list(endpoints)
     places = " and ".join(location_of(endpoint) for endpoint in endpoints)
-    hint = f"Keep one: a {kind} has exactly one handler, an event any number."
+    hint = (
+        f"Keep one: a {kind} has exactly one handler; only an event may have several."
+    )
     if len({endpoint.source for endpoint in endpoints}) < len(endpoints):
         hint += (
-            " A class has the handlers of its bases: mark one of these classes alone, "
-            "or write the method again, undecorated, in the others."
+            " A class inherits the handlers of its bases: mark only one of these "
+            "classes, or override the method without a decorator in the others."
         )
     return Problem(
         Rule.DUPLICATE_HANDLER,
@@ -332,8 +335,8 @@ def too_many_actions(kind: Kind, route: Any, rivals: list[Endpoint]) -> Problem:
         Rule.CROWDED_FACTORY,
         f"{wanted} leads to more than one factory and one action of "
         f"{name_of_type(rivals[0].owner)}: {places}.",
-        f"Keep one of each: the factory runs where the object of the {kind} is not "
-        f"there, the action where it is.",
+        f"Keep one of each: the factory runs if the object of the {kind} does not "
+        "exist, the action if it does.",
         rivals[-1].function,
     )
 

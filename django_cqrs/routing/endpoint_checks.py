@@ -66,7 +66,7 @@ def with_sound_values(
             Problem(
                 Rule.BAD_POLICY,
                 f"{place_of(function)} has {field.name}={value!r}: it takes {wanted}.",
-                f"Give {wanted}, or take {field.name}= away.",
+                f"Give {wanted}, or remove {field.name}=.",
                 function,
             )
         )
@@ -125,15 +125,15 @@ def _places(endpoint: Endpoint) -> Iterator[Problem]:
         if any(may_stand.fits(role, is_waiting=True) for role in roles):
             yield Problem(
                 Rule.CHANNEL_POLICY,
-                f"{where} has {name}=, but is called at once.",
-                f"Give it a channel=, or take {name}= away.",
+                f"{where} has {name}=, but is called immediately.",
+                f"Give it a channel=, or remove {name}=.",
                 endpoint.function,
             )
         elif not (is_waiting and endpoint.kind is Kind.QUERY):
             yield Problem(
                 Rule.MISPLACED_POLICY,
                 f"{where} has {name}=, but {endpoint.role}.",
-                f"Take {name}= away.",
+                f"Remove {name}=.",
                 endpoint.function,
             )
 
@@ -147,8 +147,9 @@ def _channel(endpoint: Endpoint) -> Iterator[Problem]:
     if endpoint.kind is Kind.QUERY:
         yield Problem(
             Rule.CHANNELLED_QUERY,
-            f"{where} answers a query and has a channel: who asks would get no answer.",
-            "Take channel= away.",
+            f"{where} answers a query and has a channel, so the caller would get no "
+            "answer.",
+            "Remove channel=.",
             endpoint.function,
         )
         return
@@ -159,7 +160,7 @@ def _channel(endpoint: Endpoint) -> Iterator[Problem]:
             yield Problem(
                 Rule.UNKNOWN_CHANNEL,
                 f"{where} has channel={alias!r}. {error}",
-                "Name a channel that DJANGO_CQRS['CHANNELS'] describes.",
+                "Name a channel in DJANGO_CQRS['CHANNELS'].",
                 endpoint.function,
             )
         return
@@ -189,7 +190,7 @@ def _channel(endpoint: Endpoint) -> Iterator[Problem]:
             Rule.CHANNEL_POLICY,
             f"{where} has delay={policies.delay!r} and expires={policies.expires!r}: "
             f"its messages expire before they are due.",
-            "Both count from the sending on: make expires= the longer one.",
+            "Both count from the sending: make expires= the longer one.",
             endpoint.function,
         )
 
@@ -205,7 +206,7 @@ def _option_faults(
         try:
             channel.check_option(name, value)
         except InvalidOption as error:
-            hint = f"Take {name}= away, or choose another channel."
+            hint = f"Remove {name}=, or choose another channel."
             if name in _SPANS and not _is_span(value):
                 hint = f"Give {name}= seconds, or a timedelta, of 0 or more."
             yield name, str(error), hint
@@ -213,8 +214,8 @@ def _option_faults(
         kind = type(channel).__name__
         yield (
             "retry",
-            f"The channel {channel.alias!r} ({kind}) never tries a message again.",
-            "Take retry= away, or choose another channel.",
+            f"The channel {channel.alias!r} ({kind}) never retries a message.",
+            "Remove retry=, or choose another channel.",
         )
 
 
@@ -235,7 +236,7 @@ def _object(endpoint: Endpoint) -> Iterator[Problem]:
         yield Problem(
             Rule.CONSTRUCTOR_HANDLER,
             f"{where} is decorated, but a constructor cannot be a handler.",
-            "Decorate a class-method that makes an object and returns it.",
+            "Decorate a class method that creates and returns an object.",
             endpoint.function,
         )
     if policies.on_missing not in (None, "raise", "ignore"):
@@ -256,8 +257,8 @@ def _keys(endpoint: Endpoint) -> Iterator[Problem]:
             yield Problem(
                 Rule.BROKEN_KEY,
                 f"{where} has {name}={source!r}. {fault}",
-                "Name an attribute that every message it takes has, or give a Header "
-                "or a callable that gets the message.",
+                "Name an attribute that every message it takes has, or give a "
+                "Header, or a callable that takes the message.",
                 endpoint.function,
             )
     if endpoint.own.idempotency_key is None:
@@ -267,9 +268,9 @@ def _keys(endpoint: Endpoint) -> Iterator[Problem]:
     if endpoint.policies.atomic is False:
         yield Problem(
             Rule.UNREMEMBERED_KEY,
-            f"{where} has idempotency_key= and atomic=False: its key would be "
-            f"remembered although the handler had failed.",
-            "Take one of the two away.",
+            f"{where} has idempotency_key= and atomic=False: a failed command would "
+            "still be recorded as handled.",
+            "Remove one of the two.",
             endpoint.function,
         )
 
@@ -300,7 +301,7 @@ def _result(endpoint: Endpoint) -> Iterator[Problem]:
                 Rule.RESULT_TYPE,
                 f"{promises} {verb if returns is endpoint.plan.returns else gives} "
                 f"{_said(returns)}.",
-                "Make the two agree.",
+                "Make both the same.",
                 endpoint.function,
             )
 

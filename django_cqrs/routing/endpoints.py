@@ -59,8 +59,8 @@ def endpoints_of(found: Found, services: Services) -> Iterator[Endpoint]:
         yield from _endpoints(found, None, target, None, services)
         return
     msg = (
-        f"{target!r} is not decorated: nothing says which messages it handles. "
-        f"Use @command_handler, @query_handler or @event_handler."
+        f"{target!r} is not decorated, so its messages are unknown. Use "
+        "@command_handler, @query_handler or @event_handler."
     )
     raise TypeError(msg)
 
@@ -147,7 +147,7 @@ def _only_policies(
                 Rule.SCATTERED_POLICIES,
                 f"Several of the decorators on {place_of(function)} give policies "
                 f"({words}).",
-                "They make one endpoint: put all of its policies on one of them.",
+                "They declare one endpoint: put all policies on one of them.",
                 function,
             )
         )
@@ -176,7 +176,10 @@ def _routing_classes(
             elif is_plain_class(member):
                 classes.append(member)
             else:
-                reason = f"{name_of_type(member)} is no class that an object can be of"
+                reason = (
+                    f"{name_of_type(member)} is not a class that can be matched with "
+                    "isinstance()"
+                )
     if reason is not None:
         problems.append(
             Problem(
@@ -198,9 +201,9 @@ def _refuse_generators(kind: Kind, function: Any, problems: list[Problem]) -> No
         problems.append(
             Problem(
                 Rule.GENERATOR_HANDLER,
-                f"{place_of(function)} is {'an async' if is_async else 'a'} generator, "
-                f"so calling it runs nothing of it.",
-                "Return a list, or take the yield away.",
+                f"{place_of(function)} is {'an async' if is_async else 'a'} "
+                "generator, so calling it would not execute its body.",
+                "Return a list, or remove the yield.",
                 function,
             )
         )
@@ -213,7 +216,7 @@ def _refuse_patterns(
         Problem(
             Rule.GLOB_KEY,
             f"{place_of(function)} takes a {kind} by the pattern {key!r}.",
-            "Only events have patterns: give the whole key.",
+            "Only events have patterns: give the full key.",
             function,
         )
         for key in keys

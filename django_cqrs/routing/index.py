@@ -152,9 +152,9 @@ def _unequal(name: str, one: Endpoint, other: Endpoint) -> Problem:
     return Problem(
         Rule.UNEQUAL_PAIR,
         f"{one.place} has {name}={getattr(one.own, name)!r} and {other.place} has "
-        f"{name}={getattr(other.own, name)!r}: they are the factory and the action for "
-        f"one message, and share their keywords.",
-        f"Give {name}= on one of them, or the same on both.",
+        f"{name}={getattr(other.own, name)!r}: they are the factory and the action "
+        "for one message, so their keywords must be equal.",
+        f"Give {name}= on only one of them, or the same value on both.",
         other.function,
     )
 

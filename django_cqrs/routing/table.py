@@ -53,8 +53,8 @@ class RouteTable(RouteDiagnosis):
         endpoint = self._by_name.get(name)
         if endpoint is None:
             msg = (
-                f"No handler has the endpoint name {name!r}. Where it was renamed, "
-                f"give the old name in aliases=[...] of its decorator."
+                f"No handler has the endpoint name {name!r}. If it was renamed, give "
+                "the old name in aliases=[...] of its decorator."
             )
             raise UnknownEndpoint(msg)
         return self.ensure_sound(endpoint)

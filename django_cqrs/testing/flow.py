@@ -157,6 +157,6 @@ class Flow:
 
 def _waiting(channel: Any) -> Waiting:
     if not hasattr(channel, "run"):
-        msg = f"{channel} keeps no messages that a test could run."
+        msg = f"{channel} does not keep messages, so a test cannot run them."
         raise TypeError(msg)
     return channel  # type: ignore[no-any-return]

@@ -62,7 +62,7 @@ class _MessageView(View):
         super().__init__(**initkwargs)
         if (self.route is None) == (self.message is None):
             name = type(self).__name__
-            msg = f"{name}.as_view() takes one of route= and message=."
+            msg = f"{name}.as_view() takes either route= or message=."
             raise TypeError(msg)
 
     @classmethod
@@ -88,10 +88,10 @@ class _MessageView(View):
         return Problem(
             Rule.INCONVERTIBLE_VIEW,
             f"{type(self).__name__} with {given} takes "
-            f"{name_of_type(wanted.type.annotation)}, which no request can be made "
-            f"into: {fault}.",
-            "Make every field of the class something that JSON can say, or write a "
-            "@converter. What an annotation names is imported at the top of the "
+            f"{name_of_type(wanted.type.annotation)}, which cannot be created from a "
+            f"request: {fault}.",
+            "Give every field of the class a type that JSON can represent, or write "
+            "a @converter. Import the names used in annotations at the top of the "
             "module.",
             self.message or type(self),
         )

@@ -172,7 +172,7 @@ def _with_given(
         places += [(place, value) for place in dict.fromkeys(own_places)]
     if twice:
         assert wanted.type is not None  # noqa: S101 - it has fields
-        fault = "it is in the path of the URL, and cannot be given here as well"
+        fault = "it is in the path of the URL and cannot also be given here"
         errors = [FieldError(name, fault, "in_path") for name in sorted(twice)]
         raise MessageConversionError(name_of_type(wanted.type.annotation), errors)
     whole = dict(own)

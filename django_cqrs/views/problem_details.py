@@ -42,22 +42,22 @@ def problem_of(error: Exception) -> dict[str, Any] | None:
 
     """
     if isinstance(error, NoHandlerFound) and error.at_entrance:
-        logger.warning("404 is answered: %s", error)
+        logger.warning("Answered 404: %s", error)
         return problem(404, "Nothing here handles this message.")
     of_object = _status_of_object(error)
     if of_object is not None:
         status, detail = of_object
-        logger.warning("%d is answered: %s", status, type(error).__name__)
+        logger.warning("Answered %d: %s", status, type(error).__name__)
         return problem(status, detail)
     if isinstance(error, MissingHeader):
-        logger.warning("400 is answered: %s", error)
-        return problem(400, "The message lacks a header that it needs.")
+        logger.warning("Answered 400: %s", error)
+        return problem(400, "A required header is missing.")
     if isinstance(error, MessageConversionError) and _is_of_request(error):
         errors = [
             {"path": each.path, "detail": each.message, "code": each.code}
             for each in error.errors
         ]
-        return problem(400, "What was sent is not valid; see errors.", errors=errors)
+        return problem(400, "The request is not valid; see errors.", errors=errors)
     return None
 
 
@@ -73,14 +73,14 @@ def _status_of_object(error: Exception) -> tuple[int, str] | None:
     if not isinstance(error, OF_OBJECTS) or not error.at_entrance:
         return None
     if isinstance(error, ConcurrencyError):
-        return 409, "The object has been changed meanwhile. Load it again."
+        return 409, "The object was changed in the meantime. Load it again."
     if isinstance(error, AggregateAlreadyExists):
-        return 409, "There is an object with this identifier already."
+        return 409, "An object with this identifier already exists."
     if isinstance(error, InvalidIdentifier):
         return 400, "The identifier is not valid."
     if not error.is_named:
-        return 400, "The message does not say which object it is for."
-    return 404, "There is no object with this identifier."
+        return 400, "The message does not identify its object."
+    return 404, "No object with this identifier exists."
 
 
 def _is_of_request(error: MessageConversionError) -> bool:

@@ -1237,8 +1237,8 @@ async def test_a_synchronous_call_in_an_event_loop_raises(bus, method, warm):
         getattr(getattr(registry, bus), method)(Write())
 
     assert str(caught.value) == (
-        f"{bus}.{method}() was called where an event loop is running, and would "
-        f"block it. Use `await {bus}.a{method}()`."
+        f"{bus}.{method}() was called in a running event loop and would block it. Use "
+        f"`await {bus}.a{method}()`."
     )
     assert isinstance(caught.value, SynchronousOnlyOperation)
     assert called == []

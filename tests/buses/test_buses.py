@@ -389,17 +389,17 @@ def test_the_async_twin_retries_as_well():
         (
             {"retries": -1},
             ValueError,
-            "InstantRetry takes how many retries there may be, not -1.",
+            "InstantRetry takes the number of retries, not -1.",
         ),
         (
             {"retries": 1.5},
             ValueError,
-            "InstantRetry takes how many retries there may be, not 1.5.",
+            "InstantRetry takes the number of retries, not 1.5.",
         ),
         (
             {"retries": True},
             ValueError,
-            "InstantRetry takes how many retries there may be, not True.",
+            "InstantRetry takes the number of retries, not True.",
         ),
         (
             {"on": "deadlocks"},

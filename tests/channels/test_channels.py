@@ -580,14 +580,14 @@ class Loose:
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (Loose(number="five"), "number: it would not come back from JSON as it is"),
-        (Loose(number=math.nan), "number: it would not come back from JSON as it is"),
-        (Loose(number=math.inf), "number: it would not come back from JSON as it is"),
+        (Loose(number="five"), "number: it would not come back from JSON unchanged"),
+        (Loose(number=math.nan), "number: it would not come back from JSON unchanged"),
+        (Loose(number=math.inf), "number: it would not come back from JSON unchanged"),
         (
             Loose(lines=(Line(UUID(int=1)), GiftLine(UUID(int=1), wish="blue"))),
-            "lines.1: it would not come back from JSON as it is",
+            "lines.1: it would not come back from JSON unchanged",
         ),
-        (Loose(extra=UUID(int=1)), "extra: it would not come back from JSON as it is"),
+        (Loose(extra=UUID(int=1)), "extra: it would not come back from JSON unchanged"),
         (Loose(extra=object()), "extra: it cannot be written as JSON"),
     ],
     ids=["wrong type", "nan", "inf", "nested subclass", "untyped", "no JSON"],
@@ -653,8 +653,8 @@ def test_a_class_that_has_no_name_raises_at_the_send(act, registry):
         act(lambda: registry.event_bus.publish(Nameless("x")))
 
     assert str(refused.value) == (
-        "tests.channels.test_channels.Nameless has no name on the wire: it belongs to no "
-        'installed app. Name it with @message("app.name").'
+        "tests.channels.test_channels.Nameless has no name on the wire: it does not "
+        'belong to an installed app. Name it with @message("app.name").'
     )
     assert waiting() == []
     assert texts() == []
@@ -917,8 +917,8 @@ async def test_delivering_in_a_running_loop_is_refused(registry):
         registry.deliver(envelope)
 
     assert str(refused.value) == (
-        "deliver() was called where an event loop is running, and would block it. "
-        "Use `await sync_to_async(deliver)(envelope)`."
+        "deliver() was called in a running event loop and would block it. Use `await "
+        "sync_to_async(deliver)(envelope)`."
     )
 
 
@@ -1143,8 +1143,8 @@ def test_on_commit_a_failure_is_logged_and_the_later_ones_run(act, write, seen, 
     [record] = caplog.records
     assert (record.name, record.levelname) == ("django_cqrs.channels", "ERROR")
     assert record.getMessage() == (
-        f"Message {record.cqrs_message_id} for write_on_commit is lost: its handler "
-        f"failed after the commit"
+        f"Message {record.cqrs_message_id} for write_on_commit was lost: its handler "
+        "failed after the commit"
     )
     assert record.exc_info[0] is Refused
     assert UUID(record.cqrs_message_id)

@@ -90,8 +90,8 @@ def test_asking_a_query_handler_with_a_channel_raises_its_check():
         registry_of(count).query_bus.ask(route="count")
 
     assert str(refused.value).endswith(
-        "count answers a query and has a channel: who asks would get no answer. "
-        "Take channel= away. (django_cqrs.E017)"
+        "count answers a query and has a channel, so the caller would get no answer. "
+        "Remove channel=. (django_cqrs.E017)"
     )
 
 
@@ -501,8 +501,8 @@ def test_an_expired_message_is_dropped_and_logged(registry, seen, clock, caplog)
     [record] = caplog.records
     assert record.name == "django_cqrs.channels"
     assert record.getMessage() == (
-        f"Message {dropped.message_id} for write is dropped: it expired at "
-        f"2026-07-01 12:01:00+00:00"
+        f"Message {dropped.message_id} for write was dropped: it expired at "
+        "2026-07-01 12:01:00+00:00"
     )
     assert record.cqrs_message_id == str(dropped.message_id)
     assert record.cqrs_correlation_id == str(dropped.correlation_id)
@@ -533,7 +533,7 @@ def test_a_message_that_would_expire_before_it_is_due_is_refused(registry):
 
     assert str(refused.value) == (
         "A message for write would expire before it is due: delay=60, "
-        "expires=datetime.timedelta(seconds=60), both from the sending on."
+        "expires=datetime.timedelta(seconds=60), both counted from the sending."
     )
     assert waiting() == []
 
@@ -593,17 +593,23 @@ BAD_OPTIONS = [
         {"expires": timedelta(seconds=-1)},
         "expires=datetime.timedelta(days=-1, seconds=86399) is negative.",
     ),
-    ({"delay": math.nan}, "delay=nan is no number of seconds."),
-    ({"expires": math.inf}, "expires=inf is no number of seconds."),
+    ({"delay": math.nan}, "delay=nan is not a valid number of seconds."),
+    ({"expires": math.inf}, "expires=inf is not a valid number of seconds."),
     ({"delay": True}, "delay= takes seconds or a timedelta, not True."),
     ({"delay": "5"}, "delay= takes seconds or a timedelta, not '5'."),
-    ({"expires": 10**12}, "expires=1000000000000 ends after the last date there is."),
-    ({"delay": 10**12}, "delay=1000000000000 ends after the last date there is."),
+    (
+        {"expires": 10**12},
+        "expires=1000000000000 ends after the last date that can be represented.",
+    ),
+    (
+        {"delay": 10**12},
+        "delay=1000000000000 ends after the last date that can be represented.",
+    ),
     (
         {"delay": timedelta.max},
-        f"delay={timedelta.max!r} ends after the last date there is.",
+        f"delay={timedelta.max!r} ends after the last date that can be represented.",
     ),
-    ({"delay": 10**30}, f"delay={10**30} is no number of seconds."),
+    ({"delay": 10**30}, f"delay={10**30} is not a valid number of seconds."),
     ({"priority": 1.5}, "priority= takes a whole number, not 1.5."),
     ({"priority": True}, "priority= takes a whole number, not True."),
     ({"priority": "high"}, "priority= takes a whole number, not 'high'."),
@@ -637,8 +643,8 @@ def test_options_for_a_synchronous_handler_raise(registry):
     with pytest.raises(InvalidOption) as refused:
         registry.event_bus.publish(Placed(), delay=5)
     assert str(refused.value) == (
-        "delay= cannot be given to at_once, which is called at once: only a message "
-        "that waits in a channel can be delayed, expire, or be preferred."
+        "delay= cannot be given to at_once, which is called immediately: only a "
+        "message that is sent to a channel can have a delay, an expiry or a priority."
     )
     with pytest.raises(
         InvalidOption, match=r"^delay= and expires= and priority= cannot"
@@ -656,7 +662,7 @@ def test_options_that_a_channel_does_not_know_raise(registry, seen, name):
         registry.command_bus.dispatch(Write(), route="write.commit", **{name: 1})
 
     assert str(refused.value) == (
-        f"The channel 'commit' (OnCommitChannel) knows no {name}=."
+        f"Channel 'commit' (OnCommitChannel) does not support {name}=."
     )
     assert seen == []
 
@@ -697,7 +703,7 @@ def test_a_stored_message_whose_endpoint_is_gone(registry):
         registry.deliver(envelope)
 
     assert str(refused.value) == (
-        "No handler has the endpoint name 'tests.gone'. Where it was renamed, give the "
+        "No handler has the endpoint name 'tests.gone'. If it was renamed, give the "
         "old name in aliases=[...] of its decorator."
     )
     assert isinstance(refused.value, LookupError)
@@ -792,7 +798,7 @@ def test_broken_header_bytes_raise_the_same_error(registry, seen, headers):
         registry.deliver(envelope)
 
     assert str(refused.value) == (
-        "Cannot convert the headers to a dict: what is stored is no JSON object."
+        "Cannot convert the headers to a dict: the stored value is not a JSON object."
     )
     assert seen == []
 

@@ -58,10 +58,10 @@ def registry(seen):
         (
             CHANNELS,
             "male",
-            "There is no channel 'male' in DJANGO_CQRS['CHANNELS']. Did you mean 'mail'?",
+            "Channel 'male' is not in DJANGO_CQRS['CHANNELS']. Did you mean 'mail'?",
         ),
-        ({}, "default", "There is no channel 'default' in DJANGO_CQRS['CHANNELS']."),
-        (None, "default", "There is no channel 'default' in DJANGO_CQRS['CHANNELS']."),
+        ({}, "default", "Channel 'default' is not in DJANGO_CQRS['CHANNELS']."),
+        (None, "default", "Channel 'default' is not in DJANGO_CQRS['CHANNELS']."),
         (
             {"a": {"BACKEND": "tests.nowhere.Channel"}},
             "a",
@@ -81,12 +81,18 @@ def registry(seen):
         (
             {"a": {"BACKEND": "tests.channels.support.Write"}},
             "a",
-            "The channel 'a' has a BACKEND, tests.channels.support.Write, that is no Channel.",
+            (
+                "The channel 'a' has the BACKEND tests.channels.support.Write, which is "
+                "not a Channel."
+            ),
         ),
         (
             {"a": {"BACKEND": "tests.channels.support.fail"}},
             "a",
-            "The channel 'a' has a BACKEND, tests.channels.support.fail, that is no Channel.",
+            (
+                "The channel 'a' has the BACKEND tests.channels.support.fail, which is "
+                "not a Channel."
+            ),
         ),
         (
             {"a": {**IN_MEMORY, "OPTIONS": {"QUEUE": "a", "SIZE": 5}}},
@@ -96,15 +102,15 @@ def registry(seen):
         (
             {"a": {"BACKEND": "tests.channels.test_channels_settings.UnmadeChannel"}},
             "a",
-            "The channel 'a' cannot be made: No queue is named.",
+            "Channel 'a' cannot be created: No queue is named.",
         ),
         *(
             (
                 {"a": config},
                 "a",
                 (
-                    "The channel 'a' must be a dictionary of BACKEND, the path of a "
-                    "class, and perhaps OPTIONS, a dictionary."
+                    "The channel 'a' must be a dictionary with BACKEND (the path of "
+                    "a class) and, optionally, OPTIONS (a dictionary)."
                 ),
             )
             for config in (
@@ -140,8 +146,8 @@ def test_a_channel_that_cannot_be_made(settings, configured, alias, reason):
     with pytest.raises(InvalidHandler) as broken:
         registry.command_bus.dispatch(route="background")
     assert str(broken.value).endswith(
-        f"background has channel={alias!r}. {reason} Name a channel that "
-        f"DJANGO_CQRS['CHANNELS'] describes. (django_cqrs.E016)"
+        f"background has channel={alias!r}. {reason} Name a channel in "
+        "DJANGO_CQRS['CHANNELS']. (django_cqrs.E016)"
     )
 
 
@@ -308,5 +314,5 @@ def test_a_channel_that_keeps_nothing_cannot_be_run():
         TypeError, match=r"^<OnCommitChannel 'commit'> keeps no messages"
     ):
         run_channel("commit")
-    with pytest.raises(InvalidChannel, match=r"^There is no channel 'male' in "):
+    with pytest.raises(InvalidChannel, match=r"^Channel 'male' is not in "):
         run_channel("male")

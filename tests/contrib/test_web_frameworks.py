@@ -165,7 +165,7 @@ def test_a_command_is_handled_and_committed(post):
             {
                 "title": "Bad Request",
                 "status": 400,
-                "detail": "What was sent is not valid; see errors.",
+                "detail": "The request is not valid; see errors.",
                 "errors": [
                     {"path": "text", "detail": "Field required", "code": "missing"},
                     {
@@ -184,7 +184,7 @@ def test_a_command_is_handled_and_committed(post):
             {
                 "title": "Bad Request",
                 "status": 400,
-                "detail": "The message lacks a header that it needs.",
+                "detail": "A required header is missing.",
             },
         ),
         (

@@ -1252,10 +1252,10 @@ def test_what_is_sent_comes_back(name, value):
     assert str(back) == str(value) or not isinstance(value, (Decimal, float))
 
 
-LOST = "it would not come back from JSON as it is"
+LOST = "it would not come back from JSON unchanged"
 NO_ZONE = (
-    "JSON keeps no zone but a zoneinfo.ZoneInfo that has a key, and a "
-    "datetime.timezone that has no name of its own"
+    "JSON keeps only a zoneinfo.ZoneInfo that has a key, or a datetime.timezone "
+    "without a name of its own"
 )
 
 
@@ -1573,8 +1573,8 @@ def test_the_text_of_what_would_not_come_back():
 
     assert str(caught.value) == (
         "Cannot convert the payload to Holder: lines.0: it would not come back from "
-        "JSON as it is (LongLine comes back as Line: annotate the field as LongLine, "
-        "or send a plain Line)."
+        "JSON unchanged (LongLine comes back as Line: annotate the field as "
+        "LongLine, or send a plain Line)."
     )
 
 
@@ -1761,7 +1761,7 @@ def test_a_name_that_nobody_has_is_not_decoded():
         MessageTypes([OpenTicket]).decode("orders.placed", b"{}")
 
     assert str(caught.value) == (
-        "No registered message class is named 'orders.placed'. Where it was renamed, "
+        "No registered message class is named 'orders.placed'. If it was renamed, "
         "give the old name in @message(aliases=[...])."
     )
 
@@ -1779,7 +1779,7 @@ def needs_a_name(cls, types, reason):
 def test_an_unregistered_class_raises_at_the_send():
     """What stands in no handler's annotation and has no @message cannot be stored."""
     needs_a_name(
-        OpenTicket, MessageTypes([Placed]), "it stands in no handler's annotation"
+        OpenTicket, MessageTypes([Placed]), "no handler's annotation mentions it"
     )
 
 
@@ -1787,13 +1787,13 @@ def test_a_subclass_is_not_registered_by_its_base():
     """Registration and names are of exactly one class."""
     Later = type("Later", (Placed,), {})
 
-    needs_a_name(Later, MessageTypes([Placed]), "it stands in no handler's annotation")
+    needs_a_name(Later, MessageTypes([Placed]), "no handler's annotation mentions it")
 
 
 def test_a_class_of_no_app_needs_a_name():
     """Without an app there is no label to begin the name with."""
 
-    needs_a_name(Node, MessageTypes([Node]), "it belongs to no installed app")
+    needs_a_name(Node, MessageTypes([Node]), "it does not belong to an installed app")
 
 
 def test_a_nested_class_needs_a_name():
@@ -1801,7 +1801,9 @@ def test_a_nested_class_needs_a_name():
     Inner = type("Inner", (), {"__module__": OpenTicket.__module__})
     Inner.__qualname__ = "Outer.Inner"
 
-    needs_a_name(Inner, MessageTypes([Inner]), "it is not at the top of its module")
+    needs_a_name(
+        Inner, MessageTypes([Inner]), "it is not defined at the top of its module"
+    )
 
 
 def test_two_classes_of_one_name_in_an_app_need_names():

@@ -82,7 +82,7 @@ def test_an_upcaster_that_refuses_is_a_conversion_error(types):
 
     assert str(caught.value) == (
         "Cannot convert the payload to sale.made: its upcaster from version 1 "
-        "refuses it ('total')."
+        "rejects it ('total')."
     )
 
 

@@ -512,8 +512,8 @@ def test_a_bus_used_while_handlers_are_imported_is_refused(make_app):
         pass
 
     assert str(caught.value) == (
-        "A bus was used while the handlers are being imported. Use buses inside "
-        "functions, not at the top of a module."
+        "A bus was used while the handlers were being imported. Use a bus inside a "
+        "function, not at the top of a module."
     )
     assert query_bus.ask(FindTickets("x")) == ["x"]
 
@@ -988,9 +988,9 @@ def test_a_decorated_function_outside_the_handlers_module_is_pointed_out(make_ap
         import shop.elsewhere
 
         texts = [
-            f"shop.elsewhere.{name} is decorated, but no handlers module holds it. "
-            f"Move it to the app's handlers module, or import it there. "
-            f"(django_cqrs.W002)"
+            f"shop.elsewhere.{name} is decorated, but it is not in a handlers module. "
+            "Move it to the app's handlers module, or import it there. "
+            "(django_cqrs.W002)"
             for name in ("by_class", "by_key")
         ]
         assert problems_of(*Rule) == texts
@@ -1043,11 +1043,11 @@ def test_a_handler_in_a_module_that_is_not_discovered_is_pointed_out(
         assert found == [
             (
                 "django_cqrs.W002",
-                f"shop.{name}.close is decorated, but no handlers module holds it.",
+                f"shop.{name}.close is decorated, but it is not in a handlers module.",
             ),
             (
                 "django_cqrs.W002",
-                f"shop.{name}.look is decorated, but no handlers module holds it.",
+                f"shop.{name}.look is decorated, but it is not in a handlers module.",
             ),
             (
                 "django_cqrs.E003",
@@ -1085,9 +1085,9 @@ def test_a_command_of_a_late_handler_says_where_it_is(make_app):
             command_bus.dispatch(views.Close())
 
     assert str(caught.value) == (
-        "No command handler takes Close. shop.views.close is decorated, but no "
-        "handlers module holds it. Move it to the app's handlers module, or import it "
-        "there. (django_cqrs.W002)"
+        "No command handler takes Close. shop.views.close is decorated, but it is "
+        "not in a handlers module. Move it to the app's handlers module, or import "
+        "it there. (django_cqrs.W002)"
     )
 
 
@@ -1120,7 +1120,7 @@ def test_a_message_class_that_comes_late_is_told_to_be_late(make_app):
 
     assert str(caught.value) == (
         "shop.views.Late, named 'shop.late', was defined after the routes were "
-        "compiled: a worker, which may never import shop.views, would not know it. "
+        "compiled, so a worker that does not import shop.views would not know it. "
         "Define it in the app's messages module, or import it there."
     )
 
@@ -1182,10 +1182,10 @@ def test_a_wrapper_above_a_handler_that_hides_it_is_a_check(make_app):
     with installed("shop"):
         assert problems_of(*Rule) == [
             (
-                "shop.handlers.do is decorated, and above that a decorator has put "
-                "logged.<locals>.inner in its place, which does not say what it wraps: it "
-                "would never be called. Have the decorator use functools.wraps. "
-                "(django_cqrs.E047)"
+                "shop.handlers.do is decorated, but a decorator above that replaced "
+                "it with logged.<locals>.inner, which does not say what it wraps, so "
+                "the handler would never be called. Use functools.wraps in that "
+                "decorator. (django_cqrs.E047)"
             )
         ]
 

@@ -159,10 +159,14 @@ def test_E005_a_bus_of_ones_own_that_is_not_there_or_ambiguous(count):
     registry = registry_of(inner, outer)
     made = [AuditBus(registry=registry) for _ in range(count)]
     reason = {
-        0: "no AuditBus has been made for this registry; write one, as in "
-        "`auditbus = AuditBus()`, in a module that is imported before the handlers",
-        2: "2 buses of the class AuditBus use this registry, and which is meant is "
-        "not said; give each a class, or use Depends(...)",
+        0: (
+            "no AuditBus exists for this registry; create one, as in `auditbus = "
+            "AuditBus()`, in a module that is imported before the handlers"
+        ),
+        2: (
+            "2 buses of the class AuditBus use this registry, so the choice is "
+            "ambiguous; give each its own class, or use Depends(...)"
+        ),
     }[count]
 
     [found] = check_registry(registry)
@@ -210,8 +214,8 @@ except InvalidOption as error:
     )
 
     assert done.stdout.strip() == (
-        "A worker cannot be bounded by memory here: this platform (windows) does not "
-        "say how much a process has used. Bound it by messages or by seconds."
+        "A worker cannot be limited by memory here: this platform (windows) does not "
+        "report how much a process has used. Limit it by messages or by seconds."
     )
 
 
@@ -384,10 +388,10 @@ def test_E005_a_second_parameter_for_the_message(second):
 
     assert found.id == "django_cqrs.E005"
     assert found.msg == (
-        f"Nothing can fill the parameter 'again' of {__name__}."
-        f"{handle.__qualname__}: another parameter is given the message already, and "
-        f"{second.__name__} is what that takes, not a service to be built; keep one of "
-        f"the two, or say with Depends(...) what this one gets."
+        f"Nothing can fill the parameter 'again' of {__name__}.{handle.__qualname__}: "
+        f"another parameter already receives the message as {second.__name__}, which "
+        "is not a service to build; keep one of the two, or use Depends(...) for "
+        "this one."
     )
 
 

@@ -297,12 +297,12 @@ class TestChecks:
         registry, found = problems_of(One)
         hint = (
             "Write {0}: <its type> in the body of the class, or {0}: ClassVar[...] "
-            "where it is not to be stored."
+            "if it is not to be stored."
         )
         assert found == [
             (
                 "E043",
-                f"One.{name} is set, but not annotated: it would be lost.",
+                f"One.{name} is set but not annotated, so its value would be lost.",
                 hint.format(name),
             )
             for name in ("name", "shown_at", "size")
@@ -324,12 +324,12 @@ class TestChecks:
             (
                 "E043",
                 (
-                    "Two._secret is private, so pydantic does not write it: it would be "
-                    "lost."
+                    "Two._secret is private, so pydantic does not write it, and its "
+                    "value would be lost."
                 ),
                 (
-                    "Make it a field, or the class a dataclass, whose private fields are "
-                    "kept."
+                    "Make it a field, or make the class a dataclass: private fields "
+                    "of dataclasses are kept."
                 ),
             )
         ]
@@ -359,7 +359,7 @@ class TestChecks:
         _, found = problems_of(Four)
         assert found[0][:2] == (
             "E043",
-            "An annotation of Four cannot be read: name 'Nothing' is not defined.",
+            "An annotation of Four cannot be evaluated: name 'Nothing' is not defined.",
         )
 
     def test_E043_slots_alone(self):
@@ -390,7 +390,7 @@ class TestChecks:
         assert found == [
             (
                 "E044",
-                "Six has no name to be stored under: it belongs to no installed app.",
+                "Six has no name for storage: it does not belong to an installed app.",
                 'Name it with @document("app.name").',
             )
         ]
@@ -430,8 +430,8 @@ class TestChecks:
         assert found == [
             (
                 "E030",
-                "Nine has no attribute 'nine_id' to be found by.",
-                "Annotate it, or name another one with identifier=.",
+                "Nine has no attribute 'nine_id' to identify it.",
+                "Annotate it, or name another attribute with identifier=.",
             )
         ]
 
@@ -449,8 +449,8 @@ class TestChecks:
             (
                 "E036",
                 (
-                    "Ten has version='version', which is no attribute of it that is "
-                    "annotated as int."
+                    "Ten has version='version', which is not an attribute annotated "
+                    "as int."
                 ),
                 "Write version: int = 0.",
             )

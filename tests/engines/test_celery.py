@@ -67,7 +67,7 @@ def test_without_celery(settings, monkeypatch):
 
     assert str(caught.value) == (
         "The channel 'mail' has a BACKEND that cannot be imported: import of celery "
-        "halted; None in sys.modules; pip install 'django-cqrs-kit[celery]' brings "
+        "halted; None in sys.modules; pip install 'django-cqrs-kit[celery]' installs "
         "Celery."
     )
 
@@ -195,8 +195,8 @@ def test_an_option_that_is_no_text(celery_engine, with_options, name, value):
         channel()
 
     assert str(caught.value) == (
-        f"The channel 'outbox' cannot be made: the option {name!r} is {value!r}, "
-        "and no text."
+        f"Channel 'outbox' cannot be created: the option {name!r} is {value!r}, which "
+        "is not text."
     )
     with_options(**{name: "x"})
 
@@ -209,9 +209,9 @@ def test_django_cqrs_engines_e001_an_app_that_is_none(celery_engine, with_option
         (
             "django_cqrs_engines.E001",
             (
-                "The channel 'outbox' has an app, 'tests.engines.nowhere', that cannot "
-                'be imported: Module "tests.engines" does not define a "nowhere" '
-                "attribute/class."
+                "The channel 'outbox' has the app 'tests.engines.nowhere', which "
+                'cannot be imported: Module "tests.engines" does not define a '
+                '"nowhere" attribute/class.'
             ),
             hint,
         )
@@ -221,8 +221,8 @@ def test_django_cqrs_engines_e001_an_app_that_is_none(celery_engine, with_option
         (
             "django_cqrs_engines.E001",
             (
-                "The channel 'outbox' has an app, 'tests.engines.support.QUEUE', that is "
-                "no Celery app."
+                "The channel 'outbox' has the app 'tests.engines.support.QUEUE', "
+                "which is not a Celery app."
             ),
             hint,
         )
@@ -236,10 +236,10 @@ def test_django_cqrs_engines_w001_no_app(celery_engine, with_options, monkeypatc
     assert reported() == [
         (
             "django_cqrs_engines.W001",
-            "The channel 'outbox' finds no Celery app of the project.",
+            "The channel 'outbox' cannot find the project's Celery app.",
             (
-                "Import it in the project's package, as Celery's documentation says, or "
-                'name it: "OPTIONS": {"app": "shop.celery.app"}.'
+                "Import it in the project's package, as Celery's documentation "
+                'describes, or name it: "OPTIONS": {"app": "shop.celery.app"}.'
             ),
         )
     ]

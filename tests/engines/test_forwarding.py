@@ -293,8 +293,8 @@ def test_an_engine_that_refuses(engine, caplog, monkeypatch):
     assert states() == [READY, READY]
     [record] = caplog.records
     assert record.getMessage() == (
-        f"{channel()!r}: 2 messages could not be forwarded, nothing is lost; "
-        "trying again in 0.1 s"
+        f"{channel()!r}: 2 messages could not be forwarded; nothing is lost; retrying "
+        "in 0.1 s"
     )
     assert record.name == "django_cqrs.worker"
 
@@ -453,8 +453,8 @@ def test_an_option_that_is_no_number(engine, with_options, name, value):
     with pytest.raises(InvalidChannel) as caught:
         channel()
     assert str(caught.value) == (
-        f"The channel 'outbox' cannot be made: the option {name!r} is {value!r}, "
-        "and no number above 0."
+        f"Channel 'outbox' cannot be created: the option {name!r} is {value!r}, which "
+        "is not a number above 0."
     )
     with_options(**{name: 1})
 

@@ -328,7 +328,7 @@ def test_a_message_that_kills_its_celery_worker(shop):
                 "office.send_confirmation",
                 2,
                 "poison",
-                "Every worker that tried to handle this message died of it.",
+                "Every worker that tried to handle this message crashed.",
             ]
         ],
         "waiting": 0,

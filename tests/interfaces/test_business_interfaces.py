@@ -350,8 +350,8 @@ async def test_async_methods(desk):
     with pytest.raises(SynchronousDispatch) as raised:
         desk.tickets.close(Close(1))
     assert str(raised.value) == (
-        "TicketApi.close() was called where an event loop is running, and would block "
-        "it. Use `async def close`."
+        "TicketApi.close() was called in a running event loop and would block it. "
+        "Use `async def close`."
     )
 
 
@@ -491,8 +491,8 @@ def test_none_where_the_annotation_forbids_it_raises(desk):
         desk.tickets.count()
 
     assert str(raised.value) == (
-        f"{__name__}.TicketApi.count was answered with None, and is annotated to "
-        f"return int."
+        f"{__name__}.TicketApi.count received None as its answer, but is annotated to "
+        "return int."
     )
 
 
@@ -605,7 +605,7 @@ def test_E040_no_handler_has_the_key():
         def close(self, command: Close) -> int: ...
 
     place = f"{__name__}.{Wrong.__qualname__}.close"
-    text = f"{place} leads nowhere: no handler has the key 'ticket.clsoe'."
+    text = f"{place} has no route: no handler has the key 'ticket.clsoe'."
     hint = "Did you mean 'ticket.close'?"
     handlers = HANDLERS[:-1]
 
@@ -655,32 +655,38 @@ def test_E040_other_ways_to_lead_nowhere():
     assert problems_of(Wrong, one, other) == [
         (
             "django_cqrs.E040",
-            f"{place}.plain leads nowhere: nothing decorates it.",
+            f"{place}.plain has no route: it is not decorated.",
             "Decorate it with @business_method, @sql_query or @sql_write.",
         ),
         (
             "django_cqrs.E040",
-            f"{place}.empty leads nowhere: it has neither a key nor a payload.",
+            f"{place}.empty has no route: it has neither a key nor a payload.",
             'Give it a key, @business_method("ticket.close"), or a payload.',
         ),
         (
             "django_cqrs.E040",
-            f"{place}.unknown leads nowhere: no handler takes Open.",
+            f"{place}.unknown has no route: no handler takes Open.",
             write,
         ),
         (
             "django_cqrs.E040",
-            f"{place}.untyped leads nowhere: no handler takes anything.",
+            f"{place}.untyped has no route: no handler takes anything.",
             write,
         ),
         (
             "django_cqrs.E040",
-            f"{place}.far leads nowhere: no handler has the key 'other'.",
-            "Is its handler decorated, and in the handlers module of an installed app?",
+            f"{place}.far has no route: no handler has the key 'other'.",
+            (
+                "Check that its handler is decorated and in the handlers module of an "
+                "installed app."
+            ),
         ),
         (
             "django_cqrs.E040",
-            f"{place}.both leads to a command and a query alike: 'both' is both.",
+            (
+                f"{place}.both leads to a command and a query alike: 'both' is the key of "
+                "both."
+            ),
             "Give one of them another key.",
         ),
     ]
@@ -693,52 +699,52 @@ def test_E040_other_ways_to_lead_nowhere():
             "ticket.close",
             Open,
             int,
-            f"its payload is Open, and {__name__}.close_by_key takes Close.",
+            f"its payload is Open, but {__name__}.close_by_key takes Close.",
         ),
         (
             "ticket.close",
             None,
             int,
-            f"it has no payload, and {__name__}.close_by_key takes Close.",
+            f"it has no payload, but {__name__}.close_by_key takes Close.",
         ),
         (
             "ticket.touch",
             Close,
             None,
-            f"it has the payload 'payload', and {__name__}.touch takes none.",
+            f"it has the payload 'payload', but {__name__}.touch takes no payload.",
         ),
         (
             "ticket.drop",
             list[int],
             None,
-            f"its payload is list[int], and {__name__}.drop takes int.",
+            f"its payload is list[int], but {__name__}.drop takes int.",
         ),
         (
             "ticket.drop",
             int,
             int,
-            f"it returns int, and {__name__}.drop returns None.",
+            f"it returns int, but {__name__}.drop returns None.",
         ),
         (
             "ticket.get",
             int,
             UUID,
-            (f"it returns UUID, and {__name__}.get_row returns {__name__}.Row | None."),
+            (f"it returns UUID, but {__name__}.get_row returns {__name__}.Row | None."),
         ),
         (
             "ticket.mail",
             str,
             int,
             (
-                f"it returns int, and {__name__}.mail has the channel 'outbox': it is "
-                f"handled later and has no answer."
+                f"it returns int, but {__name__}.mail has the channel 'outbox', so it "
+                "is handled later and returns no answer."
             ),
         ),
         (
             "ticket.unheard",
             dict,
             int,
-            "it returns int, and what is published has no answer.",
+            "it returns int, but a published event has no answer.",
         ),
         ("ticket.close", Urgent, int, None),
         ("ticket.close", dict, None, None),
@@ -801,7 +807,7 @@ def test_E041_parameters():
             "django_cqrs.E041",
             f"{place}.two has more than one payload: 'command' and 'other'.",
             (
-                "Let one parameter be the payload; the others are "
+                "Keep one parameter as the payload and mark the others with "
                 'Annotated[..., Header("name")] or Annotated[..., Identifier()].'
             ),
         ),
@@ -816,7 +822,7 @@ def test_E041_parameters():
         (
             "django_cqrs.E041",
             (
-                f"{place}.identified does not fit: 'number' is an Identifier, and "
+                f"{place}.identified does not fit: 'number' is an Identifier, but "
                 f"{__name__}.touch is not a handler of an aggregate."
             ),
             "Send it as a header or in the payload.",
@@ -835,10 +841,10 @@ def test_E041_direct_and_a_channel():
     assert only_problem_of(Wrong, *HANDLERS) == (
         "django_cqrs.E041",
         (
-            f"{__name__}.{Wrong.__qualname__}.mail does not fit: it is direct, and "
+            f"{__name__}.{Wrong.__qualname__}.mail does not fit: it is direct, but "
             f"{__name__}.mail has the channel 'outbox'."
         ),
-        "Take direct=True away.",
+        "Remove direct=True.",
     )
 
 
@@ -971,7 +977,7 @@ def test_a_business_interface_is_a_protocol():
     with pytest.raises(TypeError) as raised:
         implement(Bare)
     assert str(raised.value) == (
-        f"{Bare!r} is no business interface: decorate it with @business_interface."
+        f"{Bare!r} is not a business interface: decorate it with @business_interface."
     )
     assert is_business_interface(TicketApi)
     assert not is_business_interface(Bare)

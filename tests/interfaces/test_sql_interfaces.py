@@ -394,11 +394,11 @@ def test_no_row_and_several():
 
     place = f"{__name__}.Notes"
     assert str(none.value) == (
-        f"{place}.get found no row, and is annotated to return one. Where there may "
-        f"be none, annotate it with `| None`."
+        f"{place}.get found no row, but is annotated to return one. If there may be "
+        "none, annotate it with `| None`."
     )
     assert str(several.value) == (
-        f"{place}.find found several rows, and is annotated to return one."
+        f"{place}.find found several rows, but is annotated to return one."
     )
 
 
@@ -411,8 +411,8 @@ def test_null_is_none_where_that_is_allowed():
         notes.surely_highest()
 
     assert str(raised.value) == (
-        f"{__name__}.Notes.surely_highest found NULL, and is annotated to return a "
-        f"value."
+        f"{__name__}.Notes.surely_highest found NULL, but is annotated to return a "
+        "value."
     )
 
 
@@ -633,21 +633,23 @@ def test_value_objects_enums_and_json():
         (
             Page(1),
             (
-                "Page is no value of a database. Write a @converter for it, give it a "
-                "__str__, or annotate the parameter with Annotated[..., Json()]."
+                "Page cannot be stored in a database. Write a @converter for it, "
+                "give it a __str__, or annotate the parameter with Annotated[..., "
+                "Json()]."
             ),
         ),
         (
             NoteModel(number=1, text=""),
             (
-                "NoteModel is no value of a database. Write a @converter for it, give it a "
-                "__str__, or annotate the parameter with Annotated[..., Json()]."
+                "NoteModel cannot be stored in a database. Write a @converter for "
+                "it, give it a __str__, or annotate the parameter with "
+                "Annotated[..., Json()]."
             ),
         ),
         (
             [1, 2],
             (
-                "list belongs into `IN %(name)s`; to store it as JSON, annotate the "
+                "list belongs in `IN %(name)s`; to store it as JSON, annotate the "
                 "parameter with Annotated[..., Json()]."
             ),
         ),
@@ -781,8 +783,8 @@ async def test_async_methods_run_in_the_thread_of_the_database():
     with pytest.raises(SynchronousDispatch) as raised:
         notes.texts()
     assert str(raised.value) == (
-        "Notes.texts() was called where an event loop is running, and would block it. "
-        "Use `async def texts`."
+        "Notes.texts() was called in a running event loop and would block it. Use "
+        "`async def texts`."
     )
 
 
@@ -906,8 +908,8 @@ def test_E042_a_placeholder_in_quotes_is_refused(statement, place):
         f"would become part of the SQL."
     )
     hint = (
-        "A value needs no quotes: write the placeholder outside of them, and join it to "
-        "other text with || or CONCAT()."
+        "A value does not need quotes: write the placeholder outside them, and join "
+        "it to other text with || or CONCAT()."
     )
     assert problems == [("django_cqrs.E042", text, hint)]
     with pytest.raises(InvalidHandler):
@@ -930,7 +932,7 @@ def test_a_placeholder_beside_quotes_is_bound(statement):
         (
             "SELECT %(nothing)s",
             (
-                "The SQL of {place} has %(nothing)s, and the method has no parameter "
+                "The SQL of {place} has %(nothing)s, but the method has no parameter "
                 "'nothing'."
             ),
             "Its parameters are name.",
@@ -938,29 +940,32 @@ def test_a_placeholder_beside_quotes_is_bound(statement):
         (
             "SELECT 1 WHERE 'a' LIKE '%a' AND 1 = %(name)s",
             (
-                "The SQL of {place} has a percent sign that begins no placeholder, in "
-                '"%a\' AND 1".'
+                "The SQL of {place} has a percent sign that does not begin a "
+                'placeholder, in "%a\' AND 1".'
             ),
             "Write %(name)s for a parameter, and %% for a percent sign.",
         ),
         (
             "SELECT %s",
             (
-                "The SQL of {place} has a percent sign that begins no placeholder, in "
-                "'%s'."
+                "The SQL of {place} has a percent sign that does not begin a "
+                "placeholder, in '%s'."
             ),
             "Write %(name)s for a parameter, and %% for a percent sign.",
         ),
         (
             "SELECT %(a-b)s",
-            "The SQL of {place} has the placeholder %(a-b)s, which names no parameter.",
+            (
+                "The SQL of {place} has the placeholder %(a-b)s, which does not name a "
+                "parameter."
+            ),
             "Write %(name)s, or %(name.attribute)s.",
         ),
         (
             "SELECT 1 WHERE 'a' IN %(name)s",
             (
-                "{place} cannot bind %(name)s: IN takes a list, and it is annotated with "
-                "str."
+                "{place} cannot bind %(name)s: IN takes a list, but it is annotated "
+                "with str."
             ),
             "Annotate it with Sequence[str].",
         ),
@@ -981,7 +986,7 @@ def test_E042_sql_parameters(statement, fault, hint):
         assert problems.pop() == (
             "django_cqrs.E042",
             f"The parameter 'name' of {place} is not in its SQL.",
-            "Write %(name)s where it belongs, or take it away.",
+            "Use %(name)s in the statement, or remove the parameter.",
         )
 
     assert problems == [("django_cqrs.E042", text, hint)]
@@ -996,7 +1001,7 @@ def test_E042_sql_parameters(statement, fault, hint):
         (
             list[int],
             "SELECT %(value)s",
-            "%(value)s: list[int] is a list, which only IN takes.",
+            "%(value)s: list[int] is a list, which is only allowed with IN.",
             (
                 "Write IN before it, or annotate it with Annotated[..., Json()] to bind it "
                 "as JSON."
@@ -1005,7 +1010,10 @@ def test_E042_sql_parameters(statement, fault, hint):
         (
             Sequence[int],
             "SELECT %(value)s",
-            "%(value)s: collections.abc.Sequence[int] is a list, which only IN takes.",
+            (
+                "%(value)s: collections.abc.Sequence[int] is a list, which is only "
+                "allowed with IN."
+            ),
             (
                 "Write IN before it, or annotate it with Annotated[..., Json()] to bind it "
                 "as JSON."
@@ -1014,7 +1022,7 @@ def test_E042_sql_parameters(statement, fault, hint):
         (
             Page | None,
             "SELECT %(value)s",
-            "%(value)s: Page is no value of a database.",
+            "%(value)s: Page cannot be stored in a database.",
             (
                 "Name an attribute of it as in %(name.attribute)s, write a @converter, or "
                 "annotate it with Annotated[..., Json()]."
@@ -1060,14 +1068,14 @@ def test_E042_parameters_of_the_wrong_type(annotation, statement, fault, hint):
         (
             sql_write,
             list[int],
-            "list[int], and a write gives the number of rows or nothing.",
+            "list[int], but a write returns the number of rows or nothing.",
             "Annotate it with int or None; for RETURNING use @sql_query.",
         ),
         (
             sql_query,
             None,
-            "None, and a query has rows.",
-            "Say what they are, or use @sql_write.",
+            "None, but a query returns rows.",
+            "Annotate the type of the rows, or use @sql_write.",
         ),
         (
             sql_query,
@@ -1109,7 +1117,7 @@ def test_E041_an_async_iterator_of_rows():
                 f"collections.abc.Iterator[int], whose rows would be read in the event "
                 f"loop."
             ),
-            "Annotate it with a list, or make it a plain method.",
+            "Annotate it with a list, or make it a synchronous method.",
         )
     ]
 

@@ -253,16 +253,12 @@ def test_an_unknown_app_is_refused():
 def test_explains_a_command():
     """A command's explanation says who handles it, in which transaction, and why. [B16.2]"""
     assert output_of("OpenDesk") == (
-        "OpenDesk (tests.apps.listed.messages.OpenDesk) is a command. "
-        "Its handler is:\n"
-        "  1. tests.apps.listed.handlers.open_desk "
-        "(tests/apps/listed/handlers.py:7)\n"
-        "     because it takes OpenDesk;\n"
-        "     at once, in a transaction on the database 'other'.\n"
-        "\n"
-        "Not meant, though it looks alike:\n"
-        "  tests.apps.listed.handlers.reopen takes OpenDesk as well, "
-        "but is reached by 'desk.reopen' only.\n"
+        "OpenDesk (tests.apps.listed.messages.OpenDesk) is a command. Its handler "
+        "is:\n  1. tests.apps.listed.handlers.open_desk "
+        "(tests/apps/listed/handlers.py:7)\n     because it also takes OpenDesk;\n   "
+        "  at once, in a transaction on the database 'other'.\n\nNot meant, though "
+        "it looks alike:\n  tests.apps.listed.handlers.reopen takes OpenDesk, but is "
+        "reached only by 'desk.reopen'.\n"
     )
 
 
@@ -276,7 +272,7 @@ def test_explains_an_event_in_order(name):
         "'desk.opened') is an event. Its handlers, in order:"
     )
     assert [line.strip() for line in lines if line.strip().startswith("because")] == [
-        "because it takes DeskEvent, of which this is a subclass;",
+        "because it takes DeskEvent, a base class of this one;",
         "because its pattern 'desk.*' matches 'desk.opened';",
         "because it takes DeskOpened;",
     ]

@@ -211,10 +211,11 @@ class TestActions:
             command_bus.dispatch(route="ticket.close")
 
         assert str(raised.value) == (
-            "Ticket.close was not called: which Ticket is not said. The message has no "
-            "value for ticket_id. Give aggregate_id=, let the message have an attribute "
-            "of that name, mark one with Annotated[..., Identifier('ticket_id')], or "
-            "give the handler identifier=."
+            "Ticket.close could not be routed to its Ticket: the message has no "
+            "identifier. The message has no value for ticket_id. Give aggregate_id=, "
+            "let the message have an attribute with that name, mark one with "
+            "Annotated[..., Identifier('ticket_id')], or give the handler "
+            "identifier=."
         )
 
     def test_no_identifier_of_several_parts(self):
@@ -223,11 +224,11 @@ class TestActions:
             command_bus.dispatch(route="seat.remove")
 
         assert str(raised.value) == (
-            "Seat.remove was not called: which Seat is not said. The message has no "
-            "value for show and seat. Give aggregate_id=, let the message have "
-            "attributes of those names, mark them with Annotated[..., "
-            "Identifier('show')] and Annotated[..., Identifier('seat')], or give the "
-            "handler identifier=."
+            "Seat.remove could not be routed to its Seat: the message has no "
+            "identifier. The message has no value for show and seat. Give "
+            "aggregate_id=, let the message have attributes with those names, mark "
+            "them with Annotated[..., Identifier('show')] and Annotated[..., "
+            "Identifier('seat')], or give the handler identifier=."
         )
 
     def test_unknown(self):
@@ -557,7 +558,7 @@ class TestVersions:
 
         assert str(raised.value) == (
             f"Account with id={pk} was changed or deleted by somebody else since it "
-            f"was loaded. Nothing of this attempt is kept; try again."
+            "was loaded. This attempt saved nothing; try again."
         )
         account = Account.objects.get()
         assert (account.balance, account.version) == (0, 0)  # all was rolled back
@@ -570,8 +571,8 @@ class TestVersions:
             command_bus.dispatch(Deposit(pk, 5, seen=0))
 
         assert str(raised.value) == (
-            "Account.deposit was not called: its sender saw version 0 of the Account, "
-            "which is at version 1 by now."
+            "Account.deposit was not called: its sender expected version 0 of the "
+            "Account, but it is now at version 1."
         )
 
     def test_with_instant_retry_the_stale_one_succeeds(self):
@@ -660,7 +661,7 @@ class TestIdentifiers:
             command_bus.dispatch(route="ticket.close", aggregate_id="lamp")
 
         assert str(raised.value) == (
-            "'lamp' is no identifier: ticket_id is a UUIDField."
+            "'lamp' is not a valid identifier: ticket_id is a UUIDField."
         )
 
     def test_several_parts(self):
@@ -836,8 +837,8 @@ def test_an_identifier_that_finds_nothing_is_named_in_the_error(identifier, reas
         registry.command_bus.dispatch(NameThing())
 
     assert str(raised.value) == (
-        f"Thing.name_it was not called: which Thing is not said. {reason} NameThing "
-        "has no value for thing_id. Give aggregate_id=, let the message have an "
-        "attribute of that name, mark one with Annotated[..., Identifier('thing_id')], "
-        "or correct identifier=."
+        "Thing.name_it could not be routed to its Thing: the message has no "
+        f"identifier. {reason} NameThing has no value for thing_id. Give "
+        "aggregate_id=, let the message have an attribute with that name, mark one "
+        "with Annotated[..., Identifier('thing_id')], or correct identifier=."
     )

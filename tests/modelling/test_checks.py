@@ -139,7 +139,7 @@ def test_E038_constructor_handler():
                 f"{__name__}.test_E038_constructor_handler.<locals>.Three.__init__ is "
                 f"decorated, but a constructor cannot be a handler."
             ),
-            "Decorate a class-method that makes an object and returns it.",
+            "Decorate a class method that creates and returns an object.",
         )
     ]
 
@@ -159,9 +159,9 @@ def test_E039_unknown_events():
     assert found == [
         (
             "E039",
-            "Teller has events='take_event', which is no method of it.",
+            "Teller has events='take_event', which is not one of its methods.",
             (
-                "Name the method that returns what was recorded and forgets it, or "
+                "Name the method that returns and clears the recorded events, or "
                 "derive the class from RecordsEvents."
             ),
         )
@@ -186,8 +186,8 @@ def test_E032_an_abstract_model():
     assert found == [
         (
             "E032",
-            "Abstract is an abstract model: no table holds its objects.",
-            "Decorate the models that derive from it; its handlers are theirs.",
+            "Abstract is an abstract model: it has no table for its objects.",
+            "Decorate the models that derive from it; they inherit its handlers.",
         )
     ]
     with pytest.raises(InvalidHandler, match="abstract model"):
@@ -218,8 +218,8 @@ def test_E001_a_handler_that_two_classes_inherit():
     assert "Base.act (" in text
     assert "Base.act of Heir (" in text
     assert hint.endswith(
-        "A class has the handlers of its bases: mark one of these classes alone, or "
-        "write the method again, undecorated, in the others."
+        "A class inherits the handlers of its bases: mark only one of these classes, "
+        "or override the method without a decorator in the others."
     )
     assert problems_of(Base, Silent)[1] == []
 
@@ -282,12 +282,12 @@ def test_E032_no_storage():
         (
             "E032",
             (
-                "Nothing can find or keep a Six: it is no model, has no repository=, and "
+                "Six has no storage: it is not a model, it has no repository=, and "
                 "no installed app stores such objects."
             ),
             (
-                "Make it a Django model, add 'django_cqrs.documents' to INSTALLED_APPS, "
-                "or give repository=."
+                "Make it a Django model, add 'django_cqrs.documents' to "
+                "INSTALLED_APPS, or give it a repository=."
             ),
         )
     ]
@@ -453,7 +453,7 @@ class TestRepositories:
             with pytest.raises(AggregateNotFound) as raised:
                 tickets.get(UUID(int=2))
             assert str(raised.value) == (
-                "Repository[Ticket] has nothing with the identifier "
+                "Repository[Ticket] has no object with the identifier "
                 "UUID('00000000-0000-0000-0000-000000000002')."
             )
             ticket = tickets.get(number)
@@ -513,7 +513,7 @@ class TestFetch:
             self.run(title, Compare(UUID(int=1), UUID(int=9)))
         assert str(raised.value) == (
             f"There is no Ticket with ticket_id={UUID(int=9)}. Annotate Ticket | None "
-            f"where that is allowed."
+            "if that is allowed."
         )
         with pytest.raises(AggregateNotFound, match="is not said"):
             self.run(title, Compare(UUID(int=1)))
@@ -633,9 +633,9 @@ def test_E026_unequal_pair(one, other):
             (
                 f"{place}.begin has {name}={one[name]!r} and {place}.act has "
                 f"{name}={other[name]!r}: they are the factory and the action for one "
-                f"message, and share their keywords."
+                "message, so their keywords must be equal."
             ),
-            f"Give {name}= on one of them, or the same on both.",
+            f"Give {name}= on only one of them, or the same value on both.",
         )
     ]
     with pytest.raises(InvalidHandler, match=r"share their keywords"):
@@ -739,7 +739,7 @@ def test_E034_a_keyword_that_a_factory_or_a_pair_has_no_use_for():
                 f"{place}.<locals>.Twelve.begin has identifier=, but makes a new object, "
                 f"which no message names."
             ),
-            "Take identifier= away.",
+            "Remove identifier=.",
         ),
         (
             "E034",
@@ -747,7 +747,7 @@ def test_E034_a_keyword_that_a_factory_or_a_pair_has_no_use_for():
                 f"{place}.<locals>.Twelve.begin has on_missing=, but makes a new object, "
                 f"which no message names."
             ),
-            "Take on_missing= away.",
+            "Remove on_missing=.",
         ),
         (
             "E034",
@@ -755,6 +755,6 @@ def test_E034_a_keyword_that_a_factory_or_a_pair_has_no_use_for():
                 f"{place}.<locals>.Thirteen.act has on_missing=, but has a factory beside "
                 f"it, which makes the object that is missing."
             ),
-            "Take on_missing= away.",
+            "Remove on_missing=.",
         ),
     ]

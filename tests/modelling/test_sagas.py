@@ -219,6 +219,7 @@ class TestRoutes:
         out = capsys.readouterr().out
         assert "is a command. Its handlers are a factory and an action:" in out
         assert (
-            "it makes a PageCount, where the message names none that is there;" in out
+            "it makes a PageCount if the one identified by the message does not "
+            "exist;" in out
         )
-        assert "it is called on the PageCount that the message names;" in out
+        assert "it is called on the PageCount identified by the message;" in out

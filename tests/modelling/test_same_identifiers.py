@@ -124,7 +124,7 @@ def test_the_object_itself_names_itself(name, way, send):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("text", "fault"),
-    [("a\x00b", "the character NUL"), ("a\udc00", "half a character")],
+    [("a\x00b", "the character NUL"), ("a\udc00", "an incomplete character")],
 )
 def test_a_text_that_no_key_may_hold_is_refused_on_every_way(
     name, way, text, fault, send
@@ -134,7 +134,8 @@ def test_a_text_that_no_key_may_hold_is_refused_on_every_way(
         send(text)
 
     assert str(raised.value) == (
-        f"{text!r} is no identifier: it holds {fault}, which no key may."
+        f"{text!r} is not a valid identifier: it contains {fault}, which a key must "
+        "not contain."
     )
 
 

@@ -148,14 +148,14 @@ def problem(status, title, detail):
     return status, {"title": title, "status": status, "detail": detail}
 
 
-NONE = problem(404, "Not Found", "There is no object with this identifier.")
-UNSAID = problem(400, "Bad Request", "The message does not say which object it is for.")
+NONE = problem(404, "Not Found", "No object with this identifier exists.")
+UNSAID = problem(400, "Bad Request", "The message does not identify its object.")
 INVALID = problem(400, "Bad Request", "The identifier is not valid.")
 STALE = problem(
-    409, "Conflict", "The object has been changed meanwhile. Load it again."
+    409, "Conflict", "The object was changed in the meantime. Load it again."
 )
 
-TAKEN = problem(409, "Conflict", "There is an object with this identifier already.")
+TAKEN = problem(409, "Conflict", "An object with this identifier already exists.")
 
 REQUESTS = {
     "a factory, taken": ("command", {"message": MakeBox}, {"box_id": 7}, TAKEN),

@@ -668,8 +668,8 @@ def test_it_needs_a_place_to_remember(settings, channel):
     (problem,) = registry.problems
     assert problem.rule.id == "django_cqrs.E022"
     assert str(problem).startswith(
-        "A CommandBus keyed by Header(name='payment_id') has idempotency_key=, and no "
-        "installed app remembers keys."
+        "A CommandBus keyed by Header(name='payment_id') has idempotency_key=, but "
+        "no installed app stores keys."
     )
     with pytest.raises(InvalidOption, match="no installed app remembers keys"):
         bus.dispatch(Work(1), headers=PAID)

@@ -56,7 +56,7 @@ def test_tables_as_they_should_be_are_no_problem():
         (
             ["tests.outbox.test_checks.NowhereElse"],
             (
-                "Let allow_migrate of your router admit 'django_cqrs_outbox' there, "
+                "Let allow_migrate of your router allow 'django_cqrs_outbox' there, "
                 "and run manage.py migrate --database=default."
             ),
         ),
@@ -87,9 +87,9 @@ def test_a_message_that_finds_no_table_is_refused_with_the_reason():
     with pytest.raises(InvalidChannel) as raised, transaction.atomic():
         registry.command_bus.dispatch("x", route="later")
     assert str(raised.value) == (
-        "The channel 'outbox' cannot store a message for later: the database "
-        "'default', that of its data, has no table of the outbox. Run manage.py "
-        "migrate --database=default; a router must admit 'django_cqrs_outbox' there."
+        "Channel 'outbox' cannot store a message for later: the database 'default', "
+        "which holds its data, has no outbox tables. Run manage.py migrate "
+        "--database=default; a router must allow 'django_cqrs_outbox' there."
     )
 
 
@@ -103,7 +103,7 @@ def test_E003_ids_that_an_older_MariaDB_has_made_texts_of():
     ((number, hint),) = said("default")
     statement = f"ALTER TABLE {TABLE} MODIFY causation_id uuid NULL;"
     assert number == "django_cqrs_outbox.E003"
-    assert hint == f"Stop the workers and run: {statement}"
+    assert hint == f"Stop the workers, then run: {statement}"
     with connection.cursor() as cursor:
         cursor.execute(statement)
     assert said("default") == []

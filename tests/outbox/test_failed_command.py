@@ -123,7 +123,7 @@ def test_an_unknown_id_replays_nothing(letters):
     with pytest.raises(CommandError) as caught:
         output_of("replay", str(letters[0].pk), "0")
 
-    assert str(caught.value) == "There is no dead letter 0. Nothing was done."
+    assert str(caught.value) == "Dead letter not found: 0. Nothing was done."
     assert DeadLetter.objects.count() == 3
 
 
@@ -181,5 +181,5 @@ def test_what_is_tried_again_is_listed_with_its_last_error():
         )
     ]
     assert output_of("waiting", "--channel", "mail") == (
-        "No message waits for another attempt.\n"
+        "No messages are waiting for another attempt.\n"
     )

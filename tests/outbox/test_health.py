@@ -189,7 +189,7 @@ def test_no_database(broken, caplog):
         (
             "unreadable",
             None,
-            "The outbox of the database 'default' cannot be read (OperationalError).",
+            "Outbox of the database 'default' cannot be read (OperationalError).",
         )
     ]
     assert [record.getMessage() for record in caplog.records] == [
@@ -376,7 +376,7 @@ async def test_the_check_of_django_health_check(registry):
 
 async def test_the_check_without_a_database(broken):
     """It is reported as unavailable, with nothing of what the driver says."""
-    text = "The outbox of the database 'default' cannot be read (OperationalError)."
+    text = "Outbox of the database 'default' cannot be read (OperationalError)."
 
     assert await answer("/health/") == (500, [f"Unavailable: {text}"])
 

@@ -59,8 +59,8 @@ def test_a_command_names_migrate_where_there_are_no_tables(renamed, arguments, c
 
     assert code == 1
     assert text.startswith(
-        "The database 'default' does not have the tables of the outbox as this version "
-        "needs them ("
+        "The database 'default' does not have the outbox tables that this version "
+        "needs ("
     )
     assert text.endswith("). Create them: python manage.py migrate --database default")
     assert "\n" not in text
@@ -97,5 +97,5 @@ def test_a_command_says_that_its_database_is_out_of_reach(monkeypatch, arguments
     code, text = refusal_of(*arguments, "--database", "other")
 
     assert code == 1
-    assert text.startswith("The database 'other' is out of reach: ")
+    assert text.startswith("The database 'other' is unavailable: ")
     assert "\n" not in text

@@ -255,8 +255,8 @@ def test_what_is_no_age(text):
         output_of(f"--dead-letters-older-than={text}")
 
     assert str(caught.value) == (
-        f"Error: argument --dead-letters-older-than: {text!r} is no age: give a number "
-        f"with its unit, such as 30d or 12h."
+        f"Error: argument --dead-letters-older-than: {text!r} is not a valid age: "
+        "give a number with a unit, such as 30d or 12h."
     )
     assert DeadLetter.objects.exists()
     assert InboxEntry.objects.exists()
@@ -276,7 +276,7 @@ def test_an_age_that_no_row_can_have():
 @pytest.mark.parametrize(
     ("size", "said"),
     [
-        ("0", "'0' is no whole number of at least 1."),
+        ("0", "'0' is not a whole number of at least 1."),
         ("10001", "10001 rows are too many for one statement: 10000 at most."),
     ],
 )

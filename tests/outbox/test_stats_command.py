@@ -376,7 +376,7 @@ def test_a_channel_with_nothing_has_the_same_keys():
 @pytest.mark.parametrize(
     ("alias", "text"),
     [
-        ("outbx", "There is no channel 'outbx' in DJANGO_CQRS['CHANNELS']."),
+        ("outbx", "Channel 'outbx' is not in DJANGO_CQRS['CHANNELS']."),
         ("memory", "<InMemoryChannel 'memory'> is not an outbox: nothing waits"),
     ],
 )

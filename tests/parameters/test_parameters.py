@@ -61,9 +61,9 @@ def problems_of(*targets):
 
 def unfillable(function, parameter, reason):
     return (
-        f"Nothing can fill the parameter {parameter!r} of {__name__}."
-        f"{function.__qualname__}: {reason}. Annotate it as the table of parameters "
-        f"says, or give it a default. (django_cqrs.E005)"
+        f"Nothing can fill the parameter {parameter!r} of "
+        f"{__name__}.{function.__qualname__}: {reason}. Annotate it as described in "
+        "the reference of parameters, or give it a default. (django_cqrs.E005)"
     )
 
 
@@ -450,9 +450,9 @@ def test_a_missing_header():
     with pytest.raises(MissingHeader) as caught:
         bus.ask(route="required")
     assert str(caught.value) == (
-        f"{__name__}.{required.__qualname__} requires the header 'value', which its "
-        f"message does not have. Give it with headers={{'value': ...}}, or give the "
-        f"parameter 'value' a default."
+        f"{__name__}.{required.__qualname__} requires the header 'value', but the "
+        "message does not have it. Give it with headers={'value': ...}, or give "
+        "the parameter 'value' a default."
     )
     for base in (ParameterError, CQRSError, LookupError, TypeError):
         assert isinstance(caught.value, base)
@@ -788,8 +788,8 @@ def test_factories_that_need_each_other_are_a_check():
         Rule.UNFILLABLE_PARAMETER
     ]
     assert registry.routes.problems[0].message == (
-        f"These need each other, so none can be made first: {__name__}.first -> "
-        f"{__name__}.second -> {__name__}.first."
+        f"Circular dependency: {__name__}.first -> {__name__}.second -> "
+        f"{__name__}.first."
     )
     with pytest.raises(InvalidHandler):
         registry.query_bus.ask(Ask())
@@ -854,21 +854,21 @@ def async_generator():
         (Union[Clock, None], str(Union[Clock, None]).removeprefix("typing.")),
         (Any, "Any is neither a mark nor a class to build"),
         (inspect.Parameter.empty, "it has no annotation"),
-        (Note, "Note is a model, whose objects are read, not built"),
+        (Note, "Note is a model: its objects are read, not built"),
         (
             Abstract,
             (
-                "Abstract is abstract, SERVICES names no class for it, and there is no "
-                "SERVICE_RESOLVER"
+                "Abstract is abstract, SERVICES names no class for it, and "
+                "SERVICE_RESOLVER is not set"
             ),
         ),
-        (Annotated[int | str, Service()], "int | str is no class"),
-        (Annotated[int, Depends(17)], "Depends(17) is given no callable"),
+        (Annotated[int | str, Service()], "int | str is not a class"),
+        (Annotated[int, Depends(17)], "Depends(17) needs a callable"),
         (Annotated[int, Header], "Header needs an argument: Header(...)"),
         (Annotated[int, Depends], "Depends needs an argument: Depends(...)"),
         (
             Annotated[int, Header("one"), Header("two")],
-            "each of Header('one') and Header('two') would fill it; leave one",
+            "each of Header('one') and Header('two') would fill it; keep one",
         ),
         (
             Annotated[Clock, Depends(Clock), Service()] | None,
@@ -906,7 +906,7 @@ def test_an_async_generator_is_a_check():
     place = f"{__name__}.{generate.__qualname__}"
     assert problems_of(handle) == [
         unfillable(
-            handle, "thing", f"{place} is an async generator; make it a plain one"
+            handle, "thing", f"{place} is an async generator; make it synchronous"
         )
     ]
 
@@ -1009,7 +1009,8 @@ def test_a_service_takes_nothing_of_one_message(cls, parameter, what):
         unfillable(
             cls.__init__,
             parameter,
-            f"{what} is of one message, and a service is built once for all",
+            f"{what} belongs to one message, but a service is built once for all "
+            "messages",
         )
     ]
 
@@ -1310,7 +1311,7 @@ class Titled:
         (UploadedFile, "a class of Django's, not a service"),
         (Path, "a class of Python's, not a service"),
         (Thread, "a class of Python's, not a service"),
-        (Pinged, "a message, and a handler takes one"),
+        (Pinged, "a message, and a handler takes only one"),
         (KeyError, "an exception, not a service"),
         (TitledByLength, "a value, not a service"),
     ],
@@ -1327,7 +1328,7 @@ def test_what_nobody_means_as_a_service_is_not_built(cls, what):
 
     assert problem.message == (
         f"Nothing can fill the parameter 'thing' of {place_of(handle)}: "
-        f"{cls.__qualname__} is {what}. If it is to be built without arguments, write "
+        f"{cls.__qualname__} is {what}. To have it built without arguments, write "
         f"Annotated[{cls.__name__}, Service()]."
     )
     with pytest.raises(InvalidHandler):
@@ -1358,11 +1359,12 @@ def test_a_second_message_parameter_names_the_handler():
     (problem,) = registry.problems
 
     assert problem.message == (
-        f"Nothing can fill the parameter 'second' of {place_of(handle)}: Titled is not "
-        f"taken for a message here: the payload is 'first' already. It is no service "
-        f"either (Nothing can fill the parameter 'title' of "
-        f"tests.parameters.test_parameters.Titled.__init__: str is neither a mark nor a class to "
-        f"build). A handler takes one message; @service says that a class is a service."
+        f"Nothing can fill the parameter 'second' of {place_of(handle)}: Titled is "
+        "not taken as a message here: the payload is already 'first'. It is not a "
+        "service either (Nothing can fill the parameter 'title' of "
+        "tests.parameters.test_parameters.Titled.__init__: str is neither a mark nor "
+        "a class to build). A handler takes one message; @service marks a class as a "
+        "service."
     )
 
 
@@ -1379,5 +1381,5 @@ def test_an_object_for_an_annotation_is_a_check(given, policies):
 
     assert registry.problems[0].message == (
         f"The parameter 'command' of {place_of(handle)} is annotated with {given!r}, "
-        f"which is an object and no type."
+        "which is an object, not a type."
     )

@@ -386,8 +386,8 @@ def test_services_that_need_each_other_are_a_check():
         f"{__name__}.{n}" for n in ("Chicken", "Egg", "Hen", "Chicken")
     )
     text = (
-        f"These need each other, so none can be made first: {circle}. Have one of them "
-        f"get the other when it is called, not when it is made. (django_cqrs.E005)"
+        f"Circular dependency: {circle}. Let one of them get the other when it is "
+        "called, not when it is made. (django_cqrs.E005)"
     )
     with pytest.raises(InvalidHandler) as caught:
         registry.query_bus.ask(Ask())
@@ -406,8 +406,7 @@ def test_a_service_that_needs_itself_is_a_check():
 
     assert [problem.rule for problem in problems] == [Rule.UNFILLABLE_PARAMETER]
     assert problems[0].message == (
-        f"These need each other, so none can be made first: {__name__}.Narcissus -> "
-        f"{__name__}.Narcissus."
+        f"Circular dependency: {__name__}.Narcissus -> {__name__}.Narcissus."
     )
 
 
@@ -447,7 +446,7 @@ def test_a_service_that_asks_for_itself_while_it_is_built():
 
     name = Greedy.__qualname__
     assert str(caught.value) == (
-        f"These services need each other and cannot be built: {name} -> {name}."
+        f"Circular dependency between services: {name} -> {name}."
     )
 
 

@@ -1120,11 +1120,14 @@ class WithData(Protocol):
     [
         (
             lambda: pointcut.message("Pay"),
-            "pointcut.message() takes a class that issubclass() can be asked about, not 'Pay'.",
+            "pointcut.message() takes a class that issubclass() accepts, not 'Pay'.",
         ),
         (
             lambda: pointcut.message(WithData),
-            f"pointcut.message() takes a class that issubclass() can be asked about, not {WithData!r}.",
+            (
+                "pointcut.message() takes a class that issubclass() accepts, not "
+                f"{WithData!r}."
+            ),
         ),
         (
             lambda: pointcut.marked(Pay),
@@ -1152,11 +1155,14 @@ class WithData(Protocol):
         ),
         (
             lambda: EVERY & Pay,
-            f"handler('*') & {Pay!r}: only a pointcut joins with a pointcut.",
+            f"handler('*') & {Pay!r}: a pointcut can only be combined with a pointcut.",
         ),
         (
             lambda: EVERY | "billing.*",
-            "handler('*') | 'billing.*': only a pointcut joins with a pointcut.",
+            (
+                "handler('*') | 'billing.*': a pointcut can only be combined with a "
+                "pointcut."
+            ),
         ),
         (
             lambda: before(pay),
@@ -1168,7 +1174,7 @@ class WithData(Protocol):
         ),
         (
             lambda: after(EVERY)(before(EVERY)(lambda: None)),
-            "is an interceptor already: it is of one kind.",
+            "is already an interceptor: it can only have one kind.",
         ),
     ],
     ids=lambda value: "" if callable(value) else value.partition(", not <")[0],
@@ -1495,11 +1501,15 @@ def test_a_service_that_stands_first_would_be_the_payload():
     (problem,) = registry.problems
     assert str(caught.value) == str(problem)
     assert problem.message == (
-        f"The interceptor {__name__}."
-        f"test_a_service_that_stands_first_would_be_the_payload.<locals>.look cannot "
-        f"stand at {__name__}.pay: it takes Clock, and the message there is Pay."
+        "The interceptor "
+        f"{__name__}.test_a_service_that_stands_first_would_be_the_payload.<locals>.look "
+        f"cannot stand at {__name__}.pay: it takes Clock, but the message there is "
+        "Pay."
     )
-    assert problem.hint == ("Aim it with pointcut.message(), or have it take object.")
+    assert problem.hint == (
+        "Narrow its pointcut with pointcut.message(), or annotate its payload with "
+        "object."
+    )
 
 
 def test_a_header_that_is_missing_names_the_interceptor():
@@ -1513,8 +1523,8 @@ def test_a_header_that_is_missing_names_the_interceptor():
 
     assert str(caught.value) == (
         f"{__name__}.test_a_header_that_is_missing_names_the_interceptor.<locals>.look "
-        f"requires the header 'user_id', which its message does not have. Give it with "
-        f"headers={{'user_id': ...}}, or give the parameter 'user_id' a default."
+        "requires the header 'user_id', but the message does not have it. Give it "
+        "with headers={'user_id': ...}, or give the parameter 'user_id' a default."
     )
 
 
@@ -1937,8 +1947,8 @@ def test_an_interceptor_outside_the_handlers_modules_is_a_check(guarded_app):
     assert found.id == "django_cqrs.W002"
     assert found.obj is guarded.marks.forgotten
     assert found.msg == (
-        "tests.apps.guarded.marks.forgotten is decorated, but no handlers module "
-        "holds it."
+        "tests.apps.guarded.marks.forgotten is decorated, but it is not in a "
+        "handlers module."
     )
     assert found.hint == "Move it to the app's handlers module, or import it there."
 

@@ -120,12 +120,12 @@ def refused(path):
     return 400, {
         "title": "Bad Request",
         "status": 400,
-        "detail": "What was sent is not valid; see errors.",
+        "detail": "The request is not valid; see errors.",
         "errors": [
             {
                 "path": path,
                 "detail": (
-                    "it is in the path of the URL, and cannot be given here as well"
+                    "it is in the path of the URL and cannot also be given here"
                 ),
                 "code": "in_path",
             }
@@ -189,7 +189,7 @@ def test_of_many_wrong_fields_the_first_hundred_are_listed(count):
     ]
     more = {
         "path": "",
-        "detail": f"there are {count - 100} more errors, which are not listed",
+        "detail": f"{count - 100} more errors are not listed",
         "code": "too_many_errors",
     }
     assert answer["errors"][listed:] == ([more] if count > 100 else [])

@@ -184,7 +184,7 @@ def invalid(*errors):
     return 400, {
         "title": "Bad Request",
         "status": 400,
-        "detail": "What was sent is not valid; see errors.",
+        "detail": "The request is not valid; see errors.",
         "errors": [
             {"path": path, "detail": detail, "code": code}
             for path, detail, code in errors
@@ -454,7 +454,7 @@ def test_the_path_cannot_be_contradicted(api):
     wanted = invalid(
         (
             "ticket_id",
-            "it is in the path of the URL, and cannot be given here as well",
+            "it is in the path of the URL and cannot also be given here",
             "in_path",
         )
     )
@@ -637,12 +637,12 @@ def test_no_handler_is_not_found(api, options, caplog):
     ]
     meant = {
         "route": (
-            "404 is answered: No command handler takes 'ticket.opne'. "
-            "Did you mean 'ticket.open'?"
+            "Answered 404: No command handler takes 'ticket.opne'. Did you mean "
+            "'ticket.open'?"
         ),
         "message": (
-            "404 is answered: No command handler takes OpenTicket. "
-            "Its handler is reached by key only: give route='ticket.open'."
+            "Answered 404: No command handler takes OpenTicket. Its handler is "
+            "reached only by key: give route='ticket.open'."
         ),
     }
     assert said == [meant[next(iter(options))]]
@@ -662,7 +662,7 @@ def test_a_missing_header_is_a_problem(api, caplog):
         {
             "title": "Bad Request",
             "status": 400,
-            "detail": "The message lacks a header that it needs.",
+            "detail": "A required header is missing.",
         },
     )
     assert "requires the header 'user_id'" in caplog.text
@@ -1108,7 +1108,7 @@ def test_a_path_is_part_of_a_query(api):
     assert problem_in(api.get(f"/{KEY}?ticket_id={UUID(int=1)}")) == invalid(
         (
             "ticket_id",
-            "it is in the path of the URL, and cannot be given here as well",
+            "it is in the path of the URL and cannot also be given here",
             "in_path",
         )
     )
@@ -1250,7 +1250,7 @@ def test_a_view_takes_a_route_or_a_message(view, given):
     with pytest.raises(TypeError) as caught:
         view.as_view(**given)
     assert str(caught.value) == (
-        f"{view.__name__}.as_view() takes one of route= and message=."
+        f"{view.__name__}.as_view() takes either route= or message=."
     )
 
     with pytest.raises(TypeError, match="invalid keyword 'rout'"):

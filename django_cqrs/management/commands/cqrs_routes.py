@@ -50,9 +50,9 @@ class Command(BaseCommand):
     """Show what handles what. Touches no database."""
 
     help = (
-        "Shows which handler takes which command, query and event. "
-        "With a message's name, explains that one. "
-        "Exits with 1 where a system check of the routes fails."
+        "Shows the handler of each command and query, and the handlers of each "
+        "event. With a message's name, explains that message. Exits with 1 if a "
+        "system check of the routes fails."
     )
     # The routes are shown all the more where a check fails.
     requires_system_checks = ()
@@ -63,24 +63,28 @@ class Command(BaseCommand):
             "name",
             nargs="?",
             metavar="MESSAGE",
-            help="Explain one message, by its class, routing key or event name.",
+            help="Explain one message, given by its class, routing key or event name.",
         )
         parser.add_argument(
             "--format",
             choices=["table", "json", "mermaid", "markdown"],
             default="table",
-            help="The form of the output (default: %(default)s).",
+            help="The output format (default: %(default)s).",
         )
-        parser.add_argument("--app", help="Only handlers of the app with this label.")
+        parser.add_argument(
+            "--app", help="Show only handlers of the app with this label."
+        )
         parser.add_argument(
             "--bus",
             choices=[str(kind) for kind in Kind],
-            help="Only the messages of this bus.",
+            help="Show only messages of this bus.",
         )
         parser.add_argument(
             "--message",
             metavar="PATTERN",
-            help="Only messages whose name matches, such as 'order.*'.",
+            help=(
+                "Show only messages whose name matches this pattern, such as 'order.*'."
+            ),
         )
 
     def handle(

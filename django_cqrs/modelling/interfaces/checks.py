@@ -53,7 +53,7 @@ class CheckedMethod(MethodDescription):
         elif self.declaration is None:
             yield self._problem(
                 Rule.INTERFACE_ROUTE,
-                f"{self.place} leads nowhere: nothing decorates it.",
+                f"{self.place} has no route: it is not decorated.",
                 "Decorate it with @business_method, @sql_query or @sql_write.",
             )
         else:
@@ -69,7 +69,7 @@ class CheckedMethod(MethodDescription):
             yield self._problem(
                 Rule.INTERFACE_TYPE,
                 f"{self.place} has more than one payload: {names}.",
-                "Let one parameter be the payload; the others are "
+                "Keep one parameter as the payload and mark the others with "
                 'Annotated[..., Header("name")] or Annotated[..., Identifier()].',
             )
             return
@@ -88,7 +88,8 @@ class CheckedMethod(MethodDescription):
             kinds = " and ".join(f"a {each.kind}" for each in routes)
             yield self._problem(
                 Rule.INTERFACE_ROUTE,
-                f"{self.place} leads to {kinds} alike: {routes[0].said} is both.",
+                f"{self.place} leads to {kinds} alike: {routes[0].said} is the key of "
+                "both.",
                 "Give one of them another key.",
             )
         else:
@@ -102,8 +103,10 @@ class CheckedMethod(MethodDescription):
             hint = (
                 f"Did you mean {near[0]!r}?"
                 if near
-                else "Is its handler decorated, and in the handlers module of an "
-                "installed app?"
+                else (
+                    "Check that its handler is decorated and in the handlers module "
+                    "of an installed app."
+                )
             )
         elif parts.payload is None:
             reason = "it has neither a key nor a payload"
@@ -118,7 +121,7 @@ class CheckedMethod(MethodDescription):
                 '@business_method("ticket.close").'
             )
         return self._problem(
-            Rule.INTERFACE_ROUTE, f"{self.place} leads nowhere: {reason}.", hint
+            Rule.INTERFACE_ROUTE, f"{self.place} has no route: {reason}.", hint
         )
 
     def _misfits(self, route: Route, parts: Parts) -> Iterator[Problem]:
@@ -146,23 +149,23 @@ class CheckedMethod(MethodDescription):
         if given is not None and plan.payload is None:
             name = signature.names[parts.payload or 0]
             yield StatementFault(
-                f"it has the payload {name!r}, and {endpoint.place} takes none",
-                "Take the parameter away, or mark it with Header or Identifier.",
+                f"it has the payload {name!r}, but {endpoint.place} takes no payload",
+                "Remove the parameter, or mark it with Header or Identifier.",
             )
         elif given is None and plan.payload is not None:
             if plan.payload_default is EMPTY and not plan.payload.takes_none:
                 wanted = name_of_type(plan.payload.annotation)
                 yield StatementFault(
-                    f"it has no payload, and {endpoint.place} takes {wanted}",
+                    f"it has no payload, but {endpoint.place} takes {wanted}",
                     f"Give it a parameter of the type {wanted}.",
                 )
         elif by_key and given is not None and plan.payload is not None:
             wanted = plan.payload.annotation
             if not may_become(given, wanted):
                 yield StatementFault(
-                    f"its payload is {name_of_type(given)}, and {endpoint.place} takes "
-                    f"{name_of_type(wanted)}",
-                    "Make the two agree.",
+                    f"its payload is {name_of_type(given)}, but {endpoint.place} "
+                    f"takes {name_of_type(wanted)}",
+                    "Make both the same.",
                 )
         yield from self._identifier_faults(endpoint, parts)
         yield from self._result_faults(endpoint)
@@ -173,17 +176,17 @@ class CheckedMethod(MethodDescription):
         if parts.identifiers and getattr(endpoint, "subject", None) is None:
             name = parts.identifiers[0][0]
             yield StatementFault(
-                f"{name!r} is an Identifier, and {endpoint.place} is not a handler of "
-                f"an aggregate",
+                f"{name!r} is an Identifier, but {endpoint.place} is not a handler of "
+                "an aggregate",
                 "Send it as a header or in the payload.",
             )
 
     def _result_faults(self, endpoint: Endpoint) -> Iterator[StatementFault]:
         if endpoint.channel is not None and interface_options[self.owner].is_direct:
             yield StatementFault(
-                f"it is direct, and {endpoint.place} has the channel "
+                f"it is direct, but {endpoint.place} has the channel "
                 f"{endpoint.channel!r}",
-                "Take direct=True away.",
+                "Remove direct=True.",
             )
         wanted = self.signature.returns
         if wanted in (EMPTY, Any, object, *NONE):
@@ -192,15 +195,16 @@ class CheckedMethod(MethodDescription):
         said = name_of_type(wanted)
         if endpoint.kind is Kind.EVENT:
             yield StatementFault(
-                f"it returns {said}, and what is published has no answer",
+                f"it returns {said}, but a published event has no answer",
                 "Annotate it with None.",
             )
             return
         if endpoint.channel is not None:
             if not takes_none:
                 yield StatementFault(
-                    f"it returns {said}, and {endpoint.place} has the channel "
-                    f"{endpoint.channel!r}: it is handled later and has no answer",
+                    f"it returns {said}, but {endpoint.place} has the channel "
+                    f"{endpoint.channel!r}, so it is handled later and returns no "
+                    "answer",
                     "Annotate it with None.",
                 )
             return
@@ -208,14 +212,14 @@ class CheckedMethod(MethodDescription):
         if returned in NONE:
             if not takes_none:
                 yield StatementFault(
-                    f"it returns {said}, and {endpoint.place} returns None",
+                    f"it returns {said}, but {endpoint.place} returns None",
                     "Annotate it with None.",
                 )
         elif not may_become(returned, wanted, of_result=True):
             yield StatementFault(
-                f"it returns {said}, and {endpoint.place} returns "
+                f"it returns {said}, but {endpoint.place} returns "
                 f"{name_of_type(returned)}",
-                "Make the two agree.",
+                "Make both the same.",
             )
 
 

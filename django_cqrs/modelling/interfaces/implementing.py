@@ -57,7 +57,10 @@ def implement(interface: Callable[..., T], /, *, registry: Registry | None = Non
     """
     cls: Any = interface
     if not is_business_interface(cls):
-        msg = f"{cls!r} is no business interface: decorate it with @business_interface."
+        msg = (
+            f"{cls!r} is not a business interface: decorate it with "
+            "@business_interface."
+        )
         raise TypeError(msg)
     subject = buses.registry if registry is None else registry
     if cls not in subject.implementations:
@@ -219,7 +222,7 @@ def _finisher(returns: Any, place: str) -> Callable[[Any], Any]:
             return result
         if result is None:
             msg = (
-                f"{place} was answered with None, and is annotated to return "
+                f"{place} received None as its answer, but is annotated to return "
                 f"{name_of_type(returns)}."
             )
             raise UnexpectedResult(msg)

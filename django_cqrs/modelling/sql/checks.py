@@ -95,18 +95,18 @@ def _parameter_faults(
     for name in dict.fromkeys(part.name for part in placeholders):
         if name not in parameters:
             yield StatementFault(
-                f"The SQL of {place} has %({name})s, and the method has no parameter "
+                f"The SQL of {place} has %({name})s, but the method has no parameter "
                 f"{name!r}.",
                 f"Its parameters are {', '.join(parameters)}."
                 if parameters
-                else "Give it one.",
+                else "Add the parameter.",
             )
     used = {part.name for part in placeholders}
     for name in parameters:
         if name not in used:
             yield StatementFault(
                 f"The parameter {name!r} of {place} is not in its SQL.",
-                f"Write %({name})s where it belongs, or take it away.",
+                f"Use %({name})s in the statement, or remove the parameter.",
             )
     for part in placeholders:
         annotation = parameters.get(part.name, EMPTY)
@@ -144,7 +144,7 @@ def _annotation_fault(part: Placeholder, annotation: Any) -> StatementFault | No
         )
         if is_scalar:
             return StatementFault(
-                f"IN takes a list, and it is annotated with {name_of_type(bare)}",
+                f"IN takes a list, but it is annotated with {name_of_type(bare)}",
                 f"Annotate it with Sequence[{name_of_type(bare)}].",
             )
         return None
@@ -152,7 +152,7 @@ def _annotation_fault(part: Placeholder, annotation: Any) -> StatementFault | No
         return None
     if origin in _ABSTRACT_LISTS or is_plain_sequence(origin):
         return StatementFault(
-            f"{name_of_type(bare)} is a list, which only IN takes",
+            f"{name_of_type(bare)} is a list, which is only allowed with IN",
             "Write IN before it, or annotate it with Annotated[..., Json()] to bind "
             "it as JSON.",
         )
@@ -163,7 +163,7 @@ def _annotation_fault(part: Placeholder, annotation: Any) -> StatementFault | No
         and not has_own_text(origin)
     ):
         return StatementFault(
-            f"{name_of_type(origin)} is no value of a database",
+            f"{name_of_type(origin)} cannot be stored in a database",
             "Name an attribute of it as in %(name.attribute)s, write a @converter, "
             "or annotate it with Annotated[..., Json()].",
         )
@@ -187,18 +187,19 @@ def _result_fault(
         if returns in (EMPTY, Any, None, type(None), int):
             return None
         return StatementFault(
-            "and a write gives the number of rows or nothing",
+            "but a write returns the number of rows or nothing",
             "Annotate it with int or None; for RETURNING use @sql_query.",
         )
     if bare in (None, type(None)):
         return StatementFault(
-            "and a query has rows", "Say what they are, or use @sql_write."
+            "but a query returns rows",
+            "Annotate the type of the rows, or use @sql_write.",
         )
     origin = typing.get_origin(bare) or bare
     if origin in LAZY and is_async:
         return StatementFault(
             "whose rows would be read in the event loop",
-            "Annotate it with a list, or make it a plain method.",
+            "Annotate it with a list, or make it a synchronous method.",
         )
     inner = [
         each
@@ -214,9 +215,9 @@ def _result_fault(
     members = [each for each in union_members(returns) if each is not type(None)]
     is_generic = any(typing.get_args(each) for each in members)
     if isinstance(bare, types.UnionType) and len(members) > 1 and is_generic:
-        return StatementFault("which may be several things", "Say which one it is.")
+        return StatementFault("which allows several types", "Name exactly one type.")
     if is_protocol(bare) and origin not in (*LAZY, *MANY, *_ABSTRACT_LISTS):
-        return StatementFault("which no row can be made into", "Name a dataclass.")
+        return StatementFault("which cannot be created from a row", "Name a dataclass.")
     return None
 
 

@@ -141,19 +141,19 @@ def _single(returns: Any, place: str) -> Reader:
                 if row is None and is_optional:
                     return None
                 if row is None:
-                    msg = f"{place} found NULL, and is annotated to return a value."
+                    msg = f"{place} found NULL, but is annotated to return a value."
                     raise UnexpectedResult(msg)
                 if convert is None or shape.takes(rows):
                     return row
                 return shape.finished(convert(row), connection)
             if rows:
-                msg = f"{place} found several rows, and is annotated to return one."
+                msg = f"{place} found several rows, but is annotated to return one."
                 raise UnexpectedResult(msg)
             if is_optional:
                 return None
             msg = (
-                f"{place} found no row, and is annotated to return one. "
-                f"Where there may be none, annotate it with `| None`."
+                f"{place} found no row, but is annotated to return one. If there may "
+                "be none, annotate it with `| None`."
             )
             raise UnexpectedResult(msg)
 

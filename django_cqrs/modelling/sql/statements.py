@@ -143,12 +143,13 @@ def parsed(text: str, vendor: str) -> tuple[Part, ...]:
                 .rstrip()
             )
             raise Malformed(
-                f"has a percent sign that begins no placeholder, in {rest!r}",
+                f"has a percent sign that does not begin a placeholder, in {rest!r}",
                 "Write %(name)s for a parameter, and %% for a percent sign.",
             )
         if not _NAME.fullmatch(sign["name"]):
             raise Malformed(
-                f"has the placeholder %({sign['name']})s, which names no parameter",
+                f"has the placeholder %({sign['name']})s, which does not name a "
+                "parameter",
                 "Write %(name)s, or %(name.attribute)s.",
             )
         for first, behind, place in quoted:
@@ -156,8 +157,8 @@ def parsed(text: str, vendor: str) -> tuple[Part, ...]:
                 raise Malformed(
                     f"has the placeholder %({sign['name']})s in {place}, where its "
                     f"value would become part of the SQL",
-                    "A value needs no quotes: write the placeholder outside of them, "
-                    "and join it to other text with || or CONCAT().",
+                    "A value does not need quotes: write the placeholder outside "
+                    "them, and join it to other text with || or CONCAT().",
                 )
         name, *path = sign["name"].split(".")
         parts.append(text[end : sign.start()])
@@ -329,15 +330,15 @@ def bindable(value: Any, connection: BaseDatabaseWrapper) -> Any:
     cls = type(value)
     if is_plain_sequence(cls):
         msg = (
-            f"{name_of_type(cls)} belongs into `IN %(name)s`; to store it as JSON, "
-            f"annotate the parameter with Annotated[..., Json()]"
+            f"{name_of_type(cls)} belongs in `IN %(name)s`; to store it as JSON, "
+            "annotate the parameter with Annotated[..., Json()]"
         )
         raise Malformed(msg)
     if has_own_text(cls):
         return str(value)
     msg = (
-        f"{name_of_type(cls)} is no value of a database. Write a @converter for it, "
-        f"give it a __str__, or annotate the parameter with Annotated[..., Json()]"
+        f"{name_of_type(cls)} cannot be stored in a database. Write a @converter for "
+        "it, give it a __str__, or annotate the parameter with Annotated[..., Json()]"
     )
     raise Malformed(msg)
 

@@ -153,8 +153,8 @@ class DeadLetterAdmin(KeptMessageAdmin):
         """Put the chosen ones back into their channels, once that is confirmed."""
         if not self._is_confirmed(request):
             question = gettext(
-                "Put these back into their channels? What a handler did outside the "
-                "database before it failed, it does again."
+                "Put these messages back into their channels? Handlers repeat any "
+                "work they did outside the database before they failed."
             )
             return self._ask(request, queryset, "replay_selected", question)
         count = self._in_batches(request, queryset, self._replay_batch)

@@ -41,7 +41,7 @@ class JournalEntryAdmin(
     list_display = ("at", "name", "endpoint", "outcome", "attempts", "error", "story")
     list_filter = (DatabaseFilter, NewestOutcomeFilter, NewestEndpointFilter)
     search_fields = ("correlation_id",)
-    search_help_text = _("A correlation id, whole.")
+    search_help_text = _("A correlation id (exact matches only).")
     fields = (
         *("at", "kind", "name", "endpoint", "channel", "outcome", "attempts"),
         *("duration", "exception", "error"),

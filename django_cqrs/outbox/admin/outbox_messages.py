@@ -93,9 +93,9 @@ class OutboxMessageAdmin(KeptMessageAdmin):
     )
     search_help_text = format_lazy(
         _(
-            "A message id, a correlation id, an ordering key, or the name of a message "
-            "or an endpoint; each whole. Names are looked for among the newest {count} "
-            "messages."
+            "A message id, a correlation id, an ordering key, or the name of a "
+            "message or an endpoint (exact matches only). Names are searched among "
+            "the newest {count} messages."
         ),
         count=f"{SEARCHED:,}",
     )

@@ -70,7 +70,7 @@ class ChosenDatabaseMixin(Mixin):
                 is_not_migrated(error) or isinstance(error, OperationalError)
             ):
                 raise
-        text = gettext("The database %(alias)s has no outbox, or is out of reach.")
+        text = gettext("The database %(alias)s has no outbox, or is unavailable.")
         self.message_user(request, text % {"alias": asked}, messages.WARNING)
         return HttpResponseRedirect(request.path)
 
@@ -88,8 +88,8 @@ class KeptMessageAdmin(
     sortable_by = ()
     search_fields = ("message_id",)
     search_help_text = _(
-        "A message id, a correlation id, an ordering key, or the name of a message or "
-        "an endpoint; each whole."
+        "A message id, a correlation id, an ordering key, or the name of a message "
+        "or an endpoint (exact matches only)."
     )
     change_list_template = "admin/django_cqrs_outbox/change_list.html"
 

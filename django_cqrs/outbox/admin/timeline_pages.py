@@ -241,18 +241,20 @@ def _notes(timeline: Timeline, sources: list[type[Model]]) -> list[str]:
     """Return what the page cannot show, and why."""
     notes = []
     if timeline.is_bounded:
-        notes.append(gettext("There is more than is shown: this is how it began."))
+        notes.append(gettext("There is more: only the beginning is shown."))
     if not journal.is_kept():
         notes.append(
             gettext(
-                "What was handled is not shown: the journal is off. Set "
-                'DJANGO_CQRS["JOURNAL"] to the time that it is to be kept for.'
+                "Handled messages are not shown: the journal is off. Set "
+                'DJANGO_CQRS["JOURNAL"] to the time for which entries are kept.'
             )
         )
     hidden = [model for model in SOURCES if model not in sources]
     if hidden:
         names = ", ".join(str(model._meta.verbose_name_plural) for model in hidden)
-        text = gettext("You may not view %(names)s, so they are not shown.")
+        text = gettext(
+            "You do not have permission to view %(names)s, so they are not shown."
+        )
         notes.append(text % {"names": names})
     return notes
 

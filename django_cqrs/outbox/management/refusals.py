@@ -31,12 +31,12 @@ def clear_errors(using: str, *, code: int = 1) -> Iterator[None]:
         text = " ".join(described(error).split())
         if is_not_migrated(error):
             msg = (
-                f"The database {using!r} does not have the tables of the outbox as "
-                f"this version needs them ({text}). Create them: python manage.py "
-                f"migrate --database {using}"
+                f"The database {using!r} does not have the outbox tables that this "
+                f"version needs ({text}). Create them: python manage.py migrate "
+                f"--database {using}"
             )
         elif isinstance(error, (OperationalError, InterfaceError)):
-            msg = f"The database {using!r} is out of reach: {text}"
+            msg = f"The database {using!r} is unavailable: {text}"
         else:
             raise
         raise CommandError(msg, returncode=code) from error

@@ -37,9 +37,9 @@ class Bounds:
         """
         if self.megabytes is not None and resource is None:
             msg = (
-                "A worker cannot be bounded by memory here: this platform "
-                f"({sys.platform}) does not say how much a process has used. Bound it "
-                "by messages or by seconds."
+                "A worker cannot be limited by memory here: this platform "
+                f"({sys.platform}) does not report how much a process has used. Limit "
+                "it by messages or by seconds."
             )
             raise InvalidOption(msg)
 

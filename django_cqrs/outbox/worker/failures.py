@@ -33,11 +33,11 @@ OUTAGES = (OperationalError, InterfaceError)
 class FailureOutcome(enum.Enum):
     """What becomes of a message that failed; the value is what the log says."""
 
-    RETRY = "it is tried again %s"
+    RETRY = "it is retried %s"
     PAUSE = "it waits until the outage is over"
-    DEAD = "it is a dead letter"
-    DROP = "it is dropped, as its policy says"
-    STOP = "it waits, and the worker stops, as its policy says"
+    DEAD = "it is now a dead letter"
+    DROP = "it is dropped, as its policy requires"
+    STOP = "it waits, and the worker stops, as its policy requires"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class Poison(Exception):
     """A message that every worker died of that tried to handle it."""
 
     def __str__(self) -> str:
-        return "Every worker that tried to handle this message died of it."
+        return "Every worker that tried to handle this message crashed."
 
 
 def blamed(error: BaseException) -> BaseException:

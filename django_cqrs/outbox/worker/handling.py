@@ -136,7 +136,8 @@ class ClaimHandler:
                 left = self._handle_some(owner, left)
                 if left and not self.heartbeat.is_kept():
                     logger.warning(
-                        "A lease has run out; %d messages are left to others", len(left)
+                        "A lease has expired; %d messages are left to other workers",
+                        len(left),
                     )
                     left = ()
         except BaseException as error:
@@ -206,7 +207,7 @@ class ClaimHandler:
                     self._let_go_of_key(owner, each)
             return [each for each in begun if each.pk in ours]
         logger.warning(
-            "A batch of %d was rolled back by %s; its messages are taken one by one",
+            "A batch of %d was rolled back by %s; its messages are handled one by one",
             len(begun),
             type(blamed(error)).__name__,
         )
@@ -588,7 +589,7 @@ class ClaimHandler:
         self.throughput.count(batch.done, [each.claimed for each in tried])
         for claimed in batch.expired:
             logger.info(
-                "Message %s for %s is dropped: it expired at %s",
+                "Message %s for %s was dropped: it expired at %s",
                 claimed.envelope.message_id,
                 claimed.envelope.endpoint,
                 claimed.envelope.expires_at,

@@ -70,9 +70,9 @@ class FailureReporter:
             return
         outage.is_reported = True
         logger.error(
-            "Channel %r pauses: %s failed with %s. Other messages would fail alike, so "
-            "their attempts are not counted; one is tried again %s, then more and "
-            "more seldom",
+            "Channel %r pauses: %s failed with %s. Other messages would fail in the "
+            "same way, so their attempts are not counted; one is retried %s, then "
+            "less and less often",
             outage.channel,
             failure.endpoint,
             outage.said,
@@ -87,7 +87,7 @@ class FailureReporter:
         outage = self._policies.outages.works(channel, endpoints)
         if outage is not None and outage.is_reported:
             logger.warning(
-                "Channel %r goes on: %s works again after %d s",
+                "Channel %r resumes: %s works again after %d s",
                 channel,
                 min(endpoints & outage.endpoints),
                 self._policies.outages.clock() - outage.since,

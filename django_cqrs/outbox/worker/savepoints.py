@@ -381,15 +381,17 @@ def forget_rollbacks(connection: Any) -> None:
 
 def _ended_error(subject: Any, connection: Any, *, is_saved: bool) -> BrokenTransaction:
     return BrokenTransaction(
-        f"{subject} ended the transaction on {connection.alias!r} that it was called "
-        f"in: by a COMMIT or ROLLBACK past Django, by another connection, or by a "
-        f"statement that commits, such as LOCK TABLES, and on MySQL and MariaDB "
-        f"TRUNCATE and whatever changes a schema. "
+        f"{subject} ended the transaction on {connection.alias!r} in which it was "
+        "called: with a COMMIT or ROLLBACK that bypassed Django, with another "
+        "connection, or with a statement that commits, such as LOCK TABLES, or on "
+        "MySQL and MariaDB TRUNCATE and any statement that changes a schema. "
         + (
-            "What it wrote before that is saved. "
+            "Its earlier writes are saved. "
             if is_saved
-            else "Nothing that it wrote before that is saved. "
+            else "None of its earlier writes are saved. "
         )
-        + "Leave the end of the transaction to the channel, or give the handler "
-        "atomic=False: it is then called outside of any."
+        + (
+            "Let the channel end the transaction, or give the handler atomic=False "
+            "to have it called outside a transaction."
+        )
     )

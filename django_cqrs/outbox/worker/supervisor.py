@@ -156,9 +156,9 @@ class Supervisor:
 
 def _described(code: int) -> str:
     if code == REPLACE:
-        return "has used the memory that it may"
+        return "has used all the memory it is allowed"
     if code < 0:
-        return f"was ended by signal {-code}"
+        return f"was stopped by signal {-code}"
     return f"crashed with exit code {code}"
 
 
@@ -189,7 +189,7 @@ def end_with_supervisor(pipe: int, stop: Callable[[], Any], grace: float) -> Non
     def watch() -> None:
         while os.read(pipe, 1):
             pass
-        logger.warning("The supervisor is gone; the worker stops")
+        logger.warning("The supervisor has exited; the worker stops")
         stop()
         time.sleep(grace)
         os._exit(1)

@@ -74,7 +74,9 @@ class ThroughputRecorder:
         try:
             self.write()
         except Error:
-            logger.debug("What was done is not written down", exc_info=True)
+            logger.debug(
+                "Counts of handled messages could not be stored", exc_info=True
+            )
 
     def _add(self, minute: datetime, channel: str, handled: int, failed: int) -> None:
         rows = Throughput.objects.using(self._using)

@@ -186,7 +186,7 @@ class Worker:
                             idle_rounds = 0
                     if away_since:
                         logger.warning(
-                            "The database %r is back after %d s",
+                            "Database %r is back after %d s",
                             self.store.using,
                             time.monotonic() - away_since,
                         )
@@ -197,15 +197,15 @@ class Worker:
                         raise
                     if DEADLOCKS.includes(error) and outages < _CALM_DEADLOCKS:
                         # Of two that met at the same rows one had to give way.
-                        logger.debug("Giving way", exc_info=True)
+                        logger.debug("Yielding to other workers", exc_info=True)
                         outages += 1
                         self._sleep(0.001 * 2**outages)
                         continue
                     if not away_since:
                         away_since = time.monotonic()
                         logger.error(  # noqa: TRY400 - one line, not one per try
-                            "The database %r is out of reach (%s: %s); the worker "
-                            "tries again until it is back",
+                            "Database %r unavailable (%s: %s); retrying until it is "
+                            "back",
                             self.store.using,
                             type(error).__name__,
                             _line(described(error)),

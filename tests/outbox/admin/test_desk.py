@@ -1117,7 +1117,7 @@ def test_edit_puts_no_mask_into_a_place_that_is_shown(client, editor):
 
 INVALID = [
     ('{"number":', ["it is no JSON"]),
-    ("[" * 100_000, ["it is no JSON that can be read"]),
+    ("[" * 100_000, ["it is not readable JSON"]),
     ("{}", ["<code>number</code>: Field required"]),
     ('{"number":"x"}', ["<code>number</code>: Input should be a valid integer"]),
     ('{"number":NaN}', ["<code>number</code>"]),

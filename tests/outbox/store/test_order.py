@@ -143,11 +143,12 @@ def test_a_message_without_its_key_is_not_sent():
         send(by_field, 1)
 
     assert str(missing.value) == (
-        "note has ordering_key=Header('tenant'), and the message has no such header. "
-        "Give it with headers={'tenant': ...}; None means a message without a key."
+        "note has ordering_key=Header('tenant'), but the message has no such header. "
+        "Give it with headers={'tenant': ...}; None means that the message has no "
+        "key."
     )
     assert str(invalid.value) == (
-        "The ordering_key of a message for note cannot be one: list is none of str, "
+        "The ordering_key of a message for note cannot be one: list is not a str, "
         "int, UUID, Decimal, date, datetime, an Enum of these, or a tuple of them."
     )
     assert rows() == []

@@ -134,10 +134,10 @@ def test_a_message_that_no_statement_can_hold_is_refused_with_the_reason():
     with pytest.raises(StatementTooLarge) as raised:
         registry.command_bus.dispatch("x" * limit, route="big")
     assert str(raised.value) == (
-        f"A message for big cannot be stored in the database 'default': the statement "
+        "A message for big cannot be stored in the database 'default': the statement "
         f"has up to {2 * (limit + 4) + 4096:,} bytes, and the server takes {limit:,} "
-        f"(max_allowed_packet). Keep the data elsewhere and store where it is, or "
-        f"raise max_allowed_packet."
+        "(max_allowed_packet). Keep the data elsewhere and store a reference to it, "
+        "or raise max_allowed_packet."
     )
     connection.close()
     assert OutboxMessage.objects.count() == 0
@@ -163,7 +163,7 @@ def test_what_is_kept_too_large_by_a_document_or_a_key_is_refused_with_the_reaso
     registry.add(answer)
     with pytest.raises(
         StatementTooLarge,
-        match=r"^What is kept for the duplicates of a message for answer cannot be",
+        match=r"^The stored answer for duplicates of a message for answer cannot be",
     ):
         registry.command_bus.dispatch(limit, route="answer", headers={"key": "1"})
     connection.close()

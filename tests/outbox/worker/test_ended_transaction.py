@@ -137,8 +137,8 @@ def test_a_handler_that_commits_is_named_and_called_once(commit):
     """
     Its neighbours are handled once, those before it and those after it.
 
-    What it wrote is saved, so that another attempt would write it again: it is a dead
-    letter at once, whose error names it.
+    What it wrote is saved, so that another attempt would write it again: it is now a
+    dead letter at once, whose error names it.
     """
     calls = []
     registry = registry_with(of_this_server(commit), calls=calls)
@@ -153,12 +153,12 @@ def test_a_handler_that_commits_is_named_and_called_once(commit):
     assert (letter.endpoint, letter.attempts) == ("end", 1)
     assert letter.exception == "django_cqrs.exceptions.BrokenTransaction"
     assert letter.error == (
-        "end ended the transaction on 'default' that it was called in: by a COMMIT or "
-        "ROLLBACK past Django, by another connection, or by a statement that commits, "
-        "such as LOCK TABLES, and on MySQL and MariaDB TRUNCATE and whatever changes a "
-        "schema. What it wrote before that is saved. Leave the end of the transaction "
-        "to the channel, or give the handler atomic=False: it is then called outside "
-        "of any."
+        "end ended the transaction on 'default' in which it was called: with a "
+        "COMMIT or ROLLBACK that bypassed Django, with another connection, or with a "
+        "statement that commits, such as LOCK TABLES, or on MySQL and MariaDB "
+        "TRUNCATE and any statement that changes a schema. Its earlier writes are "
+        "saved. Let the channel end the transaction, or give the handler "
+        "atomic=False to have it called outside a transaction."
     )
     assert rows() == []
 

@@ -424,7 +424,8 @@ def test_a_dead_letter_is_logged_with_its_exception_and_a_template_of_its_own(ca
         record.msg == "Message %s for 100%%.do failed at attempt %d with KeyError%s; %s"
     )
     assert record.getMessage().endswith(
-        " for 100%.do failed at attempt 1 with KeyError: 1; it is a dead letter (failed)"
+        " for 100%.do failed at attempt 1 with KeyError: 1; it is now a dead letter "
+        "(failed)"
     )
     assert record.exc_info[0] is KeyError
     assert traceback.extract_tb(record.exc_info[2])[-1].name == "do"

@@ -116,7 +116,7 @@ if started() == 2:
 
     first, second, _third = children.ids()
     assert [record.getMessage() for record in caplog.records] == [
-        f"Worker process {first} was ended by signal 9; another starts in 0.0 s",
+        f"Worker process {first} was stopped by signal 9; another starts in 0.0 s",
         f"Worker process {second} crashed with exit code 3; another starts in 0.0 s",
     ]
 
@@ -269,7 +269,7 @@ class TestWithMessages:
 
         assert code == 0
         assert [letter.reason for letter in letters()] == ["poison"]
-        assert err.count("was ended by signal 9; another starts in") >= 2
+        assert err.count("was stopped by signal 9; another starts in") >= 2
         assert out.startswith("Starting 2 workers.\n")
         assert not any(map(is_alive, workers()))
 
@@ -292,7 +292,9 @@ class TestWithMessages:
 
         assert code == 1
         assert "supervised.do failed with ValueError. The worker stops." in err
-        assert "A worker has stopped at a failure, and so have the others." in err
+        assert (
+            "A worker stopped after a failure, so the others were stopped too."
+        ) in err
 
     def test_what_is_being_handled_is_finished(self, registry, start):
         """Also where each worker is sent the signal as well, as systemd does."""
@@ -324,7 +326,7 @@ class TestWithMessages:
 
         assert code == 0
         assert len(workers()) == 2
-        assert "has used the memory that it may; another starts in" in err
+        assert "has used all the memory it is allowed; another starts in" in err
 
     def test_no_worker_outlives_a_killed_supervisor(self, registry, start):
         """What hangs in a handler ends when its lease would have run out."""

@@ -407,7 +407,7 @@ def test_a_message_that_kills_its_worker(how):
     (letter,) = letters()
     assert (letter.reason, letter.attempts) == (Reason.POISON, 2)
     assert bytes(letter.payload) == f'{{"number":3,"how":"{how}"}}'.encode()
-    assert letter.error == "Every worker that tried to handle this message died of it."
+    assert letter.error == "Every worker that tried to handle this message crashed."
     assert sorted(numbers()) == [1, 2, 4, 5]
 
 
@@ -929,8 +929,8 @@ def test_what_is_tried_again_is_logged(caplog):
         f"again at once"
     )
     assert second.getMessage() == (
-        f"Message {row.message_id} for do failed at attempt 2 with Refused; it is a "
-        f"dead letter (failed)"
+        f"Message {row.message_id} for do failed at attempt 2 with Refused; it is now "
+        "a dead letter (failed)"
     )
     assert (first.levelname, second.levelname) == ("WARNING", "ERROR")
     assert first.name == "django_cqrs.worker"
@@ -1254,7 +1254,9 @@ def test_an_expired_message_is_dropped_and_counted(caplog):
     assert rows() == []
     assert letters() == []
     (record,) = [r for r in caplog.records if "dropped" in r.getMessage()]
-    expected = f"Message {row.message_id} for note is dropped: it expired at 2030-01-01"
+    expected = (
+        f"Message {row.message_id} for note was dropped: it expired at 2030-01-01"
+    )
     assert record.getMessage().startswith(expected)
 
 

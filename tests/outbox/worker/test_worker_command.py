@@ -106,7 +106,7 @@ def test_an_unknown_channel():
     """An alias that is none is refused, with the one that was probably meant."""
     assert run("outbx") == (
         "",
-        "There is no channel 'outbx' in DJANGO_CQRS['CHANNELS']. Did you mean 'outbox'?",
+        "Channel 'outbx' is not in DJANGO_CQRS['CHANNELS']. Did you mean 'outbox'?",
     )
 
 
@@ -114,7 +114,10 @@ def test_a_channel_that_is_no_outbox():
     """Where nothing is stored there is nothing to handle."""
     assert run("memory") == (
         "",
-        "<InMemoryChannel 'memory'> is not an outbox: nothing waits there for a worker.",
+        (
+            "<InMemoryChannel 'memory'> is not an outbox: it stores no messages for a "
+            "worker."
+        ),
     )
 
 
@@ -122,10 +125,10 @@ def test_a_channel_that_is_no_outbox():
     ("arguments", "text"),
     [
         ([], "the following arguments are required: CHANNEL"),
-        (["outbox", "--batch", "0"], "'0' is no whole number of at least 1."),
-        (["outbox", "--lease", "0"], "'0' is no number of seconds above 0."),
-        (["outbox", "--lease", "nan"], "'nan' is no number of seconds above 0."),
-        (["outbox", "--max-seconds", "x"], "'x' is no number of seconds above 0."),
+        (["outbox", "--batch", "0"], "'0' is not a whole number of at least 1."),
+        (["outbox", "--lease", "0"], "'0' is not a number of seconds above 0."),
+        (["outbox", "--lease", "nan"], "'nan' is not a number of seconds above 0."),
+        (["outbox", "--max-seconds", "x"], "'x' is not a number of seconds above 0."),
         (["outbox", "--database", "none"], "invalid choice: 'none'"),
     ],
 )
@@ -150,8 +153,8 @@ def test_a_worker_that_leaves_messages_to_an_outage_ends_with_an_error(registry)
     assert run("outbox", "--until-empty") == (
         "Handling outbox of 'default'.\n0 handled, 1 failed, 0 dead, 0 expired.\n",
         (
-            "outbox: messages are left, since the channel pauses: OSError: [Errno 28] No "
-            "space left on device."
+            "outbox: messages remain because the channel is paused: OSError: [Errno "
+            "28] No space left on device."
         ),
     )
     assert [row.attempts for row in rows()] == [0, 0]

@@ -30,45 +30,61 @@ NARROW = 60
 class Command(BaseCommand):
     """List, show, replay and delete messages that failed for good."""
 
-    help = "Shows messages that failed for good; replays or deletes them."
+    help = "Shows dead letters; replays or deletes them."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Take an action, and which dead letters it is for."""
         actions = parser.add_subparsers(dest="action", required=True)
-        listing = actions.add_parser(
-            "list", help="List dead letters, the newest first."
-        )
+        listing = actions.add_parser("list", help="List dead letters, newest first.")
         self._add_filters(listing)
         listing.add_argument(
-            "--limit", type=int, default=20, help="How many (default: %(default)s)."
+            "--limit",
+            type=int,
+            default=20,
+            help="Maximum number of rows (default: %(default)s).",
         )
         listing.add_argument(
             "--format",
             choices=["table", "json"],
             default="table",
-            help="The form of the output (default: %(default)s).",
+            help="The output format (default: %(default)s).",
         )
         waiting = actions.add_parser(
-            "waiting", help="List what has failed and is tried again, the next first."
+            "waiting",
+            help="List messages that failed and will be retried, soonest first.",
         )
         waiting.add_argument("--channel", help="Only of this channel.")
         waiting.add_argument("--endpoint", help="Only for this endpoint.")
         waiting.add_argument(
-            "--limit", type=int, default=20, help="How many (default: %(default)s)."
+            "--limit",
+            type=int,
+            default=20,
+            help="Maximum number of rows (default: %(default)s).",
         )
-        show = actions.add_parser("show", help="Show one with its error and payload.")
-        show.add_argument("id", type=int, help="Its id, as the list shows it.")
+        show = actions.add_parser(
+            "show", help="Show one dead letter with its error and payload."
+        )
+        show.add_argument(
+            "id", type=int, help="The id of the dead letter, as shown in the list."
+        )
         for action, text in (
-            ("replay", "Put them back into their channel, for their own handler."),
-            ("delete", "Delete them permanently."),
+            (
+                "replay",
+                "Put dead letters back into their channel for their own handler.",
+            ),
+            ("delete", "Permanently delete dead letters."),
         ):
             sub = actions.add_parser(action, help=text)
-            sub.add_argument("ids", nargs="*", type=int, help="The ids; or filters.")
             sub.add_argument(
-                "--all", action="store_true", help="All that the filters leave."
+                "ids", nargs="*", type=int, help="The ids of the dead letters."
             )
             sub.add_argument(
-                "--dry-run", action="store_true", help="Only say how many it would be."
+                "--all",
+                action="store_true",
+                help="Choose all dead letters that match the filters.",
+            )
+            sub.add_argument(
+                "--dry-run", action="store_true", help="Only show how many it would be."
             )
             if action == "delete":
                 sub.add_argument(
@@ -76,7 +92,7 @@ class Command(BaseCommand):
                     "--noinput",
                     action="store_false",
                     dest="interactive",
-                    help="Do not ask.",
+                    help="Do not ask for confirmation.",
                 )
             self._add_filters(sub)
         for sub in actions.choices.values():
@@ -90,9 +106,11 @@ class Command(BaseCommand):
     def _add_filters(self, parser: CommandParser) -> None:
         parser.add_argument("--channel", help="Only of this channel.")
         parser.add_argument("--endpoint", help="Only for this endpoint.")
-        parser.add_argument("--message", help="Only of this message's name.")
+        parser.add_argument("--message", help="Only messages with this name.")
         parser.add_argument(
-            "--reason", choices=Reason.values, help="Only given up for this reason."
+            "--reason",
+            choices=Reason.values,
+            help="Only dead letters with this reason.",
         )
 
     def handle(self, *, action: str, database: str, **options: Any) -> None:
@@ -118,12 +136,12 @@ class Command(BaseCommand):
             missing = set(ids) - set(chosen.values_list("pk", flat=True))
             if missing:
                 numbers = ", ".join(map(str, sorted(missing)))
-                msg = f"There is no dead letter {numbers}. Nothing was done."
+                msg = f"Dead letter not found: {numbers}. Nothing was done."
                 raise CommandError(msg)
         elif not options["all"]:
             msg = (
-                f"Say which: cqrs_failed {action} ID ..., or --all with or without "
-                f"filters."
+                f"Name the dead letters: cqrs_failed {action} ID ..., or --all with "
+                "or without filters."
             )
             raise CommandError(msg)
         if options["dry_run"]:
@@ -189,7 +207,7 @@ class Command(BaseCommand):
             rows.order_by("available_at", "pk").defer("payload", "headers")[: limit + 1]
         )
         if not found:
-            self.stdout.write("No message waits for another attempt.")
+            self.stdout.write("No messages are waiting for another attempt.")
             return
         width = shutil.get_terminal_size().columns if self.stdout.isatty() else 0
         cells = [
@@ -210,7 +228,7 @@ class Command(BaseCommand):
 
     def _show(self, letter: DeadLetter | None, key: int) -> None:
         if letter is None:
-            msg = f"There is no dead letter {key}."
+            msg = f"Dead letter not found: {key}."
             raise CommandError(msg)
         seen = redact(letter)
         told = {**_as_dict(letter, seen), "reason": reason_text(letter.reason)}

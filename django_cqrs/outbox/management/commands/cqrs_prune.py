@@ -32,7 +32,7 @@ def age(text: str) -> timedelta:
                 break
             if span is not None and span >= timedelta(0):
                 return span
-    msg = f"{text!r} is no age: give a number with its unit, such as 30d or 12h."
+    msg = f"{text!r} is not a valid age: give a number with a unit, such as 30d or 12h."
     raise argparse.ArgumentTypeError(msg)
 
 
@@ -49,9 +49,9 @@ class Command(BaseCommand):
     """Keep the tables of the outbox small."""
 
     help = (
-        "Deletes what is out of its time: keys beyond IDEMPOTENCY_WINDOW, counts of "
-        "more than a day ago and entries of the journal that are older than JOURNAL; "
-        "dead letters only where an age is given."
+        "Deletes expired rows in batches: keys older than IDEMPOTENCY_WINDOW, counts "
+        "older than a day, and journal entries older than JOURNAL. Deletes dead "
+        "letters only if an age is given."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -76,10 +76,13 @@ class Command(BaseCommand):
             type=batch_size,
             default=SIZE,
             metavar="N",
-            help="How many rows are deleted in one statement (default: %(default)s).",
+            help=(
+                "Maximum number of rows deleted in one statement (default: "
+                "%(default)s)."
+            ),
         )
         parser.add_argument(
-            "--dry-run", action="store_true", help="Only say how many it would be."
+            "--dry-run", action="store_true", help="Only show how many it would be."
         )
 
     def handle(

@@ -51,7 +51,7 @@ class Command(BaseCommand):
             "channels",
             nargs="*",
             metavar="CHANNEL",
-            help="The aliases of the channels; without any: all.",
+            help="The aliases of the channels (default: all).",
         )
         parser.add_argument(
             "--database",
@@ -63,7 +63,7 @@ class Command(BaseCommand):
             "--format",
             choices=["table", "json"],
             default="table",
-            help="The form of the output (default: %(default)s).",
+            help="The output format (default: %(default)s).",
         )
 
     def handle(

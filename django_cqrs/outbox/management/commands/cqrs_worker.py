@@ -55,7 +55,7 @@ def positive(text: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        msg = f"{text!r} is no whole number of at least 1."
+        msg = f"{text!r} is not a whole number of at least 1."
         raise argparse.ArgumentTypeError(msg)
     return number
 
@@ -67,7 +67,7 @@ def seconds(text: str) -> float:
     except ValueError:
         number = 0
     if not number > 0:
-        msg = f"{text!r} is no number of seconds above 0."
+        msg = f"{text!r} is not a number of seconds above 0."
         raise argparse.ArgumentTypeError(msg)
     return number
 
@@ -116,9 +116,9 @@ class Command(BaseCommand):
     """Handle messages until told to stop."""
 
     help = (
-        "Handles the messages that wait in channels of the outbox, or forwards them to "
-        "the engine that the channel names. SIGTERM and SIGINT "
-        "let it finish what it holds; a second one ends it at once."
+        "Handles the messages in channels of the outbox, or forwards them to the "
+        "channel's engine. On SIGTERM or SIGINT it finishes the messages it has "
+        "claimed; a second signal stops it immediately."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -127,7 +127,7 @@ class Command(BaseCommand):
             "channels",
             nargs="+",
             metavar="CHANNEL",
-            help="The aliases of the channels; the first is looked at first.",
+            help="The aliases of the channels, in the order in which they are polled.",
         )
         parser.add_argument(
             "--database",
@@ -139,30 +139,36 @@ class Command(BaseCommand):
             "--processes",
             type=positive,
             metavar="N",
-            help="Start so many workers, and another one for each that crashes; the "
-            "bounds are those of each.",
+            help=(
+                "Start this many worker processes and replace each one that crashes; "
+                "limits apply to each process."
+            ),
         )
         parser.add_argument(
             "--batch",
             type=positive,
             default=100,
-            help="How many messages are claimed at once (default: %(default)s).",
+            help="Maximum number of messages per claim (default: %(default)s).",
         )
         parser.add_argument(
             "--lease",
             type=seconds,
             default=30.0,
-            help="Seconds after which a dead worker's messages are taken over "
-            "(default: %(default)s).",
+            help=(
+                "Seconds after which the messages of a crashed worker are taken over "
+                "(default: %(default)s)."
+            ),
         )
         parser.add_argument(
-            "--max-messages", type=positive, help="Stop after so many messages."
+            "--max-messages", type=positive, help="Stop after this many messages."
         )
-        parser.add_argument("--max-seconds", type=seconds, help="Stop after so long.")
+        parser.add_argument(
+            "--max-seconds", type=seconds, help="Stop after this many seconds."
+        )
         parser.add_argument(
             "--max-megabytes",
             type=positive,
-            help="Stop when the process has used so much memory.",
+            help="Stop when the process has used this many megabytes of memory.",
         )
         parser.add_argument(
             "--until-empty",
@@ -172,13 +178,13 @@ class Command(BaseCommand):
         parser.add_argument(
             "--stop-on-failure",
             action="store_true",
-            help="Stop, with exit code 1, when a handler fails.",
+            help="Stop with exit code 1 when a handler fails.",
         )
         parser.add_argument(
             "--reload",
             action=argparse.BooleanOptionalAction,
             default=None,
-            help="Start again when code changes (default: under DEBUG).",
+            help="Restart when code changes (default: if DEBUG is on).",
         )
 
     def handle(self, **options: Any) -> None:
@@ -227,7 +233,7 @@ class Command(BaseCommand):
         finally:
             self._restore(before)
         if not is_well:
-            msg = "A worker has stopped at a failure, and so have the others."
+            msg = "A worker stopped after a failure, so the others were stopped too."
             raise CommandError(msg)
 
     def _work(self, **options: Any) -> None:
@@ -289,7 +295,7 @@ class Command(BaseCommand):
         paused = worker.paused_channels()
         if options["until_empty"] and paused:
             msg = (
-                f"{', '.join(paused)}: messages are left, since the channel pauses: "
+                f"{', '.join(paused)}: messages remain because the channel is paused: "
                 f"{worker.outages.now[paused[0]].said}."
             )
             raise CommandError(msg)
