@@ -760,7 +760,7 @@ def test_a_protocol_that_isinstance_cannot_decide_is_a_check():
 
 
 def test_a_class_with_type_parameters_is_a_check():
-    """`Rename[int]` is no class of any object; its dispatch says so. [B01.6]"""
+    """`Rename[int]` is not a class of any object; its dispatch says so. [B01.6]"""
     T = TypeVar("T")
 
     @dataclass

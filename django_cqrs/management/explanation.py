@@ -210,7 +210,7 @@ def _transaction_in_words(endpoint: Endpoint) -> str:
     elif endpoint.kind is Kind.EVENT:
         return "immediately, in the publisher's transaction if there is one"
     else:
-        when = "at once"
+        when = "immediately"
     if not endpoint.is_atomic:
         return f"{when}, without a transaction of its own"
     return f"{when}, in a transaction on the database {transaction_of(endpoint)!r}"

@@ -68,8 +68,8 @@ def find_problems(
         channels: the aliases of the channels that are looked at; by default all.
         max_age: how long a message may wait once it is due; None means without limit.
         max_dead: how many dead letters a channel may have; None is any number.
-        max_transaction: how long a transaction of the database may be open; None is
-            for ever.
+        max_transaction: how long a transaction of the database may be open; None
+            means without limit.
 
     Returns:
         The problems. That the database cannot be read is one of them and raises

@@ -231,8 +231,8 @@ def test_a_retry_is_logged(caplog):
 
     name = f"{__name__}.handle"
     assert [record.getMessage() for record in caplog.records] == [
-        f"{name} failed with Refused and is tried again (1 of 3)",
-        f"{name} failed with Refused and is tried again (2 of 3)",
+        f"{name} failed with Refused and is retried (1 of 3)",
+        f"{name} failed with Refused and is retried (2 of 3)",
     ]
     message_id = str(handler.calls[0].message_id)
     assert {record.cqrs_message_id for record in caplog.records} == {message_id}

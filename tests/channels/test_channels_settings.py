@@ -311,7 +311,7 @@ def test_a_channel_without_a_write_of_its_own():
 def test_a_channel_that_keeps_nothing_cannot_be_run():
     """run_channel() is for what waits."""
     with pytest.raises(
-        TypeError, match=r"^<OnCommitChannel 'commit'> keeps no messages"
+        TypeError, match=r"^<OnCommitChannel 'commit'> does not keep messages"
     ):
         run_channel("commit")
     with pytest.raises(InvalidChannel, match=r"^Channel 'male' is not in "):

@@ -92,7 +92,7 @@ def test_a_payload_of_a_newer_version_is_not_guessed_at(types):
         types.decode("sale.made", b"{}", 4)
 
     assert (
-        "was stored in version 4, and tests.conversion.test_upcasting.SaleMade is of"
+        "was stored in version 4, but tests.conversion.test_upcasting.SaleMade has"
         in str(caught.value)
     )
 

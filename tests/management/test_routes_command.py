@@ -253,12 +253,16 @@ def test_an_unknown_app_is_refused():
 def test_explains_a_command():
     """A command's explanation says who handles it, in which transaction, and why. [B16.2]"""
     assert output_of("OpenDesk") == (
-        "OpenDesk (tests.apps.listed.messages.OpenDesk) is a command. Its handler "
-        "is:\n  1. tests.apps.listed.handlers.open_desk "
-        "(tests/apps/listed/handlers.py:7)\n     because it also takes OpenDesk;\n   "
-        "  at once, in a transaction on the database 'other'.\n\nNot meant, though "
-        "it looks alike:\n  tests.apps.listed.handlers.reopen takes OpenDesk, but is "
-        "reached only by 'desk.reopen'.\n"
+        "OpenDesk (tests.apps.listed.messages.OpenDesk) is a command. "
+        "Its handler is:\n"
+        "  1. tests.apps.listed.handlers.open_desk "
+        "(tests/apps/listed/handlers.py:7)\n"
+        "     because it takes OpenDesk;\n"
+        "     immediately, in a transaction on the database 'other'.\n"
+        "\n"
+        "Similar, but not matched:\n"
+        "  tests.apps.listed.handlers.reopen also takes OpenDesk, "
+        "but is reached only by 'desk.reopen'.\n"
     )
 
 
@@ -283,7 +287,7 @@ def test_explains_a_key():
     text = output_of("desk.list")
 
     assert text.startswith("'desk.list' is a query. Its handler is:\n")
-    assert "in no transaction of its own." in text
+    assert "without a transaction of its own." in text
 
 
 def test_an_unknown_message_is_refused():

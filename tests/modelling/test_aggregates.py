@@ -297,7 +297,7 @@ class TestActions:
         assert flow.published == [TicketDeleted(ONE)]
 
     def test_its_events_still_say_whose_they_are(self, ticket):
-        """An object that is gone has no key any more: the one it had is told. [M02.5]"""
+        """An object that is gone no longer has a key: the one it had is told. [M02.5]"""
         seen = []
 
         @event_handler

@@ -170,7 +170,7 @@ class TestTombstones:
         assert query_bus.ask(route="fulfilment.fate", aggregate_id=7) == "done"
 
     def test_a_late_timeout_is_ignored(self, completed):
-        """What was sent with a delay has nothing to do any more. [M14.7]"""
+        """What was sent with a delay no longer has anything to do. [M14.7]"""
         with Flow() as flow:
             flow.advance(hours=24)
             assert flow.run("outbox") == 1

@@ -298,7 +298,7 @@ def test_each_outbox_commits_with_its_own_data():
 
 @marked(on_databases)
 def test_dead_letters_stay_in_their_database():
-    """What failed there is mended there. [C10.2]"""
+    """What failed there is fixed there. [C10.2]"""
     registry = Registry()
 
     @registry.add

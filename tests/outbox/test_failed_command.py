@@ -129,7 +129,9 @@ def test_an_unknown_id_replays_nothing(letters):
 
 def test_say_which(letters):
     """Neither an id nor --all is no order to replay everything. [C05.2]"""
-    with pytest.raises(CommandError, match="Say which: cqrs_failed replay ID"):
+    with pytest.raises(
+        CommandError, match="Name the dead letters: cqrs_failed replay ID"
+    ):
         output_of("replay")
 
 

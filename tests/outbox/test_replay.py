@@ -227,7 +227,7 @@ def deadlock():
 
 
 def test_a_deadlock_again_and_again_is_raised(monkeypatch):
-    """Nobody tries for ever; and inside somebody's transaction nobody tries again. [C03.4]"""
+    """The retries end, and inside somebody's transaction there are none. [C03.4]"""
     slept, attempts = [], []
     monkeypatch.setattr("django_cqrs.outbox.batches.time.sleep", slept.append)
 

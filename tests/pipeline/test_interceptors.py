@@ -447,7 +447,10 @@ def test_a_payload_that_the_handler_does_not_take_is_refused():
 
     assert str(caught.value).startswith("Cannot convert the payload to Pay: ")
     assert caught.value.__notes__ == [
-        f"The payload is what {__name__}.test_a_payload_that_the_handler_does_not_take_is_refused.<locals>.is_allowed returned."
+        (
+            "The payload was returned by "
+            f"{__name__}.test_a_payload_that_the_handler_does_not_take_is_refused.<locals>.is_allowed."
+        )
     ]
     assert called == []
 
@@ -631,8 +634,8 @@ def test_stop_raises_where_a_result_was_promised(decorator):
 
     assert str(caught.value) == (
         f"{__name__}.test_stop_raises_where_a_result_was_promised.<locals>.stop "
-        f"stopped Promised, whose sender was promised a result. Raise an exception "
-        f"there, or promise none: Command[None]."
+        "stopped Promised, whose sender was promised a result. Raise an exception "
+        "there, or promise no result: Command[None]."
     )
     assert Note.objects.count() == 0
 
@@ -1962,7 +1965,7 @@ def test_cqrs_routes_shows_them(guarded_app):
         "CloseVault (tests.apps.guarded.messages.CloseVault, named 'guarded.close') is a command. Its handler is:",
         "  1. tests.apps.guarded.handlers.close (tests/apps/guarded/handlers.py:23)",
         "     because it takes CloseVault;",
-        "     at once, in a transaction on the database 'default'.",
+        "     immediately, in a transaction on the database 'default'.",
         "     through around tests.apps.guarded.handlers.watch",
         "     through before tests.apps.guarded.marks.check_key",
         "",

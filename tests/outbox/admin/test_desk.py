@@ -1166,7 +1166,7 @@ def test_edit_errors_quote_nothing_sensitive(client, editor):
 
 
 def test_edit_mends_what_is_no_json(client, editor):
-    """Broken text of a harmless class is shown to be mended. [C05.2]"""
+    """Broken text of a harmless class is shown to be fixed. [C05.2]"""
     (letter,) = kept(DeadLetter, payload=b'{"number":1', reason="undecodable")
 
     page = client.get(edit_page(letter)).content.decode()
@@ -1259,7 +1259,8 @@ def test_edit_of_what_is_gone(client, editor, monkeypatch):
 
 
 def test_an_edited_message_is_handled(client, editor, registry):
-    """What was mended by hand is handled by its own handler, with its new payload. [C05.2]"""
+    """What was edited by hand is handled by its own handler, with its new payload.
+    [C05.2]"""
     seen = []
 
     @registry.add
