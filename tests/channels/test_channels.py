@@ -637,9 +637,9 @@ def test_an_unregistered_class_raises_at_the_send(act, registry):
 
     assert str(refused.value) == (
         "tests.channels.test_channels.Unregistered has no name on the wire: no "
-        'handler\'s annotation. Name it with @message("app.name").'
         "handler's annotation mentions it. Name it with "
         '@message("app.name").'
+    )
     assert waiting() == []
 
 

@@ -40,7 +40,7 @@ def test_a_bound_of_memory_is_refused_where_memory_is_not_measured(more):
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "CommandError: A worker cannot be bounded by memory here: this platform "
-        f"({sys.platform}) does not say how much a process has used. Bound it by "
+        "CommandError: A worker cannot be limited by memory here: this platform "
+        f"({sys.platform}) does not report how much a process has used. Limit it by "
         "messages or by seconds.\n"
     )
