@@ -229,7 +229,7 @@ def deadlock():
 def test_a_deadlock_again_and_again_is_raised(monkeypatch):
     """The retries end, and inside somebody's transaction there are none. [C03.4]"""
     slept, attempts = [], []
-    monkeypatch.setattr("django_cqrs.outbox.batches.time.sleep", slept.append)
+    monkeypatch.setattr("django_cqrs.outbox.store.batches.time.sleep", slept.append)
 
     def work():
         attempts.append(DeadLetter.objects.count())

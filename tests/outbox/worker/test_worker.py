@@ -674,7 +674,7 @@ def test_callbacks_run_after_the_commit_each_for_itself(caplog):
     del called[:]
 
     worker = worker_of(registry, bounds={"messages": 5})
-    worker.transaction_time = LIMIT  # all five share it, however busy the machine is
+    worker._handler.transaction_time = LIMIT  # all five share it, however busy the machine is
     tally = worker.run()
 
     # Two rows are left: the messages that failed.
@@ -1536,7 +1536,7 @@ def test_a_row_that_a_fast_handler_locked_is_free_while_a_slow_one_runs():
     registry.command_bus.dispatch(OtherWork())
     worker = worker_of(registry)
     worker.run()
-    worker._habits.note_time("slow", worker._habits.slow_time)
+    worker._handler._habits.note_time("slow", worker._handler._habits.slow_time)
     send(registry, 2)
     registry.command_bus.dispatch(OtherWork())
 
