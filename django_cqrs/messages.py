@@ -43,11 +43,7 @@ RESERVED_PREFIX = "aggregate_"
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What a copy of a message takes along, where it is there.
-_PASSED_ON = (
-    *("_aggregate", "_aggregate_id", "_dependencies", "_drops", "_held"),
-    "_is_retried",
-    *("_note", "_options", "_output", "_ran", "_scope", "_using"),
-)
+_PASSED_ON = "_aggregate", "_aggregate_id", "_dependencies", "_scope", "_using"
 
 _NO_HEADERS: Mapping[str, HeaderValue] = {}
 
@@ -103,6 +99,42 @@ def _evaluated(annotation: Any, cls: type) -> Any:
         return typing.get_type_hints(holder, globalns=names)["result"]
     except (NameError, KeyError):
         return Any
+
+
+class Handling:
+    """
+    What the floors keep with a message while it is sent and handled.
+
+    A message has none until a floor writes into it: most messages need none.
+    """
+
+    # Pipeline.
+    subject: Any = None
+    """The object that its handler is called on; None where one is to be made."""
+    is_retried: bool = False
+    """Whether a retry stands around it, so that what it sends needs none."""
+    drops: list[bool] | None = None
+    """Whether each key that it is handled under was met before, the outermost first."""
+    output: list[Any] | None = None
+    """What a factory says is to be sent on, in place of the identifier."""
+    ran: Ran | None = None
+    """Which of a factory and an action has run."""
+    options: Any = None
+    """The options that it is sent with, where there are any."""
+    held: list[Any] | None = None
+    """What is put into channels once all handlers of the event have been called."""
+    # Around it.
+    note: Any = None
+    """What the journal notes of it."""
+    trace: dict[str, str] | None = None
+    """The context of the trace that it is sent in."""
+
+    def passed_on(self) -> Handling:
+        """Return what a copy of the message has of it: it is sent, and called, anew."""
+        copy = Handling()
+        vars(copy).update(vars(self))
+        copy.subject = copy.trace = None
+        return copy
 
 
 class Origin:
@@ -196,20 +228,12 @@ class Message:
         "_aggregate_id",
         "_correlation_id",
         "_dependencies",
-        "_drops",
-        "_held",
-        "_is_retried",
+        "_handling",
         "_message_id",
         "_nanoseconds",
-        "_note",
-        "_options",
-        "_output",
         "_parent",
         "_payload",
-        "_ran",
         "_scope",
-        "_subject",
-        "_trace",
         "_user",
         "_using",
     )
@@ -217,19 +241,11 @@ class Message:
     _aggregate: Mapping[str, Any]
     _aggregate_id: Any
     _correlation_id: UUID
-    _dependencies: Any
-    _drops: list[bool]
-    _held: list[Any]
-    _is_retried: bool
+    _dependencies: Any  # not in the handling: every message with Depends has some
+    _handling: Handling
     _message_id: UUID
     _nanoseconds: int
-    _note: Any
-    _options: Any
-    _output: list[Any]
-    _ran: Ran
     _scope: Any
-    _subject: Any
-    _trace: dict[str, str]
     _user: Mapping[str, HeaderValue]
     _using: str | None
 
@@ -323,9 +339,19 @@ class Message:
         for name in _PASSED_ON:
             if hasattr(self, name):
                 setattr(copy, name, getattr(self, name))
+        if hasattr(self, "_handling"):
+            copy._handling = self._handling.passed_on()
         if headers:
             copy._add_headers(headers)
         return copy
+
+    @property
+    def handling(self) -> Handling:
+        """What the floors keep with it, to be written to; see :func:`handling_of`."""
+        handling: Handling | None = getattr(self, "_handling", None)
+        if handling is None:
+            handling = self._handling = Handling()
+        return handling
 
     @property
     def aggregate_id(self) -> Any:
@@ -343,6 +369,15 @@ class Message:
     def __repr__(self) -> str:
         """Return the payload's type and the id: a payload may be secret."""
         return f"<Message {type(self._payload).__name__} {self.message_id}>"
+
+
+_UNHANDLED = Handling()
+
+
+def handling_of(message: object) -> Handling:
+    """Return what is kept with a message, to be read; of another object, nothing."""
+    handling: Handling = getattr(message, "_handling", _UNHANDLED)
+    return handling
 
 
 class Ran:
@@ -365,13 +400,13 @@ def name_run(message: Message, name: str) -> str:
             no pair, or where neither of the two has run.
 
     """
-    ran: Ran | None = getattr(message, "_ran", None)
+    ran: Ran | None = handling_of(message).ran
     return (ran is not None and ran.name) or name
 
 
 def drop(message: Message) -> None:
     """Let who remembers messages by a key know that this one was not handled."""
-    drops: list[bool] | None = getattr(message, "_drops", None)
+    drops = handling_of(message).drops
     if drops is not None:
         drops.append(True)
 

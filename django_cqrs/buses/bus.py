@@ -98,7 +98,7 @@ class BaseBus:
             connections[using]  # raises where there is no such alias
             message._using = using
         if options is not NO_OPTIONS:
-            message._options = options
+            message.handling.options = options
         return message
 
     def _outlet(self, endpoint: Endpoint) -> Outlet:

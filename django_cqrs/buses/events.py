@@ -239,7 +239,7 @@ class EventBus(BaseBus):
                 given = [_given(each, message._payload) for each in endpoints]
             held: list[Any] = []
             if sendings:
-                message._held = held
+                message.handling.held = held
                 for index, run in sendings:
                     run(_with(message, given[index]))
             for index, run in at_once:

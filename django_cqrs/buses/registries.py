@@ -284,9 +284,9 @@ class Registry:
             )
         message = message_of(envelope, payload, scope)
         if note is not None:
-            message._note = note
+            message.handling.note = note
         if ran is not None:
-            message._ran = ran
+            message.handling.ran = ran
         return endpoint, partial(run, message)
 
     @contextmanager

@@ -33,7 +33,7 @@ from opentelemetry.trace import (
     TracerProvider,
 )
 
-from django_cqrs.messages import Message, name_run
+from django_cqrs.messages import Message, handling_of, name_run
 from django_cqrs.pipeline.observation import (
     Step,
     add_observer,
@@ -137,8 +137,9 @@ class _Tracing:
         def run_traced(message: Message) -> Any:
             with self._span(name, SpanKind.PRODUCER, attributes) as span:
                 _identify(span, message, is_messaging=True)
-                message._trace = {}
-                propagate.inject(message._trace)
+                carrier: dict[str, str] = {}
+                message.handling.trace = carrier
+                propagate.inject(carrier)
                 return run(message)
 
         return run_traced
@@ -325,7 +326,7 @@ def _identify(span: Span, message: Message, *, is_messaging: bool = False) -> No
 
 def _context_of(message: Message) -> Context:
     """Return the context that a message was sent in, as far as it is stored."""
-    stored: dict[Any, Any] = getattr(message, "_trace", {})
+    stored: dict[Any, Any] = handling_of(message).trace or {}
     # It comes from a table: whatever stands there must not stop the message.
     carrier = {name: text for name, text in stored.items() if isinstance(text, str)}
     return propagate.extract(carrier, context=Context())

@@ -31,7 +31,7 @@ from django_cqrs.exceptions import (
     ConcurrencyError,
     InvalidIdentifier,
 )
-from django_cqrs.messages import Message, drop
+from django_cqrs.messages import Message, drop, handling_of
 from django_cqrs.modelling.identifiers import (
     Values,
     at_entrance,
@@ -378,7 +378,7 @@ class AggregateSubject(Subject):
             found = find(values, using=alias, lock=False)
             if found is None:
                 raise missing(message, values)
-            message._subject = found
+            message.handling.subject = found
             return run(message)
 
         return ask
@@ -388,7 +388,7 @@ class AggregateSubject(Subject):
         has_output = bool(point.endpoint.policies.outputs)
 
         def make(message: Message) -> Any:
-            message._subject = None
+            message.handling.subject = None
             result = run(message)
             sent: list[Any] = []
             if has_output and type(result) is tuple and len(result) == _MADE_AND_SENT:
@@ -403,12 +403,13 @@ class AggregateSubject(Subject):
             except AggregateAlreadyExists as error:
                 at_entrance(error, message)
                 raise
-            note = getattr(message, "_note", None)
+            note = handling_of(message).note
             if note is not None:  # who made it may not have known its identifier
                 note.subject = made.key_of(made.storage.values_of(result))
             made.publish(result, events)
-            if has_output:
-                message._output[:] = sent
+            output = message.handling.output
+            if has_output and output is not None:
+                output[:] = sent  # in place: an interceptor may have made a copy
             return made.storage.identifier_of(result)
 
         return make
@@ -455,7 +456,7 @@ class AggregateSubject(Subject):
                 return late(message, values)
             if expects is not None:
                 expects(message, found)
-            message._subject = found
+            message.handling.subject = found
             cls = type(found)
             name = holder if cls is self.owner else name_of_method(cls, method)
             watch = self.storage.watch(found, self.registry, name, using=alias)

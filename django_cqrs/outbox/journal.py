@@ -23,7 +23,7 @@ from django_cqrs.buses.registries import Registry
 from django_cqrs.channels.channel import Envelope, as_timedelta
 from django_cqrs.clock import now
 from django_cqrs.declaration.declarations import Kind
-from django_cqrs.messages import Message, current, name_run, scope_of
+from django_cqrs.messages import Message, current, handling_of, name_run, scope_of
 from django_cqrs.outbox.models import (
     MOST_ATTEMPTS,
     DeadLetter,
@@ -270,9 +270,9 @@ def _observe(run: Run, point: JoinPoint, step: Step) -> Run:
 
     def run_noted(message: Message) -> Any:
         # What a worker gives a message of its own is there before.
-        note = getattr(message, "_note", None) if is_consumed else None
+        note = handling_of(message).note if is_consumed else None
         if note is None:
-            note = message._note = Note()
+            note = message.handling.note = Note()
         note.begin(*what)
         try:
             result = run(message)
@@ -306,7 +306,7 @@ def _record_inside(run: Run, point: JoinPoint, alias: str) -> Run:
         subject_of = subject.address(endpoint, cls)
 
     def run_attended(message: Message) -> Any:
-        note: Note | None = getattr(message, "_note", None)
+        note: Note | None = handling_of(message).note
         if note is None:
             return run(message)
         scope = scope_of(message)
@@ -445,7 +445,7 @@ def _flush_after_transaction(connection: Any) -> None:
 
 def _will_let_out(connection: BaseDatabaseWrapper) -> bool:
     """Return whether what is being handled does so itself, with its own failure."""
-    note: Note | None = getattr(current.get(), "_note", None)
+    note: Note | None = handling_of(current.get()).note
     return note is not None and note.connection is connection and not note.is_workers
 
 

@@ -15,7 +15,7 @@ from django_cqrs.conversion.stored import MessageTypes
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.exceptions import InvalidOption
 from django_cqrs.interception import RETRY, TRANSACTION, When
-from django_cqrs.messages import Message, scope_of
+from django_cqrs.messages import Message, handling_of, scope_of
 from django_cqrs.parameters.plan import ArgumentPlan
 from django_cqrs.parameters.planner import method_callable
 from django_cqrs.parameters.services import with_dependencies
@@ -481,10 +481,11 @@ def _sent_on(run: Run, point: JoinPoint) -> Run:
     may_say = endpoint.is_factory and endpoint.subject is not None
 
     def run_then_send(message: Message) -> Any:
+        said: list[Any] = []
         if may_say:
-            message._output = []
+            message.handling.output = said
         result = run(message)
-        sent = message._output[0] if may_say and message._output else result
+        sent = said[0] if said else result
         if sent is not None:
             for output in outputs:
                 registry.command_bus.dispatch(sent, route=output)
@@ -512,11 +513,11 @@ def _call_of(point: JoinPoint) -> Run:
     making, acting = endpoint.name, endpoint.action.name
 
     def call(message: Message) -> Any:
-        if message._subject is None:
-            message._ran.name = making
-            return make(message)
-        message._ran.name = acting
-        return act(message)
+        handling = handling_of(message)
+        is_made = handling.subject is None
+        if handling.ran is not None:
+            handling.ran.name = making if is_made else acting
+        return make(message) if is_made else act(message)
 
     return call
 

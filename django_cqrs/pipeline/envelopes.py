@@ -20,6 +20,7 @@ from django_cqrs.messages import (
     Message,
     Origin,
     aggregate_headers_of,
+    handling_of,
 )
 from django_cqrs.routing.endpoint import Endpoint
 
@@ -37,7 +38,7 @@ def headers_of(message: Message) -> dict[str, Any]:
     """Return the headers that an envelope of a message takes along."""
     __traceback_hide__ = True
     headers = {**message._user, **aggregate_headers_of(message)}
-    trace = getattr(message, "_trace", None)
+    trace = handling_of(message).trace
     if trace:
         headers[TRACE] = trace
     if message.aggregate_id is not None:
@@ -177,7 +178,7 @@ def message_of(envelope: Envelope, payload: Any, scope: Any = None) -> Message:
     )
     message = Message(payload, origin)
     if trace:
-        message._trace = trace
+        message.handling.trace = trace
     if aggregate_id is not None:
         message._aggregate_id = aggregate_id
     if own:

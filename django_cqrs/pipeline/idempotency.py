@@ -173,9 +173,10 @@ def _once(
                 outputs.send_again(seen.outputs, message)
             return None if answer is None else answer.read(seen.result)
         recording = None if outputs is None else Recording(scope_of(message))
-        around: list[bool] = getattr(message, "_drops", [])
+        handling = message.handling
+        around: list[bool] = [] if handling.drops is None else handling.drops
         drops: list[bool] = []  # of this attempt
-        message._drops = drops
+        handling.drops = drops
         result = run(message)
         if drops:  # nobody has handled it, so a later one is no duplicate
             around += drops

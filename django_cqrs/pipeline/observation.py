@@ -76,14 +76,14 @@ def _named(run: Run) -> Run:
 
     def run_named(message: Message) -> Any:
         # A worker that wants to know it gives a message of its own.
-        before: Ran | None = getattr(message, "_ran", None)
+        handling = message.handling
+        before = handling.ran
         if before is None:
-            message._ran = Ran()
+            handling.ran = Ran()
         try:
             return run(message)
         finally:
-            if before is None:
-                del message._ran  # another handler of the event has another one
+            handling.ran = before  # another handler of the event has another one
 
     return run_named
 

@@ -23,7 +23,7 @@ from django_cqrs.channels.channel import (
 from django_cqrs.conversion.stored import MessageTypes
 from django_cqrs.declaration.key_sources import KeyReader, key_reader
 from django_cqrs.exceptions import InvalidOption
-from django_cqrs.messages import Message, scope_of
+from django_cqrs.messages import Message, handling_of, scope_of
 from django_cqrs.pipeline.envelopes import (
     UNSET,
     encode,
@@ -160,7 +160,7 @@ class Outlet:
             deliver = _Deliverer(self._deliver, alias, retry)
             self._deliverers[alias] = deliver
         delivery = Delivery(envelope, deliver)
-        held = getattr(message, "_held", None)
+        held = handling_of(message).held
         if held is not None:
             held.append((alias, self.channel, delivery))
         else:
@@ -181,7 +181,7 @@ class Outlet:
 
     def _envelope_of(self, message: Message) -> Envelope:
         __traceback_hide__ = True
-        options: SendOptions = getattr(message, "_options", NO_OPTIONS)
+        options: SendOptions = handling_of(message).options or NO_OPTIONS
         policies = self.endpoint.policies
         delay = policies.delay if options.delay is None else options.delay
         expires = policies.expires if options.expires is None else options.expires

@@ -17,7 +17,14 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic
 
 from django_cqrs.exceptions import BrokenTransaction
-from django_cqrs.messages import Message, Origin, current, name_run, sending_time
+from django_cqrs.messages import (
+    Message,
+    Origin,
+    current,
+    handling_of,
+    name_run,
+    sending_time,
+)
 from django_cqrs.pipeline.scopes import BusScope
 from django_cqrs.retries import InstantRetry
 from django_cqrs.routing.endpoint import Run
@@ -216,7 +223,7 @@ def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
         __traceback_hide__ = True
         if is_inside_transaction(connections[alias]) or _is_retried(message._parent):
             return run(message)
-        message._is_retried = True
+        message.handling.is_retried = True
         sent = _copied(message._payload)
         for retries in range(retry.retries):
             try:
@@ -283,7 +290,7 @@ def is_inside_transaction(connection: BaseDatabaseWrapper) -> bool:
 
 def _is_retried(message: Message | Origin) -> bool:
     while isinstance(message, Message):
-        if getattr(message, "_is_retried", False):
+        if handling_of(message).is_retried:
             return True
         message = message._parent
     return False

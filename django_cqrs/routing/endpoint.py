@@ -13,7 +13,7 @@ from django_cqrs.annotations import place_of
 from django_cqrs.channels.channel import DEFAULT_CHANNEL_ALIAS
 from django_cqrs.declaration.declarations import Kind, Policies
 from django_cqrs.declaration.keywords import HandlerRole
-from django_cqrs.messages import Message
+from django_cqrs.messages import Message, handling_of
 from django_cqrs.parameters.plan import ArgumentPlan
 from django_cqrs.problems import Problem
 
@@ -226,7 +226,7 @@ class Subject(ABC):
         Return `run` with the finding of the object before it, the keeping after it.
 
         Args:
-            run: calls the method on the message's ``_subject``, which is None where
+            run: calls the method on the message's subject, which is None where
                 a class-method is to make the object.
             point: where this is.
             alias: of the database.
@@ -236,4 +236,4 @@ class Subject(ABC):
 
 def subject_of(message: Message) -> Any:
     """Return the object that a message's method is called on."""
-    return message._subject
+    return handling_of(message).subject

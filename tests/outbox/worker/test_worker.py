@@ -674,7 +674,9 @@ def test_callbacks_run_after_the_commit_each_for_itself(caplog):
     del called[:]
 
     worker = worker_of(registry, bounds={"messages": 5})
-    worker._handler.transaction_time = LIMIT  # all five share it, however busy the machine is
+    worker._handler.transaction_time = (
+        LIMIT  # all five share it, however busy the machine is
+    )
     tally = worker.run()
 
     # Two rows are left: the messages that failed.
