@@ -27,7 +27,14 @@ from django_cqrs.annotations import (
     union_members,
 )
 from django_cqrs.conversion.masking import masking_of
-from django_cqrs.conversion.schemas import REFUSALS, Compiled, Fault, compiled, mistakes
+from django_cqrs.conversion.schemas import (
+    REFUSALS,
+    UNREAD,
+    Compiled,
+    Fault,
+    compiled,
+    mistakes,
+)
 from django_cqrs.exceptions import FieldError, MessageConversionError
 
 CODES_FAULT = "no_converter"
@@ -90,10 +97,18 @@ class Adapter:
         except UnicodeEncodeError as error:
             fault = "JSON text cannot hold half of a surrogate pair"
             raise self._error(fault, "json_invalid") from error
+        if not self.reason:
+            value = self._compiled.read_closed(octets)
+            if value is not UNREAD:
+                return value
         return self._read_text(Compiled.read_json, octets)
 
     def from_stored_json(self, text: bytes | bytearray) -> Any:
         """Read strictly what a channel has carried, as it went."""
+        if not self.reason:
+            value = self._compiled.read_closed_stored(text)
+            if value is not UNREAD:
+                return value
         return self._read_text(Compiled.read_stored, text)
 
     def from_python(self, value: Any) -> Any:
@@ -133,7 +148,7 @@ class Adapter:
         self, read: Callable[[Compiled, Any], Any], text: bytes | bytearray
     ) -> Any:
         value = self._read(read, text)
-        if _UNREAL.search(text):
+        if _may_be_unreal(text) and _UNREAL.search(text):
             self._read(_refuse_unreal, text)
         return value
 
@@ -273,6 +288,23 @@ def _first_fault(
 # What may become NaN or infinity where nothing says that it is a number: a literal of
 # fewer digits and a shorter exponent is below 1e300.
 _UNREAL = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{200}")
+
+
+# The digits as one, and what begins an exponent as another: each is found by a plain
+# search, which takes a twentieth of the time of the expression.
+_SIGNS = bytes(
+    {**dict.fromkeys(b"0123456789", 48), **dict.fromkeys(b"eE", 101)}.get(each, 32)
+    for each in range(256)
+)
+
+
+def _may_be_unreal(text: bytes | bytearray) -> bool:
+    """Return whether a text is to be searched for what `_UNREAL` finds."""
+    if b"NaN" in text or b"Infinity" in text:
+        return True
+    signs = text.translate(_SIGNS, b"+")
+    # Of 200 digits in a row, every 64th is three at the least.
+    return b"e000" in signs or b"000" in signs[::64]
 
 
 def _refuse_unreal(_compiled: Compiled, text: bytes | bytearray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from uuid import UUID
@@ -212,6 +213,7 @@ def asynchronous(*, rounds: int) -> list[Row]:
 
 def conversion(*, rounds: int) -> list[Row]:
     """Compare the reading of JSON with what pydantic takes for it alone."""
+    bounds = 1.5, None
     section = "A command of six fields from JSON text"
     text = TypeAdapter(messages.BookDelivery).dump_json(
         messages.BookDelivery(
@@ -243,7 +245,39 @@ def conversion(*, rounds: int) -> list[Row]:
         ),
     ]
     comparison = in_blocks(contestants, rounds=rounds)
-    return [compared(comparison, section, c.name, ADAPTER) for c in contestants[1:]]
+    rows = [
+        compared(comparison, section, c.name, ADAPTER, bound=bound)
+        for c, bound in zip(contestants[1:], bounds, strict=True)
+    ]
+    return [*rows, *long_text(rounds=rounds)]
+
+
+def long_text(*, rounds: int) -> list[Row]:
+    """Compare the reading of 100 kB of JSON text with what pydantic takes for it."""
+    section = "100 kB of JSON text"
+    address = "Lindenallee 12, 04277 Leipzig; " * 3_200
+    order = messages.PlaceOrder(7, address)
+    text = TypeAdapter(messages.PlaceOrder).dump_json(order)
+    contestants = [
+        statement(
+            ADAPTER,
+            "adapter.validate_json(text)",
+            adapter=TypeAdapter(messages.PlaceOrder),
+            text=text,
+        ),
+        statement("json.loads()", "json.loads(text)", json=json, text=text),
+        statement(
+            "this library",
+            "payload_type.from_json(text)",
+            payload_type=PayloadType(messages.PlaceOrder),
+            text=text,
+        ),
+    ]
+    comparison = in_blocks(contestants, rounds=rounds)
+    return [
+        compared(comparison, section, "json.loads()", ADAPTER),
+        compared(comparison, section, "this library", ADAPTER, bound=1.6),
+    ]
 
 
 def empty_transaction(*, rounds: int) -> list[Row]:

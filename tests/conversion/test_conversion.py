@@ -418,6 +418,76 @@ def test_json_has_no_nan_and_no_infinity(literal):
         assert refusal_of(adapter_of(untyped).from_json, text) == [("", anywhere)]
 
 
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999", "1E+400"])
+@pytest.mark.parametrize("where", ["{}", "[{}]", '{{"b": {}}}', "1.5, {}"])
+def test_numbers_beyond_floats_are_refused_where_no_field_reads_them(literal, where):
+    """A key that a class does not have hides no NaN and no infinity."""
+
+    @dataclass
+    class Place:
+        row: int
+        label: str = ""
+
+    @dataclass
+    class Seat:
+        place: Place
+        note: str = ""
+
+    hidden = where.format(literal)
+    hidden = f'"more": [{hidden}]' if hidden.startswith("1.5") else f'"more": {hidden}'
+    anywhere = "JSON has no NaN, no infinity and no number beyond the range of floats"
+
+    for text in (
+        f'{{"place": {{"row": 1}}, {hidden}}}',
+        f'{{"place": {{"row": 1, {hidden}}}}}',
+    ):
+        adapter = adapter_of(Seat)
+        assert refusal_of(adapter.from_json, text) == [("", anywhere)]
+        assert refusal_of(adapter.from_stored_json, text.encode()) == [("", anywhere)]
+    assert adapter_of(Seat).from_json('{"place": {"row": 1, "more": [2]}}') == Seat(
+        Place(1)
+    )
+
+
+def test_the_search_for_numbers_beyond_floats_misses_none():
+    """Wherever it stands in a long text, such a number is found."""
+    for before in range(0, 300, 7):
+        for literal in ("1e999", "1E400", "1e+999", "9" * 309 + ".5", "NaN"):
+            text = f'["{"e1" * before}", {literal}]'
+            assert refusal_of(adapter_of(list).from_json, text) == [
+                (
+                    "",
+                    "JSON has no NaN, no infinity and no number beyond the range of floats",
+                )
+            ]
+
+
+def test_code_of_a_class_runs_once_for_each_text():
+    """`__post_init__` and a default's factory are called once, unknown keys or not."""
+    calls: list[str] = []
+
+    @dataclass
+    class Inner:
+        number: int
+
+        def __post_init__(self) -> None:
+            calls.append("post_init")
+
+    def make() -> int:
+        calls.append("factory")
+        return 7
+
+    @dataclass
+    class Outer:
+        inner: Inner
+        made: int = field(default_factory=make)
+
+    read = adapter_of(Outer).from_json('{"inner": {"number": 1}, "unknown": 2}')
+
+    assert (read.inner.number, read.made) == (1, 7)
+    assert sorted(calls) == ["factory", "post_init"]
+
+
 def test_a_number_with_very_many_digits_is_no_infinity():
     """Digits beyond the range of floats are an int where one may stand, never inf. [B02.3]"""
     digits = "9" * 400
