@@ -158,6 +158,36 @@ class DeadLetter(StoredMessage):
         ]
 
 
+class ReplayBatch(models.Model):
+    """Dead letters that somebody has asked for, and that a worker puts back at once."""
+
+    # The batches that were asked for together have one number.
+    request = models.UUIDField(_("request"))
+    total = models.PositiveIntegerField(_("dead letters of the request"))
+    letters = models.JSONField(_("ids of dead letters"))
+    count = models.PositiveIntegerField(_("dead letters"))
+    user = models.CharField(_("id of the user"), max_length=255, blank=True)
+    user_name = models.CharField(_("user"), max_length=255, blank=True)
+    requested_at = MomentField(_("requested at"))
+    # A batch that fails is tried again, as often as it takes.
+    available_at = MomentField(_("available at"), db_index=True)
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    error = models.TextField(_("error"), blank=True, default="")
+
+    objects: ClassVar[models.Manager[ReplayBatch]] = models.Manager()
+
+    class Meta:
+        """A few rows, gone when the worker has done what they say."""
+
+        verbose_name = _("batch of dead letters to replay")
+        verbose_name_plural = _("batches of dead letters to replay")
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        """Return how many are put back by it."""
+        return f"{self.count} of {self.total}"
+
+
 class InboxEntry(models.Model):
     """A key that an endpoint, or a bus, has seen: what has it again is a duplicate."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE
@@ -18,7 +18,12 @@ from django_cqrs.conversion.masking import MASK
 from django_cqrs.exceptions import FieldError, MessageConversionError
 from django_cqrs.outbox.admin.filters import ChannelFilter, EndpointFilter
 from django_cqrs.outbox.admin.outbox_messages import DatabaseFilter
-from django_cqrs.outbox.admin.stored_messages import SHOWN, KeptMessageAdmin, as_text
+from django_cqrs.outbox.admin.stored_messages import (
+    SHOWN,
+    KeptMessageAdmin,
+    as_text,
+    keys_in_batches,
+)
 from django_cqrs.outbox.admin.timeline_pages import database_of, with_database
 from django_cqrs.outbox.editing import (
     EditedPayload,
@@ -30,6 +35,10 @@ from django_cqrs.outbox.models import DeadLetter, Reason
 from django_cqrs.outbox.redaction import reason_text
 from django_cqrs.outbox.store.batches import retrying_deadlocks
 from django_cqrs.outbox.store.dead_letters import put_back
+from django_cqrs.outbox.worker.replays import hand_over
+
+AT_ONCE: Final = 1_000
+"""How many are replayed in the request itself; a worker replays more than these."""
 
 
 class ReasonFilter(admin.SimpleListFilter):
@@ -157,9 +166,27 @@ class DeadLetterAdmin(KeptMessageAdmin):
                 "work they did outside the database before they failed."
             )
             return self._ask(request, queryset, "replay_selected", question)
+        using = self._rows(request).db
+        if (
+            queryset.using(using).order_by().values("pk")[: AT_ONCE + 1].count()
+            > AT_ONCE
+        ):
+            self._hand_over(request, queryset.using(using))
+            return None
         count = self._in_batches(request, queryset, self._replay_batch)
         self._tell_replayed(request, count)
         return None
+
+    def _hand_over(self, request: HttpRequest, chosen: QuerySet[DeadLetter]) -> None:
+        """Have a worker put back more than one request has the time for."""
+        batches = list(keys_in_batches(chosen))
+        hand_over(batches, user=request.user, using=chosen.db)
+        text = gettext(
+            "%(count)d dead letters are handed to the worker, which replays them. The "
+            "page of channels shows how many are left."
+        )
+        count = sum(map(len, batches))
+        self.message_user(request, text % {"count": count}, messages.SUCCESS)
 
     def _replay_batch(
         self, request: HttpRequest, batch: list[DeadLetter], using: str

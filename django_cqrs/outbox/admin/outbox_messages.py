@@ -35,6 +35,7 @@ from django_cqrs.outbox.admin.timeline_pages import (
 )
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage
 from django_cqrs.outbox.statistics import statistics_of
+from django_cqrs.outbox.worker.replays import replays_in_progress
 
 
 class DatabaseFilter(admin.SimpleListFilter):
@@ -174,6 +175,7 @@ class OutboxMessageAdmin(KeptMessageAdmin):
             "databases": databases_of(OutboxMessage),
             "using": using,
             "rows": rows,
+            "replays": replays_in_progress(using) if letters else [],
             "idle_channels": idle_channels(figures, using) if messages else [],
         }
         return self._page(request, "channels.html", context)

@@ -299,7 +299,7 @@ class KeptMessageAdmin(
             batch = list(self._rows(request).filter(pk__in=keys).order_by("sequence"))
             return handle(request, batch, using)
 
-        for keys in _keys(chosen.using(using)):
+        for keys in keys_in_batches(chosen.using(using)):
             count += retrying_deadlocks(partial(handle_batch, keys), using=using)
         return count
 
@@ -325,7 +325,7 @@ class KeptMessageAdmin(
             )
 
 
-def _keys(chosen: QuerySet[Any]) -> Iterator[list[int]]:
+def keys_in_batches(chosen: QuerySet[Any]) -> Iterator[list[int]]:
     """
     Yield the ids of the chosen, in order of sending, and each once.
 

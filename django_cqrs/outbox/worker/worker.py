@@ -34,6 +34,7 @@ from django_cqrs.outbox.worker.failures import OUTAGES, FailurePolicies
 from django_cqrs.outbox.worker.handling import ClaimHandler
 from django_cqrs.outbox.worker.notifications import can_listen, wakes_workers
 from django_cqrs.outbox.worker.outages import Outages, is_of_database
+from django_cqrs.outbox.worker.replays import Replays
 from django_cqrs.retries import DEADLOCKS
 
 
@@ -136,6 +137,7 @@ class Worker:
         self._handler = ClaimHandler(
             self.store, self._policies, self.progress, lease=lease
         )
+        self._replays = Replays(using)
         self._listens = all(map(wakes_workers, self.channels))
 
     @property
@@ -358,6 +360,7 @@ class Worker:
         self._seeks_abandoned = True
         found = self.store.release_due(self.channels)
         found += self.store.abandon_expired(self.channels)
+        found += self._replays.run(at_once=at_once)
         if self._swept is None or now - self._swept > self.sweep_time:
             self._swept = now
             found += self.store.wake_stranded(self.channels)
