@@ -55,7 +55,7 @@ class Policies:
         output = self.output
         return (output,) if isinstance(output, str) else tuple(output or ())
 
-    def said(self) -> list[str]:
+    def given(self) -> list[str]:
         """Return the names of the policies that were given."""
         return [
             field.name

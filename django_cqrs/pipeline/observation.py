@@ -55,10 +55,10 @@ def remove_observer(observer: Observer) -> None:
     tell_change()
 
 
-def add_transaction_observer(witness: TransactionObserver) -> None:
-    """Have a witness asked, once, about every handler that is compiled from now on."""
-    if witness not in _transaction_observers:
-        _transaction_observers.append(witness)
+def add_transaction_observer(observer: TransactionObserver) -> None:
+    """Have an observer asked, once, about all handlers compiled from now on."""
+    if observer not in _transaction_observers:
+        _transaction_observers.append(observer)
         tell_change()
 
 
@@ -90,8 +90,8 @@ def _named(run: Run) -> Run:
 
 def observed_in_transaction(run: Run, point: JoinPoint, alias: str) -> Run:
     """Return `run` with all around it who watch from inside the transaction."""
-    for witness in _transaction_observers:
-        run = witness(run, point, alias)
+    for observe in _transaction_observers:
+        run = observe(run, point, alias)
     return run
 
 

@@ -116,7 +116,7 @@ def _places(endpoint: Endpoint) -> Iterator[Problem]:
     roles = [endpoint.role]
     if endpoint.role is HandlerRole.PAIR and endpoint.is_alone_somewhere:
         roles.append(HandlerRole.ACTION)
-    for name in endpoint.own.said():
+    for name in endpoint.own.given():
         if name == "channel":  # it has checks of its own
             continue
         may_stand = KEYWORDS[name].where(endpoint.kind)
@@ -286,7 +286,9 @@ def _result(endpoint: Endpoint) -> Iterator[Problem]:
         if promised is Any:
             continue
         name, where = name_of_type(cls), place_of(endpoint.function)
-        promises = f"{name} promises a result of type {_said(promised)}, but {where}"
+        promises = (
+            f"{name} promises a result of type {_describe(promised)}, but {where}"
+        )
         if endpoint.channel is not None and promised not in (None, type(None)):
             yield Problem(
                 Rule.CHANNELLED_RESULT,
@@ -300,11 +302,11 @@ def _result(endpoint: Endpoint) -> Iterator[Problem]:
             yield Problem(
                 Rule.RESULT_TYPE,
                 f"{promises} {verb if returns is endpoint.plan.returns else gives} "
-                f"{_said(returns)}.",
+                f"{_describe(returns)}.",
                 "Make both the same.",
                 endpoint.function,
             )
 
 
-def _said(annotation: Any) -> str:
+def _describe(annotation: Any) -> str:
     return "None" if annotation in (None, type(None)) else name_of_type(annotation)

@@ -139,9 +139,9 @@ def _callable_and_plan(
 def _only_policies(
     declarations: list[Declaration], function: Any, problems: list[Problem]
 ) -> Policies:
-    given = [d.policies for d in declarations if d.policies.said()]
+    given = [d.policies for d in declarations if d.policies.given()]
     if len(given) > 1:
-        words = ", ".join(sorted({word for each in given for word in each.said()}))
+        words = ", ".join(sorted({word for each in given for word in each.given()}))
         problems.append(
             Problem(
                 Rule.SCATTERED_POLICIES,

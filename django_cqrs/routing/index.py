@@ -90,7 +90,7 @@ def _sharing_of_group(
     said_by: dict[str, Endpoint] = {}
     problems: list[Problem] = []
     for endpoint in group:
-        for name in endpoint.own.said():
+        for name in endpoint.own.given():
             value = getattr(endpoint.own, name)
             first = said_by.setdefault(name, endpoint)
             if name in OWN or first is endpoint:

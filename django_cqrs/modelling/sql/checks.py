@@ -85,7 +85,7 @@ def problems_of(
         yield Problem(Rule.SQL_PARAMETER, text, hint, function)
     wrong = _result_fault(statement, returns, is_async=is_async)
     if wrong is not None:
-        text = f"{place} is annotated to return {_said(returns)}, {wrong.reason}."
+        text = f"{place} is annotated to return {_describe(returns)}, {wrong.reason}."
         yield Problem(Rule.INTERFACE_TYPE, text, wrong.hint, function)
 
 
@@ -221,7 +221,7 @@ def _result_fault(
     return None
 
 
-def _said(annotation: Any) -> str:
+def _describe(annotation: Any) -> str:
     if annotation in (None, type(None)):
         return "None"
     return name_of_type(annotation)

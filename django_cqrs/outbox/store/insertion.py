@@ -66,11 +66,11 @@ def _store(
         _insert(connection, rows, end)
         return
     envelope = envelopes[0]
-    with fitting(connection, lambda: _size_of(envelope), lambda: _said(envelope)):
+    with fitting(connection, lambda: _size_of(envelope), lambda: _describe(envelope)):
         _insert(connection, rows, end)
 
 
-def _said(envelope: Envelope) -> str:
+def _describe(envelope: Envelope) -> str:
     return f"A message for {envelope.endpoint}"
 
 

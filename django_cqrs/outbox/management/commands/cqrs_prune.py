@@ -105,12 +105,12 @@ class Command(BaseCommand):
                     dry_run=dry_run,
                 ):
                     if verbosity > 0:
-                        self.stdout.write(_said(each, verbosity, dry_run=dry_run))
+                        self.stdout.write(_describe(each, verbosity, dry_run=dry_run))
         except InvalidOption as error:
             raise CommandError(str(error)) from error
 
 
-def _said(each: Pruned, verbosity: int, *, dry_run: bool) -> str:
+def _describe(each: Pruned, verbosity: int, *, dry_run: bool) -> str:
     options = each.model._meta
     noun = options.verbose_name if each.count == 1 else options.verbose_name_plural
     said = f"{'Would delete' if dry_run else 'Deleted'} {each.count} {noun}"
