@@ -355,6 +355,7 @@ def payloads(draw):
     return cls(**values)
 
 
+@pytest.mark.long
 @settings(
     max_examples=300,
     deadline=None,

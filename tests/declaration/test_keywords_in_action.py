@@ -477,6 +477,7 @@ def table() -> Iterator[tuple[str, Kind, str, str | None]]:
                         yield keyword, kind, shape, way
 
 
+@pytest.mark.long
 @pytest.mark.django_db(databases=["default", "other"])
 @pytest.mark.parametrize(("keyword", "kind", "shape", "way"), list(table()), ids=str)
 def test_a_keyword_does_what_the_reference_says_or_is_refused(
