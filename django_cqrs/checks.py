@@ -35,7 +35,7 @@ OUTBOX = "django_cqrs.outbox"
 
 
 def as_check_message(problem: Problem) -> CheckMessage:
-    """Return a problem as what ``manage.py check`` prints."""
+    """Return a problem as a message of ``manage.py check``."""
     kind = Error if problem.rule.is_error else Warning
     return kind(problem.message, hint=problem.hint, obj=problem.obj, id=problem.rule.id)
 

@@ -46,7 +46,7 @@ def configured() -> dict[str, Any]:
     Return ``settings.DJANGO_CQRS`` as it stands, unknown keys and all.
 
     Raises:
-        ImproperlyConfigured: it is no dictionary.
+        ImproperlyConfigured: it is not a dictionary.
 
     """
     value = getattr(django_settings, NAME, {})

@@ -119,7 +119,7 @@ class InvalidHeader(CQRSError, ValueError):
 
 
 class FieldError(NamedTuple):
-    """What is wrong with one field of a payload."""
+    """The fault of one field of a payload."""
 
     path: str
     """Where it is, dotted: ``lines.0.quantity``; empty for the payload itself."""
@@ -148,7 +148,7 @@ class MessageConversionError(CQRSError, ValueError):
     what: str = "payload"
 
     def __init__(self, target: str, errors: Sequence[FieldError]) -> None:
-        """Say what was wanted and everything that is wrong with what was given."""
+        """Name the target type and all faults of the given value."""
         self.target = target
         self.errors: list[FieldError] = list(errors)
         super().__init__(target, self.errors)
@@ -234,7 +234,7 @@ class StatementTooLarge(CQRSError, ValueError):
 
 class InvalidIdentifier(CQRSError, ValueError):
     """
-    What is given as an identifier cannot be one: a list, or text for a number.
+    A value cannot be an identifier: a list, or text for a number.
 
     Attributes:
         at_entrance: as for :class:`MessageConversionError`.

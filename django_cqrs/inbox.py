@@ -1,4 +1,4 @@
-"""The inbox: what is remembered of messages that are to be handled once."""
+"""The inbox: the stored keys of messages that are to be handled once."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Interceptors: what cuts across handlers, declared once and aimed by a pointcut.
+Interceptors: code around handlers, declared once and selected by a pointcut.
 
 Lower precedence stands further out. Two stages of our own have a precedence, so
 that yours can stand outside or inside them; between two stages ``before`` runs
@@ -162,7 +162,7 @@ class _Pointcuts:
 
     def bus(self, bus: Bus | type[Bus]) -> Pointcut:
         """
-        Match what is sent through one bus, or through any bus of a class.
+        Match messages sent through one bus, or through any bus of a class.
 
         For a handler on a channel, such an interceptor runs where the message is
         sent; every other runs where it is handled.
@@ -249,7 +249,7 @@ class When(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Interception:
-    """What a decorator said about an interceptor."""
+    """The declaration of an interceptor."""
 
     when: When
     pointcut: Pointcut
@@ -336,5 +336,5 @@ def pre_send(where: Pointcut, /, *, precedence: int = 0) -> Callable[[F], F]:
 
 
 def interception_of(function: object) -> Interception | None:
-    """Return what a decorator said about an interceptor, None for another function."""
+    """Return the declaration of an interceptor, or None for another function."""
     return getattr(function, INTERCEPTOR, None)

@@ -49,13 +49,13 @@ _NO_HEADERS: Mapping[str, HeaderValue] = {}
 
 
 class Command(Generic[R_co]):
-    """A base that says what comes back: ``class OpenTicket(Command[UUID])``."""
+    """A base that names the result: ``class OpenTicket(Command[UUID])``."""
 
     __slots__ = ()
 
 
 class Query(Generic[R_co]):
-    """A base that says what comes back: ``class GetTicket(Query[TicketRow])``."""
+    """A base that names the result: ``class GetTicket(Query[TicketRow])``."""
 
     __slots__ = ()
 

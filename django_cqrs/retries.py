@@ -127,8 +127,8 @@ class InstantRetry:
         Refuse a policy that means nothing.
 
         Raises:
-            TypeError: `on` names what is no exception.
-            ValueError: `retries` is no number of times.
+            TypeError: `on` names something that is not an exception.
+            ValueError: `retries` is not a number of retries.
 
         """
         if type(self.retries) is not int or self.retries < 0:
@@ -175,7 +175,7 @@ class Retry:
         Refuse a policy that means nothing.
 
         Raises:
-            TypeError: `on` names what is no exception.
+            TypeError: `on` names something that is not an exception.
             ValueError: a number is out of its range, or a word is not one of those.
 
         """

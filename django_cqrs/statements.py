@@ -105,7 +105,7 @@ def fitting(
 
 
 def _limit_of(connection: BaseDatabaseWrapper) -> int | None:
-    """Return how many bytes a statement may have; None where that is no matter."""
+    """Return how many bytes a statement may have; None if there is no limit."""
     if connection.vendor != "mysql":
         return None
     with connection.cursor() as cursor:

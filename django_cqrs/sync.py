@@ -85,7 +85,7 @@ async def _finish(awaitable: Awaitable[Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _CancelledInThread:
-    """That the thread ended with a cancellation, on its way to the caller."""
+    """Carries a CancelledError out of the thread."""
 
     error: CancelledError
 

@@ -1746,7 +1746,7 @@ def test_E048_is_not_said_of_documents(upcasters):
 
 
 def test_W003_inconvertible_payload():
-    """A payload type that JSON cannot be made into is reported for a keyed handler."""
+    """A payload type that cannot be created from JSON is reported for a keyed handler."""
 
     class Legacy:
         pass

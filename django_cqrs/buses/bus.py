@@ -1,4 +1,4 @@
-"""What the three buses share."""
+"""The code that the three buses share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ current_message = current.get
 
 
 class Host(Protocol):
-    """What a bus needs of the registry that it belongs to."""
+    """The part of a registry that a bus uses."""
 
     @property
     def routes(self) -> RouteTable:
@@ -38,7 +38,7 @@ class Host(Protocol):
 
     @property
     def pipelines(self) -> Pipelines:
-        """What puts interceptors and handlers together."""
+        """The compiler that puts interceptors around handlers."""
         ...
 
     def deliver(self, envelope: Envelope) -> None:
@@ -46,7 +46,7 @@ class Host(Protocol):
         ...
 
     def with_taps(self, kind: Kind, run: Run) -> Run:
-        """Return `run` preceded by what is told of every message."""
+        """Return `run` preceded by the observers of every message."""
         ...
 
     def adopt(self, bus: Any) -> None:
@@ -55,7 +55,7 @@ class Host(Protocol):
 
 
 class BaseBus:
-    """What the three buses share: a registry, and what they learned of its routes."""
+    """The base of the three buses: a registry and the compiled routes."""
 
     kind: Kind
     default_registry: ClassVar[Host]

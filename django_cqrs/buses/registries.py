@@ -193,7 +193,7 @@ class Registry:
         return buses[kind]
 
     def direct_bus_of(self, kind: Kind) -> CommandBus | QueryBus:
-        """Return what leads straight to handlers: no bus's interceptors apply."""
+        """Return a bus that leads straight to handlers: no bus's interceptors apply."""
         if kind not in self._direct:
             bus: CommandBus | QueryBus
             bus = (CommandBus if kind is Kind.COMMAND else QueryBus)(registry=self)
@@ -203,7 +203,7 @@ class Registry:
 
     @property
     def pipelines(self) -> Pipelines:
-        """What puts interceptors and handlers together."""
+        """The compiler that puts interceptors around handlers."""
         self.routes  # noqa: B018 - compiles both
         return self._pipelines
 
@@ -311,7 +311,7 @@ class Registry:
         self._buses[bus] = None
 
     def with_taps(self, kind: Kind, run: Run) -> Run:
-        """Return `run` preceded by what is told of every message, for tests."""
+        """Return `run` preceded by the observers of every message, for tests."""
         taps = tuple(self._taps)
         if not taps:
             return run
@@ -335,14 +335,14 @@ class Registry:
 
         """
         # A handler that asks for what nobody can build is broken outside the block.
-        mends = self._services.is_unbuildable(wanted)
+        was_unbuildable = self._services.is_unbuildable(wanted)
         with self._services.override(wanted, replacement):
-            if mends:
+            if was_unbuildable:
                 self._compile_anew()
             try:
                 yield
             finally:
-                if mends:
+                if was_unbuildable:
                     self._compile_anew()
 
     def _compile_anew(self) -> None:

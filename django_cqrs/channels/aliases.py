@@ -71,7 +71,7 @@ def _read(alias: str) -> tuple[type[Channel], dict[str, Any]]:
     Return the class and the options that the settings give an alias.
 
     Raises:
-        InvalidChannel: they give none, or what they give is no channel.
+        InvalidChannel: they give none, or their value is not a channel.
 
     """
     configured = _configured()

@@ -61,7 +61,7 @@ class Envelope:
 
     @property
     def group(self) -> tuple[str, str] | None:
-        """What its order is kept in; None for one that has none."""
+        """The table that keeps its order; None if it has no order."""
         if self.ordering_key is None:
             return None
         return self.endpoint, self.ordering_key
@@ -195,7 +195,7 @@ class Channel:
 
     def check_option(self, name: str, value: object) -> None:
         """
-        Refuse what a message cannot be given on this channel.
+        Refuse options that this channel does not support.
 
         Args:
             name: ``"delay"``, ``"expires"``, ``"priority"`` or ``"ordering_key"``.
@@ -247,7 +247,7 @@ class Channel:
         """
 
     def check(self) -> Iterable[CheckMessage]:
-        """Return what is wrong with the channel's options or surroundings."""
+        """Return the faults of the channel's options or environment."""
         return ()
 
     def __repr__(self) -> str:
@@ -267,7 +267,7 @@ def log_dropped(channel: Channel, envelope: Envelope) -> None:
 
 
 def log_extra(channel: Channel, envelope: Envelope) -> dict[str, str]:
-    """Return what a log line about an envelope carries: ids and names, no payload."""
+    """Return the fields of a log line about an envelope: ids, names, no payload."""
     return {
         "cqrs_channel": channel.alias,
         "cqrs_message_id": str(envelope.message_id),

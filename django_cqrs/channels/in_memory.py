@@ -45,7 +45,7 @@ class InMemoryChannel(Channel):
 
     def waiting(self) -> list[Envelope]:
         """
-        Return what waits, in the order it will be handled, delayed ones last.
+        Return the waiting messages in the order of their handling, delayed ones last.
 
         Seen are committed messages, and those of this thread's open transactions.
         """

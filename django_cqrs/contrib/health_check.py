@@ -45,7 +45,7 @@ class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
     max_transaction: timedelta | None = dataclasses.field(default=LONG, repr=False)
 
     async def run(self) -> None:
-        """Raise what is wrong."""
+        """Raise an error for each problem found."""
         await asyncio.to_thread(self._look)
 
     def _look(self) -> None:

@@ -38,7 +38,7 @@ def install_exception_handlers(
     api: NinjaAPI, errors: Mapping[type[Exception], int] = _NONE
 ) -> None:
     """
-    Answer what is the request's fault with problem details.
+    Answer faults of the request with problem details.
 
     A payload that does not convert, a missing header and an identifier that is missing
     or cannot be one are 400; a message that nothing handles and an object that is not

@@ -189,7 +189,7 @@ _Value = Callable[["ChannelStatistics"], float]
 
 
 class _Figures:
-    """What the gauges show: asked for once, where one after the other is read."""
+    """The values of the gauges, read once for all of them."""
 
     def __init__(
         self, provider: MeterProvider | None, aliases: tuple[str, ...]
@@ -215,7 +215,7 @@ class _Figures:
 def _observe(
     provider: MeterProvider | None, name: str, value: _Value, _options: CallbackOptions
 ) -> list[Observation]:
-    """Return what a gauge shows: nothing, where that is no longer wanted."""
+    """Return the values of a gauge, or nothing once observing has stopped."""
     return [
         Observation(value(each), {"cqrs.channel": each.channel, "cqrs.database": alias})
         for figures in _observed

@@ -22,7 +22,7 @@ __all__ = ["exception_handler"]
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
     """
-    Answer what is the request's fault with problem details, the rest as ever.
+    Answer faults of the request with problem details, and other errors as before.
 
     A payload that does not convert, a missing header and an identifier that is missing
     or cannot be one are 400; a message that nothing handles and an object that is not

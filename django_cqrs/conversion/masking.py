@@ -1,4 +1,4 @@
-"""What operators do not see: fields marked ``Sensitive``, and what quotes them."""
+"""Masking for operators: fields marked ``Sensitive``, and texts that quote them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class _JsonShape:
     takes_null: bool = False
     fields: dict[str, _JsonShape] = dataclasses.field(default_factory=dict)
     others: _JsonShape | None = None
-    """Of the keys that are no fields."""
+    """The masking of keys that are not fields."""
     items: list[_JsonShape] = dataclasses.field(default_factory=list)
     rest: _JsonShape | None = None
     """Of the items after those."""

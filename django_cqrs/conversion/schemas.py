@@ -35,7 +35,7 @@ Plain = tuple[type, list[tuple[str, frozenset[type]]]]
 
 
 class Compiled:
-    """What converts one type, each direction by the rules that belong to it."""
+    """The converters of one type, one for each direction."""
 
     def __init__(self, schema: Schema, validator: Any, serializer: Any) -> None:
         """
@@ -194,7 +194,7 @@ _WRITING: dict[str, Any] = {"by_alias": True, "round_trip": True, "warnings": "n
 
 
 def compiled(target: Any) -> Compiled:
-    """Return what converts a type; raise what pydantic raises where it cannot."""
+    """Return the converter of a type; raise pydantic's error if there is none."""
     from pydantic import TypeAdapter
 
     try:
@@ -639,7 +639,7 @@ _BYTES_SETTINGS: Final = frozenset({"ser_json_bytes", "val_json_bytes"})
 
 def _text_first(schema: Schema) -> Schema:
     """
-    Return a union whose text is no bytes, whatever it is.
+    Return a union that never reads text as bytes.
 
     Else the content of a text would decide.
     """
@@ -892,7 +892,10 @@ def _mark_rule(schema: Schema) -> Schema:
             return _with_own_zone(plain.validate_json(json.dumps(value), strict=True))
         return _with_own_zone(inner(refusable(_unmarked)(cls, value)))
 
-    lax = {**schema, "strict": False}  # it is handed text, which is no time, strictly
+    lax = {
+        **schema,
+        "strict": False,
+    }  # it is handed text, which is not a time, strictly
     return _function("wrap", _named(cls, read), lax)
 
 

@@ -237,7 +237,7 @@ def from_stored_json(
     holder: str,
 ) -> Any:
     """
-    Read what was stored under a name, perhaps an old one, in a version, perhaps too.
+    Decode stored JSON, following renames and upcasting old versions.
 
     Args:
         adapter: of the present shape.

@@ -1,4 +1,4 @@
-"""What decorators leave behind on functions and classes."""
+"""The declarations that decorators leave on functions and classes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Policies:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Declaration:
-    """What one decorator said about one function."""
+    """The declaration of one decorator on one function."""
 
     kind: Kind
     key: str | None
@@ -94,7 +94,7 @@ declared: list[Declared] = []
 
 
 def declarations_of(handler: object) -> tuple[Declaration, ...]:
-    """Return what decorators said about a function or method, outermost last."""
+    """Return the declarations of decorators on a function or method, outermost last."""
     function = getattr(handler, "__func__", handler)
     return getattr(function, MARK, ())
 

@@ -41,7 +41,7 @@ class Found:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Discovery:
-    """What the installed apps declare, in the order of INSTALLED_APPS."""
+    """The declarations of the installed apps, in the order of INSTALLED_APPS."""
 
     handlers: list[Found] = dataclasses.field(default_factory=list)
     messages: list[type] = dataclasses.field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Keys of messages: what keeps them in order, and what tells a duplicate."""
+"""Keys of messages, for their order and to recognize duplicates."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def _attribute_getter(name: str, what: str, whose: str) -> Callable[[Message], o
 
 def faults_of(source: object, members: tuple[Any, ...] | None) -> Iterator[str]:
     """
-    Yield what is wrong with where a key is to come from.
+    Yield the faults of a key's source.
 
     Args:
         source: what was given.

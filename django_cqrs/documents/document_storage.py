@@ -1,4 +1,4 @@
-"""Aggregates and sagas that are no models, kept as documents."""
+"""Aggregates and sagas that are not models, stored as documents."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def _has_room(cls: type) -> bool:
 
 
 def document_storage(cls: type, options: Options) -> DocumentStorage | None:
-    """Return what keeps the objects of a class that is no model."""
+    """Return the storage of a class that is not a model."""
     is_ours = isinstance(cls, type) and not issubclass(cls, models.Model)
     if not is_ours or not apps.is_installed("django_cqrs.documents"):
         return None

@@ -64,7 +64,7 @@ def stored_name_of(cls: Any) -> MessageName | None:
 
 
 def fault_in_name(cls: type) -> str | None:
-    """Return what is wrong with the name of a class, None where nothing is."""
+    """Return the fault of a class's name, or None."""
     own = stored_name_of(cls)
     if own is None:
         config = apps.get_containing_app_config(cls.__module__)

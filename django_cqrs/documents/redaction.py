@@ -1,4 +1,4 @@
-"""Documents as operators see them: without what is sensitive."""
+"""Documents as operators see them: without sensitive values."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _UNKNOWN: Final = object()
 
 
 def _masked(document: Document) -> tuple[Any, list[Any]]:
-    """Return the content without what is sensitive, and what that was."""
+    """Return the content without its sensitive values, and the masked paths."""
     buses.registry.routes  # noqa: B018 - it finds the classes
     content: Any = document.content
     known = rows_called(document.collection)

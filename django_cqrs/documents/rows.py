@@ -163,7 +163,7 @@ class Rows:
 
     def value(self, row: Document) -> Any:
         """
-        Return what a row holds.
+        Return the content of a row.
 
         Raises:
             UnknownMessage: it was stored by newer code.
@@ -218,7 +218,7 @@ class Rows:
         self, row: QuerySet[Document], value: Any, version: Any, using: str
     ) -> bool:
         """
-        Write a value over a row, and tell whether there was one.
+        Write a value over a row, and return whether there was one.
 
         Raises:
             MessageConversionError: the value has no JSON form, or not one that this
@@ -281,5 +281,5 @@ class Rows:
         return ConcurrencyError(msg)
 
     def said(self, key: str) -> str:
-        """Return what errors call a value."""
+        """Return the name of a value in errors."""
         return f"{name_of_type(self.target)} {key!r} in {self.name.name!r}"

@@ -1,5 +1,5 @@
 """
-What an object consists of, to JSON and back.
+The state of an object, to JSON and back.
 
 An object that is read is restored, not made: its attributes are set, and neither
 ``__init__`` nor ``__post_init__`` is called. A pydantic model is read by pydantic.

@@ -116,7 +116,7 @@ class DocumentStore(Generic[T]):
     def _is_updated(
         self, key: str, document: T, version: int | None, alias: str
     ) -> bool:
-        """Write a value over the row of its key, and tell whether there is one."""
+        """Write a value over the row of its key, and return whether there is one."""
         mark = self._rows.mark_of(document)
         if version is None and mark is not None and mark.key == key:
             self._rows.update(mark, document, alias)
@@ -166,7 +166,7 @@ class DocumentStore(Generic[T]):
         return None if row is None else self._rows.value(row)
 
     def delete(self, key: Any, /) -> bool:
-        """Forget the value of a key; tell whether there was one."""
+        """Forget the value of a key; return whether there was one."""
         deleted, _ = self._rows.all(self._alias).filter(key=key_of(key)).delete()
         return bool(deleted)
 

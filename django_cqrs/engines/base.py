@@ -50,7 +50,7 @@ class EngineChannel(OutboxChannel):
         Read the options.
 
         Raises:
-            ImproperlyConfigured: one of them is no number above 0.
+            ImproperlyConfigured: one of them is not a number above 0.
 
         """
         super().__init__(alias, options)
@@ -84,7 +84,7 @@ class EngineChannel(OutboxChannel):
         """End the connection that tasks are sent through, if there is one."""
 
     def relay(self, using: str) -> EngineRelay:
-        """Return what forwards the channel's messages."""
+        """Return the relay that forwards the channel's messages."""
         return EngineRelay(self, using)
 
 
@@ -107,7 +107,7 @@ class EngineRelay:
         limit = self.store.connection.features.max_query_params
         if limit is not None:
             self.batch = min(self.batch, limit - 10)
-        # At the most so many are with the engine; counted when that matters.
+        # At most this many are with the engine; counted when that matters.
         self._in_flight = channel.in_flight
         self._failures = 0
         self._pause_ends = 0.0
@@ -169,7 +169,7 @@ class EngineRelay:
             yield batch
 
     def _pause(self, owner: str, keys: Sequence[int], error: Exception) -> None:
-        """Take back what could not be sent, and leave the engine alone for a while."""
+        """Take back messages that could not be sent, and pause sending for a while."""
         seconds = min(self.longest_pause, 0.1 * 2 ** min(self._failures, 6))
         logger.error(
             "%s: %d messages could not be forwarded; nothing is lost; retrying in "
@@ -184,7 +184,7 @@ class EngineRelay:
         self.store.take_back(owner, keys)
 
     def look_after(self) -> int:
-        """Make ready again what the engine has not begun with in time."""
+        """Make messages ready again that the engine did not start in time."""
         now = time.monotonic()
         # The rows that are forwarded may be many, and this looks at each.
         if now - self._looked_after < min(1.0, self.channel.lease.total_seconds() / 10):

@@ -1,4 +1,4 @@
-"""One message explained: who takes it, and why nobody else does."""
+"""One message explained: its handlers, and why no other handler takes it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from django_cqrs.routing.table import RouteTable
 
 def explain(registry: Registry, wanted: str) -> list[str] | None:
     """
-    Return who handles one message, in which order, in which transaction, and why.
+    Return the handlers of one message, their order and transactions, and why.
 
     Args:
         registry: whose routes.

@@ -58,7 +58,7 @@ PULL = "pull_recorded_events"
 
 @dataclasses.dataclass(frozen=True)
 class ModelRole(Role):
-    """What ``@aggregate`` and ``@saga`` say of a class."""
+    """The declaration of ``@aggregate`` or ``@saga`` on a class."""
 
     options: Options
     decorator: str = "@aggregate"
@@ -67,7 +67,7 @@ class ModelRole(Role):
     )
 
     def subject_of(self, owner: type, services: Services) -> AggregateSubject:
-        """Return what finds and keeps the objects of a class for one registry."""
+        """Return the storage of a class's objects for one registry."""
         key = owner, services
         if key not in self._subjects:
             self._subjects[key] = self.make_subject(owner, services)
@@ -159,7 +159,7 @@ class AggregateSubject(Subject):
     @cached_property
     def storage(self) -> Storage[Any]:
         """
-        What finds and keeps the objects.
+        The storage of the objects.
 
         Raises:
             NoStorage: nothing does.
@@ -213,7 +213,7 @@ class AggregateSubject(Subject):
     # Checks -----------------------------------------------------------------------
 
     def problems_of(self, endpoint: Endpoint) -> Iterator[Problem]:
-        """Yield what is wrong with the class, and with one of its handlers."""
+        """Yield the faults of the class, and of one of its handlers."""
         try:
             storage = self.storage
         except NoStorage as error:
@@ -289,7 +289,7 @@ class AggregateSubject(Subject):
 
     def key_of(self, values: Values) -> str:
         """
-        Return what envelopes call an object: ``shop.Order:7``.
+        Return the name of an object in envelopes: ``shop.Order:7``.
 
         No two objects have the same. Of several values it is ``shop.Seat:'3','12'``; a
         hash stands for what is too long or what a database cannot tell from others.

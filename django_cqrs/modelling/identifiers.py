@@ -1,4 +1,4 @@
-"""Which object a message is for: what in it says so."""
+"""Which object a message is for: the parts of it that identify the object."""
 
 from __future__ import annotations
 

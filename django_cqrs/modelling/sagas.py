@@ -88,7 +88,7 @@ def saga(
 
 @dataclasses.dataclass(frozen=True)
 class SagaRole(ModelRole):
-    """What ``@saga`` says of a class."""
+    """The declaration of ``@saga`` on a class."""
 
     def make_subject(self, owner: type, services: Services) -> SagaSubject:
         """Return what finds and keeps the sagas of a class."""

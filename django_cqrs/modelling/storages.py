@@ -135,7 +135,7 @@ class Storage(ABC, Generic[T]):
         return watch_of(instance, connections[using])
 
     def said(self, instance: T) -> str:
-        """Return what errors call an object: ``Ticket with ticket_id=7``."""
+        """Return the name of an object in errors: ``Ticket with ticket_id=7``."""
         said = said_of(self.parts, self.values_of(instance))
         return f"{name_of_type(type(instance))} with {said}"
 
@@ -169,7 +169,7 @@ class Storage(ABC, Generic[T]):
         return self.options.version is None
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong with the class."""
+        """Yield the faults of the class."""
         yield from ()
 
 
@@ -193,7 +193,7 @@ def register_storage(maker: StorageMaker, *, first: bool = False) -> None:
 
 def storage_of(cls: type, options: Options) -> Storage[Any]:
     """
-    Return what finds and keeps the objects of a class.
+    Return the storage of a class's objects.
 
     Raises:
         NoStorage: nothing does.
@@ -215,7 +215,7 @@ class NoStorage(CQRSError):
 
 
 def said_of(parts: Iterable[Part], values: Iterable[Any]) -> str:
-    """Return what errors say of an identifier: ``ticket_id=7``."""
+    """Return the text of an identifier in errors: ``ticket_id=7``."""
     return ", ".join(
         f"{part.name}={value}" for part, value in zip(parts, values, strict=True)
     )

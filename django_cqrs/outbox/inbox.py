@@ -147,7 +147,7 @@ def _insert(
     message_id: UUID,
     now: datetime,
 ) -> bool:
-    """Insert an entry; return whether there was none. A conflict is no error."""
+    """Insert an entry; return whether there was none. A conflict is not an error."""
     operations = connection.ops
     fields: list[Any] = [InboxEntry._meta.get_field(name) for name in COLUMNS]
     ignoring = OnConflict.IGNORE

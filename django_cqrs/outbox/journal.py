@@ -51,7 +51,7 @@ _ROWS: Final = 500
 MOST_HELD: Final = 1000
 """How many failures are held at most until their transaction has ended."""
 
-# An async handler's cancelled task is no wish to end the process.
+# An async handler's cancelled task is not a request to end the process.
 _FAILURES = (Exception, asyncio.CancelledError)
 
 
@@ -470,7 +470,7 @@ def purge(
         before: entries of messages handled before that; by default those older than
             ``JOURNAL`` says, and all where it is off.
         size: of a batch.
-        batches: how many of them at most; None is no bound.
+        batches: the maximum number of them; None means no limit.
 
     Returns:
         How many were deleted.

@@ -1,7 +1,7 @@
 """
 Transactions that stay open: they keep the rows that workers have deleted since.
 
-A database removes a deleted row when no transaction can see it any more. Until then
+A database removes a deleted row when no transaction can see it. Until then
 each claim walks over the rows of all messages that were handled meanwhile.
 """
 

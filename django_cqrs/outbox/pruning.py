@@ -42,7 +42,7 @@ KEPT: Final = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pruned:
-    """What became of the rows of one model."""
+    """History of the rows of one model."""
 
     model: type[Model]
     before: datetime
@@ -59,7 +59,7 @@ def prune(
     dry_run: bool = False,
 ) -> Iterator[Pruned]:
     """
-    Delete what is out of its time, and yield what was done, model by model.
+    Delete expired rows and yield the counts, model by model.
 
     Args:
         using: the alias of the database.

@@ -213,7 +213,7 @@ def redact(message: StoredMessage, registry: Registry | None = None) -> Redacted
     Return what operators may see of a stored message.
 
     What cannot be told to be harmless is not shown: of a payload whose class or
-    handler is unknown, or that is no JSON although its class has sensitive fields.
+    handler is unknown, or that is not JSON although its class has sensitive fields.
 
     Args:
         message: it; its payload is read.

@@ -39,7 +39,7 @@ class MomentField(models.DateTimeField):  # type: ignore[type-arg]
     """
 
     def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
-        """Return a field of Django: the column is no other."""
+        """Return a field of Django: the column is the same."""
         name, _, args, options = super().deconstruct()
         return name, "django.db.models.DateTimeField", args, options
 

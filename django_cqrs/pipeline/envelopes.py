@@ -129,7 +129,7 @@ def decode_headers(text: bytes) -> dict[str, Any]:
     Return the user's headers, of the types that JSON has.
 
     Raises:
-        MessageConversionError: the text is no JSON object.
+        MessageConversionError: the text is not a JSON object.
 
     """
     __traceback_hide__ = True

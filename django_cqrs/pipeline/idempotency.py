@@ -178,7 +178,7 @@ def _once(
         drops: list[bool] = []  # of this attempt
         handling.drops = drops
         result = run(message)
-        if drops:  # nobody has handled it, so a later one is no duplicate
+        if drops:  # nobody has handled it, so a later one is not a duplicate
             around += drops
             inbox.forget(alias, owner, key)
             return result

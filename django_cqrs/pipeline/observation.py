@@ -36,7 +36,7 @@ Observer = Callable[[Run, JoinPoint, Step], Run]
 """Returns what it is given, itself around it; where it does not watch, as it is."""
 
 TransactionObserver = Callable[[Run, JoinPoint, str], Run]
-"""Does so inside the handler's transaction, if it has one; the last is its database."""
+"""Like Observer, but called inside the handler's transaction with its alias."""
 
 _observers: list[Observer] = []
 _transaction_observers: list[TransactionObserver] = []

@@ -56,7 +56,7 @@ class SendOptions:
 
     def check(self, channel: Channel) -> None:
         """
-        Refuse what a channel cannot do, and what is no time or number.
+        Refuse an option that the channel does not support, or an invalid value.
 
         Raises:
             InvalidOption: something is.

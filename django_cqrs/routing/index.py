@@ -343,7 +343,7 @@ def nearest_route(
     """
     Return the first class of the MRO that has a route, and its rivals.
 
-    A rival is no ancestor of it and stands no further from `cls`, counted in steps
+    A rival is not an ancestor of it and stands no further from `cls`, counted in steps
     of inheritance: two bases of one class, say. ``object`` and Protocols come last
     and are not looked at here.
     """

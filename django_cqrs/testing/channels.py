@@ -662,7 +662,7 @@ class ChannelConformance:
     # Settings -----------------------------------------------------------------------
 
     def test_an_option_that_means_nothing_is_refused(self) -> None:
-        """A typing error in OPTIONS is no option that is silently left out."""
+        """A typing error in OPTIONS must not be ignored silently."""
         with pytest.raises(InvalidChannel, match="has no option 'NO_SUCH_OPTION'"):
             type(self.channel)(self.alias, {"NO_SUCH_OPTION": 1})
 

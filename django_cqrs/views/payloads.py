@@ -206,7 +206,7 @@ def aggregate_id_in(wanted: Wanted, endpoint: Any, given: Mapping[str, Any]) -> 
 
     Returns:
         One value, or for several parts a dict; None where the payload has fields, the
-        handler is no aggregate's, or the path has not all of them.
+        handler does not belong to an aggregate, or the path lacks some of them.
 
     """
     storage = getattr(endpoint.subject, "storage", None)
@@ -275,7 +275,7 @@ def read_query(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any
 
 
 def _read_value(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any:
-    """Return a payload that is no object: it goes by its parameter's name."""
+    """Return a payload that is not an object: it goes by its parameter's name."""
     __traceback_hide__ = True
     assert wanted.type is not None  # noqa: S101 - None is read elsewhere
     value = None

@@ -1,4 +1,4 @@
-"""``manage.py cqrs_routes``: what handles what."""
+"""``manage.py cqrs_routes``: list which handler takes which message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``manage.py cqrs_routes``: what handles what."""
+"""``manage.py cqrs_routes``: list which handler takes which message."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OPTIONAL = ("channel", "priority", "interceptors")
 
 
 class Command(BaseCommand):
-    """Show what handles what. Touches no database."""
+    """Show which handler takes which message. Uses no database."""
 
     help = (
         "Shows the handler of each command and query, and the handlers of each "

@@ -29,7 +29,7 @@ class CheckedMethod(MethodDescription):
     """A method that knows what is wrong with it."""
 
     def problems(self, table: RouteTable) -> Iterator[Problem]:
-        """Yield what is wrong with it."""
+        """Yield its faults."""
         try:
             signature = self.signature
         except Exception as error:  # noqa: BLE001 - an annotation may run any code

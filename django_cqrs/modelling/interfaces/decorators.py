@@ -1,4 +1,4 @@
-"""The decorators of business interfaces, and what they leave behind."""
+"""The decorators of business interfaces, and their declarations."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def implement(interface: Callable[..., T], /, *, registry: Registry | None = Non
         registry: whose handlers it reaches; by default those of the project.
 
     Raises:
-        TypeError: it is no business interface.
+        TypeError: it is not a business interface.
 
     """
     cls: Any = interface
@@ -246,7 +246,7 @@ def interfaces_of(registry: Registry) -> list[type]:
 
 
 def problems_of(registry: Registry) -> Iterator[Problem]:
-    """Yield what is wrong with the business interfaces of a registry."""
+    """Yield the faults of the business interfaces of a registry."""
     table = registry.routes
     for cls in interfaces_of(registry):
         for method in methods_of(implement(cls, registry=registry)):

@@ -38,7 +38,7 @@ from django_cqrs.problems import Problem, Rule
 
 
 class StatementFault(typing.NamedTuple):
-    """What is wrong, and what to do about it."""
+    """A fault, and its remedy."""
 
     reason: str
     hint: str

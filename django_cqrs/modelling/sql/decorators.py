@@ -18,7 +18,7 @@ class Json:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Statement:
-    """What a decorator said about one method."""
+    """The declaration of a decorator on one method."""
 
     text: str
     writes: bool

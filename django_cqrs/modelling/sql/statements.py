@@ -72,7 +72,7 @@ _BLOCK = r"| /\*(?s:.*?)(?:\*/|\Z)"
 _REGIONS: Mapping[str, str] = {
     # E'...' takes backslashes; a comment may hold another one, which is done by hand.
     "postgresql": rf"\bE'(?:[^'\\]|\\(?s:.)|'')*(?:'|\Z) | {_QUOTED} | (?P<nested>/\*)",
-    # /*! is no comment but a condition on the version.
+    # /*! is not a comment but a condition on the version.
     "mysql": r"""
         '(?:[^'\\]|\\(?s:.)|'')*(?:'|\Z) | "(?:[^"\\]|\\(?s:.)|"")*(?:"|\Z)
         | `(?:[^`]|``)*(?:`|\Z) | \#[^\n]* | --(?=\s|\Z)[^\n]*

@@ -71,7 +71,7 @@ class DatabaseFilter(admin.SimpleListFilter):
 
 @admin.register(OutboxMessage)
 class OutboxMessageAdmin(KeptMessageAdmin):
-    """What waits: a handled message no longer has a row."""
+    """The waiting messages: a handled message no longer has a row."""
 
     list_display = (
         "id",

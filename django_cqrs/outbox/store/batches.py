@@ -69,7 +69,7 @@ def delete_in_batches(
         rows: of one database.
         by: the column that they are found by; it should have an index.
         size: of a batch.
-        batches: how many of them at most; None is no bound.
+        batches: the maximum number of them; None means no limit.
 
     Returns:
         How many were deleted.

@@ -77,7 +77,7 @@ def among(
     connection: BaseDatabaseWrapper, numbers: Sequence[int]
 ) -> tuple[str, list[Any]]:
     """
-    Return what says of a column that it is one of some numbers, and its parameters.
+    Return an SQL membership test for integers, with its parameters.
 
     On PostgreSQL that is one parameter and one text for any number of them: the driver
     keeps what it has learned of a text, and a hundred parameters take their time.

@@ -57,7 +57,8 @@ from django_cqrs.routing.endpoint import Endpoint
 
 logger: Final = logging.getLogger("django_cqrs.worker")
 
-# What a handler may raise. An async one's cancelled task is no wish to end the worker.
+# What a handler may raise. An async one's cancelled task is not a request to end the
+# worker.
 _FAILURES = (Exception, asyncio.CancelledError)
 
 

@@ -55,7 +55,7 @@ class Heartbeat:
         self._held = None
 
     def is_kept(self) -> bool:
-        """Renew where it is time to; tell whether anything is still held."""
+        """Renew if it is time to; return whether anything is still held."""
         if not self._is_lost and self._is_time():
             self._renew()
         return not self._is_lost

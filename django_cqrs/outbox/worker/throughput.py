@@ -70,7 +70,7 @@ class ThroughputRecorder:
             del self._counts[key]
 
     def write_at_last(self) -> None:
-        """Write it down if that is possible: a count is no reason to fail."""
+        """Write it down if that is possible: a count must not make anything fail."""
         try:
             self.write()
         except Error:

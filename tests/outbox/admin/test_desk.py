@@ -1185,7 +1185,7 @@ def test_edit_hides_what_is_no_json(client, editor):
     edit(client, letter, '{"customer":"Greta","card":"4222"}')
 
     assert CARD not in page
-    assert "Write the whole payload anew." in page
+    assert "Enter the whole payload again." in page
     assert payload_now() == '{"customer":"Greta","card":"4222"}'
 
 

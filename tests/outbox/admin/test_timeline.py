@@ -530,6 +530,6 @@ def test_timeline_has_no_inline_script_or_style(admin_client, registry):
     assert "style=" not in content
     assert "<style" not in page
     assert 'href="/static/django_cqrs_outbox/desk.css"' in page
-    assert 'aria-label="What became of timeline.open"' in content
+    assert 'aria-label="History of timeline.open"' in content
     assert 'aria-label="Caused by timeline.open"' in content
     assert "<time " in content
