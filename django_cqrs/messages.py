@@ -396,8 +396,8 @@ def name_run(message: Message, name: str) -> str:
 
     Args:
         message: that is being handled.
-        name: of the endpoint that it was sent to, which is the answer where that is
-            no pair, or where neither of the two has run.
+        name: of the endpoint that it was sent to, which is the answer if that is not
+            a pair, or if neither of the two has run.
 
     """
     ran: Ran | None = handling_of(message).ran

@@ -275,7 +275,7 @@ class ModelStorage(Storage[Any]):
         return python_type_of(_target_of(pk))
 
     def problems(self) -> Iterator[Problem]:
-        """Yield an identifier that is not unique and a version that is not an integer."""
+        """Yield an identifier that is not unique and a version that is not a number."""
         name = name_of_type(self._model)
         if self._model._meta.abstract:
             yield Problem(

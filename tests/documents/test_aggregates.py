@@ -332,7 +332,7 @@ class TestVersions:
         """It is compared where the command has it. [M07.3]"""
         dispatch(Open(7))
         assert dispatch(Deposit(7, 5, seen=0)) == 5
-        with pytest.raises(ConcurrencyError, match="which is at version 1 by now"):
+        with pytest.raises(ConcurrencyError, match="but it is now at version 1"):
             dispatch(Deposit(7, 5, seen=0))
 
     def test_no_row_lock(self, kind, dispatch):

@@ -144,7 +144,7 @@ def test_a_broker_that_is_not_there(celery_engine, with_options, caplog):
 
     assert states() == [0, 0]
     [record] = caplog.records
-    assert "2 messages could not be forwarded, nothing is lost" in record.getMessage()
+    assert "2 messages could not be forwarded; nothing is lost" in record.getMessage()
     assert "Connection refused" in record.exc_text or str(record.exc_info[1])
 
     with_options(app="tests.engines.support.app")

@@ -272,7 +272,7 @@ def test_the_broker_goes_away_and_comes_back(shop):
     env = {"CELERY_BROKER_URL": proxy.url}
     with shop.relay("celery", **env) as relay:
         shop.story("clear", "place=B-1", "written", engine="celery", **env)
-        wait_for_text(relay, "could not be forwarded, nothing is lost")
+        wait_for_text(relay, "could not be forwarded; nothing is lost")
         proxy.start()
         try:
             with shop.worker("celery"):

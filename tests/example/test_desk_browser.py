@@ -92,7 +92,9 @@ def test_replay_by_keyboard_alone(operator):
     operator.type(" ")
     operator.tab_to("#changelist-form button[name=index]", backwards=True)
     operator.enter()
-    assert "Put these back into their channels?" in operator.find("#content").text
+    assert (
+        "Put these messages back into their channels?" in operator.find("#content").text
+    )
 
     operator.tab_to("#content input[type=submit]")
     operator.enter()

@@ -166,7 +166,7 @@ def test_E039_unknown_events():
             ),
         )
     ]
-    with pytest.raises(InvalidHandler, match="no method of it"):
+    with pytest.raises(InvalidHandler, match="not one of its methods"):
         registry.command_bus.dispatch(Done(1))
 
 

@@ -682,7 +682,7 @@ def test_it_needs_a_place_to_remember(settings, channel):
     [
         ({"idempotency_key": 5}, "an attribute's name, a Header, or a callable"),
         ({"idempotency_key": ""}, "an attribute's name, a Header, or a callable"),
-        ({"idempotency_key": Header("timestamp")}, "is no key"),
+        ({"idempotency_key": Header("timestamp")}, "is not a key"),
         ({"idempotency_key": Header("message_id")}, "has another one"),
         ({"idempotency_key": KEY, "replay_outputs": "yes"}, "True, False or a Header"),
         ({"replay_outputs": True}, "needs idempotency_key="),

@@ -90,7 +90,7 @@ def test_show(letters):
 
 def test_show_unknown():
     """An id that is none is refused. [C05.2]"""
-    with pytest.raises(CommandError, match="There is no dead letter 99"):
+    with pytest.raises(CommandError, match="Dead letter not found: 99"):
         output_of("show", "99")
 
 

@@ -377,7 +377,7 @@ def test_a_channel_with_nothing_has_the_same_keys():
     ("alias", "text"),
     [
         ("outbx", "Channel 'outbx' is not in DJANGO_CQRS['CHANNELS']."),
-        ("memory", "<InMemoryChannel 'memory'> is not an outbox: nothing waits"),
+        ("memory", "<InMemoryChannel 'memory'> is not an outbox: it stores no"),
     ],
 )
 def test_a_channel_that_is_none(alias, text):

@@ -51,7 +51,7 @@ class Ordering(Table):
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        """Open a transaction in which only this worker takes in order; return whether so."""
+        """Open a transaction that alone takes in order; yield whether that worked."""
         with self._session_lock() as is_ours:
             if not is_ours:
                 yield False

@@ -538,7 +538,7 @@ def test_the_journal_is_filtered_among_its_newest(
 def test_desk_says_how_far_it_searches(admin_client):
     """Of messages the newest are searched by name; of dead letters all. [C05.2]"""
     text = admin_client.get(MESSAGES).content.decode()
-    assert "Names are looked for among the newest 100,000 messages." in text
+    assert "Names are searched among the newest 100,000 messages." in text
     assert "endpoint (of the newest 100,000)" in text
     assert "newest" not in admin_client.get(LETTERS).content.decode()
 
@@ -875,7 +875,7 @@ def test_a_real_failure_is_masked(admin_client, registry):
 UNSEEN = [
     ({"name": "desk.Gone"}, "No registered message class is named"),
     ({"name": "", "endpoint": "desk.gone"}, "No handler has the endpoint name"),
-    ({"payload": f'{{"card":"{CARD}"'.encode()}, "It is no JSON"),
+    ({"payload": f'{{"card":"{CARD}"'.encode()}, "It is not JSON"),
 ]
 
 
@@ -1084,7 +1084,7 @@ def test_edit_puts_no_mask_elsewhere(client, editor, payload):
 
     answer = edit(client, letter, payload).content.decode()
 
-    assert "a mask stands only for the value that it had here" in answer
+    assert "a mask only stands for the value at its own place" in answer
     assert CARD not in answer
     assert DeadLetter.objects.count() == 1
     assert not LogEntry.objects.exists()
@@ -1111,18 +1111,18 @@ def test_edit_puts_no_mask_into_a_place_that_is_shown(client, editor):
 
     answer = edit(client, letter, f'["{MASK} 1","other"]').content.decode()
 
-    assert "a mask stands only" in answer
+    assert "a mask only stands" in answer
     assert "secret" not in answer
 
 
 INVALID = [
-    ('{"number":', ["it is no JSON"]),
+    ('{"number":', ["it is not valid JSON"]),
     ("[" * 100_000, ["it is not readable JSON"]),
     ("{}", ["<code>number</code>: Field required"]),
     ('{"number":"x"}', ["<code>number</code>: Input should be a valid integer"]),
     ('{"number":NaN}', ["<code>number</code>"]),
-    ('{"number": 1}', ["nothing is changed"]),
-    ("", ["it is no JSON"]),
+    ('{"number": 1}', ["nothing was changed"]),
+    ("", ["it is not valid JSON"]),
 ]
 
 
@@ -1205,7 +1205,7 @@ def test_edit_of_an_older_version_stays_one(client, editor):
         version=1, payload=f'{{"customer":"Greta","number":"{CARD}"}}'.encode()
     )
 
-    assert "refuses it" in edit(client, letter, '{"customer":"Hans"}').content.decode()
+    assert "rejects it" in edit(client, letter, '{"customer":"Hans"}').content.decode()
     edit(client, letter, f'{{"customer":"Hans","number":"{MASK} 1"}}')
 
     assert OutboxMessage.objects.get().version == 1
@@ -1217,7 +1217,7 @@ REFUSED = [
     ({"endpoint": "desk.gone"}, "aliases=[...]"),
     ({"name": "", "endpoint": "desk.gone"}, "aliases=[...]"),
     ({"version": 9}, "deploy the newer code first"),
-    ({"payload": b'"' + b"x" * 1_000_000 + b'"'}, "a form takes 1000000"),
+    ({"payload": b'"' + b"x" * 1_000_000 + b'"'}, "the form takes at most 1000000"),
 ]
 
 
@@ -1374,7 +1374,7 @@ def test_a_masked_payload_says_what_masks_stand_for(admin_client):
     payload = b'{"customer":"Greta","note":"x","card":"y"}'
     (masked,) = payments(payload=payload)
     (plain,) = kept(DeadLetter)
-    why = "stands for a sensitive value, and for a field that the class of this version"
+    why = "stands for a sensitive value, or for a field that the class does not"
 
     pages = [pages_of(admin_client, row)[1] for row in (masked, plain)]
     texts = [printed("show", str(row.pk)) for row in (masked, plain)]

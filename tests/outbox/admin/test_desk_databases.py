@@ -139,7 +139,7 @@ def test_a_database_without_an_outbox_is_said_to_have_none(admin_client):
         with connections["other"].schema_editor() as editor:
             editor.alter_db_table(DeadLetter, f"{name}_gone", name)
 
-    assert "The database other has no outbox, or is out of reach." in (
+    assert "The database other has no outbox, or is unavailable." in (
         answer.content.decode()
     )
     assert JournalEntry.objects.using("other").count() == 0

@@ -407,7 +407,10 @@ def test_timeline_shows_what_one_may_view(client, operator, registry):
 
     operator("view_journalentry")
     page = client.get(address).content.decode()
-    assert "You may not view messages, dead letters, so they are not shown." in page
+    assert (
+        "You do not have permission to view messages, dead letters, so they are not shown."
+        in page
+    )
     assert "dead letter: " not in page
     assert "handled" in page
 

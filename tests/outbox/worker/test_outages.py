@@ -182,8 +182,8 @@ def test_an_outage_pauses_the_channel_and_counts_no_attempt(caplog):
     assert caplog.messages == [
         (
             "Channel 'outbox' pauses: do failed with OSError: [Errno 28] No space left on "
-            "device. Other messages would fail alike, so their attempts are not counted; "
-            "one is tried again in 1.0 s, then more and more seldom"
+            "device. Other messages would fail in the same way, so their attempts are not counted; "
+            "one is retried in 1.0 s, then less and less often"
         )
     ]
     assert caplog.records[0].exc_info is None

@@ -352,5 +352,5 @@ def children_of(pid):
 @pytest.mark.parametrize("number", ["0", "x"])
 def test_a_number_of_processes_that_is_none(number):
     """It is refused with what is wanted."""
-    with pytest.raises(CommandError, match="is no whole number of at least 1"):
+    with pytest.raises(CommandError, match="is not a whole number of at least 1"):
         call_command("cqrs_worker", "outbox", "--processes", number)

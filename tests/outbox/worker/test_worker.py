@@ -474,7 +474,7 @@ def test_a_lost_transaction_accuses_nobody(caplog):
     assert letters() == []
     assert caplog.messages == [
         (
-            "A batch of 2 was rolled back by OperationalError; its messages are taken one "
+            "A batch of 2 was rolled back by OperationalError; its messages are handled one "
             "by one"
         )
     ]
@@ -531,7 +531,7 @@ def test_a_deadlock_accuses_nobody(caplog):
     assert letters() == []
     assert caplog.messages == [
         (
-            "A batch of 2 was rolled back by OperationalError; its messages are taken one "
+            "A batch of 2 was rolled back by OperationalError; its messages are handled one "
             "by one"
         )
     ]
