@@ -360,6 +360,10 @@ class Message:
 
     def _add_headers(self, headers: Mapping[str, HeaderValue]) -> None:
         __traceback_hide__ = True
+        if type(headers) is dict and _are_plain(headers):
+            user = self._user
+            self._user = {**user, **headers} if user else headers.copy()
+            return
         own, correlation_id = split_headers(headers)
         if own:
             self._user = {**self._user, **own}
@@ -507,7 +511,29 @@ def split_headers(
             correlation_id = _correlation_id_of(value)
         else:
             own[name] = _travelling(name, value)
+            if len(_known_names) < MOST_NAMES and type(name) is str:
+                _known_names.add(name)
     return own, correlation_id
+
+
+_known_names: set[str] = set()
+"""Names of headers that have been found right. Callers may choose them freely."""
+
+MOST_NAMES: Final = 1000
+"""So many of them are remembered; a project has few."""
+
+_PLAIN: Final = frozenset((int, bool, type(None), UUID, Decimal, datetime))
+
+
+def _are_plain(headers: dict[str, HeaderValue]) -> bool:
+    """Return whether :func:`split_headers` is known to change and refuse nothing."""
+    for name, value in headers.items():
+        if name not in _known_names:
+            return False
+        kind = type(value)
+        if kind not in _PLAIN and not (kind is str and value.isascii()):  # type: ignore[union-attr]
+            return False
+    return True
 
 
 def _travelling(name: str, value: HeaderValue) -> HeaderValue:

@@ -3,12 +3,13 @@
 import asyncio
 import contextvars
 import enum
+import math
 import threading
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -30,9 +31,16 @@ from django_cqrs.exceptions import (
     InvalidHeader,
     MessageConversionError,
     MissingHeader,
+    NoHandlerFound,
     SynchronousDispatch,
 )
-from django_cqrs.messages import RESERVED_HEADERS, current, inherited_headers
+from django_cqrs.messages import (
+    MOST_NAMES,
+    RESERVED_HEADERS,
+    _known_names,
+    current,
+    inherited_headers,
+)
 from tests.limits import LIMIT
 from tests.support import registry_of
 from tests.testapp.models import Note
@@ -1120,3 +1128,44 @@ def test_a_message_shows_no_payload():
     message = Message(Open("secret"))
 
     assert repr(message) == f"<Message Open {message.message_id}>"
+
+
+def test_names_that_callers_choose_are_not_kept_without_end():
+    """However many names of headers and routes are tried, what is remembered is bounded."""
+    registry = Registry()
+
+    @registry.add
+    @command_handler("bounded.count", atomic=False)
+    def count(number: int, message: Message) -> int:
+        return len(message.headers)
+
+    bus = registry.command_bus
+    for number in range(3 * MOST_NAMES):
+        headers = {f"name {number}": number}
+        assert bus.dispatch(number, route="bounded.count", headers=headers) == 5
+        with pytest.raises(NoHandlerFound):
+            bus.dispatch(number, route=f"unknown.{number}")
+
+    assert len(_known_names) <= MOST_NAMES
+    assert len(bus._by_key) <= 1
+    assert len(bus._compiled) <= 1
+
+
+def test_a_known_name_is_checked_with_each_value():
+    """A name that was right once excuses no value, and no name like it."""
+    registry = Registry()
+
+    @registry.add
+    @command_handler("known.name", atomic=False)
+    def show(text: str, given: Annotated[Any, Header("given")]) -> Any:
+        return given
+
+    bus = registry.command_bus
+    for value in (1, "x", None, True):
+        for _ in range(2):
+            assert (
+                bus.dispatch("", route="known.name", headers={"given": value}) is value
+            )
+    for wrong in (math.nan, "\ud800", object(), [1]):
+        with pytest.raises(InvalidHeader):
+            bus.dispatch("", route="known.name", headers={"given": wrong})

@@ -68,6 +68,7 @@ class BaseBus:
             registry if registry is not None else self.default_registry
         )
         self._by_type: dict[type, Any] = {}
+        self._by_key: dict[tuple[str | None, type], Any] = {}
         self._compiled: dict[Any, Any] = {}
         self.registry.adopt(self)
         # One hop for the whole of it: the transaction is the thread's.
@@ -76,6 +77,7 @@ class BaseBus:
 
     def _forget(self) -> None:
         self._by_type = {}
+        self._by_key = {}
         self._compiled = {}
 
     def _refuse_running_loop(self) -> None:
@@ -195,26 +197,38 @@ class SingleHandlerBus(BaseBus):
         __traceback_hide__ = True
         self._check_address(payload, route, content_type)
         # Taken before the table: a reset in between must not find stale routes here.
-        by_type, compiled = self._by_type, self._compiled
+        by_type, by_key, compiled = self._by_type, self._by_key, self._compiled
+        given = payload
         table = self.registry.routes
         if route is None:
             endpoint = table.handler_of(self.kind, payload)
+            wanted = None
         else:
             found = table.handler_of_key(self.kind, route)
             if found is not None:
                 payload = converted_payload(found, payload, content_type)
                 endpoint = found
+                wanted = found.plan.payload or PayloadType(Any)
             else:
-                named = PayloadType(table.named_class(route))
-                payload = read_payload(named, payload, content_type)
+                wanted = PayloadType(table.named_class(route))
+                payload = read_payload(wanted, payload, content_type)
                 endpoint = table.handler_of(self.kind, payload)
         key = endpoint, using, type(payload)
         run = compiled.get(key)
         if run is None:
             run = self._compile(endpoint, using, type(payload))
             run = compiled[key] = self.registry.with_taps(self.kind, run)
-        if route is None and using is None:
+        if using is None and wanted is None:
             by_type[type(payload)] = run
+        # Callers cannot make these grow: only keys that handlers have lead here.
+        elif (
+            using is None
+            and content_type is None
+            and wanted is not None
+            and payload is given
+            and wanted.takes_all_of(type(payload))
+        ):
+            by_key[route, type(payload)] = run
         return endpoint, payload, run
 
     def _compile(self, endpoint: Endpoint, using: str | None, cls: type) -> Run:

@@ -113,6 +113,23 @@ class QueryBus(SingleHandlerBus):
             run = self._by_type.get(type(payload))
             if run is not None:
                 return run(Message(payload, current_message()))
+        elif (
+            using is None
+            and aggregate_id is None
+            and content_type is None
+            and returns is None
+            and (route is None or type(route) is str)
+            and _get_running_loop() is None
+        ):
+            if route is None:
+                run = self._by_type.get(type(payload))
+            else:
+                run = self._by_key.get((route, type(payload)))
+            if run is not None:
+                message = Message(payload, current_message())
+                if headers:
+                    message._add_headers(headers)
+                return run(message)
         self._refuse_running_loop()
         endpoint, payload, run = self._run_for(payload, route, content_type, using)
         self._refuse_aggregate_id(endpoint, aggregate_id)

@@ -112,6 +112,10 @@ class PayloadType:
             return True
         return value is None and self.takes_none
 
+    def takes_all_of(self, cls: type) -> bool:
+        """Return whether each object of exactly this class is taken as it is."""
+        return self.takes_anything or cls in self._classes
+
     def from_python(self, value: Any) -> Any:
         """
         Return a value as it is where the annotation allows it, else converted.

@@ -124,6 +124,12 @@ class ArgumentPlan:
             def call(message: Message) -> Any:
                 return function(only(message), **constants)
 
+        elif len(positional) == 2 and not constants:  # noqa: PLR2004 - the commonest
+            first, second = positional
+
+            def call(message: Message) -> Any:
+                return function(first(message), second(message))
+
         else:
 
             def call(message: Message) -> Any:

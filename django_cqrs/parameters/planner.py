@@ -431,10 +431,13 @@ class _Planner:
         if name in OWN_HEADERS:
             return lambda message: convert(getattr(message, name))
         of_aggregate = name.startswith(RESERVED_PREFIX)
+        exact = bare_type(wanted)
 
         def get(message: Message) -> Any:
             held = aggregate_headers_of(message) if of_aggregate else message._user
             value = held.get(name, EMPTY)
+            if type(value) is exact:  # convert() says the same, at a call's price
+                return value
             if value is not EMPTY:
                 return convert(value)
             if fallback is not EMPTY:
