@@ -92,7 +92,7 @@ def find_problems(
         return [Problem(kind="unreadable", text=text)]
 
 
-class _Range(NamedTuple):
+class _CheckedRange(NamedTuple):
     """Rows of a channel that are a range of an index, so many at most."""
 
     channel: str
@@ -100,15 +100,15 @@ class _Range(NamedTuple):
     most: int
 
 
-class _Found(NamedTuple):
+class _Tallied(NamedTuple):
     number: int = 0
     since: datetime | None = None
     is_more: bool = False
     """Whether there are more that were not looked at."""
 
-    def and_also(self, count: int, since: datetime | None, most: int) -> _Found:
+    def and_also(self, count: int, since: datetime | None, most: int) -> _Tallied:
         moments = [each for each in (self.since, since) if each is not None]
-        return _Found(
+        return _Tallied(
             self.number + count,
             min(moments, default=None),
             self.is_more or count == most,
@@ -131,19 +131,21 @@ def _late(using: str, channels: Sequence[str], max_age: timedelta) -> Iterator[P
         yield Problem(kind="late", channel=channel, text=text)
 
 
-def _waiting(using: str, channels: Sequence[str], before: datetime) -> Iterator[_Range]:
+def _waiting(
+    using: str, channels: Sequence[str], before: datetime
+) -> Iterator[_CheckedRange]:
     """Yield where what waits for long may be: at the beginning of each range."""
     for channel in channels:
         rows = OutboxMessage.objects.filter(channel=channel)
         aged = rows.annotate(since=WAITING_SINCE).values_list("since")
         ready = aged.filter(state=State.READY).order_by("sequence")
         for priority in _priorities(using, channel):
-            yield _Range(channel, ready.filter(priority=priority), LOOKED)
+            yield _CheckedRange(channel, ready.filter(priority=priority), LOOKED)
         for state in HELD:
             held = aged.filter(state=state).order_by("-priority", "sequence")
-            yield _Range(channel, held, LOOKED)
+            yield _CheckedRange(channel, held, LOOKED)
         due = aged.filter(state=State.DELAYED, available_at__lt=before)
-        yield _Range(channel, due.order_by("available_at"), LOOKED)
+        yield _CheckedRange(channel, due.order_by("available_at"), LOOKED)
 
 
 def _priorities(using: str, channel: str) -> Iterator[int]:
@@ -162,8 +164,8 @@ def _priorities(using: str, channel: str) -> Iterator[int]:
 
 
 def _counted(
-    using: str, ranges: Sequence[_Range], before: datetime | None = None
-) -> dict[str, _Found]:
+    using: str, ranges: Sequence[_CheckedRange], before: datetime | None = None
+) -> dict[str, _Tallied]:
     """
     Return how much of each channel is in ranges, by statements for many of them.
 
@@ -174,7 +176,7 @@ def _counted(
 
     """
     connection = connections[using]
-    found: dict[str, _Found] = {}
+    found: dict[str, _Tallied] = {}
     for start in range(0, len(ranges), _TOGETHER):
         some = ranges[start : start + _TOGETHER]
         selects: list[str] = []
@@ -197,7 +199,7 @@ def _counted(
         for place, count, since in answers:
             channel, _, most = some[place]
             moment = None if since is None else as_moment(since, connection)
-            so_far = found.get(channel, _Found())
+            so_far = found.get(channel, _Tallied())
             found[channel] = so_far.and_also(count, moment, most)
     return found
 
@@ -206,7 +208,9 @@ def _dead(using: str, channels: Sequence[str], max_dead: int) -> Iterator[Proble
     letters = DeadLetter.objects.order_by()
     most = max(LOOKED, max_dead + 1)
     ranges = [
-        _Range(channel, letters.filter(channel=channel).values_list("channel"), most)
+        _CheckedRange(
+            channel, letters.filter(channel=channel).values_list("channel"), most
+        )
         for channel in channels
     ]
     for channel, found in _counted(using, ranges).items():
@@ -218,7 +222,7 @@ def _dead(using: str, channels: Sequence[str], max_dead: int) -> Iterator[Proble
             yield Problem(kind="dead", channel=channel, text=text)
 
 
-def _number(found: _Found, more: str = "At least") -> str:
+def _number(found: _Tallied, more: str = "At least") -> str:
     return f"{more} {found.number}" if found.is_more else str(found.number)
 
 

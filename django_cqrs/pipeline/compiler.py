@@ -266,10 +266,10 @@ class Pipelines:
         zones = _zones(interceptors)
 
         def compile_for(alias: str) -> Run:
-            place = Place(point, alias, mode, retry, key, *zones)
+            context = StageContext(point, alias, mode, retry, key, *zones)
             run = _call_of(point)
             for stage in reversed(STAGES):
-                run = stage(run, place)
+                run = stage(run, context)
             return run
 
         alias = using or endpoint.policies.using
@@ -296,7 +296,7 @@ class Mode:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class StageContext:
     """Where stages are put together: around which endpoint, and with what."""
 
     point: JoinPoint
@@ -323,90 +323,90 @@ class Place:
         return [*self.endpoint.plans, *_plans_of((*self.middle, *self.inner))]
 
 
-Stage = Callable[[Run, Place], Run]
+Stage = Callable[[Run, StageContext], Run]
 """Returns a run with something around it, or the run itself where nothing is to be."""
 
 
-def with_dependencies_of_message(run: Run, place: Place) -> Run:
+def with_dependencies_of_message(run: Run, context: StageContext) -> Run:
     """Close, after the message, what ``Depends`` made for it."""
-    plans = _plans_of(place.outer)
-    if place.retry is None:
-        plans += place.attempted
-    is_ours = place.mode.makes_dependencies and _use_dependencies(plans)
+    plans = _plans_of(context.outer)
+    if context.retry is None:
+        plans += context.attempted
+    is_ours = context.mode.makes_dependencies and _use_dependencies(plans)
     return with_dependencies(run) if is_ours else run
 
 
-def with_outer_interceptors(run: Run, place: Place) -> Run:
+def with_outer_interceptors(run: Run, context: StageContext) -> Run:
     """Call the interceptors that see a message once, however often it is tried."""
-    return intercepted(run, place.outer, place.point)
+    return intercepted(run, context.outer, context.point)
 
 
-def with_retry(run: Run, place: Place) -> Run:
+def with_retry(run: Run, context: StageContext) -> Run:
     """Try again what failed, as the bus says."""
-    if place.retry is None:
+    if context.retry is None:
         return run
-    return retried(run, place.retry, place.alias, place.endpoint.name)
+    return retried(run, context.retry, context.alias, context.endpoint.name)
 
 
-def with_dependencies_of_attempt(run: Run, place: Place) -> Run:
+def with_dependencies_of_attempt(run: Run, context: StageContext) -> Run:
     """Close, after each attempt, what ``Depends`` made for it."""
-    is_needed = place.retry is not None and _use_dependencies(place.attempted)
+    is_needed = context.retry is not None and _use_dependencies(context.attempted)
     return with_dependencies(run) if is_needed else run
 
 
-def with_middle_interceptors(run: Run, place: Place) -> Run:
+def with_middle_interceptors(run: Run, context: StageContext) -> Run:
     """Call the interceptors that stand outside the transaction."""
     # Outside the transaction there is no object yet, only a service.
-    has_object = place.endpoint.subject is not None
-    target = nobody if has_object else target_of(place.point)
-    return intercepted(run, place.middle, place.point, target)
+    has_object = context.endpoint.subject is not None
+    target = nobody if has_object else target_of(context.point)
+    return intercepted(run, context.middle, context.point, target)
 
 
-def with_transaction(run: Run, place: Place) -> Run:
+def with_transaction(run: Run, context: StageContext) -> Run:
     """Open the transaction, or have an object's event handler run in the sender's."""
-    endpoint = place.endpoint
-    if place.mode.is_atomic:
-        opens = place.mode.opens_transaction
-        return in_transaction(run, place.alias, endpoint.name, opens=opens)
+    endpoint = context.endpoint
+    if context.mode.is_atomic:
+        opens = context.mode.opens_transaction
+        return in_transaction(run, context.alias, endpoint.name, opens=opens)
     if (
         endpoint.subject is not None
         and endpoint.kind is Kind.EVENT
         and endpoint.policies.atomic is not False
     ):
-        return inside_transaction(run, place.alias, endpoint.name)
+        return inside_transaction(run, context.alias, endpoint.name)
     return run
 
 
-def with_transaction_observers(run: Run, place: Place) -> Run:
+def with_transaction_observers(run: Run, context: StageContext) -> Run:
     """Tell those that write down, in the transaction, what happens in it."""
-    return observed_in_transaction(run, place.point, place.alias)
+    return observed_in_transaction(run, context.point, context.alias)
 
 
-def with_key_of_bus(run: Run, place: Place) -> Run:
+def with_key_of_bus(run: Run, context: StageContext) -> Run:
     """Handle once what the bus tells to be the same."""
-    if place.key is None:
+    if context.key is None:
         return run
-    answers = place.mode.answers
-    return once_on_bus(run, place.point, place.alias, place.key, answers=answers)
+    answers = context.mode.answers
+    return once_on_bus(run, context.point, context.alias, context.key, answers=answers)
 
 
-def with_key_of_endpoint(run: Run, place: Place) -> Run:
+def with_key_of_endpoint(run: Run, context: StageContext) -> Run:
     """Handle once what the handler's own key tells to be the same."""
-    return once(run, place.point, place.alias, answers=place.mode.answers)
+    return once(run, context.point, context.alias, answers=context.mode.answers)
 
 
-def with_output(run: Run, place: Place) -> Run:
+def with_output(run: Run, context: StageContext) -> Run:
     """Send the result on to the command that ``output=`` names."""
-    return _sent_on(run, place.point)
+    return _sent_on(run, context.point)
 
 
-def with_inner_interceptors(run: Run, place: Place) -> Run:
+def with_inner_interceptors(run: Run, context: StageContext) -> Run:
     """Call the interceptors inside the transaction; find and keep the object there."""
-    point, subject = place.point, place.endpoint.subject
+    point, subject = context.point, context.endpoint.subject
     stage = None
     if subject is not None:
-        stage = partial(subject.surround, point=point, alias=place.alias)
-    return intercepted(run, place.inner, point, target_of(point), stage)
+        stage = partial(subject.surround, point=point, alias=context.alias)
+    return intercepted(run, context.inner, point, target_of(point), stage)
 
 
 STAGES: Final[tuple[Stage, ...]] = (
