@@ -13,7 +13,7 @@ from typing import Any, Final
 from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.db import Error, connections
-from django.db.models import Max, Min, Sum
+from django.db.models import Max, Min, QuerySet, Sum
 from django.db.transaction import atomic
 from django.utils.translation import gettext
 
@@ -157,6 +157,8 @@ def replay_next(using: str) -> int:
         Error: the database is out of reach.
 
     """
+    if not _waiting(using).exists():  # mostly so, and that needs no transaction
+        return 0
     tried: list[ReplayBatch] = []
 
     def work() -> int:
@@ -180,8 +182,12 @@ def replay_next(using: str) -> int:
         return 0
 
 
+def _waiting(using: str) -> QuerySet[ReplayBatch]:
+    return ReplayBatch.objects.using(using).filter(available_at__lte=now())
+
+
 def _next_batch(using: str) -> ReplayBatch | None:
-    rows = ReplayBatch.objects.using(using).filter(available_at__lte=now())
+    rows = _waiting(using)
     features = connections[using].features
     if features.has_select_for_update:
         rows = rows.select_for_update(
