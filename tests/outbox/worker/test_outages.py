@@ -206,7 +206,7 @@ def test_the_end_of_an_outage_is_one_line_and_everything_is_handled(caplog):
     assert (tally.handled, tally.failed) == (5, 0)
     assert rows() == []
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
-    assert caplog.messages[1] == ("Channel 'outbox' goes on: do works again after 60 s")
+    assert caplog.messages[1] == ("Channel 'outbox' resumes: do works again after 60 s")
     assert scene.outages.now == {}
 
 
@@ -458,7 +458,7 @@ def test_the_log_says_when_a_message_is_tried_again(caplog, delay, expected):
     assert record.levelno == logging.WARNING
     assert record.exc_info is None
     assert record.getMessage().endswith(
-        f"failed at attempt 1 with ValueError: the disk is slow; it is tried again "
+        f"failed at attempt 1 with ValueError: the disk is slow; it is retried "
         f"{expected}"
     )
 
