@@ -78,6 +78,8 @@ def test_a_delay_ends_when_it_is_over_and_not_before(zone, change):
 
 def test_a_lease_lasts_as_long_as_it_says(zone, change):
     """A worker that lives keeps its messages; those of a dead one are taken over."""
+    if connection.vendor != "sqlite":
+        pytest.skip("Servers have a clock of their own.")
     registry = registry_of(note)
     store = Store("default")
     with at(change, -10):

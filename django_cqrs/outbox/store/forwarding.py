@@ -8,9 +8,9 @@ from typing import Any
 
 from django.db.models import Q, QuerySet
 
-from django_cqrs.clock import now
 from django_cqrs.outbox.models import OutboxMessage, State
 from django_cqrs.outbox.store.claims import Claims
+from django_cqrs.outbox.store.leases import LeaseEnd
 from django_cqrs.outbox.store.rows import (
     CLAIMED_COLUMNS,
     PLACE_COLUMNS,
@@ -54,9 +54,8 @@ class Forwarding(Claims):
 
         They stay abandoned, so that who claims them knows to count the attempt.
         """
-        moment = now()
         rows = self.rows().filter(
-            Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lt=moment),
+            Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lt=LeaseEnd()),
             channel=channel,
             state=State.ABANDONED,
         )
@@ -85,7 +84,7 @@ class Forwarding(Claims):
             .filter(
                 channel=channel,
                 state=State.FORWARDED,
-                lease_expires_at__lt=now(),
+                lease_expires_at__lt=LeaseEnd(),
             )
             .order_by("pk"),
             limit,

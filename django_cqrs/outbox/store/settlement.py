@@ -18,6 +18,7 @@ from django_cqrs.outbox.models import (
     State,
 )
 from django_cqrs.outbox.store.dialects import among
+from django_cqrs.outbox.store.leases import LeaseEnd
 from django_cqrs.outbox.store.rows import Claimed, values_of
 from django_cqrs.outbox.store.table import Table
 
@@ -37,8 +38,7 @@ class Settlement(Table):
                 # What is being settled needs no lease, and is not waited for.
                 locked = held.select_for_update(skip_locked=True)
                 keys = list(locked.values_list("pk", flat=True))
-            until = now() + lease
-            return self._held(owner, keys).update(lease_expires_at=until)
+            return self._held(owner, keys).update(lease_expires_at=LeaseEnd(lease))
 
     def held(self, owner: str, keys: Sequence[int]) -> set[int]:
         """Return which messages an owner still holds."""
@@ -51,7 +51,7 @@ class Settlement(Table):
             .filter(
                 channel__in=channels,
                 state=State.CLAIMED,
-                lease_expires_at__lt=now(),
+                lease_expires_at__lt=LeaseEnd(),
             )
             .order_by("pk"),
             limit,

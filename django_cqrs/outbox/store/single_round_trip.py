@@ -16,7 +16,6 @@ from typing import Any, Final, NamedTuple
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_cqrs.clock import now
 from django_cqrs.outbox.models import MOST_ATTEMPTS, OutboxMessage, State
 from django_cqrs.outbox.store.dialects import (
     ADVISORY_LOCK,
@@ -27,6 +26,7 @@ from django_cqrs.outbox.store.dialects import (
     sends_several,
     to_last_result,
 )
+from django_cqrs.outbox.store.leases import lease_end, lease_value
 from django_cqrs.outbox.store.rows import Taking
 
 # A row that nobody has claimed so often may say that somebody has: no number overflows.
@@ -176,14 +176,14 @@ class SingleRoundTripClaims:
     def _taken(self, condition: str, columns: str = "own.id") -> str:
         return (
             f"taken AS (UPDATE {self._table} AS own SET state = %s, owner = %s, "  # noqa: S608
-            f"lease_expires_at = %s, token = {counted_up('own.token')} "
+            f"lease_expires_at = {lease_end(self._connection)}, "
+            f"token = {counted_up('own.token')} "
             f"WHERE own.id = ANY(ARRAY(SELECT id FROM seen)) "
             f"AND {condition} RETURNING {columns})"
         )
 
-    @staticmethod
-    def _values(channel: str, limit: int, taking: Taking) -> list[Any]:
-        until = now() + taking.lease
+    def _values(self, channel: str, limit: int, taking: Taking) -> list[Any]:
+        until = lease_value(self._connection, taking.lease)
         return [channel, limit, taking.becomes.value, taking.owner, until]
 
     def _rows(self, statement: str, values: list[Any]) -> list[tuple[Any, ...]]:

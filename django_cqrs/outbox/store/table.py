@@ -10,7 +10,6 @@ from typing import Any
 from django.db import connections, transaction
 from django.db.models import QuerySet
 
-from django_cqrs.clock import now
 from django_cqrs.outbox.models import OutboxMessage, State
 from django_cqrs.outbox.store.dialects import (
     RELAX,
@@ -18,9 +17,9 @@ from django_cqrs.outbox.store.dialects import (
     sends_several,
     to_last_result,
 )
+from django_cqrs.outbox.store.leases import lease_end, lease_value
 from django_cqrs.outbox.store.rows import ENDPOINT, Claimed, Group, Taking, claimed_from
 from django_cqrs.outbox.store.single_round_trip import ATTEMPTED, counted_up
-from django_cqrs.outbox.times import as_stored
 
 
 class Table:
@@ -106,11 +105,11 @@ class Table:
         one_of, ids = among(connection, keys)
         statement = (
             f"UPDATE {self._table} SET state = %s, owner = %s, "  # noqa: S608 - no value in it
-            f"lease_expires_at = %s, token = {counted_up('token')}, "
-            f"attempts = {ATTEMPTED} "
+            f"lease_expires_at = {lease_end(connection)}, "
+            f"token = {counted_up('token')}, attempts = {ATTEMPTED} "
             f"WHERE state IN ({', '.join(map(str, states))}) AND id {one_of}"
         )
-        until = as_stored(now() + taking.lease, connection)
+        until = lease_value(connection, taking.lease)
         is_alone = state is State.ABANDONED and becomes is State.CLAIMED
         counts = int(is_alone and taking.is_tried(found[0]))
         values = [becomes.value, owner, until, counts, *ids]
