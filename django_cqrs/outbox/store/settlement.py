@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 
 from django_cqrs.clock import now
 from django_cqrs.exceptions import CQRSError
@@ -43,6 +43,38 @@ class Settlement(Table):
     def held(self, owner: str, keys: Sequence[int]) -> set[int]:
         """Return which messages an owner still holds."""
         return set(self._held(owner, keys).values_list("pk", flat=True))
+
+    def recover(self, lost: Iterable[Claimed]) -> int:
+        """
+        Make ready again what a living worker has lost and nobody has tried since.
+
+        What is abandoned is tried alone and counted, since it may be what has killed
+        its worker. Of a worker that lives it is known that it has not: an attempt that
+        was counted when the message was claimed is taken off again.
+
+        Args:
+            lost: the messages, as they were claimed.
+
+        Returns:
+            How many are ready again. The others are somebody else's by now.
+
+        """
+        alike: dict[tuple[int, bool], list[int]] = {}
+        for each in lost:
+            alike.setdefault((each.attempts, each.is_counted), []).append(each.pk)
+        found = 0
+        for (attempts, is_counted), keys in alike.items():
+            rows = self.rows().filter(pk__in=keys)
+            if is_counted:  # and by somebody else after that
+                rows.filter(attempts__gt=attempts).update(attempts=F("attempts") - 1)
+            # Whoever tries what is abandoned counts it: as many, and nobody has.
+            found += rows.filter(state=State.ABANDONED, attempts=attempts).update(
+                state=State.READY,
+                attempts=attempts - is_counted,
+                owner=None,
+                lease_expires_at=None,
+            )
+        return found
 
     def abandon_expired(self, channels: Sequence[str], *, limit: int = 1000) -> int:
         """Mark what dead workers hold, to be taken again one by one."""

@@ -98,6 +98,8 @@ class ClaimHandler:
         # and the keys whose messages are not to be handled after one that failed.
         self._open: Counter[Group] = Counter()
         self._ended: set[Group] = set()
+        # Of that claim: what turned out to be somebody else's.
+        self._lost: list[Claimed] = []
         self.heartbeat = Heartbeat(store.using, lease)
         self.throughput = ThroughputRecorder(store.using)
         # What is noted of each message of the claim that is being handled, by its id.
@@ -108,14 +110,27 @@ class ClaimHandler:
         """Whether it writes down what becomes of messages."""
         return self._notes is not None
 
-    def handle(self, owner: str, claimed: Sequence[Claimed]) -> float:
+    @property
+    def has_lost_lease(self) -> bool:
+        """Whether any message of the last claim was lost, its lease having run out."""
+        return bool(self._lost)
+
+    def handle(
+        self, owner: str, claimed: Sequence[Claimed], lease: timedelta | None = None
+    ) -> float:
         """
         Handle what was claimed; others get at once what there was no time for.
+
+        Args:
+            owner: the name of the claim.
+            claimed: the messages.
+            lease: for how long they are claimed, where that is another lease.
 
         Returns:
             The seconds that it took.
 
         """
+        self._lost = []
         if not claimed:
             return 0.0
         started = time.monotonic()
@@ -124,7 +139,7 @@ class ClaimHandler:
         self._ended = set()
         if self._notes:
             self._notes.clear()
-        self.heartbeat.hold(owner, keys)
+        self.heartbeat.hold(owner, keys, lease)
         left = claimed
         try:
             while (
@@ -140,6 +155,7 @@ class ClaimHandler:
                         "A lease has expired; %d messages are left to other workers",
                         len(left),
                     )
+                    self._lost += left
                     left = ()
         except BaseException as error:
             if is_of_database(error):
@@ -153,6 +169,8 @@ class ClaimHandler:
             self.give_back(owner, State.READY)
         else:
             del self.unsettled[owner]
+        if self._lost:
+            self._store.recover(self._lost)
         return time.monotonic() - started
 
     def _rests(self, claimed: Sequence[Claimed]) -> bool:
@@ -205,7 +223,7 @@ class ClaimHandler:
             ours = self._store.held(owner, self.unsettled[owner])
             for each in begun:
                 if each.pk not in ours:
-                    self._let_go_of_key(owner, each)
+                    self._lose(owner, each)
             return [each for each in begun if each.pk in ours]
         logger.warning(
             "A batch of %d was rolled back by %s; its messages are handled one by one",
@@ -345,7 +363,8 @@ class ClaimHandler:
             self._report(batch)
         except LeaseLost as error:
             logger.warning("%s", error)
-            self._let_go_of_key(owner, culprit)
+            self._lost += batch.done
+            self._lose(owner, culprit)
         return [each for each in begun[place + 1 :] if each.pk not in gone]
 
     def _attempt(
@@ -412,7 +431,7 @@ class ClaimHandler:
             self._settle_ended(owner, [claimed], batch, ended)
         except LeaseLost as error:
             logger.warning("%s", error)
-            self._let_go_of_key(owner, claimed)
+            self._lose(owner, claimed)
         except _FAILURES as error:
             if not batch.taken:
                 raise
@@ -460,7 +479,7 @@ class ClaimHandler:
                 batch = self._settle_one(owner, claimed, failure)
         except LeaseLost as error:
             logger.warning("%s", error)
-            self._let_go_of_key(owner, claimed)
+            self._lose(owner, claimed)
             return
         self._report(batch)
 
@@ -520,6 +539,11 @@ class ClaimHandler:
             yield note.entry_of_stored(
                 claimed.envelope, claimed.channel, outcome, attempts=attempts, **text
             )
+
+    def _lose(self, owner: str, claimed: Claimed) -> None:
+        """Note that somebody else has a message, or may have it."""
+        self._lost.append(claimed)
+        self._let_go_of_key(owner, claimed)
 
     def _let_go_of_key(self, owner: str, claimed: Claimed) -> None:
         """Leave the rest of a message's key to whoever has the message now."""

@@ -26,7 +26,6 @@ class Heartbeat:
     def __init__(self, using: str, lease: timedelta) -> None:
         self._using = using
         self._lease = lease
-        self._interval = lease.total_seconds() / 3
         self._held: tuple[str, list[int]] | None = None
         self._renewed = 0.0
         self._is_lost = False
@@ -46,8 +45,10 @@ class Heartbeat:
             self._thread.join(timeout=1)
             self._thread = None
 
-    def hold(self, owner: str, keys: list[int]) -> None:
+    def hold(self, owner: str, keys: list[int], lease: timedelta | None = None) -> None:
         self._is_lost = False
+        if lease is not None:
+            self._lease = lease
         self._renewed = time.monotonic()
         self._held = owner, keys
 
@@ -59,6 +60,10 @@ class Heartbeat:
         if not self._is_lost and self._is_time():
             self._renew()
         return not self._is_lost
+
+    @property
+    def _interval(self) -> float:
+        return self._lease.total_seconds() / 3
 
     def _is_time(self) -> bool:
         return time.monotonic() - self._renewed >= self._interval

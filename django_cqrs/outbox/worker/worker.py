@@ -91,6 +91,9 @@ class Worker:
     sweep_time = 30.0
     # A claim is to be handled in about so many seconds, so that others get a share.
     claim_time = 1.0
+    # A worker that lives and loses its leases is too slow for them. It gives itself
+    # leases of up to so many times what they were to be.
+    longest_lease = 64
 
     def __init__(
         self,
@@ -129,6 +132,7 @@ class Worker:
         self.name = f"{socket.gethostname()[:60]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._claims = 0
         self._limit = batch
+        self._lease = lease
         self._looked_after: float | None = None
         self._seeks_abandoned = True
         self._swept: float | None = None
@@ -146,7 +150,7 @@ class Worker:
         return self.progress.tally
 
     def _handle_claim(self, owner: str, claimed: Sequence[Claimed]) -> None:
-        seconds = self._handler.handle(owner, claimed)
+        seconds = self._handler.handle(owner, claimed, self._lease)
         if claimed:
             self._adapt(len(claimed), seconds)
 
@@ -270,7 +274,7 @@ class Worker:
             if not limit:
                 return 0
         owner = self._next_owner()
-        claimed = self.store.claim(channel, limit=limit, owner=owner, lease=self.lease)
+        claimed = self.store.claim(channel, limit=limit, owner=owner, lease=self._lease)
         self._handle_claim(owner, claimed)
         return len(claimed) or self.store.was_contended
 
@@ -279,7 +283,7 @@ class Worker:
             return 0
         owner = self._next_owner()
         claimed = self.store.claim_abandoned(
-            channel, owner=owner, lease=self.lease, allowed=self._policies.attempts_of
+            channel, owner=owner, lease=self._lease, allowed=self._policies.attempts_of
         )
         self._handle_claim(owner, claimed)
         self._seeks_abandoned |= bool(claimed)
@@ -311,14 +315,14 @@ class Worker:
         try:
             owner = self._next_owner()
             self._handle_claim(
-                owner, self.store.claim_forwarded(keys, owner=owner, lease=self.lease)
+                owner, self.store.claim_forwarded(keys, owner=owner, lease=self._lease)
             )
             while not self.progress.is_over():
                 owner = self._next_owner()
                 claimed = self.store.claim_forwarded_abandoned(
                     keys,
                     owner=owner,
-                    lease=self.lease,
+                    lease=self._lease,
                     allowed=self._policies.attempts_of,
                 )
                 if not claimed:
@@ -344,9 +348,20 @@ class Worker:
         return f"{self.name}:{self._claims}"
 
     def _adapt(self, count: int, seconds: float) -> None:
-        """Claim as many messages next as can be handled before others grow idle."""
-        if seconds > self.claim_time:
-            self._limit = max(1, int(count * self.claim_time / seconds))
+        """
+        Claim as many messages next as can be handled before others grow idle.
+
+        That is well within the lease. After a lease that was lost it is half as many,
+        for twice as long.
+        """
+        if self._handler.has_lost_lease:
+            self._limit = max(1, count // 2)
+            self._lease = min(self._lease * 2, self.lease * self.longest_lease)
+            return
+        self._lease = max(self.lease, self._lease * 0.9)
+        most = min(self.claim_time, self.lease.total_seconds() / 3)
+        if seconds > most:
+            self._limit = max(1, int(count * most / seconds))
         elif count == self._limit:
             self._limit = min(self.batch, self._limit * 2)
 
