@@ -156,7 +156,7 @@ def test_the_plan_that_is_kept_is_good_for_a_table_of_any_size():
         worker.run_once()
         (name,) = worker.store._claims._prepared_names.values()
         cursor.execute(
-            f"{BY_INDEX}; EXPLAIN EXECUTE {name}('outbox', 100, 2, 'me', now())"
+            f"{BY_INDEX}; EXPLAIN EXECUTE {name}('outbox', 100, 2, 'me', 30)"
         )
         to_last_result(cursor)
         plan = "\n".join(line for (line,) in cursor.fetchall())
