@@ -1,4 +1,4 @@
-"""How the shop remembers what happened, and who wanted it."""
+"""Records every event, and the user who caused it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django_cqrs import Header, Message, event_handler, query_handler
 from django_cqrs.conversion import to_jsonable
 
 
-# High priority: the entry stands before whatever other handlers publish in reply.
+# High priority: the entry comes before the events that other handlers publish.
 @event_handler("order.*", priority=100)
 @event_handler("payment.*")
 @event_handler("shipment.*")
@@ -21,7 +21,7 @@ def record(
     message: Message,
     executor: Annotated[str, Header("executor_id")] = "system",
 ) -> None:
-    """Write down every event of these names, also those that are yet to come."""
+    """Record every event with these names, including future ones."""
     details = to_jsonable(event)
     AuditEntry.objects.create(
         message_id=message.message_id,
@@ -36,7 +36,7 @@ def record(
 
 @query_handler("audit.trail")
 def trail(order_id: int) -> list[TrailRow]:
-    """Tell the story of an order."""
+    """Return the history of an order."""
     return [
         TrailRow(
             event=entry.event,

@@ -1,4 +1,4 @@
-"""What the audit app can be asked."""
+"""The answers of the audit app's query."""
 
 from __future__ import annotations
 

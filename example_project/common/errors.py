@@ -1,4 +1,4 @@
-"""How the shop says no."""
+"""The errors of the shop's rules."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class Refused(Exception):
         self.field = field
 
 
-# What a caller has to expect: a message that cannot be read, or one that is
-# understood and refused.
+# The errors that a caller must expect: a message cannot be read, or a rule refuses it.
 BAD_INPUT = (MessageConversionError, Refused)
 
 

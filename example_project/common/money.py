@@ -20,7 +20,7 @@ class Money:
 
     def __post_init__(self) -> None:
         if self.currency not in CURRENCIES:
-            raise ValueError(f"{self.currency!r} is none of {', '.join(CURRENCIES)}")
+            raise ValueError(f"{self.currency!r} is not one of {', '.join(CURRENCIES)}")
         if not self.amount.is_finite() or self.amount != self.amount.quantize(CENT):
             raise ValueError(f"{self.amount} is not an amount in whole cents")
 

@@ -1,4 +1,4 @@
-"""What the fulfilment app says to itself, and what it can be asked."""
+"""The messages of the fulfilment app: its timer and its query."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django_cqrs import Query
 
 @dataclass(frozen=True, slots=True)
 class PaymentDue:
-    """By now the order should be paid: it is handled when that time is up."""
+    """The order should now be paid. This is handled when the time is up."""
 
     order_id: int
 

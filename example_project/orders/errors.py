@@ -1,4 +1,4 @@
-"""The reasons for which the orders app says no."""
+"""The reasons for which the orders app refuses a command."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from common.errors import Refused
 
 
 class UnknownOrder(Refused):
-    """There is no such order."""
+    """The order does not exist."""
 
 
 class UnknownCustomer(Refused):
-    """There is no such customer."""
+    """The customer does not exist."""
 
 
 class UnknownProduct(Refused):
-    """There is no such product."""
+    """The product does not exist."""
 
 
 class OutOfStock(Refused):
-    """There are not enough goods."""
+    """The stock is too low."""
 
 
 class WrongTotal(Refused):
-    """The promised total is not what the catalogue says."""
+    """The promised total differs from the prices in the catalogue."""
 
 
 class AlreadyPlaced(Refused):
-    """The reference was used before: this is the same order once more."""
+    """The reference was used before: this is the same order again."""
 
 
 class OrderIsClosed(Refused):

@@ -1,8 +1,8 @@
 """
-What the orders app answers. What it does stands with the order itself, in models.py.
+The queries of the orders app. Its commands are methods of the order, in models.py.
 
-Queries only read, and answer with plain rows, never with models. At the end stands how
-those who work on one order keep out of each other's way.
+Queries only read, and return plain rows, never models. The interceptor at the end keeps
+two commands for the same order from a deadlock.
 """
 
 from __future__ import annotations
@@ -137,10 +137,10 @@ def list_customers() -> list[CustomerRow]:
 )
 def lock_order(message: PayOrder | ShipOrder | PaymentDue) -> None:
     """
-    Wait until nobody else works on the order, then keep it to the end.
+    Lock the order until the transaction ends.
 
-    One begins with the payment, one with the parcel, one with the saga, and each comes
-    to the others' rows in the end: two at a time would be a deadlock. Who cancels an
-    order has locked it in any case.
+    One handler begins with the payment, one with the parcel, one with the saga, and
+    each reaches the rows of the others: two at a time would be a deadlock. A command
+    that cancels an order locks it anyway.
     """
     Order.objects.select_for_update().filter(pk=message.order_id).first()

@@ -1,4 +1,4 @@
-"""What can be said to the orders app, and what it says."""
+"""The messages that the orders app receives and sends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def new_reference() -> str:
 
 @dataclass(frozen=True, slots=True)
 class OrderedItem:
-    """So many of one product."""
+    """A product and its quantity."""
 
     sku: str
     quantity: int
@@ -38,10 +38,10 @@ class OrderedItem:
 @dataclass(frozen=True, slots=True)
 class PlaceOrder(Command[int]):
     """
-    Place an order; the answer is its number.
+    Place an order; the result is its primary key.
 
-    The same reference is never taken twice, so sending this again does no harm.
-    Where `total` is given, it is the price that the customer was promised.
+    Each reference is accepted only once, so you can safely send this again.
+    `total` is the price that the customer was promised, if it is given.
     """
 
     customer: str
@@ -78,7 +78,7 @@ class OrderPlaced:
 
     order_id: int
     reference: str
-    customer: Annotated[str, Sensitive()]  # an address is nobody's business
+    customer: Annotated[str, Sensitive()]  # an email address is private
     total: Money
 
 

@@ -1,8 +1,8 @@
 """
-The face of the payments app: all that other apps may have it do, with types.
+The typed interface of the payments app, for the other apps.
 
-Each method is a route: a call goes through the bus, in a transaction where the handler
-is that of a command. A handler may ask for a PaymentsApi by an annotation.
+Each method is a route: a call goes through the bus, and a command runs in a
+transaction. A handler may ask for a PaymentsApi by an annotation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The reasons for which the payments app says no."""
+"""The reasons for which the payments app refuses a command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class NoCreditAccount(Refused):
 
 
 class NothingToPay(Refused):
-    """The order is paid, or was called off, or is none."""
+    """The order is paid, was called off, or does not exist."""
 
 
 class CreditLimitExceeded(Refused):

@@ -1,8 +1,8 @@
 """
-How payments follow orders. Other apps call them by the interface in api.py.
+The handlers of payments. Other apps call them through the interface in api.py.
 
 The orders app does not know that these handlers exist. They run in the transaction
-of the command that published the event, so one that raises undoes the whole of it.
+of the command that published the event, so an exception here undoes all of it.
 """
 
 from __future__ import annotations

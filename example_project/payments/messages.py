@@ -1,4 +1,4 @@
-"""What can be said to the payments app, and what it says."""
+"""The messages that the payments app receives and sends."""
 
 from __future__ import annotations
 

@@ -12,5 +12,5 @@ class Carrier:
     """
 
     def collect(self, shipment_id: int) -> str:
-        """Have a parcel collected; the answer is its tracking code."""
+        """Have a parcel collected, and return its tracking code."""
         return f"KL{shipment_id:08d}"

@@ -1,4 +1,4 @@
-"""The reasons for which the shipping app says no."""
+"""The reasons for which the shipping app refuses a command."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from common.errors import Refused
 
 
 class NothingToShip(Refused):
-    """No parcel lies ready for this order."""
+    """A parcel for this order is not ready."""

@@ -1,4 +1,4 @@
-"""What can be said to the shipping app, and what it says."""
+"""The messages that the shipping app receives and sends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django_cqrs import Command, Query, message
 
 @dataclass(frozen=True, slots=True)
 class ShipOrder(Command[str]):
-    """Send the goods of an order off; the answer is the tracking code."""
+    """Ship the goods of an order; the result is the tracking code."""
 
     order_id: int
 

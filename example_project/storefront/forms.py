@@ -37,14 +37,14 @@ def product_choices() -> list[tuple[str, str]]:
 
 class OrderForm(forms.Form):
     """
-    Draws an order and collects what was typed.
+    Renders an order and collects the user's input.
 
-    What makes an order a good one is known to PlaceOrder and its handler, not here.
+    PlaceOrder and its handler know the rules of an order; this form does not.
     The fields are called like the paths of the message (``lines.0.quantity``), so
     an error finds its field by name.
     """
 
-    # Made when the form is drawn: whoever sends it twice orders once.
+    # Made when the form is rendered, so that sending it twice places one order.
     reference = forms.CharField(widget=forms.HiddenInput, initial=new_reference)
     customer = forms.ChoiceField(choices=customer_choices)
 
@@ -57,7 +57,7 @@ class OrderForm(forms.Form):
             self.fields[f"lines.{row}.quantity"] = forms.CharField(
                 label="Quantity",
                 required=False,
-                # No number field: the message says what a good quantity is.
+                # Not a number field: the message checks the quantity.
                 widget=forms.TextInput(
                     attrs={"inputmode": "numeric", "autocomplete": "off"}
                 ),

@@ -1,4 +1,4 @@
-"""The shop's pages: they ask queries and dispatch commands, and know no model."""
+"""The shop's pages: they ask queries and dispatch commands, without models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def home(request: HttpRequest) -> HttpResponse:
-    """Say what this is, and show that it is alive."""
+    """Explain the example, and show its latest orders."""
     context = {
         "latest": query_bus.ask(ListOrders(size=6), route="order.list"),
         "customers": query_bus.ask(6, route="customer.revenue"),
@@ -75,7 +75,7 @@ def order_detail(request: HttpRequest, order_id: int) -> HttpResponse:
 
 
 def place_order(request: HttpRequest) -> HttpResponse:
-    """Place an order, or show beside each field why not."""
+    """Place an order, or show the errors beside the fields."""
     form = OrderForm(request.POST or None)
     if form.is_valid():
         try:

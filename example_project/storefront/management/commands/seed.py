@@ -27,7 +27,7 @@ class Command(BaseCommand):
     help = (
         "Fills an empty shop with products, customers and the orders of "
         "data/orders.csv. While DEBUG is on, adds the superuser admin (password: "
-        "admin) where there is none."
+        "admin) if a superuser does not exist."
     )
 
     def handle(self, *, verbosity: int, **options: Any) -> None:
@@ -43,7 +43,7 @@ class Command(BaseCommand):
             self.add_superuser()
 
     def fill_desk(self) -> None:
-        """Leave messages that wait, of which a worker makes dead letters too."""
+        """Create waiting messages, some of which become dead letters."""
         FullMailbox.objects.get_or_create(address=FULL)
         waiting = OutboxMessage.objects.filter(channel="mail")
         if not waiting.exists() and not DeadLetter.objects.exists():
@@ -58,7 +58,7 @@ class Command(BaseCommand):
         if count:
             self.say(
                 f"{count} messages wait in 'mail'; python manage.py cqrs_worker mail "
-                f"handles them. The admin shows them, and what a worker gives up."
+                "handles them. The admin shows these messages and dead letters."
             )
 
     def add_superuser(self) -> None:
@@ -66,7 +66,7 @@ class Command(BaseCommand):
         users = get_user_model().objects
         if not users.filter(is_superuser=True).exists():
             users.create_superuser("admin", password="admin")  # noqa: S106
-            self.say("The admin knows the user admin, password admin.")
+            self.say("You can sign in to the admin with user admin, password admin.")
 
     def say(self, text: str) -> None:
         if self.verbosity:
