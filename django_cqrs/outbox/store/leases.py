@@ -49,6 +49,6 @@ class LeaseEnd(Expression):
         super().__init__(output_field=MomentField())
         self.lease = lease
 
-    def as_sql(self, _compiler: Any, connection: Any) -> tuple[str, Any]:
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
         """Return its text and its parameter."""
         return lease_end(connection), [lease_value(connection, self.lease)]
