@@ -72,7 +72,7 @@ def get_order(query: GetOrder) -> OrderDetail:
         .first()
     )
     if order is None:
-        raise UnknownOrder(f"there is no order {query.order_id}")
+        raise UnknownOrder(f"order {query.order_id} does not exist")
     return OrderDetail(
         order_id=order.pk,
         reference=order.reference,

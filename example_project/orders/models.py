@@ -157,7 +157,8 @@ class Order(RecordsEvents, models.Model):
             product = products.get(item.sku)
             if product is None:
                 raise UnknownProduct(
-                    f"there is no product {item.sku!r}", field=f"lines.{position}.sku"
+                    f"product {item.sku!r} does not exist",
+                    field=f"lines.{position}.sku",
                 )
             if product.stock < item.quantity:
                 raise OutOfStock(

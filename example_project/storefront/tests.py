@@ -65,7 +65,7 @@ class PageTests(TestCase):
         self.assertContains(page, "?size=2&amp;page=1")
 
     def test_list_refuses_nonsense(self) -> None:
-        """What cannot be a query is no page."""
+        """An address that is not a valid query is answered with 404."""
         for address in ("?page=x", "?status=lost", "?size=0"):
             with self.subTest(address):
                 response = self.client.get(f"/orders/{address}")
@@ -97,7 +97,7 @@ class PageTests(TestCase):
         ):
             with self.subTest(address):
                 response = getattr(self.client, method)(address)
-                self.assertContains(response, "there is no order", status_code=404)
+                self.assertContains(response, "does not exist", status_code=404)
 
     def test_buttons_ask_for_a_post(self) -> None:
         """A link or a crawler changes nothing."""
@@ -304,7 +304,7 @@ class OrderBookTests(TestCase):
         ]
         assert refused[0].reason.startswith("lines.0.quantity: ")
         assert refused[1].reason == "3 columns instead of 6"
-        assert refused[2].reason == "lines.0.sku: there is no product 'SOAP'"
+        assert refused[2].reason == "lines.0.sku: product 'SOAP' does not exist"
 
     def test_may_be_repeated(self) -> None:
         """What was imported before is left alone."""

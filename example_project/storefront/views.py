@@ -119,7 +119,7 @@ def press(
         # The order itself, and not something that its command has led to.
         if not error.at_entrance:
             raise
-        raise Http404(f"there is no order {order_id}") from error
+        raise Http404(f"order {order_id} does not exist") from error
     except Refused as refusal:
         messages.error(request, f"Refused: {refusal}.")
     else:
