@@ -43,7 +43,7 @@ from django_cqrs.outbox.worker.failures import (
 )
 from django_cqrs.outbox.worker.heartbeat import Heartbeat
 from django_cqrs.outbox.worker.outages import is_of_database
-from django_cqrs.outbox.worker.reporting import FailureReporter, log_extra
+from django_cqrs.outbox.worker.reporting import FailureReporter, log_extra, one_line
 from django_cqrs.outbox.worker.savepoints import (
     Savepoints,
     TransactionEnded,
@@ -616,7 +616,7 @@ class ClaimHandler:
             logger.info(
                 "Message %s for %s was dropped: it expired at %s",
                 claimed.envelope.message_id,
-                claimed.envelope.endpoint,
+                one_line(claimed.envelope.endpoint),
                 claimed.envelope.expires_at,
                 extra=log_extra(claimed),
             )

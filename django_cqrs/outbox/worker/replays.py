@@ -222,7 +222,7 @@ def _postpone(batch: ReplayBatch, error: BaseException, using: str) -> None:
     said = f"{type(error).__name__}: {first}" if first else type(error).__name__
     logger.error(
         "A batch of %d dead letters could not be replayed (%s). Nothing of it has "
-        "changed; it is tried again in %d s",
+        "changed; it is retried in %d s",
         batch.count,
         said,
         pause,

@@ -38,7 +38,7 @@ class FailureReporter:
                 what = what % _span(failure.until)
             # The handler and the exception are of the template, by which a tracker of
             # errors tells one issue from another.
-            endpoint = failure.endpoint.replace("%", "%%")
+            endpoint = one_line(failure.endpoint).replace("%", "%%")
             is_given_up = failure.outcome is not FailureOutcome.RETRY
             logger.log(
                 logging.ERROR if is_given_up else logging.WARNING,
@@ -52,7 +52,7 @@ class FailureReporter:
             )
         if self._progress.stopped_by is None and self._progress.ends_worker(failure):
             self._progress.stopped_by = StopWorker(
-                f"{failure.endpoint} failed with {type(error).__name__}."
+                f"{one_line(failure.endpoint)} failed with {type(error).__name__}."
             )
             self._progress.stopped_by.__cause__ = error
 
@@ -74,7 +74,7 @@ class FailureReporter:
             "same way, so their attempts are not counted; one is retried %s, then "
             "less and less often",
             outage.channel,
-            failure.endpoint,
+            one_line(failure.endpoint),
             outage.said,
             _span(timedelta(seconds=outage.pause)),
             extra=log_extra(failure.claimed),
@@ -89,7 +89,7 @@ class FailureReporter:
             logger.warning(
                 "Channel %r resumes: %s works again after %d s",
                 channel,
-                min(endpoints & outage.endpoints),
+                one_line(min(endpoints & outage.endpoints)),
                 self._policies.outages.clock() - outage.since,
             )
 
@@ -104,6 +104,13 @@ def _span(span: timedelta) -> str:
     if seconds < 120:  # noqa: PLR2004 - two minutes
         return f"in {seconds:.0f} s"
     return f"in {seconds / 60:.0f} min"
+
+
+def one_line(text: str) -> str:
+    """Return text from a row so that it cannot begin a line of the log."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def log_extra(claimed: Claimed) -> dict[str, str]:

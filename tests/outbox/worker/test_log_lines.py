@@ -1,0 +1,42 @@
+"""What a row holds cannot begin a line of the log."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from django_cqrs.outbox.models import OutboxMessage
+from tests.outbox.support import on_databases, registry_of, send, work
+from tests.outbox.work import Work
+
+pytestmark = on_databases
+
+FORGED = "shop.note\n2026-11-29 ERROR all is lost\r\x1b[31m\u2028"
+SHOWN = r"shop.note\n2026-11-29 ERROR all is lost\r\x1b[31m\u2028"
+
+
+def note(command: Work): ...
+
+
+@pytest.mark.parametrize(
+    "expires", [None, timedelta(seconds=-1)], ids=["unknown", "expired"]
+)
+def test_a_stored_name_with_a_line_break_stays_in_one_line_of_the_log(caplog, expires):
+    """A name of a handler that was changed in the table is escaped in the log."""
+    registry = registry_of(note)
+    send(registry, 1)
+    OutboxMessage.objects.update(
+        endpoint=FORGED, expires_at=expires and timezone.now() + expires
+    )
+
+    with caplog.at_level(logging.DEBUG, logger="django_cqrs.worker"):
+        work(registry)
+
+    texts = [each.getMessage() for each in caplog.records]
+    told = [text for text in texts if "shop.note" in text]
+    assert told
+    assert all(SHOWN in text for text in told)
+    assert all(text.isprintable() for text in told)
