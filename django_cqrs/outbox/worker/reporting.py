@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
@@ -61,7 +62,10 @@ class FailureReporter:
         redact = journal.redactor_of_stored(
             failure.claimed.envelope, failure.reason, self._policies.registry
         )
-        return failure.error if redact is None else masked(failure.error, redact)
+        error = failure.error if redact is None else masked(failure.error, redact)
+        # A log file in UTF-8 refuses the whole record for half of a surrogate pair.
+        text = "".join(traceback.format_exception(error))
+        return error if writable(text) == text else masked(error, writable)
 
     def _report_outage(self, failure: Failure) -> None:
         """Say once that an outage has begun."""
@@ -111,6 +115,11 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def writable(text: str) -> str:
+    """Return a text that UTF-8 can hold: half of a surrogate pair is escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def log_extra(claimed: Claimed) -> dict[str, str]:
