@@ -5,6 +5,7 @@ import enum
 import json
 import logging
 import math
+import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -365,10 +366,20 @@ def test_header_values_become_text_on_a_channel():
     ]
 
 
-@pytest.mark.parametrize("colour", [Colour.ODD, Colour.SET])
-def test_a_header_that_json_cannot_say_raises_at_the_send(act, registry, colour):
+@pytest.mark.parametrize(
+    ("colour", "text"),
+    [
+        (Colour.ODD, "The header 'colour' is nan, which JSON cannot represent."),
+        (
+            Colour.SET,
+            "The header 'colour' has a value of type frozenset. A header's value must "
+            "be a str, int, float, bool, None, UUID, Decimal, datetime or Enum.",
+        ),
+    ],
+)
+def test_a_header_that_json_cannot_say_raises_at_the_send(act, registry, colour, text):
     """An Enum may hold anything: what has no JSON form is not stored. [B08.4]"""
-    with pytest.raises(InvalidHeader, match=r"^A header has no JSON form, but a"):
+    with pytest.raises(InvalidHeader, match=f"^{re.escape(text)}$"):
         act(lambda: registry.command_bus.dispatch(Write(), headers={"colour": colour}))
 
     assert waiting() == []

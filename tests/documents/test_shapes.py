@@ -376,7 +376,7 @@ class TestChecks:
 
         _, found = problems_of(Five)
         assert [each[0] for each in found] == ["E043"]
-        assert "__slots__ alone" in found[0][1]
+        assert "only __slots__" in found[0][1]
 
     def test_E044_no_name(self):
         """No app, no ``@document``: its code's place is no name."""
@@ -394,7 +394,7 @@ class TestChecks:
                 'Name it with @document("app.name").',
             )
         ]
-        with pytest.raises(InvalidHandler, match="has no name to be stored under"):
+        with pytest.raises(InvalidHandler, match="has no name for storage"):
             registry.command_bus.dispatch(Do(1))
 
     def test_E044_a_name_of_two(self):

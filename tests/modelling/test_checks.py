@@ -515,7 +515,7 @@ class TestFetch:
             f"There is no Ticket with ticket_id={UUID(int=9)}. Annotate Ticket | None "
             "if that is allowed."
         )
-        with pytest.raises(AggregateNotFound, match="is not said"):
+        with pytest.raises(AggregateNotFound, match="does not identify the Ticket"):
             self.run(title, Compare(UUID(int=1)))
 
     def test_or_gives_none(self):
@@ -638,7 +638,7 @@ def test_E026_unequal_pair(one, other):
             f"Give {name}= on only one of them, or the same value on both.",
         )
     ]
-    with pytest.raises(InvalidHandler, match=r"share their keywords"):
+    with pytest.raises(InvalidHandler, match=r"their keywords must be equal"):
         registry.event_bus.publish(Done(1))
 
 

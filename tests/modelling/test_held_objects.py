@@ -83,7 +83,7 @@ def test_a_save_over_what_the_unit_of_work_wrote_names_both_handlers(
     key = "place_ptr_id" if name == "ChildBox" else "box_id"
     assert text.startswith(
         f"{name} with {key}=7 was changed or deleted by {writer} since {name}.outer "
-        f"loaded it, in the same unit of work: a save would write over "
+        f"loaded it, in the same unit of work: a save would overwrite "
     )
     assert type(raised.value).__name__ == "ConcurrencyError"
     del raised  # its frames have the objects
@@ -293,7 +293,7 @@ def test_a_save_of_other_fields_does_not_hide_what_is_lost(dispatch_box):
         box.save()
 
     with (
-        pytest.raises(ConcurrencyError, match="a save would write over b\\."),
+        pytest.raises(ConcurrencyError, match="a save would overwrite b\\."),
         atomic(),
     ):
         dispatch_box(body)

@@ -1359,12 +1359,9 @@ def test_a_second_message_parameter_names_the_handler():
     (problem,) = registry.problems
 
     assert problem.message == (
-        f"Nothing can fill the parameter 'second' of {place_of(handle)}: Titled is "
-        "not taken as a message here: the payload is already 'first'. It is not a "
-        "service either (Nothing can fill the parameter 'title' of "
-        "tests.parameters.test_parameters.Titled.__init__: str is neither a mark nor "
-        "a class to build). A handler takes one message; @service marks a class as a "
-        "service."
+        f"Nothing can fill the parameter 'second' of {place_of(handle)}: another "
+        "parameter already receives the message as Titled, which is not a service to "
+        "build; keep one of the two, or use Depends(...) for this one."
     )
 
 

@@ -56,7 +56,7 @@ class Settlement(Table):
             lost: the messages, as they were claimed.
 
         Returns:
-            How many are ready again. The others are somebody else's by now.
+            How many are ready again. Somebody else has the others now.
 
         """
         alike: dict[tuple[int, bool], list[int]] = {}
