@@ -372,8 +372,11 @@ def test_header_values_become_text_on_a_channel():
         (Colour.ODD, "The header 'colour' is nan, which JSON cannot represent."),
         (
             Colour.SET,
-            "The header 'colour' has a value of type frozenset. A header's value must "
-            "be a str, int, float, bool, None, UUID, Decimal, datetime or Enum.",
+            (
+                "The header 'colour' has a value of type frozenset. A header's value "
+                "must be a str, int, float, bool, None, UUID, Decimal, datetime or "
+                "Enum."
+            ),
         ),
     ],
 )

@@ -8,7 +8,6 @@ from typing import Annotated, Any, NamedTuple
 from django.db import models
 from django.db.models import F
 from django.db.models.functions import Now
-from pydantic import BaseModel
 
 from django_cqrs import command_handler, event_handler
 from django_cqrs.modelling import aggregate
@@ -43,9 +42,12 @@ class Tupled(NamedTuple):
     note: str = ""
 
 
-class Modelled(BaseModel):
-    deal_id: int | None
-    note: Any = None
+def modelled(deal_id: Any, note: Any = None) -> Any:
+    """Return a pydantic model; start-up, which imports this module, needs no pydantic."""
+    from pydantic import create_model
+
+    fields: Any = {"deal_id": (int | None, ...), "note": (Any, None)}
+    return create_model("Modelled", **fields)(deal_id=deal_id, note=note)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def made_in(way: str, deal: Any) -> Any:
         "dataclass": lambda: Made(deal.pk),
         "optional field of the key's name": lambda: Named(deal.pk),
         "named tuple": lambda: Tupled(deal.id),
-        "pydantic model": lambda: Modelled(deal_id=deal.pk),
+        "pydantic model": lambda: modelled(deal.pk),
         "list": lambda: Lined([Line(deal.pk)]),
         "database default": lambda: Begun(deal.buyer),
         "key and default": lambda: Named(7, deal.buyer),
@@ -92,7 +94,7 @@ def moved_in(way: str, deal: Any) -> Any:
         "function": lambda: Moved(deal.pk, Now()),
         "list": lambda: Moved(deal.pk, [1, deal.total]),
         "dict": lambda: Lined([], {"total": deal.total}),
-        "pydantic model": lambda: Modelled(deal_id=deal.pk, note=deal.total),
+        "pydantic model": lambda: modelled(deal.pk, deal.total),
         "bare": lambda: deal.total,
         "plain": lambda: Moved(deal.pk, 3),
     }[way]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Self
 from uuid import UUID
 
 import pytest
@@ -291,6 +291,21 @@ def test_E032_no_storage():
             ),
         )
     ]
+
+
+def test_E032_no_storage_for_what_a_factory_makes():
+    """A factory's result needs a storage to be known: the check still says it."""
+
+    @aggregate
+    class Seven:
+        @command_handler
+        @classmethod
+        def make(cls, command: Done) -> Self:
+            return cls()
+
+    with modify_settings(INSTALLED_APPS={"remove": "django_cqrs.documents"}):
+        _, found = problems_of(Seven)
+    assert [each[0] for each in found] == ["E032"]
 
 
 def test_E033_bad_identifier():
