@@ -14,6 +14,8 @@ from django_cqrs.channels import channels
 from django_cqrs.outbox.channel import OutboxChannel
 from django_cqrs.outbox.store.dialects import BY_INDEX, to_last_result
 from django_cqrs.outbox.worker import Bounds, Worker
+from django_cqrs.outbox.worker.batch import Habits
+from django_cqrs.outbox.worker.handling import ClaimHandler
 from django_cqrs.retries import Retry
 from tests.outbox.support import (
     letters,
@@ -34,6 +36,13 @@ from tests.testapp.models import Note
 pytestmark = on_databases
 
 TIMEOUT = 20
+
+
+@pytest.fixture(autouse=True)
+def _batches_are_not_parted_by_time(monkeypatch):
+    """On a busy machine a handler that does nothing may take long."""
+    monkeypatch.setattr(ClaimHandler, "transaction_time", 600)
+    monkeypatch.setattr(Habits, "slow_time", 600)
 
 
 def words_of(statements):
