@@ -29,7 +29,6 @@ from django_cqrs.annotations import (
 from django_cqrs.conversion.masking import masking_of
 from django_cqrs.conversion.schemas import (
     REFUSALS,
-    UNREAD,
     Compiled,
     Fault,
     compiled,
@@ -97,18 +96,10 @@ class Adapter:
         except UnicodeEncodeError as error:
             fault = "JSON text cannot hold half of a surrogate pair"
             raise self._error(fault, "json_invalid") from error
-        if not self.reason:
-            value = self._compiled.read_closed(octets)
-            if value is not UNREAD:
-                return value
         return self._read_text(Compiled.read_json, octets)
 
     def from_stored_json(self, text: bytes | bytearray) -> Any:
         """Read strictly what a channel has carried, as it went."""
-        if not self.reason:
-            value = self._compiled.read_closed_stored(text)
-            if value is not UNREAD:
-                return value
         return self._read_text(Compiled.read_stored, text)
 
     def from_python(self, value: Any) -> Any:

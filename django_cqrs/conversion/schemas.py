@@ -17,7 +17,7 @@ from datetime import datetime, time, timedelta, timezone, tzinfo
 from functools import cached_property
 from math import isfinite
 from typing import Any, Final, cast
-from uuid import UUID, uuid4
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 Schema = Any
@@ -90,43 +90,6 @@ class Compiled:
         schema = _with(_exact_rule, self._written)
         return _built(SchemaSerializer, schema, None, None)
 
-    @cached_property
-    def closed_reader(self) -> Any | None:
-        """What reads JSON in which no key is unknown; None if that says too little."""
-        return _closed_reader(_strictly(_with(_json_rule, self._read))[0])
-
-    @cached_property
-    def closed_stored_reader(self) -> Any | None:
-        """The same for what a channel carries."""
-        schema, _ = _strictly(_with(_stored_rule, self._read))
-        return _closed_reader(schema, _zone_rule)
-
-    def read_closed(self, text: bytes | bytearray) -> Any:
-        """
-        Read JSON text strictly, if each of its numbers has a field that looks at it.
-
-        Returns:
-            `UNREAD` where that is not so, or not known, or the text is refused.
-
-        """
-        reader = self.closed_reader
-        if reader is not None:
-            try:
-                return reader.validate_json(text, strict=True)
-            except ValueError:
-                pass
-        return UNREAD
-
-    def read_closed_stored(self, text: bytes | bytearray) -> Any:
-        """Read likewise what :meth:`write_json` has written."""
-        reader = self.closed_stored_reader
-        if reader is not None and _MARK_END not in text:
-            try:
-                return reader.validate_json(text, strict=True)
-            except ValueError:
-                pass
-        return UNREAD
-
     def read_stored(self, text: bytes | bytearray) -> Any:
         """Read strictly what :meth:`write_json` or :meth:`write_exact` has written."""
         has_marks = _MARK_END in text
@@ -185,8 +148,6 @@ class Compiled:
 
 
 _MISSING: Final = object()
-UNREAD: Final = object()
-"""What stands for the value of a text that is still to be read."""
 # Integers of any length are written, but those that are too long are not read.
 _LEAST: Final = -(2**63)
 _GREATEST: Final = 2**63 - 1
@@ -425,63 +386,6 @@ def _validator(schema: Schema) -> Any:
     from pydantic_core import SchemaValidator
 
     return _built(SchemaValidator, schema, None, None)
-
-
-def _closed_reader(
-    schema: Schema, rule: Callable[[Schema], Schema] | None = None
-) -> Any | None:
-    """
-    Return what reads JSON by a schema and refuses keys that it does not know.
-
-    None where a part of the schema may take any number, or runs code of a user's,
-    which is not to run again where the text is then read in full.
-    """
-    if not all(map(_is_closed, schemas_in(schema))):
-        return None
-    closed = _with(_closing_rule, schema)
-    return _validator(closed if rule is None else _with(rule, closed))
-
-
-def _is_closed(schema: Schema) -> bool:
-    kind, config = schema["type"], schema.get("config") or {}
-    behaviours = schema.get("extra_behavior"), config.get("extra_fields_behavior")
-    if "allow" in behaviours:
-        return False
-    if kind == "function-after":
-        return _BYTES in schema.get("metadata", {})
-    if kind == "default":
-        factory = schema.get("default_factory")
-        return factory is None or factory in _PURE_FACTORIES
-    if kind == "model":
-        return not (schema.get("custom_init") or schema.get("post_init"))
-    if kind == "decimal":
-        return not schema.get("allow_inf_nan")
-    if kind in _CONTAINERS:
-        return bool(schema.keys() >= _CONTAINERS[kind])
-    return kind in _CLOSED and "missing" not in schema
-
-
-def _closing_rule(schema: Schema) -> Schema:
-    """Refuse unknown keys."""
-    if schema["type"] not in _FIELDS:
-        return schema
-    return {**schema, "extra_behavior": "forbid"}
-
-
-_PURE_FACTORIES: Final = (dict, frozenset, list, set, tuple, uuid4)
-_CONTAINERS: Final[dict[str, set[str]]] = {
-    "dict": {"keys_schema", "values_schema"},
-    "frozenset": {"items_schema"},
-    "list": {"items_schema"},
-    "set": {"items_schema"},
-    "tuple": {"items_schema"},
-}
-_CLOSED: Final = frozenset(
-    {"bool", "date", "datetime", "float", "int", "none", "str", "time", "timedelta"}
-    | {"uuid", "enum", "literal", "nullable", "union"}
-    | {"dataclass", "dataclass-args", "dataclass-field", "model-field", "model-fields"}
-    | {"typed-dict", "typed-dict-field"}
-)
 
 
 def _built(build: Any, ours: Schema, theirs: Schema, built: Any) -> Any:

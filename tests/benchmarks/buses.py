@@ -282,7 +282,7 @@ def long_text(*, rounds: int) -> list[Row]:
     comparison = in_blocks(contestants, rounds=rounds)
     return [
         compared(comparison, section, "json.loads()", ADAPTER),
-        compared(comparison, section, "this library", ADAPTER, bound=1.6),
+        compared(comparison, section, "this library", ADAPTER),
     ]
 
 

@@ -449,6 +449,23 @@ def test_numbers_beyond_floats_are_refused_where_no_field_reads_them(literal, wh
     )
 
 
+@pytest.mark.parametrize("literal", ["NaN", "-Infinity", "1e999"])
+def test_a_repeated_key_hides_no_number_beyond_floats(literal):
+    """Only the last value of a key counts, but each of them must be JSON."""
+
+    @dataclass
+    class Row:
+        number: int
+
+    text = f'{{"number": {literal}, "number": 1}}'
+    anywhere = "JSON has no NaN, no infinity and no number beyond the range of floats"
+
+    assert refusal_of(adapter_of(Row).from_json, text) == [("", anywhere)]
+    assert refusal_of(adapter_of(Row).from_stored_json, text.encode()) == [
+        ("", anywhere)
+    ]
+
+
 def test_the_search_for_numbers_beyond_floats_misses_none():
     """Wherever it stands in a long text, such a number is found."""
     for before in range(0, 300, 7):
