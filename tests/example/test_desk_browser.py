@@ -111,7 +111,7 @@ def test_edit_and_replay_in_a_browser(operator):
     assert "@mail.example" not in operator.chrome.page_source
     assert "the mailbox of •••••• is full" in operator.find("#content").text
 
-    operator.tab_to("a[href$='/edit/']")
+    operator.tab_to("a[href*='/edit/']")
     operator.enter()
     form = operator.find("#id_payload")
     assert "•••••• 1" in form.get_attribute("value")
