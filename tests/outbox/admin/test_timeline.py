@@ -292,7 +292,7 @@ def test_timeline_of_nothing(admin_client):
     answer = admin_client.get(f"{PAGE}{uuid.uuid4()}/")
 
     assert answer.status_code == 200
-    assert "Nothing is known of it" in answer.content.decode()
+    assert "Nothing is known about it" in answer.content.decode()
     assert admin_client.get(PAGE).status_code == 404
 
 
@@ -328,11 +328,11 @@ def test_timeline_is_bounded(admin_client, monkeypatch):
 
     page = admin_client.get(f"{PAGE}{first.correlation_id}/").content.decode()
 
-    assert "There is more than is shown" in page
+    assert "There is more: only the beginning is shown." in page
     assert page.count("cqrs-message") == 5
     first.delete()
     page = admin_client.get(f"{PAGE}{first.correlation_id}/").content.decode()
-    assert "There is more than is shown" not in page
+    assert "There is more: only the beginning is shown." not in page
 
 
 def test_timeline_asks_a_constant_number_of_times(admin_client, registry):

@@ -927,8 +927,8 @@ def test_what_is_tried_again_is_logged(caplog):
 
     first, second = caplog.records
     assert first.getMessage() == (
-        f"Message {row.message_id} for do failed at attempt 1 with Refused; it is tried "
-        f"again at once"
+        f"Message {row.message_id} for do failed at attempt 1 with Refused; it is retried "
+        "at once"
     )
     assert second.getMessage() == (
         f"Message {row.message_id} for do failed at attempt 2 with Refused; it is now "
