@@ -32,8 +32,15 @@ def drop_if_missing(channel):
         self.a += 1
 
     meta = type("Meta", (), {"proxy": True, "app_label": "modelling"})
-    members = {"Meta": meta, "__module__": __name__, "pay": pay}
-    return aggregate(type(f"Bill{channel}", (MODELS["Box"],), members))
+    # Local, so that the project's registry does not find it.
+    name = f"Bill{channel}"
+    members = {
+        "Meta": meta,
+        "__module__": __name__,
+        "__qualname__": f"drop_if_missing.<locals>.{name}",
+        "pay": pay,
+    }
+    return aggregate(type(name, (MODELS["Box"],), members))
 
 
 @pytest.mark.parametrize("channel", [None, "outbox"])

@@ -44,8 +44,15 @@ def computed(name):
             return QUERYSETS[name](super().get_queryset())
 
     meta = type("Meta", (), {"proxy": True, "app_label": "modelling"})
-    members = {"Meta": meta, "__module__": __name__, "objects": Computed()}
-    return aggregate(type(f"{name.title()}Box", (BOX,), members))
+    # Local, so that the project's registry does not find it.
+    own_name = f"{name.title()}Box"
+    members = {
+        "Meta": meta,
+        "__module__": __name__,
+        "__qualname__": f"computed.<locals>.{own_name}",
+        "objects": Computed(),
+    }
+    return aggregate(type(own_name, (BOX,), members))
 
 
 def locking(call):
