@@ -293,7 +293,7 @@ def test_an_answer_that_json_cannot_hold_fails_at_the_first():
         note(command)
         return object()
 
-    with pytest.raises(UnexpectedResult, match="cannot be kept for duplicates"):
+    with pytest.raises(UnexpectedResult, match="cannot be stored for duplicates"):
         keyed(registry).dispatch(Work(1), headers=PAID)
 
     assert (numbers(), entries()) == ([], [])
@@ -671,7 +671,7 @@ def test_it_needs_a_place_to_remember(settings, channel):
         "A CommandBus keyed by Header(name='payment_id') has idempotency_key=, but "
         "no installed app stores keys."
     )
-    with pytest.raises(InvalidOption, match="no installed app remembers keys"):
+    with pytest.raises(InvalidOption, match="no installed app stores keys"):
         bus.dispatch(Work(1), headers=PAID)
     assert numbers() == []
     assert channels["memory"].waiting() == []
@@ -683,7 +683,7 @@ def test_it_needs_a_place_to_remember(settings, channel):
         ({"idempotency_key": 5}, "an attribute's name, a Header, or a callable"),
         ({"idempotency_key": ""}, "an attribute's name, a Header, or a callable"),
         ({"idempotency_key": Header("timestamp")}, "is not a key"),
-        ({"idempotency_key": Header("message_id")}, "has another one"),
+        ({"idempotency_key": Header("message_id")}, "has a different one"),
         ({"idempotency_key": KEY, "replay_outputs": "yes"}, "True, False or a Header"),
         ({"replay_outputs": True}, "needs idempotency_key="),
     ],

@@ -193,7 +193,7 @@ def test_no_database(broken, caplog):
         )
     ]
     assert [record.getMessage() for record in caplog.records] == [
-        "The outbox of 'default' cannot be read"
+        "Outbox of 'default' cannot be read"
     ]
 
 

@@ -399,7 +399,7 @@ def test_an_answer_that_json_cannot_hold(calls):
         note(Work(1))
         return Local(1)
 
-    with pytest.raises(UnexpectedResult, match="cannot be kept for duplicates"):
+    with pytest.raises(UnexpectedResult, match="cannot be stored for duplicates"):
         registry.command_bus.dispatch(route="pay", headers={"payment": "x"})
 
     assert (numbers(), entries()) == ([], [])
@@ -480,7 +480,7 @@ def test_it_needs_a_place_to_remember(settings):
         note(command)
 
     settings.INSTALLED_APPS = apps
-    with pytest.raises(InvalidHandler, match="no installed app remembers keys"):
+    with pytest.raises(InvalidHandler, match="no installed app stores keys"):
         send(registry, 1)
     assert numbers() == []
 

@@ -257,7 +257,7 @@ def test_without_a_database_nothing_is_shown(reader, monkeypatch, caplog):
 
     assert reader() == {}
     assert [record.getMessage() for record in caplog.records] == [
-        "The outbox of 'default' cannot be read"
+        "Outbox of 'default' cannot be read"
     ]
 
     monkeypatch.undo()

@@ -1339,11 +1339,11 @@ def test_a_dropped_connection(caplog):
     said = [
         text.partition("(")[0]
         for text in caplog.messages
-        if text.startswith("The data")
+        if text.startswith("Database 'default'")
     ]
     assert said == [
-        "The database 'default' is out of reach ",
-        "The database 'default' is back after 0 s",
+        "Database 'default' unavailable ",
+        "Database 'default' is back after 0 s",
     ]
     assert [record.exc_info for record in caplog.records] == [None, None]
 
