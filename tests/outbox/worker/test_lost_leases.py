@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from django_cqrs import Registry, Retry, command_handler
+from django_cqrs import Retry
 from django_cqrs.outbox.models import State
 from django_cqrs.outbox.store import Store
 from tests.outbox.support import (
@@ -14,6 +14,7 @@ from tests.outbox.support import (
     numbers,
     on_a_server,
     on_databases,
+    registry_of,
     rows,
     second_connection,
     send,
@@ -39,10 +40,7 @@ def elsewhere(statement):
 
 
 def handled_by(function, **policies):
-    registry = Registry()
-    options = {"name": "do", "channel": "outbox", **policies}
-    registry.add(command_handler(**options)(function))
-    return registry
+    return registry_of(function, **{"name": "do", **policies})
 
 
 @pytest.fixture
