@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
-
-import uuid_utils
 
 _EXACT = frozenset((str, int, bool, float, UUID, Decimal, datetime, date, type(None)))
 
@@ -32,7 +31,6 @@ _BASES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (int, int.__int__),
     (float, float.__float__),
     (UUID, _uuid),
-    (uuid_utils.UUID, _uuid),
     (Decimal, Decimal),
     (datetime, _datetime),
     (date, _date),
@@ -51,6 +49,10 @@ def as_plain(value: Any) -> Any:
     for base, make in _BASES:
         if isinstance(value, base):
             return make(value)
+    # Not needed here: who has such a value has imported it.
+    uuid_utils: Any = sys.modules.get("uuid_utils")
+    if uuid_utils is not None and isinstance(value, uuid_utils.UUID):
+        return _uuid(value)
     return value
 
 
