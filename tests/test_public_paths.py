@@ -173,6 +173,7 @@ def test_the_loggers_keep_their_names():
     """Users set levels and handlers by the names of loggers."""
     importlib.import_module("django_cqrs.contrib.opentelemetry")
     importlib.import_module("django_cqrs.engines.tasks")
+    importlib.import_module("django_cqrs.views")
     known = {
         name
         for name, logger in logging.root.manager.loggerDict.items()
