@@ -144,6 +144,8 @@ def _is_away(error: BaseException) -> bool:
     for connection in all_connections.all(initialized_only=True):
         if connection.in_atomic_block:
             continue  # it is not this one's thread that may begin anew here
+        if not connection.errors_occurred:
+            continue  # another database is not what the handler has asked
         try:
             if connection.connection is not None and not connection.is_usable():
                 connection.close()
