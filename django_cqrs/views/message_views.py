@@ -29,13 +29,13 @@ from django_cqrs.problems import Problem, Rule
 from django_cqrs.routing.endpoint import Endpoint
 from django_cqrs.routing.table import RouteTable
 from django_cqrs.sync import in_thread
-from django_cqrs.views.payloads import Wanted, aggregate_id_in, read_json, read_query
 from django_cqrs.views.problem_details import (
     OF_OBJECTS,
     problem,
     problem_of,
     response_to,
 )
+from django_cqrs.views.requests import Wanted, aggregate_id_in, read_json, read_query
 
 
 class _Unsupported(Exception):

@@ -49,7 +49,7 @@ class Taking(NamedTuple):
     columns: tuple[str, ...] = CLAIMED_COLUMNS
     allowed: Callable[[str], int] | None = None
 
-    def is_tried(self, row: tuple[Any, ...]) -> bool:
+    def has_attempt_left(self, row: tuple[Any, ...]) -> bool:
         """Return whether an abandoned message has an attempt left."""
         return self.allowed is None or row[_ATTEMPTS] < self.allowed(row[ENDPOINT])
 
@@ -70,7 +70,7 @@ class Claimed:
     ordering_key: str | None = dataclasses.field(repr=False)
     is_counted: bool = False
     """Whether this attempt was counted already, when it was claimed."""
-    is_given_up: bool = False
+    is_poison: bool = False
     """Whether it has killed as many workers as it may, and is not to be tried."""
     group: Group | None = dataclasses.field(default=None, repr=False)
     """What its order is kept in: its endpoint, under its present name, and its key."""

@@ -81,8 +81,8 @@ class Table:
 
     def _claimed_alone(self, row: tuple[Any, ...], taking: Taking) -> Claimed:
         claimed = self._claimed(row)
-        if not taking.is_tried(row):
-            return dataclasses.replace(claimed, is_given_up=True)
+        if not taking.has_attempt_left(row):
+            return dataclasses.replace(claimed, is_poison=True)
         attempts = claimed.attempts + 1
         return dataclasses.replace(claimed, attempts=attempts, is_counted=True)
 
@@ -111,7 +111,7 @@ class Table:
         )
         until = lease_value(connection, taking.lease)
         is_alone = state is State.ABANDONED and becomes is State.CLAIMED
-        counts = int(is_alone and taking.is_tried(found[0]))
+        counts = int(is_alone and taking.has_attempt_left(found[0]))
         values = [becomes.value, owner, until, counts, *ids]
         with connection.cursor() as cursor:
             # With a savepoint open, the transaction is somebody else's.

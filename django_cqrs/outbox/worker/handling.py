@@ -383,7 +383,7 @@ class ClaimHandler:
 
         """
         claimed = turn.claimed
-        if claimed.is_given_up:
+        if claimed.is_poison:
             self._policies.ran.name = ""
             return self._policies.failure_of(claimed, Poison(), Reason.POISON)
         if self._policies.outages.now and self._policies.outages.sets_aside(
