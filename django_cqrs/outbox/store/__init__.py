@@ -1,4 +1,4 @@
-"""The statements on the outbox's table: insert, claim, settle, give back, give up."""
+"""The statements on the outbox's table: insert, claim, settle, release and bury."""
 
 from __future__ import annotations
 

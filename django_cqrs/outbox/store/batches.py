@@ -1,4 +1,4 @@
-"""Many rows, a few at a time, so that no statement holds locks for long."""
+"""Work on many rows in small batches, so that no statement holds locks for long."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from django_cqrs.retries import DEADLOCKS
 Result = TypeVar("Result")
 
 SIZE: Final = 1000
-"""How many rows one statement deletes where nothing else is said."""
+"""The default number of rows that one statement deletes."""
 
-# So many times in a row somebody who met others at the same rows gives way to them.
+# How often in a row a transaction is retried that met others at the same rows.
 ATTEMPTS: Final = 6
 
 
@@ -28,22 +28,22 @@ def retrying_deadlocks(
     work: Callable[[], Result], *, using: str, in_transaction: bool = True
 ) -> Result:
     """
-    Do something in a transaction, and anew where a deadlock has undone it.
+    Do something in a transaction, and do it again after a deadlock.
 
-    MariaDB finds deadlocks also between those who lock rows in one order, since it
-    locks the gaps between them. Inside a transaction that is open already it is done
-    once: only whoever opened that can begin anew.
+    MariaDB also finds deadlocks between transactions that lock rows in one order, since
+    it locks the gaps between them. Inside an open transaction it is done once: only the
+    code that opened that one can start again.
 
     Args:
-        work: what is done.
+        work: the function that is called.
         using: the alias of the database.
         in_transaction: False for a single statement, which needs none.
 
     Returns:
-        What `work` returns.
+        The result of `work`.
 
     Raises:
-        DatabaseError: a deadlock again and again, or another error.
+        DatabaseError: repeated deadlocks, or another error.
 
     """
     is_nested = connections[using].in_atomic_block
@@ -63,16 +63,16 @@ def delete_in_batches(
     rows: QuerySet[Any], *, by: str, size: int = SIZE, batches: int | None = None
 ) -> int:
     """
-    Delete rows to which nothing refers, each batch in a statement of its own.
+    Delete rows that nothing refers to, each batch in a statement of its own.
 
     Args:
         rows: of one database.
-        by: the column that they are found by; it should have an index.
+        by: the column that selects them; it should have an index.
         size: of a batch.
         batches: the maximum number of them; None means no limit.
 
     Returns:
-        How many were deleted.
+        The number of deleted rows.
 
     """
     deleted = 0

@@ -1,4 +1,4 @@
-"""Claims: which messages a worker may handle next."""
+"""Claims: the messages that a worker may handle next."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Claims(Ordering):
         self, channel: str, *, limit: int, owner: str, lease: timedelta
     ) -> list[Claimed]:
         """
-        Claim ready messages, in their turn, and commit that.
+        Claim ready messages in order, and commit the claim.
 
         Args:
             channel: the alias.
-            limit: how many at most.
+            limit: the maximum number of messages.
             owner: a name that no other claim has.
-            lease: how long nobody else may have them.
+            lease: the time in which nobody else may have them.
 
         """
         taking = Taking(State.READY, owner, lease)
@@ -56,16 +56,17 @@ class Claims(Ordering):
         allowed: Callable[[str], int] | None = None,
     ) -> list[Claimed]:
         """
-        Claim one message of a worker that has died, counting the attempt at once.
+        Claim one message of a dead worker, and count the attempt at once.
 
-        Should it be what killed that worker, it is seen to do so again.
+        If the message killed that worker, the next kill is counted too.
 
         Args:
             channel: the alias.
             owner: a name that no other claim has.
-            lease: how long nobody else may have it.
-            allowed: how many attempts an endpoint has, by its name. One that has had
-                them is claimed to be given up, and that counts for none.
+            lease: the time in which nobody else may have it.
+            allowed: returns the number of attempts of an endpoint, by its name. A
+                message that has had them is claimed to be given up, and this attempt is
+                not counted.
 
         """
         taking = Taking(State.ABANDONED, owner, lease, allowed=allowed)
@@ -74,7 +75,7 @@ class Claims(Ordering):
         ]
 
     def _next(self, channel: str, taking: Taking, limit: int) -> list[tuple[Any, ...]]:
-        """Take what is next in a channel; where keys are there, in their order."""
+        """Take the next messages of a channel; where they have keys, in key order."""
         self.was_contended = False
         state = taking.state
         at_once = state is State.READY and self._claims.can_be_made()
@@ -87,8 +88,8 @@ class Claims(Ordering):
             if found is not None:
                 return found
             self._ordered.add((state, channel))
-        # Of an endpoint with several names the keys are those of all of them; what is
-        # forwarded comes without its sequence.
+        # The keys of an endpoint with several names are those of all its names.
+        # Forwarded messages are taken without their sequence.
         at_once = at_once and not self._names and taking.columns == CLAIMED_COLUMNS
         found = None
         if at_once:
@@ -103,7 +104,7 @@ class Claims(Ordering):
     def _taken_at_once(
         self, channel: str, taking: Taking, limit: int
     ) -> list[tuple[Any, ...]] | None:
-        """Do on PostgreSQL what :meth:`_taken` does, in one round trip."""
+        """Do the same as :meth:`_taken` on PostgreSQL, in one round trip."""
         rows = self._claims.plain(channel, limit, taking)
         if any(row[-2] is not None for row in rows):
             return None
@@ -113,10 +114,10 @@ class Claims(Ordering):
         self, channel: str, taking: Taking, limit: int
     ) -> list[tuple[Any, ...]] | None:
         """
-        Take in one round trip what is next where nothing keeps any of it.
+        Take the next messages in one round trip, if nothing blocks any of them.
 
         Returns:
-            None where something does: then nothing is taken.
+            None if something does; then nothing is taken.
 
         """
         try:
@@ -144,7 +145,7 @@ class Claims(Ordering):
         limit: int,
         columns: tuple[str, ...] = CLAIMED_COLUMNS,
     ) -> QuerySet[Any, Any]:
-        """Return a query for what is next, made once: it is asked all the time."""
+        """Return the query for the next messages, cached because it runs constantly."""
         query = self._queries.get((state, channel, limit, columns))
         if query is None:
             rows = self._in_turn(self.rows().filter(channel=channel, state=state))

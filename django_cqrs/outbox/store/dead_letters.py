@@ -1,4 +1,4 @@
-"""Dead letters: put back into the outbox, or discarded."""
+"""Replay dead letters through the outbox, or discard them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from django_cqrs.outbox.store.batches import SIZE, retrying_deadlocks
 from django_cqrs.outbox.store.store import Store
 from django_cqrs.statements import MOST_BYTES, portions, written
 
-# How many dead letters are put back in one transaction.
+# The number of dead letters that are put back in one transaction.
 REPLAYED: Final = 500
 
 
@@ -30,12 +30,12 @@ def replay(
     Args:
         letters: of the database `using`.
         using: its alias.
-        size: how many are put back in one transaction at most; of large ones it
-            is fewer.
+        size: the maximum number that is put back in one transaction; fewer if they are
+            large.
 
     Returns:
-        How many were put back. Their attempts are counted from zero again, and they
-        no longer expire.
+        The number that was put back. Their attempts start again from zero, and they no
+        longer expire.
 
     """
     count, length = 0, 0
@@ -54,16 +54,16 @@ def put_back(letters: Iterable[DeadLetter], *, using: str) -> list[DeadLetter]:
     """
     Put dead letters back, all of them in one transaction and by three statements.
 
-    A message whose time is over is dropped by the worker. Whoever puts one back wants
-    it handled: it no longer expires.
+    The worker drops a message that has expired. A letter is put back to be handled, so
+    it no longer expires.
 
     Args:
-        letters: of the database `using`; not many. Of large ones it takes a statement
-            more for each so many bytes.
+        letters: of the database `using`; only a few. Large ones need additional
+            statements, one for each so many bytes.
         using: its alias.
 
     Returns:
-        Those that were there: others, somebody else has replayed or deleted.
+        Those that still existed: somebody else has replayed or deleted the others.
 
     """
     wanted = {letter.pk: letter for letter in letters}
@@ -77,7 +77,7 @@ def put_back(letters: Iterable[DeadLetter], *, using: str) -> list[DeadLetter]:
         if not keys:
             return []
         found = [letter for pk, letter in wanted.items() if pk in keys]
-        moment = now()  # they begin to wait anew
+        moment = now()  # their wait starts again
         rows = OutboxMessage.objects.using(using)
         for part in portions(connections[using], found, _size_of, rows=len(found)):
             rows.bulk_create(
@@ -102,7 +102,7 @@ _SHARED = tuple(
 
 
 def _size_of(letter: DeadLetter) -> int:
-    """Return how many bytes of a statement a dead letter takes at most."""
+    """Return the maximum number of bytes that a dead letter takes in a statement."""
     return written(letter.payload, letter.headers) + 4096
 
 
@@ -113,15 +113,15 @@ def discard(
     size: int = SIZE,
 ) -> int:
     """
-    Permanently delete dead letters, or messages; what waited behind them goes on.
+    Permanently delete dead letters or messages, and let those behind them continue.
 
     Args:
         letters: of the database `using`.
         using: its alias.
-        size: how many are deleted in one transaction.
+        size: the number that is deleted in one transaction.
 
     Returns:
-        How many there were.
+        The number of deleted rows.
 
     """
     store, count = Store(using), 0

@@ -1,4 +1,4 @@
-"""What the outbox may ask of a database's driver to spare round trips to the server."""
+"""Features of database drivers that save the outbox round trips to the server."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.retries import Transient
 
-# Not to wait for the disk: a claim that a crash undoes is a claim not made.
+# Do not wait for the disk: a claim that a crash undoes was never made.
 RELAX: Final = "SET LOCAL synchronous_commit = off"
-# How long a claim in order waits for another's to be made, in seconds.
+# The time that a claim in order waits for another one, in seconds.
 PATIENCE: Final = 0.1
 LOCK_TIMEOUT: Final = Transient(
     sqlstates=frozenset({"55P03"}),  # lock_not_available
     mysql_codes=frozenset(),
 )
-# Plans that hold also where a table has grown since: by the index of what is asked.
+# Plans that stay valid while the table grows: they use the index of the condition.
 BY_INDEX: Final = (
     f"{RELAX}; SET LOCAL plan_cache_mode = force_generic_plan; "
     "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"
 )
 NO_PLAN: Final = Transient(
-    # Of no such name, of a name that is taken, and of columns that a migration changed.
+    # An unknown name, a name in use, and columns that a migration changed.
     sqlstates=frozenset({"26000", "42P05", "0A000"}),
     mysql_codes=frozenset(),
 )
@@ -37,10 +37,10 @@ NOTIFICATION = "django_cqrs_outbox"
 
 def sends_several(connection: BaseDatabaseWrapper) -> bool:
     """
-    Return whether a statement may be several, divided by semicolons.
+    Return whether one statement may hold several, separated by semicolons.
 
-    On PostgreSQL it may, and outside a transaction they then are one, unless the
-    parameters are bound by the server: ``OPTIONS`` say so for psycopg 3.
+    PostgreSQL allows it, and outside a transaction they then form one, unless the
+    server binds the parameters: psycopg 3 has ``OPTIONS`` for that.
     """
     options = connection.settings_dict.get("OPTIONS", {})
     return connection.vendor == "postgresql" and not options.get("server_side_binding")
@@ -51,14 +51,14 @@ COMMIT: Final = "; COMMIT"
 
 def can_commit(connection: BaseDatabaseWrapper) -> bool:
     """
-    Return whether :data:`COMMIT` behind the last statement spares a round trip.
+    Return whether :data:`COMMIT` after the last statement saves a round trip.
 
-    It must be the transaction of an outermost ``atomic()`` that is just ending. Then
-    ``atomic()`` calls the driver's ``commit()``, and psycopg 3, which looks at the
-    state of the connection, finds nothing left to commit. Where the statement fails
-    the server does not get to the COMMIT behind it; where the COMMIT fails, by a
-    constraint that is checked then, the error is raised as that of a statement is.
-    What wraps the statements, and may send others after them, is left its transaction.
+    The transaction must be that of an outermost ``atomic()`` which is about to end.
+    Then ``atomic()`` calls the driver's ``commit()``, and psycopg 3, which looks at the
+    state of the connection, finds nothing left to commit. If the statement fails, the
+    server does not reach the COMMIT after it. If the COMMIT fails, by a deferred
+    constraint, the error is raised like that of a statement. Execute wrappers, which
+    may send other statements afterwards, keep their transaction.
     """
     driver: Any = connection.connection
     session = getattr(driver, "pgconn", None)
@@ -79,8 +79,8 @@ def among(
     """
     Return an SQL membership test for integers, with its parameters.
 
-    On PostgreSQL that is one parameter and one text for any number of them: the driver
-    keeps what it has learned of a text, and a hundred parameters take their time.
+    On PostgreSQL it has one parameter and one text for any number of integers: the
+    driver caches what it knows of a text, and a hundred parameters are slow.
     """
     if connection.vendor == "postgresql":
         return "= ANY(%s::bigint[])", [f"{{{','.join(map(str, numbers))}}}"]
@@ -88,7 +88,7 @@ def among(
 
 
 def to_last_result(cursor: Any) -> None:
-    """Pass over the results of all statements but the last; psycopg 2 has no others."""
+    """Skip the results of all statements but the last; psycopg 2 has only that one."""
     if hasattr(cursor.cursor, "pgresult"):
         while cursor.nextset():
             pass
@@ -102,20 +102,20 @@ def speaks_psycopg(connection: BaseDatabaseWrapper) -> bool:
 @functools.lru_cache(maxsize=1024)
 def literal(text: str) -> str:
     """
-    Return text as a literal for a statement of PostgreSQL, by psycopg 3.
+    Return text as a literal for a PostgreSQL statement, quoted by psycopg 3.
 
-    For names that stand in the project's code, of which there are only so many.
+    For names in the project's code only, since their number is limited.
     """
     from psycopg.sql import quote
 
     return quote(text)
 
 
-_NO_TABLE: Final = (1146,)  # of MySQL and MariaDB
+_NO_TABLE: Final = (1146,)  # MySQL and MariaDB
 
 
 def lacks_table(error: DatabaseError) -> bool:
-    """Return whether a statement has failed for want of its table."""
+    """Return whether a statement failed because its table does not exist."""
     cause = error.__cause__
     state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
     code = error.args[0] if error.args else None

@@ -27,17 +27,17 @@ class Forwarding(Claims):
         self, channel: str, *, limit: int, owner: str, lease: timedelta
     ) -> list[tuple[int, Group | None]]:
         """
-        Mark ready messages as forwarded to an engine, in their turn, and commit that.
+        Mark ready messages as forwarded to an engine, in order, and commit that.
 
         Args:
             channel: the alias.
-            limit: how many at most.
+            limit: the maximum number of messages.
             owner: a name that no other claim has.
-            lease: the time in which the engine is to begin with them.
+            lease: the time that the engine has to start on them.
 
         Returns:
-            Their ids, for :meth:`claim_forwarded`, each with what its order is kept
-            in: what shares that stands together, and goes into one task.
+            Their ids, for :meth:`claim_forwarded`, each with its ordering group:
+            messages of one group are adjacent, and go into one task.
 
         """
         taking = Taking(State.READY, owner, lease, State.FORWARDED, PLACE_COLUMNS)
@@ -50,9 +50,9 @@ class Forwarding(Claims):
         self, channel: str, *, limit: int, owner: str, lease: timedelta
     ) -> list[int]:
         """
-        Put a lease on abandoned messages, which are to be forwarded each by itself.
+        Put a lease on abandoned messages, each to be forwarded alone.
 
-        They stay abandoned, so that who claims them knows to count the attempt.
+        They stay abandoned, so that the next claim counts the attempt.
         """
         rows = self.rows().filter(
             Q(lease_expires_at__isnull=True) | Q(lease_expires_at__lt=LeaseEnd()),
@@ -65,7 +65,7 @@ class Forwarding(Claims):
     def _these(
         self, rows: QuerySet[OutboxMessage], taking: Taking, limit: int
     ) -> list[tuple[Any, ...]]:
-        """Take some rows in their turn; where keys are there, in their order."""
+        """Take the messages of a query; where they have keys, in key order."""
         query = self._in_turn(rows).values_list(*taking.columns)[:limit]
         found = self._taken(query, taking)
         return self._take_in_order(rows, taking, limit) if found is None else found
@@ -78,7 +78,7 @@ class Forwarding(Claims):
         ours.filter(state=State.FORWARDED).update(state=State.READY, **unowned)
 
     def take_back_expired(self, channel: str, *, limit: int = 1000) -> int:
-        """Make ready what was forwarded and with which nobody has begun in time."""
+        """Make ready the forwarded messages that no task started on in time."""
         return self._move(
             self.rows()
             .filter(
@@ -94,7 +94,7 @@ class Forwarding(Claims):
         )
 
     def count_forwarded(self, channel: str, *, limit: int) -> int:
-        """Return how many messages are with the engine, up to a limit."""
+        """Return the number of messages at the engine, up to a limit."""
         rows = self.rows().filter(channel=channel, state=State.FORWARDED)
         return rows.values("pk")[:limit].count()
 
@@ -102,9 +102,9 @@ class Forwarding(Claims):
         self, keys: Sequence[int], *, owner: str, lease: timedelta
     ) -> list[Claimed]:
         """
-        Claim messages that were forwarded, in their turn, and commit that.
+        Claim forwarded messages in order, and commit the claim.
 
-        Those that somebody else has, or that have been taken back, are left out.
+        Messages that somebody else holds, or that were taken back, are left out.
         """
         rows = self.rows().filter(pk__in=keys, state=State.FORWARDED)
         query = self._in_turn(rows).values_list(*CLAIMED_COLUMNS)
@@ -117,7 +117,7 @@ class Forwarding(Claims):
     def _take_forwarded_in_order(
         self, rows: QuerySet[OutboxMessage], taking: Taking
     ) -> list[tuple[Any, ...]]:
-        """Take what nothing comes before; what something does is ready again."""
+        """Take the messages that nothing precedes; the others are ready again."""
         with self._alone() as is_alone:
             if not is_alone:
                 rows.update(state=State.READY, owner=None, lease_expires_at=None)
@@ -142,7 +142,7 @@ class Forwarding(Claims):
     def _first_with_others(
         self, groups: set[Group], ours: set[int]
     ) -> dict[Group, int]:
-        """Return the first of each key that is forwarded in another task; 0 is all."""
+        """Return each key's first sequence in another task; 0 blocks all of it."""
         firsts: dict[Group, int] = {}
         held = self.rows().filter(
             ordering_key__in={key for _, key in groups},
@@ -165,7 +165,7 @@ class Forwarding(Claims):
         lease: timedelta,
         allowed: Callable[[str], int] | None = None,
     ) -> list[Claimed]:
-        """Claim one message that was forwarded by itself, as `claim_abandoned` does."""
+        """Claim one message that was forwarded alone, as `claim_abandoned` does."""
         rows = self.rows().filter(
             pk__in=keys, state=State.ABANDONED, lease_expires_at__isnull=False
         )

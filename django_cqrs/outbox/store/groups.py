@@ -1,4 +1,4 @@
-"""What is in the outbox of a key: the messages that keep others waiting."""
+"""The state of ordering keys: the messages of a key that block others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
 from django_cqrs.outbox.store.rows import Group
 
-# How many rows are looked at for what to claim in order, and groups asked after.
+# The number of rows examined by a claim in order, and of groups in one statement.
 LOOK: Final = 100
 
 
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The row that keeps others from being handled."""
+    """The row that blocks other messages of its key."""
 
     model: type[OutboxMessage | DeadLetter]
     pk: int
@@ -43,11 +43,11 @@ class Block(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class KeyState:
-    """What there is of a key: ids and sequences, None where there is none."""
+    """The messages of a key: ids and sequences, None if there are none."""
 
     held: int | None = None
     failed: tuple[int, int] | None = None
-    """The first that is tried again later: its sequence and its id."""
+    """The first message that will be retried: its sequence and its id."""
     dead: tuple[int, int] | None = None
     ready: tuple[int, int] | None = None
     parked: tuple[int, int] | None = None
@@ -55,9 +55,9 @@ class KeyState:
 
     def block(self) -> tuple[Block | None, int | None]:
         """
-        Return the row that keeps others, and the sequence from which on it does.
+        Return the row that blocks others, and the first sequence that it blocks.
 
-        What waits for another attempt, and what is dead, keeps what was sent after it.
+        Messages to be retried, and dead letters, block the messages sent after them.
         """
         if self.held is not None:
             return Block(OutboxMessage, self.held), 0
@@ -72,22 +72,22 @@ class KeyState:
         ]
         if not blocks:
             return None, None
-        block = min(blocks, key=itemgetter(0))[1]  # blocks have no order
+        block = min(blocks, key=itemgetter(0))[1]  # blocks cannot be ordered
         ends = [each[0] for each in (self.failed, self.dead) if each is not None]
         return block, min(ends, default=None)
 
     def head(self) -> int:
-        """Return the sequence of the first that waits, or of nothing a high one."""
+        """Return the sequence of the first waiting message; 2**63 if there is none."""
         waiting = (self.ready, self.parked, self.abandoned)
         return min((each[0] for each in waiting if each), default=2**63)
 
     def first(self) -> int:
-        """Return the sequence of the first that waits, for whatever; or a high one."""
+        """Return the first sequence that waits, failed or is dead; 2**63 if none."""
         firsts = [each[0] for each in (self.failed, self.dead) if each]
         return min(self.head(), *firsts, 2**63)
 
     def is_stranded(self) -> bool:
-        """Return whether what is parked has nothing to wait for."""
+        """Return whether the parked messages have nothing to wait for."""
         if self.parked is None or self.ready or self.abandoned:
             return False
         _, before = self.block()
@@ -95,7 +95,7 @@ class KeyState:
 
 
 class Groups:
-    """Asks after many keys in one statement, each by a few look-ups in an index."""
+    """Queries many keys in one statement, with a few index look-ups for each."""
 
     def __init__(self, connection: Any) -> None:
         """Prepare the statements for a database."""
@@ -104,7 +104,7 @@ class Groups:
         table = quote(OutboxMessage._meta.db_table)
         of_key = "o.ordering_key = p.k AND o.endpoint = p.e"
         dead = f"FROM {quote(DeadLetter._meta.db_table)} o WHERE {of_key}"
-        # One that an outage has hit has failed as well, with no attempt that counts.
+        # A message that an outage hit has failed too, although no attempt was counted.
         failed = (
             f"o.state = {State.DELAYED.value} "
             f"AND (o.attempts > 0 OR o.last_error IS NOT NULL)"
@@ -120,7 +120,7 @@ class Groups:
             return f"{first('sequence', condition)}, {first('id', condition)}"
 
         def any_of(condition: str) -> str:
-            # No EXISTS, which PostgreSQL may answer for all of them by one long scan.
+            # Not EXISTS: PostgreSQL may answer that for all keys by one long scan.
             return f"(SELECT 1 FROM {table} o WHERE {of_key} AND {condition} LIMIT 1)"  # noqa: S608
 
         counted = (
@@ -132,7 +132,7 @@ class Groups:
         self.is_mixed = " OR ".join(
             (f"{counted} <> p.c", *(f"{each} IS NOT NULL" for each in others))
         )
-        """Whether there is more of a key than the first `c` that are ready."""
+        """Whether a key has other messages than its first `c` ready ones."""
         self._standings = ", ".join(
             (
                 first("id", f"o.state IN ({_holding})"),
@@ -148,7 +148,7 @@ class Groups:
         self._heads = first("id", f"o.state = {State.PARKED.value}")
 
     def prefixes(self, pairs: Sequence[Pair]) -> dict[Group, bool]:
-        """Tell of groups whether all of them, up to the last seen, was seen."""
+        """Return by group whether all its messages, up to the last seen, were seen."""
         unseen = {pair.group: -pair.seen for pair in pairs}
         mixed: set[Group] = set()
         for pair, (count, *others) in self._ask(self._prefixes, pairs):
@@ -160,7 +160,7 @@ class Groups:
         }
 
     def standings(self, pairs: Sequence[Pair]) -> dict[Group, KeyState]:
-        """Return what there is of each group."""
+        """Return the state of each group."""
         found: dict[Group, KeyState] = {}
         for pair, (held, *firsts) in self._ask(self._standings, pairs):
             standing = found.setdefault(pair.group, KeyState())
@@ -174,7 +174,7 @@ class Groups:
         return found
 
     def parked_heads(self, pairs: Sequence[Pair]) -> list[int]:
-        """Return the ids of the first of what is parked of each."""
+        """Return the ids of the first parked message of each pair."""
         return [pk for _, (pk,) in self._ask(self._heads, pairs) if pk is not None]
 
     def _ask(
@@ -192,14 +192,14 @@ class Groups:
     def _statement(
         self, columns: str, pairs: Sequence[Pair]
     ) -> tuple[str, Sequence[Any]]:
-        """Return what asks for columns of each pair, and its parameters."""
+        """Return the query for columns of each pair, and its parameters."""
         rows = [
             (number, pair.group[1], pair.endpoint, pair.last)
             for number, pair in enumerate(pairs)
         ]
         values: list[Any]
         if self._connection.vendor == "postgresql":
-            # One plan for any number of them, and one parameter.
+            # One plan and one parameter for any number of pairs.
             table = "json_to_recordset(%s) p (n integer, k text, e text, s bigint)"
             values = [json.dumps([dict(zip("nkes", row, strict=True)) for row in rows])]
         else:
@@ -211,5 +211,5 @@ class Groups:
 
 
 _holding = f"{State.CLAIMED.value}, {State.FORWARDED.value}"
-# What has been claimed, and may be parked again: one range of an index.
+# Claimed messages, and parked ones: one range of an index.
 _elsewhere = f"o.state BETWEEN {State.CLAIMED.value} AND {State.FORWARDED.value}"

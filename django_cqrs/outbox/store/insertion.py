@@ -1,4 +1,4 @@
-"""Envelopes as rows of the outbox: one INSERT, or as few as there can be."""
+"""Insert envelopes as rows of the outbox, with as few statements as possible."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def insert(
         connection: of the outbox's database.
         channel: the alias of their channel.
         envelopes: at least one.
-        end: what is sent behind the statement, where one is enough.
+        end: the text to send after the statement, if one is enough.
 
     Returns:
-        Whether one was, so that `end` was sent.
+        Whether one was enough, so that `end` was sent.
 
     Raises:
-        StatementTooLarge: one of them is more than the server takes at once.
+        StatementTooLarge: one of them is larger than the server accepts.
 
     """
     if len(envelopes) == 1 and _is_plain(envelopes[0]) and speaks_psycopg(connection):
@@ -74,21 +74,21 @@ def _describe(envelope: Envelope) -> str:
     return f"A message for {envelope.endpoint}"
 
 
-# Of what is not counted: the names, the ids, the numbers.
+# The bytes that are not counted: names, ids and numbers.
 _REST: Final = 4096
 
 
 def _size_of(envelope: Envelope) -> int:
-    """Return how many bytes of a statement a message takes at most."""
+    """Return the maximum number of bytes that a message takes in a statement."""
     return 2 * (len(envelope.payload) + len(envelope.headers)) + _REST
 
 
 # With few parameters ------------------------------------------------------------------
-# For one message a driver spends more time on nineteen parameters than the server does
-# on the row. Most of them are the same from message to message: names and numbers that
-# stand in the project's code, which the text of the statement holds, quoted once. What
-# a message carries is always a parameter: tools that trace statements, and report them,
-# take the text for harmless.
+# For one message a driver spends more time on nineteen parameters than the server on
+# the row. Most of them are the same for every message: names and numbers from the
+# project's code, which the text of the statement holds, quoted once. The content of a
+# message is always a parameter, since tools that trace and report statements consider
+# the text harmless.
 
 _SAME: Final = {
     "state": str(State.READY.value),
@@ -100,7 +100,7 @@ _NO_HEADERS: Final = b"{}"
 
 
 def _is_plain(envelope: Envelope) -> bool:
-    """Return whether it holds no text but its names, and waits for nothing."""
+    """Return whether its only texts are its names, and it waits for nothing."""
     return (
         envelope.available_at is None
         and envelope.expires_at is None
@@ -117,7 +117,7 @@ def _statement(names: tuple[str, str, str], numbers: tuple[int, int], rest: str)
     Args:
         names: of its channel, its endpoint and the message.
         numbers: its version and its priority.
-        rest: the columns that are parameters, divided by spaces.
+        rest: the columns that are parameters, separated by spaces.
 
     """
     texts = (literal(name).replace("%", "%%") for name in names)
@@ -161,7 +161,7 @@ def _rows_per_statement(connection: BaseDatabaseWrapper) -> int:
     return 1000 if limit is None else max(1, limit // len(INSERTED_COLUMNS))
 
 
-# PostgreSQL takes a column as one array: a thousand rows are then 19 parameters.
+# PostgreSQL takes a column as one array: a thousand rows are 19 parameters.
 _ARRAYS: Final = (
     ("text",) * 3
     + ("smallint",)
@@ -196,7 +196,7 @@ _statements: dict[tuple[str, int], str] = {}
 
 
 def _insertion(quote: Callable[[str], str], count: int) -> str:
-    """Return what inserts so many rows, 0 for those of arrays."""
+    """Return the INSERT of so many rows; 0 means rows in arrays."""
     if count:
         places = ", ".join(["%s"] * len(INSERTED_COLUMNS))
         source = f"VALUES {', '.join([f'({places})'] * count)}"

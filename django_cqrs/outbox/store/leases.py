@@ -1,8 +1,8 @@
 """
 The end of a lease, by the clock of the database.
 
-Whoever writes it and whoever reads it may be two machines, whose clocks differ. SQLite
-has no clock of its own: there it is this machine's, which all its clients share.
+The machine that writes it and the one that reads it may have different clocks. SQLite
+has no clock of its own, so this machine's is used: all its clients share it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from django.db.models import Expression
 from django_cqrs.clock import now
 from django_cqrs.outbox.times import MomentField, as_stored
 
-# The time of the statement, by which an index can be searched.
+# The time of the statement, which can be searched with an index.
 _ENDS: Final = {
     "postgresql": "STATEMENT_TIMESTAMP() + %s * INTERVAL '1 second'",
     "mysql": "UTC_TIMESTAMP(6) + INTERVAL %s SECOND",
@@ -24,7 +24,7 @@ _ENDS: Final = {
 
 
 def lease_end(connection: BaseDatabaseWrapper) -> str:
-    """Return what ends a lease in a statement: a text with one parameter."""
+    """Return the SQL expression for the end of a lease, with one parameter."""
     return _ENDS.get(connection.vendor, "%s")
 
 
@@ -43,7 +43,7 @@ class LeaseEnd(Expression):
         Take a lease.
 
         Args:
-            lease: without one it is the present time, by which leases run out.
+            lease: by default zero: the present time, against which leases are compared.
 
         """
         super().__init__(output_field=MomentField())

@@ -1,4 +1,4 @@
-"""Claims in the order of keys, and the messages that are parked for it."""
+"""Claim messages in the order of their keys, and park those that must wait."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Ordering(Table):
         self, rows: QuerySet[OutboxMessage], taking: Taking, limit: int
     ) -> list[tuple[Any, ...]]:
         """
-        Take of some rows what is of keys that nobody holds; park what waits for one.
+        Take messages whose keys nobody holds; park those that wait for a key.
 
-        Only one is at this at a time. So what is read of a key is so until it is
-        committed: its messages are taken in their order, and by one alone.
+        Only one worker does this at a time. So the state of a key stays as it was read
+        until the commit: its messages are taken in order, and by one worker.
         """
         for _ in range(_ROUNDS):
             with self._alone() as is_alone:
@@ -51,7 +51,7 @@ class Ordering(Table):
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        """Open a transaction that alone takes in order; yield whether that worked."""
+        """Open a transaction with the ordering lock; yield whether it was acquired."""
         with self._session_lock() as is_ours:
             if not is_ours:
                 yield False
@@ -61,7 +61,7 @@ class Ordering(Table):
 
     @contextmanager
     def _session_lock(self) -> Iterator[bool]:
-        """Take the lock where it is a session's, and so outlasts the transaction."""
+        """Hold the lock where it is the session's, and so outlasts the transaction."""
         connection = self.connection
         if connection.vendor != "mysql" or connection.in_atomic_block:
             yield True
@@ -77,7 +77,7 @@ class Ordering(Table):
                     cursor.execute("SELECT RELEASE_LOCK(%s)", [name])
 
     def _lock_transaction(self) -> bool:
-        """Take the lock where it is the transaction's, and ends with it."""
+        """Acquire the lock where it is the transaction's, and ends with it."""
         if self.connection.vendor != "postgresql":
             return True
         return self._try("SELECT pg_try_advisory_xact_lock(%s)", ADVISORY_LOCK)
@@ -96,7 +96,7 @@ class Ordering(Table):
     def _look(
         self, rows: QuerySet[OutboxMessage], columns: tuple[str, ...], limit: int
     ) -> list[Candidate]:
-        """Return what is next, the rows of keys that are held included."""
+        """Return the next messages, including those of keys that are held."""
         found = rows.order_by("-priority", "sequence").values_list(
             "sequence", *PLACE_COLUMNS, *columns
         )
@@ -109,11 +109,11 @@ class Ordering(Table):
         self, state: State, seen: Sequence[Candidate], limit: int
     ) -> tuple[list[int], dict[Block, list[int]]]:
         """
-        Choose what to claim.
+        Choose the messages to claim.
 
         Returns:
-            The ids of that, in the order of handling; and of what cannot be claimed,
-            by what keeps it.
+            Their ids, in the order of handling; and the ids of those that cannot be
+            claimed, by the row that blocks them.
 
         """
         found: dict[Group, list[Candidate]] = {}
@@ -138,7 +138,7 @@ class Ordering(Table):
             done.add(each.group)
             own = sorted(found[each.group], key=lambda one: one.sequence)
             standing = standings.get(each.group)
-            if standing is None:  # nothing else of its key is there
+            if standing is None:  # its key has no other message
                 chosen += [one.pk for one in own][: limit - len(chosen)]
                 continue
             block, before = standing.block()
@@ -154,7 +154,7 @@ class Ordering(Table):
     def _run(
         self, group: Group, state: State, before: int | None, limit: int
     ) -> list[int]:
-        """Return the first messages of a key that wait, or an abandoned one alone."""
+        """Return a key's first waiting messages, or one abandoned message alone."""
         waiting: list[tuple[int, int, int]] = []
         for endpoint in self._names.get(group[0], (group[0],)):
             for wanted in (State.READY, State.PARKED, State.ABANDONED):
@@ -171,7 +171,7 @@ class Ordering(Table):
             if before is not None and sequence >= before:
                 break
             if state is State.ABANDONED:
-                if each == State.PARKED:  # it comes first, and nothing says so
+                if each == State.PARKED:  # it comes first, and nothing else wakes it
                     self.rows().filter(pk=pk, state=each).update(state=State.READY)
                 return [pk] if each == State.ABANDONED else []
             if each == State.ABANDONED:
@@ -190,16 +190,16 @@ class Ordering(Table):
             rows = self.rows().filter(pk__in=more).values_list(*taking.columns)
             there.update((row[0], row) for row in rows)
         found = [there[pk] for pk in chosen if pk in there]
-        # What is parked behind the first that is ready comes along.
+        # Messages parked behind the first ready one are taken too.
         also = State.PARKED if taking.state is State.READY else None
         return self._take(found, taking, also=also)
 
     def _park(self, state: State, blocked: Mapping[Block, Sequence[int]]) -> int:
         """
-        Set messages aside until what keeps them has gone, which then wakes them.
+        Set messages aside until the row that blocks them is gone, which wakes them.
 
-        Whoever ends that deletes or changes its row: it is locked here, and where it
-        cannot be, it is just ending.
+        Removing the block deletes or changes its row. So the row is locked here; if it
+        cannot be locked, the block is already ending.
         """
         firm: set[Block] = set()
         skips = self.connection.features.has_select_for_update_skip_locked
@@ -221,7 +221,7 @@ class Ordering(Table):
         )
 
     def wake(self, groups: Iterable[Group]) -> int:
-        """Have the first of what is parked of keys looked at again."""
+        """Make the first parked message of each key ready again."""
         heads = self._groups.parked_heads(self._pairs_of(groups))
         woken = 0
         for start in range(0, len(heads), LOOK):
@@ -232,11 +232,11 @@ class Ordering(Table):
 
     def wake_stranded(self, channels: Sequence[str]) -> int:
         """
-        Wake what is parked although nothing holds it back now.
+        Wake parked messages that nothing blocks now.
 
-        Whatever ends what keeps a message wakes it. This is for rows that were deleted
-        behind the outbox's back, and for those that were written so: parked without a
-        key, delayed without a time, held without an end of the lease.
+        Ending a block wakes its messages. This is for rows that were deleted behind the
+        outbox's back, and for rows that were written wrongly: parked without a key,
+        delayed without a time, held without the end of a lease.
         """
         woken = self._wake_endless(channels)
         parked = self.rows().filter(channel__in=channels, state=State.PARKED)
@@ -253,7 +253,7 @@ class Ordering(Table):
         )
 
     def _wake_endless(self, channels: Sequence[str]) -> int:
-        """Make ready what nothing would ever end; what somebody held is abandoned."""
+        """Make ready the rows that nothing would end; abandon those that were held."""
         woken = 0
         rows = self.rows().filter(channel__in=channels)
         nobodys: dict[str, Any] = {"owner": None, "lease_expires_at": None}
@@ -268,13 +268,13 @@ class Ordering(Table):
         return woken
 
     def park_rest(self, owner: str, group: Group) -> int:
-        """Set aside what an owner still holds of a key, since one of it has failed."""
+        """Park the other messages of a key that an owner holds, since one failed."""
         return self._held_of(owner, group).update(
             state=State.PARKED, owner=None, lease_expires_at=None
         )
 
     def give_back_key(self, owner: str, group: Group) -> int:
-        """Let others have what an owner still holds of a key."""
+        """Release the messages of a key that an owner still holds."""
         return self._held_of(owner, group).update(
             state=State.READY, owner=None, lease_expires_at=None
         )
@@ -295,7 +295,7 @@ class Ordering(Table):
         ]
 
     def _pairs(self, found: Mapping[Group, Sequence[Candidate]]) -> list[Pair]:
-        """Return the pairs of groups, with how many were seen, and up to where."""
+        """Return the pairs of groups, with the count and the last sequence seen."""
         return [
             pair._replace(
                 seen=len(found[pair.group]),
@@ -305,5 +305,5 @@ class Ordering(Table):
         ]
 
 
-# How often a claim in order looks again, after it has set aside all that it saw.
+# How often a claim in order looks again after parking all that it saw.
 _ROUNDS = 20

@@ -31,16 +31,16 @@ CLAIMED_COLUMNS = (
     "attempts",
     "channel",
     "subject",
-    "ordering_key",  # the last of all columns that rows are taken with
+    "ordering_key",  # the last column of every row that is taken
 )
-"""What is read of a message that is claimed."""
+"""The columns that a claim reads."""
 
 ENDPOINT = CLAIMED_COLUMNS.index("endpoint")
 _ATTEMPTS = CLAIMED_COLUMNS.index("attempts")
 
 
 class Taking(NamedTuple):
-    """What is to become of rows that are taken."""
+    """How rows are to be taken."""
 
     state: State
     owner: str
@@ -65,15 +65,15 @@ class Claimed:
     pk: int
     envelope: Envelope
     attempts: int
-    """How many times it was tried and counted, this one not included."""
+    """The number of counted attempts, without this one."""
     channel: str
     ordering_key: str | None = dataclasses.field(repr=False)
     is_counted: bool = False
     """Whether this attempt was counted already, when it was claimed."""
     is_poison: bool = False
-    """Whether it has killed as many workers as it may, and is not to be tried."""
+    """Whether it has killed as many workers as it may, and must not be tried."""
     group: Group | None = dataclasses.field(default=None, repr=False)
-    """What its order is kept in: its endpoint, under its present name, and its key."""
+    """Its ordering group: its endpoint's present name, and its key."""
 
 
 PLACE_COLUMNS = "id", "endpoint", "ordering_key"
@@ -82,7 +82,7 @@ SEQUENCE = CLAIMED_COLUMNS.index("sequence")
 
 
 def envelope_of(values: Mapping[str, Any]) -> Envelope:
-    """Return the envelope that is stored in columns, by their names."""
+    """Return the envelope stored in columns, given by name."""
     expires_at = values["expires_at"]
     return Envelope(
         endpoint=values["endpoint"],
@@ -103,7 +103,7 @@ def envelope_of(values: Mapping[str, Any]) -> Envelope:
 
 
 def values_of(envelope: Envelope) -> dict[str, Any]:
-    """Return the columns that an envelope is stored in, by their names."""
+    """Return the columns that store an envelope, by name."""
     return {
         "endpoint": envelope.endpoint,
         "name": envelope.name,
@@ -123,7 +123,7 @@ def values_of(envelope: Envelope) -> dict[str, Any]:
 
 
 def claimed_from(row: tuple[Any, ...], group: Group | None) -> Claimed:
-    """Return the message that a row of :data:`CLAIMED_COLUMNS` is."""
+    """Return the message of a row of :data:`CLAIMED_COLUMNS`."""
     values: dict[str, Any] = dict(zip(CLAIMED_COLUMNS, row, strict=True))
     envelope = envelope_of(values)
     return Claimed(
@@ -164,7 +164,7 @@ INSERTED_COLUMNS: Final = (
 def adapters_of(
     connection: BaseDatabaseWrapper,
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Any]]:
-    """Return what makes ids, bytes and times into what the driver takes."""
+    """Return functions that convert ids, bytes and times for the driver."""
     native = connection.features.has_native_uuid_field
 
     def as_uuid(value: UUID | None) -> Any:

@@ -1,4 +1,4 @@
-"""Leases, and the ends of messages: settled, delayed, given back, dead."""
+"""Leases, and the ways a message ends: settled, delayed, given back, dead."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ from django_cqrs.outbox.store.table import Table
 
 
 class LeaseLost(CQRSError):
-    """Somebody else has taken over messages whose lease had run out."""
+    """Somebody else has taken over messages after their lease expired."""
 
 
 class Settlement(Table):
-    """Renews leases, and writes down how messages end."""
+    """Renews leases, and records how messages end."""
 
     def renew(self, owner: str, keys: Sequence[int], lease: timedelta) -> int:
-        """Extend a lease; return how many of the messages the owner still holds."""
+        """Extend a lease; return the number of messages that the owner still holds."""
         held = self._held(owner, keys)
         with transaction.atomic(using=self.using):
             if self.connection.features.has_select_for_update_skip_locked:
-                # What is being settled needs no lease, and is not waited for.
+                # A message being settled needs no lease, so do not wait for it.
                 locked = held.select_for_update(skip_locked=True)
                 keys = list(locked.values_list("pk", flat=True))
             return self._held(owner, keys).update(lease_expires_at=LeaseEnd(lease))
 
     def held(self, owner: str, keys: Sequence[int]) -> set[int]:
-        """Return which messages an owner still holds."""
+        """Return the messages that an owner still holds."""
         return set(self._held(owner, keys).values_list("pk", flat=True))
 
     def recover(self, lost: Iterable[Claimed]) -> int:
         """
-        Make ready again what a living worker has lost and nobody has tried since.
+        Make ready the messages that a living worker lost and nobody has tried since.
 
-        What is abandoned is tried alone and counted, since it may be what has killed
-        its worker. Of a worker that lives it is known that it has not: an attempt that
-        was counted when the message was claimed is taken off again.
+        An abandoned message is tried alone and counted, since it may have killed its
+        worker. These have not, because their worker is alive: an attempt that was
+        counted by the claim is taken off again.
 
         Args:
             lost: the messages, as they were claimed.
 
         Returns:
-            How many are ready again. Somebody else has the others now.
+            The number that is ready again. Somebody else has the others now.
 
         """
         alike: dict[tuple[int, bool], list[int]] = {}
@@ -65,9 +65,9 @@ class Settlement(Table):
         found = 0
         for (attempts, is_counted), keys in alike.items():
             rows = self.rows().filter(pk__in=keys)
-            if is_counted:  # and by somebody else after that
+            if is_counted:  # and somebody else has claimed it since
                 rows.filter(attempts__gt=attempts).update(attempts=F("attempts") - 1)
-            # Whoever tries what is abandoned counts it: as many, and nobody has.
+            # Trying an abandoned message counts it: with this count, nobody has.
             found += rows.filter(state=State.ABANDONED, attempts=attempts).update(
                 state=State.READY,
                 attempts=attempts - is_counted,
@@ -77,7 +77,7 @@ class Settlement(Table):
         return found
 
     def abandon_expired(self, channels: Sequence[str], *, limit: int = 1000) -> int:
-        """Mark what dead workers hold, to be taken again one by one."""
+        """Mark the messages of dead workers, to be claimed again one by one."""
         return self._move(
             self.rows()
             .filter(
@@ -93,7 +93,7 @@ class Settlement(Table):
         )
 
     def release_due(self, channels: Sequence[str], *, limit: int = 1000) -> int:
-        """Make ready what was delayed until now."""
+        """Make ready the delayed messages that are due."""
         return self._move(
             self.rows()
             .filter(
@@ -108,7 +108,7 @@ class Settlement(Table):
 
     def settle(self, owner: str, keys: Sequence[int]) -> None:
         """
-        Delete handled messages, in the transaction of what their handlers wrote.
+        Delete handled messages, in the transaction of their handlers' writes.
 
         Raises:
             LeaseLost: somebody else has one of them now; roll back.
@@ -136,7 +136,7 @@ class Settlement(Table):
         error: str = "",
     ) -> None:
         """
-        Have a failed message tried again later.
+        Schedule another attempt for a failed message.
 
         Raises:
             LeaseLost: somebody else has it now; roll back.
@@ -153,7 +153,7 @@ class Settlement(Table):
         self._ensure_all(changed, [claimed.pk])
 
     def give_back(self, owner: str, keys: Sequence[int], state: State) -> int:
-        """Let others have the messages of a claim again that it still holds."""
+        """Release the messages of a claim that it still holds."""
         held = self._held(owner, keys)
         return held.update(state=state, owner=None, lease_expires_at=None)
 
@@ -170,18 +170,18 @@ class Settlement(Table):
         traceback: str = "",
     ) -> DeadLetter:
         """
-        Move a message to the dead letters, its bytes untouched.
+        Move a message to the dead letters, its bytes unchanged.
 
         Args:
-            owner: whose it is.
+            owner: the owner of the message.
             claimed: the message.
-            reason: why it is given up.
-            attempts: how often it was tried.
-            endpoint: the name of the handler that has run, where that is another than
-                the one it was stored by.
-            exception: the dotted path of its class.
+            reason: the reason why it is given up.
+            attempts: the number of attempts.
+            endpoint: the name of the handler that ran, if it differs from the name that
+                the message was stored under.
+            exception: the dotted path of the exception's class.
             error: its text.
-            traceback: where it was raised.
+            traceback: the traceback as text.
 
         Raises:
             LeaseLost: somebody else has it now; roll back.

@@ -1,8 +1,8 @@
 """
-What a claim is, and claims on PostgreSQL that are a transaction of one round trip.
+Claims on PostgreSQL that are a transaction of one round trip.
 
-Statements that are sent together, outside of any transaction, are one; each of them
-sees what was committed before it began.
+Statements that are sent together, outside any transaction, form one; each of them sees
+everything that was committed before it began.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from django_cqrs.outbox.store.dialects import (
 from django_cqrs.outbox.store.leases import lease_end, lease_value
 from django_cqrs.outbox.store.rows import Taking
 
-# A row that nobody has claimed so often may say that somebody has: no number overflows.
+# Any writer may have put any number into a row, so this must not overflow.
 ATTEMPTED: Final = (
     f"CASE WHEN attempts < {MOST_ATTEMPTS} THEN attempts + %s ELSE attempts END"
 )
@@ -37,18 +37,18 @@ ATTEMPTED: Final = (
 
 
 def counted_up(token: str) -> str:
-    """Return a token with one added, after the highest the lowest."""
+    """Return the SQL of a token plus one; the lowest follows the highest."""
     return f"CASE WHEN {token} < {2**63 - 1} THEN {token} + 1 ELSE 0 END"
 
 
 class InOrder(NamedTuple):
-    """What a claim in order has taken."""
+    """The result of a claim in order."""
 
     rows: list[tuple[Any, ...]]
     has_keys: bool
-    """Whether any of what is next has a key."""
+    """Whether any of the next messages has a key."""
     is_mixed: bool
-    """Whether nothing was taken, since there is something else of such a key."""
+    """Whether nothing was taken, because such a key has other messages."""
 
 
 class SingleRoundTripClaims:
@@ -56,12 +56,12 @@ class SingleRoundTripClaims:
 
     def __init__(self, connection: BaseDatabaseWrapper, *, is_mixed: str) -> None:
         """
-        Prepare to make them, should that be possible.
+        Prepare the claims, if the connection supports them.
 
         Args:
             connection: of the outbox's database.
             is_mixed: a condition on a key `p.k` of an endpoint `p.e`, of which `p.c`
-                are next up to the sequence `p.s`: that there is something else.
+                messages are next up to the sequence `p.s`: that it has others.
 
         """
         self._connection = connection
@@ -73,7 +73,7 @@ class SingleRoundTripClaims:
         self._prepared_names: dict[str, str] = {}
 
     def can_be_made(self) -> bool:
-        """Return whether the database can, and no transaction is open."""
+        """Return whether the database supports them, and no transaction is open."""
         connection = self._connection
         return (
             sends_several(connection)
@@ -83,23 +83,23 @@ class SingleRoundTripClaims:
 
     def plain(self, channel: str, limit: int, taking: Taking) -> list[tuple[Any, ...]]:
         """
-        Take what is next and nobody is just taking, unless something has a key.
+        Take the next messages that nobody is taking, unless one has a key.
 
         Args:
             channel: the alias.
-            limit: how many at most.
-            taking: what is to become of it; its last column is the key.
+            limit: the maximum number of messages.
+            taking: how to take them; its last column is the key.
 
         Returns:
-            The rows that are next, in their turn; the last column says which were
-            taken: all of them, or none.
+            The next rows, in order. The last column says which were taken: all, or
+            none.
 
         """
         key = ("plain", *taking.columns)
         if key not in self._statements:
             seen = f"{self._next(taking.columns)} FOR UPDATE SKIP LOCKED"
-            # Their state is not asked once more: they are locked, and a plan could
-            # look for it in an index where their ids say all.
+            # Do not test their state again: they are locked, and a plan might use the
+            # index of the state although the ids suffice.
             no_key = "NOT EXISTS (SELECT 1 FROM seen WHERE ordering_key IS NOT NULL)"
             own = ", ".join(f"seen.{column}" for column in taking.columns)
             self._statements[key] = (
@@ -107,7 +107,7 @@ class SingleRoundTripClaims:
                 f"{self._taken(no_key)} SELECT {own}, taken.id IS NOT NULL {_RESULT}"
             )
         values = self._values(channel, limit, taking)
-        # With much to take a plan is worth making; what wakes an idle worker is little.
+        # A plan pays for a large claim; one that wakes an idle worker is small.
         rows = self._rows_by_plan(self._statements[key], values)
         if rows is None:
             rows = self._rows(f"{RELAX}; {self._statements[key]}", values)
@@ -116,21 +116,21 @@ class SingleRoundTripClaims:
 
     def in_order(self, channel: str, limit: int, taking: Taking) -> InOrder:
         """
-        Take what is next, unless there is anything else of one of its keys.
+        Take the next messages, unless one of their keys has others.
 
-        Only one is at this at a time, as at every claim in order.
+        Only one worker does this at a time, as with every claim in order.
 
         Args:
             channel: the alias.
-            limit: how many at most.
-            taking: what is to become of it.
+            limit: the maximum number of messages.
+            taking: how to take them.
 
         Returns:
-            The rows that were taken, in their turn, and why there may be none.
+            The rows that were taken, in order, and why there may be none.
 
         Raises:
-            OperationalError: :data:`LOCK_TIMEOUT` includes it where others were at it
-                for too long.
+            OperationalError: others held the lock for too long; :data:`LOCK_TIMEOUT`
+                includes it.
 
         """
         key = ("in order", *taking.columns)
@@ -197,11 +197,11 @@ class SingleRoundTripClaims:
         self, statement: str, values: list[Any]
     ) -> list[tuple[Any, ...]] | None:
         """
-        Do what a statement says by the plan that the session keeps of it.
+        Execute a statement by the plan that the session keeps of it.
 
         Returns:
-            None where there is to be a new plan, or the session keeps none: a pooler
-            may hand each transaction to another.
+            None if a new plan is needed, or the session keeps none: a pooler may use
+            another session for each transaction.
 
         """
         if not (self._was_idle and self._keeps_plans):
@@ -217,14 +217,15 @@ class SingleRoundTripClaims:
             return None
 
     def _prepared(self, statement: str) -> str:
-        """Return the name of a statement in the session, which is prepared at first."""
+        """Return the name of a statement in the session; prepare it the first time."""
         driver: Any = self._connection.connection
         if self._session is None or self._session() is not driver:
-            # A weak reference: who holds the connection itself is told by counting.
+            # A weak reference: references to the connection itself are counted
+            # elsewhere.
             self._session, self._prepared_names = weakref.ref(driver), {}
         name = self._prepared_names.get(statement)
         if name is None:
-            # Its own, also where a pooler shares sessions: the text is in the name.
+            # Unique even where a pooler shares sessions, since it is made of the text.
             digest = hashlib.sha256(statement.encode()).hexdigest()
             name = self._prepared_names[statement] = f"django_cqrs_{digest[:16]}"
             numbered = statement

@@ -7,4 +7,4 @@ from django_cqrs.outbox.store.settlement import Settlement
 
 
 class Store(Forwarding, Settlement):
-    """The outbox of one database: what a worker, a relay and the admin ask of it."""
+    """The outbox of one database, as workers, relays and the admin use it."""

@@ -1,4 +1,4 @@
-"""The outbox's table: its rows, and how they are taken."""
+"""The outbox's table: its rows, and how to take them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from django_cqrs.outbox.store.single_round_trip import ATTEMPTED, counted_up
 
 
 class Table:
-    """The rows of one database's outbox, and how they are taken."""
+    """The rows of one database's outbox, and how to take them."""
 
     def __init__(
         self, using: str, *, names: Mapping[str, tuple[str, ...]] | None = None
@@ -33,14 +33,14 @@ class Table:
 
         Args:
             using: the alias.
-            names: of endpoints that have had other names: from each to all of them,
+            names: the endpoints that have had other names: each name with all of them,
                 the present one first.
 
         """
         self.using = using
         self.connection = connections[using]
         self.was_contended = False
-        """Whether the last claim found nothing, and is soon to be made again."""
+        """Whether the last claim found nothing, and should soon be repeated."""
         self._names = names or {}
         self._queries: dict[tuple[Any, ...], QuerySet[Any, Any]] = {}
         self._ordered: set[tuple[State, str]] = set()
@@ -52,17 +52,17 @@ class Table:
         return table
 
     def rows(self) -> QuerySet[OutboxMessage]:
-        """Return the messages that wait."""
+        """Return the waiting messages."""
         return OutboxMessage.objects.using(self.using)
 
     def _taken(
         self, query: QuerySet[Any, Any], taking: Taking
     ) -> list[tuple[Any, ...]] | None:
         """
-        Take what a query finds, rows from an id to a key, and commit that.
+        Take the rows of a query, whose columns go from an id to a key, and commit.
 
         Returns:
-            None where a row has a key: then nothing is taken.
+            None if a row has a key; then nothing is taken.
 
         """
         with transaction.atomic(using=self.using):
@@ -94,9 +94,9 @@ class Table:
         also: State | None = None,
     ) -> list[tuple[Any, ...]]:
         """
-        Put an owner's name on rows that are still in a state; return those.
+        Set the owner of rows that are still in a state, and return those rows.
 
-        What is abandoned is claimed alone, and counted: see :meth:`claim_abandoned`.
+        An abandoned message is claimed alone, and counted: see :meth:`claim_abandoned`.
         """
         keys = [row[0] for row in found]
         state, owner, becomes = taking.state, taking.owner, taking.becomes
@@ -114,7 +114,7 @@ class Table:
         counts = int(is_alone and taking.has_attempt_left(found[0]))
         values = [becomes.value, owner, until, counts, *ids]
         with connection.cursor() as cursor:
-            # With a savepoint open, the transaction is somebody else's.
+            # With a savepoint open, the transaction belongs to somebody else.
             if connection.vendor != "postgresql" or connection.savepoint_ids:
                 cursor.execute(statement, values)
             elif sends_several(connection):
@@ -126,14 +126,14 @@ class Table:
             taken: int = cursor.rowcount
         if taken == len(keys):
             return list(found)
-        # Where nothing locks what was read.
+        # Without locks, others may have taken rows after they were read.
         held = self.rows().filter(pk__in=keys, owner=owner, state=becomes)
         ours = set(held.values_list("pk", flat=True))
         return [row for row in found if row[0] in ours]
 
     def _move(self, rows: QuerySet[OutboxMessage], limit: int, **changes: Any) -> int:
-        """Change rows, past those that somebody else is just changing."""
-        if not rows.exists():  # mostly so, and asking takes no lock
+        """Change rows, skipping those that somebody else is changing."""
+        if not rows.exists():  # usual, and the query takes no lock
             return 0
         with transaction.atomic(using=self.using):
             found = rows
