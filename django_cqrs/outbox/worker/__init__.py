@@ -1,4 +1,4 @@
-"""The worker of the outbox, and what runs several of them."""
+"""The outbox's worker, and the supervisor of several workers."""
 
 from __future__ import annotations
 

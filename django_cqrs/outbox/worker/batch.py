@@ -1,4 +1,4 @@
-"""The messages of one transaction, and what is known of their handlers."""
+"""The messages of one transaction, and the known habits of their handlers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from django_cqrs.outbox.worker.failures import Failure
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
-    """A message whose handler is called, and what the batch had until then."""
+    """A message whose handler is called, and the state of the batch before the call."""
 
     claimed: Claimed
     sent: int
-    """How many messages its handlers had sent."""
+    """The number of messages that its handlers had sent."""
     callbacks: int
-    """How many callbacks were to run after the commit."""
+    """The number of callbacks that were to run after the commit."""
 
     def __str__(self) -> str:
         """Return the handler's name, for errors."""
@@ -29,9 +29,9 @@ class Turn:
 
 
 class Habits:
-    """What is known of the handlers of a registry, from having called them."""
+    """Observations of a registry's handlers, from earlier calls."""
 
-    # A handler that takes so many seconds is slow to what it would keep waiting.
+    # The seconds from which on a handler counts as slow for messages behind it.
     slow_time = 0.05
 
     def __init__(self) -> None:
@@ -39,20 +39,20 @@ class Habits:
         self._alone: set[str] = set()
 
     def note_time(self, name: str, seconds: float) -> None:
-        """Note how long a handler took; what was long is forgotten after some calls."""
+        """Note a handler's time; a long time is forgotten after some calls."""
         before = self._seconds.get(name, 0.0)
         self._seconds[name] = max(seconds, 0.8 * before)
 
     def is_slow(self, name: str) -> bool:
-        """Return whether a handler may take long, as one may that was never called."""
+        """Return whether a handler may take long; one that was never called may."""
         return self._seconds.get(name, self.slow_time) >= self.slow_time
 
     def note_end(self, name: str) -> None:
-        """Note that a handler has ended the transaction that others shared with it."""
+        """Note that a handler ended the transaction that it shared with others."""
         self._alone.add(name)
 
     def is_to_be_alone(self, name: str) -> bool:
-        """Return whether a handler is to share its transaction with no other."""
+        """Return whether a handler must not share its transaction."""
         return name in self._alone
 
 
@@ -61,28 +61,28 @@ known_habits: weakref.WeakKeyDictionary[Registry, Habits] = weakref.WeakKeyDicti
 
 @dataclasses.dataclass(slots=True)
 class Batch:
-    """What happened to messages in one transaction."""
+    """The results of the messages of one transaction."""
 
     taken: int = 0
-    """How many of them were begun."""
+    """The number of messages that were begun."""
     done: list[Claimed] = dataclasses.field(default_factory=list)
     expired: list[Claimed] = dataclasses.field(default_factory=list)
     failures: list[Failure] = dataclasses.field(default_factory=list)
     outside: list[tuple[Claimed, Callable[[], object] | None]] = dataclasses.field(
         default_factory=list
     )
-    """Those that are not to be handled in this transaction, and what does it."""
+    """The messages to be handled outside this transaction, each with its call."""
     later: set[Group] = dataclasses.field(default_factory=set)
-    """The keys of those: what has the same comes after them."""
+    """Their keys: other messages of these keys come after them."""
     ended: set[Group] = dataclasses.field(default_factory=set)
-    """The keys of which one has failed: what has the same is not handled now."""
+    """The keys of failed messages: their other messages are not handled now."""
     sent: list[Any] = dataclasses.field(default_factory=list)
-    """What handlers had sent before one ended the transaction."""
+    """The messages that handlers had sent before one ended the transaction."""
     callbacks: list[Any] = dataclasses.field(default_factory=list)
-    """What was to be called after the commit then."""
+    """The callbacks that were to run after the commit at that time."""
 
     def done_of_keys(self) -> Counter[Group]:
-        """Return how many of each key have left the outbox."""
+        """Return the number of messages of each key that have left the outbox."""
         dropped = [each.claimed for each in self.failures if not each.holds_key]
         gone = (*self.done, *self.expired, *dropped)
         return Counter(each.group for each in gone if each.group is not None)

@@ -1,4 +1,4 @@
-"""When a worker stops by itself, and what it has done until then."""
+"""The bounds at which a worker stops by itself, and the count of its work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ except ImportError:  # Windows has no such module
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """When a worker stops by itself; None is never."""
+    """The bounds at which a worker stops by itself; None means never."""
 
     messages: int | None = None
     seconds: float | None = None
@@ -29,10 +29,10 @@ class Bounds:
 
     def __post_init__(self) -> None:
         """
-        Refuse a bound that would never be reached.
+        Refuse a bound that could never be reached.
 
         Raises:
-            InvalidOption: the memory that is used is not known on this platform.
+            InvalidOption: memory use cannot be measured on this platform.
 
         """
         if self.megabytes is not None and resource is None:
@@ -46,7 +46,7 @@ class Bounds:
 
 @dataclasses.dataclass(slots=True)
 class Tally:
-    """What a worker has done."""
+    """The work that a worker has done."""
 
     handled: int = 0
     failed: int = 0
@@ -56,26 +56,26 @@ class Tally:
 
     @property
     def taken(self) -> int:
-        """How many messages it has tried, dropped or forwarded."""
+        """The number of messages that it has tried, dropped or forwarded."""
         return self.handled + self.failed + self.expired + self.forwarded
 
 
 class StopWorker(Exception):
-    """A handler failed whose policy, or whose worker's bounds, say to stop."""
+    """A handler failed, and its policy or the worker's bounds say to stop."""
 
 
 class Progress:
-    """How far a worker has come, and the bounds that it stops at."""
+    """The progress of a worker, and the bounds at which it stops."""
 
     def __init__(self, bounds: Bounds) -> None:
-        """Begin to count, and to measure the time."""
+        """Start counting and measuring the time."""
         self.bounds = bounds
         self.tally = Tally()
-        # No Event: a signal handler may interrupt what holds an Event's lock.
+        # Not an Event: a signal handler may interrupt the holder of an Event's lock.
         self.is_stopping = False
-        """Whether somebody asked it to stop."""
+        """Whether it was asked to stop."""
         self.stopped_by: StopWorker | None = None
-        """The failure that stops it, as a policy or the bounds say."""
+        """The failure that stops it, by a policy or by the bounds."""
         self._started = time.monotonic()
 
     def messages_left(self) -> int | None:
@@ -108,7 +108,7 @@ class Progress:
 
 
 def megabytes_used() -> int:
-    """Return the most memory this process has used, in MiB; 0 where nobody can say."""
+    """Return the peak memory of this process in MiB; 0 if it is unknown."""
     if resource is None:
         return 0
     used: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

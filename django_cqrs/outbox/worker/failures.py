@@ -1,4 +1,4 @@
-"""What becomes of a message that failed."""
+"""The outcomes of messages that failed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from django_cqrs.retries import Retry
 
 DEFAULT_RETRY = Retry()
 
-# The database is away, or has ended the connection.
+# The database is unavailable, or has closed the connection.
 OUTAGES = (OperationalError, InterfaceError)
 
 
 class FailureOutcome(enum.Enum):
-    """What becomes of a message that failed; the value is what the log says."""
+    """The outcome of a message that failed; the value is its text in the log."""
 
     RETRY = "it is retried %s"
     PAUSE = "it waits until the outage is over"
@@ -42,33 +42,33 @@ class FailureOutcome(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure:
-    """A message whose handling failed, and what its endpoint says about that."""
+    """A message whose handling failed, and the outcome by its endpoint's policy."""
 
     claimed: Claimed
     error: BaseException
     reason: Reason
     retry: Retry
     attempts: int
-    """How often it has been tried, this time included."""
+    """The number of attempts, including this one."""
     outcome: FailureOutcome
     until: timedelta = timedelta()
-    """How long it waits for the next attempt, where there is one."""
+    """The delay of the next attempt, if there is one."""
     is_tried: bool = True
-    """Whether a handler was called, which one is not that an outage has hit."""
+    """Whether a handler was called, without an outage being to blame."""
     endpoint: str = ""
-    """The name of the handler that has run, or that it was sent to."""
+    """The name of the handler that ran, or that it was sent to."""
 
     @property
     def holds_key(self) -> bool:
-        """Whether what has the same key waits for it."""
+        """Whether other messages of its key wait for it."""
         return self.outcome is not FailureOutcome.DROP
 
 
 class FailurePolicies:
-    """What the endpoints of a registry say about messages that fail."""
+    """The policies of a registry's endpoints for messages that fail."""
 
     def __init__(self, registry: Registry, outages: Outages) -> None:
-        """Ask the endpoints of a registry, unless an outage is to blame."""
+        """Use the policies of a registry, unless an outage is to blame."""
         self.registry = registry
         self.outages = outages
         self.ran = Ran()
@@ -79,10 +79,10 @@ class FailurePolicies:
         return self.retry_of(name).attempts
 
     def retry_of(self, name: str) -> Retry:
-        """Return the policy of the endpoint of a name."""
+        """Return the retry policy of an endpoint, by its name."""
         try:
             endpoint = self.registry.routes.endpoint_named(name)
-        except CQRSError:  # then there is no policy to ask
+        except CQRSError:  # without an endpoint there is no policy
             return DEFAULT_RETRY
         return endpoint.policies.retry or DEFAULT_RETRY
 
@@ -97,9 +97,9 @@ class FailurePolicies:
         retry = self.retry_of(claimed.envelope.endpoint)
         attempts = claimed.attempts + (not claimed.is_counted)
         if reason is Reason.POISON:
-            attempts = claimed.attempts  # this time it is not even tried
+            attempts = claimed.attempts  # this time it was not even tried
         hit = None
-        # One that has ended its transaction counts: it may have saved something.
+        # A handler that ended its transaction counts: it may have saved something.
         if reason is Reason.FAILED and is_final is None:
             hit = self.outages.hits(
                 claimed.channel, claimed.envelope.endpoint, claimed.pk, error
@@ -126,8 +126,8 @@ class FailurePolicies:
     def _paused(
         self, claimed: Claimed, error: BaseException, retry: Retry, **more: bool
     ) -> Failure:
-        """Return what is said of a message that an outage has hit."""
-        # The attempt is not counted, not even where the claim has counted it.
+        """Return the failure of a message that an outage hit."""
+        # The attempt is not counted, even if the claim has counted it.
         attempts = claimed.attempts - claimed.is_counted
         until = timedelta(seconds=max(0.0, self.outages.seconds_left(claimed.channel)))
         pause = FailureOutcome.PAUSE
@@ -144,12 +144,12 @@ class FailurePolicies:
         )
 
     def set_aside(self, claimed: Claimed) -> Failure:
-        """Return what is said of a message that is not tried during an outage."""
+        """Return the failure of a message that is not tried during an outage."""
         retry = self.retry_of(claimed.envelope.endpoint)
         return self._paused(claimed, Exception(), retry, is_tried=False)
 
     def said_of(self, failure: Failure) -> str:
-        """Return one line of an exception, without what is sensitive in its message."""
+        """Return one line about an exception, without sensitive data of its message."""
         if not failure.is_tried:
             outage = self.outages.now.get(failure.claimed.channel)
             return "" if outage is None else outage.said
@@ -169,21 +169,21 @@ FINAL_OUTCOMES = {
 
 
 class Poison(Exception):
-    """A message that every worker died of that tried to handle it."""
+    """Every worker that tried to handle this message died of it."""
 
     def __str__(self) -> str:
         return "Every worker that tried to handle this message crashed."
 
 
 def blamed(error: BaseException) -> BaseException:
-    """Return what a handler raised, where that has ended the transaction."""
+    """Return the handler's exception, also where the handler ended the transaction."""
     if isinstance(error, TransactionLost) and error.__cause__ is not None:
         return error.__cause__
     return error
 
 
 def reason_of(error: BaseException) -> Reason:
-    """Return why a message that could not be read is a dead letter."""
+    """Return the reason why an unreadable message is a dead letter."""
     if isinstance(error, UnknownEndpoint):
         return Reason.UNKNOWN_ENDPOINT
     if isinstance(error, UnknownMessage):

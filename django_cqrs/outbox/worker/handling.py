@@ -1,4 +1,4 @@
-"""How a worker handles what it has claimed, and settles it."""
+"""Handle the messages that a worker has claimed, and settle them."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ from django_cqrs.routing.endpoint import Endpoint
 
 logger: Final = logging.getLogger("django_cqrs.worker")
 
-# What a handler may raise. An async one's cancelled task is not a request to end the
-# worker.
+# The exceptions of a handler. A cancelled task in an async one is not a request to end
+# the worker.
 _FAILURES = (Exception, asyncio.CancelledError)
 
 
 class ClaimHandler:
-    """Handles the messages of one claim after the other, and settles them."""
+    """Handles the messages of one claim, one after another, and settles them."""
 
-    # One transaction is ended after so many seconds, and others get the locks.
+    # The seconds after which a transaction is ended, so that others get the locks.
     transaction_time = 0.05
 
     def __init__(
@@ -80,10 +80,10 @@ class ClaimHandler:
         Prepare to handle claims.
 
         Args:
-            store: what the messages are claimed from.
-            policies: what becomes of those that fail.
-            progress: what counts them, and says when to stop.
-            lease: how long a message is kept from others without a sign of life.
+            store: the store that the messages are claimed from.
+            policies: the policies for messages that fail.
+            progress: counts the messages, and says when to stop.
+            lease: how long a message is reserved without a sign of life.
 
         """
         self._store = store
@@ -93,38 +93,38 @@ class ClaimHandler:
         self._reporter = FailureReporter(policies, progress)
         self._habits = known_habits.setdefault(policies.registry, Habits())
         self.unsettled: dict[str, list[int]] = {}
-        """The messages of claims that are not done with, by the owner."""
-        # Of the claim that is being handled: how many of each key are not yet done,
-        # and the keys whose messages are not to be handled after one that failed.
+        """The messages of unfinished claims, by owner."""
+        # Of the current claim: the number of unfinished messages of each key, and the
+        # keys whose other messages are not to be handled after a failure.
         self._open: Counter[Group] = Counter()
         self._ended: set[Group] = set()
-        # Of that claim: what turned out to be somebody else's.
+        # The messages of that claim that turned out to belong to somebody else.
         self._lost: list[Claimed] = []
         self.heartbeat = Heartbeat(store.using, lease)
         self.throughput = ThroughputRecorder(store.using)
-        # What is noted of each message of the claim that is being handled, by its id.
+        # The notes on messages of the current claim, by id.
         self._notes: dict[int, journal.Note] | None = {} if journal.is_kept() else None
 
     @property
     def keeps_journal(self) -> bool:
-        """Whether it writes down what becomes of messages."""
+        """Whether the outcomes of messages are written down."""
         return self._notes is not None
 
     @property
     def has_lost_lease(self) -> bool:
-        """Whether any message of the last claim was lost, its lease having run out."""
+        """Whether any message of the last claim was lost to an expired lease."""
         return bool(self._lost)
 
     def handle(
         self, owner: str, claimed: Sequence[Claimed], lease: timedelta | None = None
     ) -> float:
         """
-        Handle what was claimed; others get at once what there was no time for.
+        Handle claimed messages; release at once those that there was no time for.
 
         Args:
             owner: the name of the claim.
             claimed: the messages.
-            lease: for how long they are claimed, where that is another lease.
+            lease: the lease of these messages, if it differs from the default.
 
         Returns:
             The seconds that it took.
@@ -159,8 +159,8 @@ class ClaimHandler:
                     left = ()
         except BaseException as error:
             if is_of_database(error):
-                raise  # what is not settled is given back when the database is there
-            # It may be what ends the worker, so that each is next tried alone.
+                raise  # unsettled messages are given back when the database is back
+            # It may be what ends the worker, so each message is tried alone next.
             self.give_back(owner, State.ABANDONED)
             raise
         finally:
@@ -174,8 +174,8 @@ class ClaimHandler:
         return time.monotonic() - started
 
     def _rests(self, claimed: Sequence[Claimed]) -> bool:
-        """Return whether messages are left for the end of an outage."""
-        # An engine would only forward them anew: there each is set aside by itself.
+        """Return whether messages are left until an outage ends."""
+        # An engine would only forward them again: there each is set aside by itself.
         return (
             bool(self._policies.outages.now)
             and self._policies.can_stop
@@ -214,9 +214,9 @@ class ClaimHandler:
     def _rolled_back(
         self, owner: str, begun: Sequence[Claimed], error: BaseException
     ) -> list[Claimed]:
-        """Say that a batch was rolled back; return what is to be tried one by one."""
+        """Log the rollback of a batch; return the messages to be tried one by one."""
         if not begun:
-            raise error  # it could not even begin
+            raise error  # not even one was begun
         self._start_afresh(error)
         if isinstance(error, LeaseLost):
             logger.warning("%s", error)
@@ -241,10 +241,10 @@ class ClaimHandler:
         is_alone: bool = False,
     ) -> None:
         """
-        Handle as many messages as there is time for, and commit that.
+        Handle as many messages as there is time for, and commit.
 
         Raises:
-            TransactionEnded: a handler has committed what was done until then.
+            TransactionEnded: a handler has committed the work done so far.
 
         """
         connection = self._store.connection
@@ -276,17 +276,17 @@ class ClaimHandler:
         *,
         is_alone: bool,
     ) -> None:
-        """Call the handlers of messages, until it is time to end their transaction."""
+        """Call the handlers of messages until their transaction should end."""
         connection, habits = self._store.connection, self._habits
         moment = now()
         before = started = time.monotonic()
         for each in claimed:
             name = each.envelope.endpoint
             if (batch.done or batch.failures) and habits.is_slow(name):
-                break  # nothing that is done waits for it
+                break  # no message that is done waits for it
             batch.taken += 1
             if each.group in batch.ended or each.group in self._ended:
-                continue  # it is set aside: one before it has failed
+                continue  # it is set aside, since one before it failed
             if each.group in batch.later or (
                 not is_alone and habits.is_to_be_alone(name)
             ):
@@ -329,10 +329,10 @@ class ClaimHandler:
         ended: TransactionEnded[Turn],
     ) -> list[Claimed]:
         """
-        Settle what was done before a handler has committed it, and that handler's own.
+        Settle a batch that a handler has committed early, and that handler's message.
 
         Returns:
-            What was begun after that, and is to be handled.
+            The messages that were begun after it, and must be handled again.
 
         """
         culprit = ended.subject.claimed
@@ -344,7 +344,7 @@ class ClaimHandler:
         gone |= {each.pk for each in batch.expired}
         gone |= {each.pk for each, _ in batch.outside}
         batch.done = [each for each in batch.done if each.pk not in later]
-        # When it returned, what it wrote is saved: another attempt would write it anew.
+        # If it returned, its writes are saved, and another attempt would repeat them.
         failure = self._policies.failure_of(
             culprit, ended.cause, is_final=ended.returned
         )
@@ -374,12 +374,12 @@ class ClaimHandler:
         Handle one message in its savepoint.
 
         Returns:
-            Why it failed, if it did; or what handles it, where that is not to happen
-            in this transaction.
+            The failure, if there is one; or the call that handles the message, if that
+            must not happen in this transaction.
 
         Raises:
-            TransactionLost: what failed has undone the whole transaction.
-            TransactionEnded: it, or what came before it, has committed it.
+            TransactionLost: a failure has undone the whole transaction.
+            TransactionEnded: this message, or one before it, has committed it.
 
         """
         claimed = turn.claimed
@@ -404,7 +404,7 @@ class ClaimHandler:
                 )
                 is_read = True
                 if _is_of_this_transaction(endpoint, self._store.using):
-                    # What a handler activates, a language for example, ends with it.
+                    # Anything a handler activates, such as a language, ends with it.
                     contextvars.copy_context().run(handle)
                     return None
             _, handle = self._registry.unpack(
@@ -421,7 +421,7 @@ class ClaimHandler:
         return handle
 
     def _handle_alone(self, owner: str, claimed: Claimed) -> None:
-        """Handle one message in a transaction that no other shares."""
+        """Handle one message in a transaction of its own."""
         if claimed.group in self._ended:
             return
         batch = Batch()
@@ -436,9 +436,9 @@ class ClaimHandler:
             if not batch.taken:
                 raise
             self._start_afresh(error)
-            # Where its handler failed as well, that is what there is to say.
+            # If its handler failed as well, report that failure.
             failed = next(iter(batch.failures), None)
-            # A handler that returned, and left what cannot be settled, counts.
+            # A handler that returned, and left a state that cannot be settled, counts.
             counts = False if batch.done else None
             if failed is None:
                 failed = self._policies.failure_of(
@@ -452,8 +452,8 @@ class ClaimHandler:
     def _handle_outside(
         self, owner: str, claimed: Claimed, handle: Callable[[], object] | None
     ) -> None:
-        """Handle a message at least once: its transaction is not that of the batch."""
-        if handle is None:  # it was not read: one of its key came before it
+        """Handle a message at least once, outside the batch's transaction."""
+        if handle is None:  # it was not read, since one of its key came before it
             self._handle_alone(owner, claimed)
             return
         failure = None
@@ -471,10 +471,10 @@ class ClaimHandler:
             try:
                 batch = self._settle_one(owner, claimed, failure)
             except Error:
-                if self._store.connection.in_atomic_block:  # a test's
+                if self._store.connection.in_atomic_block:  # of a test
                     raise
-                # By what its handler has left in the session, locked tables or a
-                # setting: that must not keep the attempt from being counted.
+                # The handler may have left locked tables or a setting in the session:
+                # that must not keep the attempt from being counted.
                 self._store.connection.close()
                 batch = self._settle_one(owner, claimed, failure)
         except LeaseLost as error:
@@ -496,7 +496,7 @@ class ClaimHandler:
         return batch
 
     def _settle(self, owner: str, batch: Batch) -> None:
-        """Write down what has become of messages, in the transaction that is open."""
+        """Record the outcomes of messages, in the open transaction."""
         ended = [*batch.done, *batch.expired]
         self._store.settle(owner, [each.pk for each in ended])
         for failure in batch.failures:
@@ -505,18 +505,18 @@ class ClaimHandler:
             journal.write(self._store.using, list(self._entries(batch)))
         done = batch.done_of_keys()
         if done:
-            # What came behind them was set aside, and nothing of ours keeps it now.
+            # Messages behind them were set aside, and nothing of ours blocks them now.
             self._store.wake(key for key in done if self._open[key] <= done[key])
 
     def _note_of(self, claimed: Claimed) -> journal.Note | None:
-        """Return what a message's handling is noted in, where a journal is kept."""
+        """Return the note for a message's handling, if a journal is kept."""
         if self._notes is None:
             return None
         note = self._notes[claimed.pk] = journal.Note(is_workers=True)
         return note
 
     def _entries(self, batch: Batch) -> Iterator[JournalEntry]:
-        """Yield what the journal says of messages that are being settled."""
+        """Yield the journal entries of messages that are being settled."""
         ended: list[tuple[Claimed, Outcome, Failure | None]] = [
             *((each, Outcome.HANDLED, None) for each in batch.done),
             *((each, Outcome.EXPIRED, None) for each in batch.expired),
@@ -546,7 +546,7 @@ class ClaimHandler:
         self._let_go_of_key(owner, claimed)
 
     def _let_go_of_key(self, owner: str, claimed: Claimed) -> None:
-        """Leave the rest of a message's key to whoever has the message now."""
+        """Leave the rest of a message's key to the message's new owner."""
         if claimed.group is not None and claimed.group not in self._ended:
             self._ended.add(claimed.group)
             self._store.give_back_key(owner, claimed.group)
@@ -581,15 +581,15 @@ class ClaimHandler:
             self._store.park_rest(owner, claimed.group)
 
     def _texts_of(self, failure: Failure) -> dict[str, str]:
-        """Return the text of an exception and its traceback, as long as is kept."""
+        """Return an exception's text and traceback, shortened to what is stored."""
         error, envelope = failure.error, failure.claimed.envelope
         texts = {
             "error": described(error),
             "traceback": storable("".join(traceback.format_exception(error))),
         }
         if any(len(text) > LONGEST[name] for name, text in texts.items()):
-            # What is sensitive goes before anything is cut: half of a value that is
-            # masked where it is shown could not be told from another text.
+            # Redact before shortening: half of a sensitive value could not be
+            # recognised, and would not be masked.
             try:
                 redact = journal.redactor_of_stored(
                     envelope, failure.reason, self._registry
@@ -600,7 +600,7 @@ class ClaimHandler:
         return {name: shortened(text, LONGEST[name]) for name, text in texts.items()}
 
     def _report(self, batch: Batch) -> None:
-        """Count and log what has been committed."""
+        """Count and log what was committed."""
         self._open.subtract(batch.done_of_keys())
         if self._notes is not None:
             journal.flush(self._store.connection)
@@ -627,14 +627,14 @@ class ClaimHandler:
 
     def _ensure_reachable(self) -> None:
         """
-        Connect again where a handler, or the server, has ended the connection.
+        Reconnect after a handler, or the server, has closed the connection.
 
         Raises:
-            OperationalError: the database is away.
+            OperationalError: the database is unavailable.
 
         """
         connection = self._store.connection
-        if connection.in_atomic_block:  # a test's
+        if connection.in_atomic_block:  # of a test
             return
         forget_rollbacks(connection)
         if connection.connection is not None and (
@@ -646,7 +646,7 @@ class ClaimHandler:
         connection.errors_occurred = False
 
     def _start_afresh(self, error: BaseException) -> None:
-        """Connect anew: who knows what a handler has left in the session."""
+        """Reconnect, because the handler may have left anything in the session."""
         connection = self._store.connection
         if not connection.in_atomic_block and not DEADLOCKS.includes(blamed(error)):
             connection.close()
@@ -654,11 +654,11 @@ class ClaimHandler:
 
 
 def _is_of_this_transaction(endpoint: Endpoint, using: str) -> bool:
-    """Return whether the batch's transaction can be the endpoint's."""
+    """Return whether the endpoint can use the batch's transaction."""
     return endpoint.is_atomic and endpoint.policies.using in (None, using)
 
 
 def _make_robust(connection: BaseDatabaseWrapper, start: int) -> None:
-    """Have a callback that raises after the commit keep no other from running."""
+    """Keep a callback that raises after the commit from stopping the others."""
     callbacks: list[Any] = connection.run_on_commit
     callbacks[start:] = [(sids, func, True) for sids, func, _ in callbacks[start:]]

@@ -1,4 +1,4 @@
-"""The heartbeat: renews the lease of what is being handled."""
+"""The heartbeat: renews the leases of messages that are being handled."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ logger: Final = logging.getLogger("django_cqrs.worker")
 
 class Heartbeat:
     """
-    Renews the lease of what is being handled: one thread, which mostly sleeps.
+    Renews the leases of messages in handling: one thread, which mostly sleeps.
 
-    It uses a connection of its own, and only where something takes long.
+    It uses a connection of its own, and only if the handling takes long.
     """
 
     def __init__(self, using: str, lease: timedelta) -> None:
@@ -29,7 +29,7 @@ class Heartbeat:
         self._held: tuple[str, list[int]] | None = None
         self._renewed = 0.0
         self._is_lost = False
-        # Of two renewals at once, the rows of one are locked to the other, as if gone.
+        # Of two renewals at once, one would see the other's locked rows as missing.
         self._renewing = threading.Lock()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
@@ -56,7 +56,7 @@ class Heartbeat:
         self._held = None
 
     def is_kept(self) -> bool:
-        """Renew if it is time to; return whether anything is still held."""
+        """Renew if it is time; return whether anything is still held."""
         if not self._is_lost and self._is_time():
             self._renew()
         return not self._is_lost
@@ -71,7 +71,7 @@ class Heartbeat:
     def _renew(self) -> None:
         with self._renewing:
             held = self._held
-            if held is None or not self._is_time():  # the other thread has done it
+            if held is None or not self._is_time():  # the other thread has renewed it
                 return
             count = Store(self._using).renew(*held, self._lease)
             if self._held is held:

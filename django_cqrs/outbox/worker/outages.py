@@ -1,10 +1,10 @@
 """
-Outages: failures that are not a message's own, since any other would fail alike.
+Outages: failures that would hit any other message alike.
 
-A full disk, a database that is read-only or away, fails every message of a channel.
-Attempts would be used up within a minute, and all of them be dead letters. So the
-channel pauses: the message waits, its attempt is not counted, and one message at a
-time is tried at growing intervals until one of the handlers that failed succeeds.
+A full disk, or a database that is read-only or unavailable, fails every message of a
+channel. Within a minute their attempts would be used up, and all of them dead letters.
+So the channel pauses: the message waits, its attempt is not counted, and one message at
+a time is tried at growing intervals until one of the failed handlers succeeds.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from django_cqrs.retries import DEADLOCKS
 
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
-"""Seconds between two tries of a channel that pauses, at first and at most."""
+"""Seconds between two tries of a paused channel, at first and at most."""
 
 ALIKE: Final = 5
-"""So many messages, of more than one endpoint, fail alike in a row: an outage too."""
+"""The number of like failures in a row, of several endpoints, that are an outage."""
 
 OWN: Final = 3
-"""After so many outages that others of its endpoint ended, a failure is its own."""
+"""The number of outages ended by its endpoint after which a failure is its own."""
 
 _SIGNS: Final = frozenset(
     {
@@ -49,11 +49,11 @@ _SQLITE_SIGNS: Final = (
     "SQLITE_IOERR",
     "SQLITE_CANTOPEN",
 )
-# Numbers that say so only together with a word.
+# Numbers that mean an outage only together with a word.
 _MYSQL_WORDS: Final = {1290: "read", 1030: "28"}
 _EXTERNAL: Final = (OperationalError, InterfaceError, OSError)
 _MYSQL_DRIVERS: Final = ("pymysql", "MySQLdb")
-# What cannot come back by waiting: no table, no column, no right to it.
+# Errors that waiting cannot fix: a missing table, column or privilege.
 _LASTING_STATES: Final = frozenset({"42P01", "42703", "42501", "3F000"})
 _LASTING_CODES: Final = frozenset({1142, 1143, 1146, 1054})
 _MISSING_STATES: Final = frozenset({"42P01", "42703"})
@@ -61,12 +61,12 @@ _MISSING_CODES: Final = frozenset({1146, 1054})
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether a failure says itself that every other message would fail."""
+    """Return whether a failure by itself shows that every message would fail."""
     return any(map(_is_sign, _signs(error))) or _is_away(error)
 
 
 def is_of_database(error: BaseException) -> bool:
-    """Return whether an error of the outbox's own database may pass by waiting."""
+    """Return whether an error of the outbox's own database may pass with time."""
     if not isinstance(error, DatabaseException) or is_lasting(error):
         return False
     is_of_server = isinstance(error, (OperationalError, InterfaceError))
@@ -74,12 +74,12 @@ def is_of_database(error: BaseException) -> bool:
 
 
 def is_lasting(error: BaseException) -> bool:
-    """Return whether a database says that a table, a column or a right is missing."""
+    """Return whether a table, a column or a privilege is missing in a database."""
     return _says(error, _LASTING_STATES, _LASTING_CODES)
 
 
 def is_not_migrated(error: BaseException) -> bool:
-    """Return whether a database says that a table or a column is missing."""
+    """Return whether a table or a column is missing in a database."""
     return _says(error, _MISSING_STATES, _MISSING_CODES)
 
 
@@ -92,12 +92,12 @@ def _says(error: BaseException, states: frozenset[str], codes: frozenset[int]) -
         return True
     if getattr(driver, "sqlite_errorname", None) is not None:
         return str(error).startswith(("no such table", "no such column"))
-    # Of a MySQL server the number tells more than its SQLSTATE, which PyMySQL adds.
+    # A MySQL server's number says more than its SQLSTATE, which PyMySQL adds.
     return bool(error.args) and error.args[0] in codes
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and what it was raised for."""
+    """Yield an exception, its causes, contexts and group members."""
     todo, seen = [error], set()
     while todo:
         each = todo.pop()
@@ -115,7 +115,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _signs(error: BaseException) -> Iterator[str]:
-    """Yield the codes of a server, of SQLite, of the operating system."""
+    """Yield the error codes of a server, of SQLite, of the operating system."""
     for each in _chain(error):
         for name in ("sqlstate", "pgcode", "sqlite_errorname"):
             found = getattr(each, name, None)
@@ -136,16 +136,16 @@ def _is_sign(sign: str) -> bool:
 
 
 def _is_away(error: BaseException) -> bool:
-    """Return whether a connection was lost, and there is no other."""
+    """Return whether a connection was lost and cannot be opened again."""
     if not any(
         isinstance(each, (OperationalError, InterfaceError)) for each in _chain(error)
     ):
         return False
     for connection in all_connections.all(initialized_only=True):
         if connection.in_atomic_block:
-            continue  # it is not this one's thread that may begin anew here
+            continue  # other code owns this transaction, so reconnecting is not ours
         if not connection.errors_occurred:
-            continue  # another database is not what the handler has asked
+            continue  # the handler has not queried this database
         try:
             if connection.connection is not None and not connection.is_usable():
                 connection.close()
@@ -156,7 +156,7 @@ def _is_away(error: BaseException) -> bool:
 
 
 def _likeness(error: BaseException) -> tuple[str, ...] | None:
-    """Return what failures that are alike have in common; None of no such kind."""
+    """Return the traits by which failures are alike; None if it cannot be an outage."""
     if not any(isinstance(each, _EXTERNAL) for each in _chain(error)):
         return None
     if DEADLOCKS.includes(error):
@@ -167,7 +167,7 @@ def _likeness(error: BaseException) -> tuple[str, ...] | None:
 
 @dataclasses.dataclass(slots=True)
 class Outage:
-    """One outage of one channel, as this worker has met it; times are of its clock."""
+    """One outage of one channel, as this worker sees it; times are of its clock."""
 
     channel: str
     cause: str
@@ -177,57 +177,57 @@ class Outage:
     pause: float = FIRST_PAUSE
     next_try: float = 0.0
     endpoints: set[str] = dataclasses.field(default_factory=set)
-    """Those that have failed: their messages wait for the next try."""
+    """The endpoints that failed: their messages wait for the next try."""
     messages: set[int] = dataclasses.field(default_factory=set)
     is_partial: bool = False
-    """Whether other endpoints work, so that the rest of the channel goes on."""
+    """Whether other endpoints work, so that the rest of the channel continues."""
     said: str = ""
-    """What failed first, in one line without what is sensitive."""
+    """The first failure in one line, without sensitive data."""
     is_reported: bool = False
-    """Whether the log has a line of it."""
+    """Whether it has been logged."""
 
     def rests_at(self, now: float) -> bool:
-        """Return whether nothing of the channel is to be tried then."""
+        """Return whether the whole channel rests at that time."""
         return not self.is_partial and now < self.next_try
 
 
 class Outages:
-    """What the channels of one worker go through."""
+    """The outages of one worker's channels."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """
-        Begin with no outage.
+        Start without an outage.
 
         Args:
-            clock: returns seconds, which only ever grow.
+            clock: returns seconds that never decrease.
 
         """
         self.clock = clock
         self.now: dict[str, Outage] = {}
-        """The outages that have begun and not ended, by channel."""
+        """The current outages, by channel."""
         self.row: dict[str, dict[int, tuple[str, tuple[str, ...]]]] = {}
-        """What has failed in a row, of which the error may be everybody's."""
+        """The failures in a row that may be the start of an outage, by channel."""
         self._own: Counter[int] = Counter()
 
     def limit(self, channel: str, wanted: int) -> int:
-        """Return how many messages may be claimed: none, one as a try, or all."""
+        """Return the number of messages to claim: none, one as a try, or all."""
         outage = self.now.get(channel)
         if outage is None or outage.is_partial:
             return wanted
         return 0 if outage.rests_at(self.clock()) else min(1, wanted)
 
     def rests(self, channel: str) -> bool:
-        """Return whether nothing of a channel is to be tried now."""
+        """Return whether a channel rests now."""
         outage = self.now.get(channel)
         return outage is not None and outage.rests_at(self.clock())
 
     def seconds_left(self, channel: str) -> float:
-        """Return how long a message that an outage has hit is to wait."""
+        """Return the seconds that a message hit by an outage must wait."""
         outage = self.now.get(channel)
         return FIRST_PAUSE if outage is None else outage.next_try - self.clock()
 
     def sets_aside(self, channel: str, endpoint: str, key: int) -> bool:
-        """Return whether a message is not even tried: its endpoint failed just now."""
+        """Return whether to skip a message, because its endpoint has just failed."""
         outage = self.now.get(channel)
         return (
             outage is not None
@@ -245,11 +245,11 @@ class Outages:
         Args:
             channel: of the message.
             endpoint: that failed.
-            key: of the message's row.
-            error: what it raised.
+            key: the id of the message's row.
+            error: the exception.
 
         Returns:
-            The outage, where it is one; None where the failure is the message's own.
+            The outage, if it is one; None if the failure is the message's own.
 
         """
         if self._own[key] >= OWN:
@@ -295,10 +295,10 @@ class Outages:
 
         Args:
             channel: of the messages.
-            endpoints: that have handled them.
+            endpoints: the endpoints that handled them.
 
         Returns:
-            The outage that is over by that, if any.
+            The outage that this ends, if any.
 
         """
         self.row.pop(channel, None)

@@ -1,4 +1,4 @@
-"""Dead letters that the admin hands over: a worker puts them back, batch by batch."""
+"""Replay dead letters for the admin: a worker puts them back, batch by batch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from django_cqrs.outbox.worker.outages import is_of_database
 logger: Final = logging.getLogger("django_cqrs.worker")
 
 LONGEST_PAUSE: Final = 300
-"""After at most so many seconds a batch that failed is tried again."""
+"""The maximum delay of another attempt at a failed batch, in seconds."""
 
 LONGEST_ERROR: Final = 500
-"""How many characters of an error are kept."""
+"""The number of characters of an error that are kept."""
 
 _INSERTED: Final = 200
 
@@ -39,11 +39,11 @@ def hand_over(
     batches: Sequence[Sequence[int]], *, user: Any = None, using: str
 ) -> uuid.UUID:
     """
-    Have a worker of the database put dead letters back, each batch in a transaction.
+    Have a worker of the database put dead letters back, one transaction a batch.
 
     Args:
         batches: the ids of dead letters, in order of sending.
-        user: who asks for it, into whose history it is written; None for nobody.
+        user: the user who asks, for the history of each; None for nobody.
         using: the alias of the database.
 
     Returns:
@@ -74,22 +74,22 @@ def hand_over(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReplayProgress:
-    """How far the worker has come with one request."""
+    """The progress of one request."""
 
     request: uuid.UUID
     total: int
     left: int
-    """How many dead letters are still to be put back."""
+    """The number of dead letters that are left."""
     user_name: str
     since: datetime
     attempts: int
-    """How often a batch of it has failed, at most."""
+    """The highest number of failures of one of its batches."""
     error: str
-    """How it failed, empty where none did."""
+    """The error, empty if no batch failed."""
 
 
 def replays_in_progress(using: str) -> list[ReplayProgress]:
-    """Return the requests that the workers of a database have not done, in order."""
+    """Return a database's unfinished requests, in order."""
     rows = ReplayBatch.objects.using(using).order_by()
     found = rows.values("request", "total", "user_name").annotate(
         left=Sum("count"),
@@ -112,9 +112,9 @@ def replays_in_progress(using: str) -> list[ReplayProgress]:
 
 
 class Replays:
-    """What a worker does of the requests to replay: one batch at a time."""
+    """Works on the requests to replay, one batch at a time."""
 
-    # An idle worker looks for a request this often, in seconds.
+    # The interval in which an idle worker looks for requests, in seconds.
     interval = 1.0
 
     def __init__(self, using: str) -> None:
@@ -127,10 +127,10 @@ class Replays:
         Put one batch back, if it is time to look for one.
 
         Args:
-            at_once: whether to look although it is not.
+            at_once: look now, even if the interval has not passed.
 
         Returns:
-            How many dead letters were in the batch; 0 where there was none to do.
+            The number of dead letters in the batch; 0 if there was none.
 
         """
         moment = time.monotonic()
@@ -145,19 +145,19 @@ def replay_next(using: str) -> int:
     """
     Put the next batch of dead letters back, all of it or nothing.
 
-    A batch that fails stays, and is tried again after a while.
+    A batch that fails stays, and is retried after a while.
 
     Args:
         using: the alias of the database.
 
     Returns:
-        How many dead letters were in the batch; 0 where there was none, or it failed.
+        The number of dead letters in the batch; 0 if there was none, or it failed.
 
     Raises:
-        Error: the database is out of reach.
+        Error: the database is unavailable.
 
     """
-    if not _waiting(using).exists():  # mostly so, and that needs no transaction
+    if not _waiting(using).exists():  # usual, and no transaction is needed
         return 0
     tried: list[ReplayBatch] = []
 
@@ -197,13 +197,13 @@ def _next_batch(using: str) -> ReplayBatch | None:
 
 
 def _write_history(batch: ReplayBatch, replayed: list[DeadLetter]) -> None:
-    """Write who asked for it into the history of each, as the admin itself does."""
+    """Record the user in the history of each letter, as the admin itself does."""
     if not replayed or not batch.user or not apps.is_installed("django.contrib.admin"):
         return
     from django.contrib.admin.models import CHANGE, LogEntry
 
     user = get_user_model()._default_manager.filter(pk=batch.user).first()
-    if user is None:  # deleted meanwhile
+    if user is None:  # deleted in the meantime
         return
     chosen: Any = replayed
     LogEntry.objects.log_actions(
@@ -217,7 +217,7 @@ def _write_history(batch: ReplayBatch, replayed: list[DeadLetter]) -> None:
 def _postpone(batch: ReplayBatch, error: BaseException, using: str) -> None:
     attempts = batch.attempts + 1
     pause = min(LONGEST_PAUSE, 2**attempts)
-    # The first line alone: PostgreSQL quotes the row in the next one.
+    # The first line only: PostgreSQL quotes the row in the next one.
     first = next(iter(described(error).splitlines()), "")[:LONGEST_ERROR]
     said = f"{type(error).__name__}: {first}" if first else type(error).__name__
     logger.error(

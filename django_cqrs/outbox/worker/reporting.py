@@ -1,4 +1,4 @@
-"""What the log says of failures and of outages."""
+"""Log failures and outages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FailureReporter:
     """Logs the failures that have been settled, and the outages behind them."""
 
     def __init__(self, policies: FailurePolicies, progress: Progress) -> None:
-        """Log what the policies say, and have the progress told of it."""
+        """Log failures as the policies describe them, and add them to the progress."""
         self._policies = policies
         self._progress = progress
 
@@ -37,8 +37,8 @@ class FailureReporter:
             what = failure.outcome.value + f" ({failure.reason.value})" * is_dead
             if failure.outcome is FailureOutcome.RETRY:
                 what = what % _span(failure.until)
-            # The handler and the exception are of the template, by which a tracker of
-            # errors tells one issue from another.
+            # The handler and the exception are in the template, by which error trackers
+            # tell issues apart.
             endpoint = one_line(failure.endpoint).replace("%", "%%")
             is_given_up = failure.outcome is not FailureOutcome.RETRY
             logger.log(
@@ -58,17 +58,17 @@ class FailureReporter:
             self._progress.stopped_by.__cause__ = error
 
     def _trace_of(self, failure: Failure) -> BaseException:
-        """Return the exception for the log, without what is sensitive."""
+        """Return the exception for the log, without sensitive data."""
         redact = journal.redactor_of_stored(
             failure.claimed.envelope, failure.reason, self._policies.registry
         )
         error = failure.error if redact is None else masked(failure.error, redact)
-        # A log file in UTF-8 refuses the whole record for half of a surrogate pair.
+        # A log file in UTF-8 refuses the whole record for a lone surrogate.
         text = "".join(traceback.format_exception(error))
         return error if writable(text) == text else masked(error, writable)
 
     def _report_outage(self, failure: Failure) -> None:
-        """Say once that an outage has begun."""
+        """Log the start of an outage, once."""
         outage = self._policies.outages.now.get(failure.claimed.channel)
         if outage is None or outage.is_reported:
             return
@@ -85,8 +85,8 @@ class FailureReporter:
         )
 
     def report_recovery(self, done: Sequence[Claimed]) -> None:
-        """Say once that an outage is over."""
-        channel = done[0].channel  # a claim is of one
+        """Log the end of an outage, once."""
+        channel = done[0].channel  # a claim has one channel
         endpoints = {each.envelope.endpoint for each in done}
         outage = self._policies.outages.works(channel, endpoints)
         if outage is not None and outage.is_reported:
@@ -99,7 +99,7 @@ class FailureReporter:
 
 
 def _span(span: timedelta) -> str:
-    """Return when something is, as people say it."""
+    """Return a time span in words."""
     seconds = span.total_seconds()
     if seconds <= 0:
         return "at once"
@@ -111,19 +111,19 @@ def _span(span: timedelta) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return text from a row so that it cannot begin a line of the log."""
+    """Return a row's text in one line, so that it cannot forge a line of the log."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def writable(text: str) -> str:
-    """Return a text that UTF-8 can hold: half of a surrogate pair is escaped."""
+    """Return a text that UTF-8 can hold: lone surrogates are escaped."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def log_extra(claimed: Claimed) -> dict[str, str]:
-    """Return the fields that a record of the log has about a message."""
+    """Return the fields of a log record about a message."""
     return {
         "cqrs_channel": claimed.channel,
         "cqrs_message_id": str(claimed.envelope.message_id),

@@ -1,4 +1,4 @@
-"""Savepoints that are set when a handler first turns to the database, not before."""
+"""Savepoints that are set when a handler first uses the database, not before."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ Subject = TypeVar("Subject")
 _numbers = count(1)
 _marks = count(1)
 
-# What a server answers that does not know a savepoint, or a transaction.
+# The server's errors for an unknown savepoint, or transaction.
 _UNKNOWN_STATES: Final = frozenset({"3B001", "25P01"})
 _UNKNOWN_CODES: Final = frozenset({1305})
 
 
 class TransactionLost(Exception):
-    """What failed has undone more than its savepoint: the whole transaction is gone."""
+    """A failure has undone more than its savepoint: the whole transaction is gone."""
 
 
 class TransactionEnded(Exception, Generic[Subject]):
     """
-    A block has committed the transaction that it shares with those before it.
+    A block has committed the transaction that it shares with earlier blocks.
 
     Attributes:
-        subject: what the block was opened for.
-        cause: why it failed, or that it has ended the transaction.
-        returned: whether the block itself did not fail.
+        subject: the subject of the block.
+        cause: its exception, or the error that it ended the transaction.
+        returned: whether the block itself succeeded.
 
     """
 
     def __init__(
         self, subject: Subject, cause: BaseException, *, returned: bool
     ) -> None:
-        """Say whose block it was."""
+        """Name the subject of the block."""
         super().__init__(subject)
         self.subject = subject
         self.cause = cause
@@ -53,12 +53,12 @@ class TransactionEnded(Exception, Generic[Subject]):
 
 class Savepoints(Generic[Subject]):
     """
-    Blocks like ``atomic()``, one after the other, in one transaction.
+    Blocks like ``atomic()``, one after another, in one transaction.
 
-    A savepoint costs nothing where nothing is asked of the database. Until something
-    is, a stand-in has the place of the driver's connection: whatever is first done with
-    it, by Django or past it, sets the savepoint before. Where somebody has kept the
-    driver's connection, or a cursor of it, from an earlier block, a savepoint is set at
+    A savepoint costs nothing if the block does not use the database. Until it does, a
+    stand-in takes the place of the driver's connection: the first use, through Django
+    or around it, sets the savepoint before. If somebody has kept the driver's
+    connection, or one of its cursors, from an earlier block, a savepoint is set at
     once. Its id is on ``savepoint_ids`` from the start, so that ``on_commit`` callbacks
     of a block that fails are dropped.
 
@@ -80,29 +80,29 @@ class Savepoints(Generic[Subject]):
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         """Prepare blocks on a connection that is inside a transaction."""
-        self._connection: Any = connection  # parts of it are in no type stub
+        self._connection: Any = connection  # type stubs lack parts of it
         self._joins = connection.vendor == "postgresql"
         self._sid = ""
         self._is_touched = False
         self._subject: Any = None
-        # A savepoint since which nothing was done.
+        # A savepoint that nothing was done after.
         self._name: str | None = None
         self._unreleased: tuple[str, Any] | None = None
         self._driver: Any = None
         self._mark: Any = None
 
     def around(self, subject: Subject) -> Savepoints[Subject]:
-        """Return the block for something: what is said to have ended a transaction."""
+        """Return the block of a subject, which is named if it ends the transaction."""
         self._subject = subject
         return self
 
     def __enter__(self) -> None:
         """
-        Begin a block, mostly without a statement.
+        Begin a block, usually without a statement.
 
         Raises:
             TransactionEnded: the block before this one has committed by itself.
-            TransactionLost: it has undone what came before it.
+            TransactionLost: that block has undone everything before it.
 
         """
         connection = self._connection
@@ -127,7 +127,7 @@ class Savepoints(Generic[Subject]):
 
     def _touch(self) -> None:
         self._is_touched = True
-        if self._name is None:  # none was set in which nothing has been done
+        if self._name is None:  # no savepoint is left unused
             self._set_first(self._sid)
             self._name = self._sid
 
@@ -150,11 +150,11 @@ class Savepoints(Generic[Subject]):
 
     def release(self) -> None:
         """
-        Release what no later block has released.
+        Release the savepoint that no later block has released.
 
         Raises:
             TransactionEnded: the last block has ended the transaction.
-            TransactionLost: so it has, and everything is undone.
+            TransactionLost: the last block has ended it, and everything is undone.
 
         """
         if self._unreleased is not None:
@@ -177,11 +177,11 @@ class Savepoints(Generic[Subject]):
         trace: TracebackType | None,
     ) -> None:
         """
-        Keep what was written, or undo it where the block failed.
+        Keep the block's writes, or undo them if it failed.
 
         Raises:
             TransactionEnded: the block has committed by itself.
-            TransactionLost: it cannot be undone alone.
+            TransactionLost: its writes cannot be undone alone.
 
         """
         connection = self._connection
@@ -191,17 +191,17 @@ class Savepoints(Generic[Subject]):
         if self._sid in connection.savepoint_ids:
             connection.savepoint_ids.remove(self._sid)
         if connection.connection is not driver:
-            # Connected anew by hand: what was not committed went with the old session.
+            # Reconnected by hand: uncommitted writes went with the old session.
             said = _ended_error(self._subject, connection, is_saved=False)
             raise TransactionLost from error or said
         name = self._name
         if self._is_touched:
-            self._name = None  # a later block needs another
+            self._name = None  # later blocks need another one
         if kind is None:
             if self._is_touched and name is not None:
                 self._keep(name)
             return
-        # As Django does for a savepoint that is rolled back.
+        # Django does the same for a savepoint that is rolled back.
         connection.run_on_commit = [
             callback
             for callback in connection.run_on_commit
@@ -227,8 +227,8 @@ class Savepoints(Generic[Subject]):
             connection._savepoint_rollback(name)
             connection._savepoint_commit(name)
         except Error as unknown:
-            # Only the server knows what a failure has undone: with the
-            # transaction it has forgotten the savepoint.
+            # Only the server knows what a failure has undone: without the transaction,
+            # it no longer knows the savepoint.
             connection.needs_rollback = True
             ended = self._judged(self._subject, error, unknown)
         if ended is not None:
@@ -240,12 +240,12 @@ class Savepoints(Generic[Subject]):
         session = getattr(driver, "pgconn", None) or getattr(driver, "info", None)
         return getattr(session, "transaction_status", None) == _IDLE
 
-    # How a transaction has ended ----------------------------------------------------
+    # The way a transaction has ended ------------------------------------------------
 
     def _judged(
         self, subject: Any, error: BaseException | None, unknown: Error
     ) -> TransactionEnded[Subject] | TransactionLost:
-        """Return what to raise of a block after which there is no savepoint."""
+        """Return the exception for a block whose savepoint is gone."""
         connection = self._connection
         connection.needs_rollback = True
         lost = TransactionLost()
@@ -263,7 +263,7 @@ class Savepoints(Generic[Subject]):
         return TransactionEnded(subject, error or said, returned=error is None)
 
     def _set_first(self, name: str) -> None:
-        """Set one that releases none; keep what tells later how all this has ended."""
+        """Set one that releases none, and record what shows later how this ended."""
         connection = self._connection
         if self._mark is not None:
             connection._savepoint(name)
@@ -288,7 +288,7 @@ class Savepoints(Generic[Subject]):
             connection._savepoint(name)
 
     def _is_committed(self) -> bool:
-        """Return whether the transaction was; not so where that cannot be told."""
+        """Return whether the transaction was committed; False if that is unknown."""
         connection, mark = self._connection, self._mark
         if connection.closed_in_transaction:
             return False
@@ -311,14 +311,14 @@ _IDLE: Final = 0  # TransactionStatus.IDLE in psycopg and in psycopg2
 
 
 def _is_kept(connection: Any) -> bool:
-    """Return whether anybody else has the driver's connection, or may have it."""
+    """Return whether other code holds the driver's connection, or may hold it."""
     package = type(connection.connection).__module__.partition(".")[0]
     own = _OWN_REFERENCES.get(package)
     return own is None or _references(connection) > own
 
 
 def _references(holder: Any) -> int:
-    """Count the references to what a holder has as its connection, this call's too."""
+    """Count the references to a holder's connection, including this call's."""
     count: int = _count(holder.connection)
     return count
 
@@ -328,17 +328,17 @@ _count: Final[Any] = getattr(sys, "getrefcount", lambda _: sys.maxsize)
 
 def _own_references() -> dict[str, int]:
     """
-    Return how many references a connection has that nobody has but its holder.
+    Return the number of references to a connection that only its holder has.
 
-    It is said of the drivers whose cursors hold their connection by a reference of
-    Python's, by the first part of their name.
+    The keys are the top-level packages of drivers whose cursors hold their connection
+    by a Python reference.
     """
     if not hasattr(sys, "getrefcount"):
         return {}
     plain = SimpleNamespace(connection=object())
     names = "psycopg", "psycopg2", "pymysql", "MySQLdb"
     found: dict[str, Any] = dict.fromkeys(names, plain)
-    # It refers to itself.
+    # SQLite's refers to itself.
     found["sqlite3"] = SimpleNamespace(connection=sqlite3.connect(":memory:"))
     counts = {name: _references(each) for name, each in found.items()}
     found["sqlite3"].connection.close()
@@ -349,7 +349,7 @@ _OWN_REFERENCES: Final = _own_references()
 
 
 def _knows_no_savepoint(error: Error) -> bool:
-    """Return whether an error says that the transaction of a savepoint is over."""
+    """Return whether an error says that a savepoint's transaction is over."""
     code = error.args[0] if error.args else None
     if code in _UNKNOWN_CODES or str(code).startswith("no such savepoint"):
         return True
@@ -360,9 +360,9 @@ def _knows_no_savepoint(error: Error) -> bool:
 
 def _rollbacks(connection: Any) -> int:
     """
-    Return how much the session has rolled back on MySQL and MariaDB.
+    Return the session's number of rollbacks on MySQL and MariaDB.
 
-    It is asked once, and again after :func:`forget_rollbacks`.
+    The server is asked once, and again after :func:`forget_rollbacks`.
     """
     driver = connection.connection
     known: int | None = getattr(driver, "_cqrs_rollbacks", None)
@@ -374,7 +374,7 @@ def _rollbacks(connection: Any) -> int:
 
 
 def forget_rollbacks(connection: Any) -> None:
-    """Have it asked again how much the session has rolled back."""
+    """Forget the known number of rollbacks, so that the server is asked again."""
     if connection.vendor == "mysql" and connection.connection is not None:
         connection.connection._cqrs_rollbacks = None
 

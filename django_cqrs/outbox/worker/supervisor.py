@@ -1,4 +1,4 @@
-"""Several worker processes under one: started, started again, and ended with it."""
+"""Supervise several worker processes: start, restart and end them."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from typing import Any, Final
 logger: Final = logging.getLogger("django_cqrs.worker")
 
 VARIABLE: Final = "DJANGO_CQRS_SUPERVISOR"
-"""What tells a process that it is a worker of a supervisor, and by which pipe."""
+"""The variable that tells a process its supervisor's pipe."""
 
-# With what exit code a worker ends that is not to be taken for one that crashed.
+# The exit codes of a worker that ended without a crash.
 REPLACE: Final = 81
-"""It has used as much memory as it may: another is to take its place."""
+"""It has used its maximum memory: another must take its place."""
 STOP: Final = 82
-"""A handler has failed whose policy, or whose worker's bounds, say to stop."""
+"""A handler failed, and its policy or the worker's bounds say to stop."""
 
 
 @dataclasses.dataclass(slots=True)
 class _Place:
-    """Where one worker runs, and after it those that take its place."""
+    """The place of one worker, and of those that replace it."""
 
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     starts_at: float = 0.0
     in_vain: int = 0
-    """How many have ended soon after their start, one after the other."""
+    """The number of workers in a row that ended soon after their start."""
 
 
 class Supervisor:
     """
     Runs a command in several processes at once.
 
-    A process that ends with exit code 0 has done what it should. One that crashed is
-    started again, after a pause that grows as long as it helps nothing. When none is
-    left, the supervisor is done.
+    A process that ends with exit code 0 has finished. One that crashed is restarted,
+    after a pause that grows while restarts fail. When none is left, the supervisor is
+    done.
 
-    Its processes hold one end of a pipe of which it alone holds the other: when it is
-    gone, however it went, they see that. See :func:`end_with_supervisor`.
+    Its processes hold one end of a pipe, and only the supervisor holds the other: they
+    notice when it is gone, however it ended. See :func:`end_with_supervisor`.
     """
 
     first_pause = 0.5
     longest_pause = 30.0
-    # Who has lived for so many seconds has not crashed at its start.
+    # A process older than so many seconds has not crashed at its start.
     steady_time = 30.0
     poll_time = 0.05
 
@@ -58,13 +58,13 @@ class Supervisor:
 
         Args:
             command: the program and its arguments.
-            count: in how many processes.
+            count: the number of processes.
 
         """
         self._command = list(command)
         self._places = [_Place() for _ in range(count)]
         self._pipe = -1
-        # A signal handler may interrupt anything: it only counts.
+        # A signal handler may interrupt any code, so it only counts.
         self._wanted_stops = 0
         self._passed_stops = 0
         self._has_failed = False
@@ -78,7 +78,7 @@ class Supervisor:
         Run until no process is left.
 
         Returns:
-            False where a process has stopped since a handler failed.
+            False if a process has stopped because a handler failed.
 
         """
         self._pipe, ours = os.pipe()
@@ -89,20 +89,20 @@ class Supervisor:
                     self._look_after(place)
                 time.sleep(self.poll_time)
         finally:
-            os.close(ours)  # should anything have gone wrong here, they end by this
+            os.close(ours)  # the processes end by this, even after an error here
             os.close(self._pipe)
         return not self._has_failed
 
     def _pass_on(self) -> None:
-        """Ask the processes to end, or end them, where that is newly wanted."""
+        """Ask the processes to end, or end them, if that is newly wanted."""
         if self._passed_stops == self._wanted_stops:
             return
         is_first = not self._passed_stops
-        self._passed_stops = self._wanted_stops  # two at once are one sent twice
+        self._passed_stops = self._wanted_stops  # two at once are sent as one
         for place in self._places:
             if place.process is not None:
-                # Whoever stops the supervisor may have sent them a SIGTERM as well:
-                # another one must not be what ends them at once.
+                # The sender may have sent SIGTERM to the processes as well: another one
+                # must not end them at once.
                 end = place.process.terminate if is_first else place.process.kill
                 end()
 
@@ -130,13 +130,13 @@ class Supervisor:
             env={**os.environ, VARIABLE: str(self._pipe)},
             pass_fds=[self._pipe],
             stdin=subprocess.DEVNULL,
-            # What is typed in the terminal, Control-C for example, is for us alone.
+            # A key in the terminal, such as Control-C, is for the supervisor alone.
             start_new_session=True,
         )
         place.started = time.monotonic()
 
     def _plan(self, place: _Place, code: int) -> None:
-        """Have another process take a place, and not at once where that was in vain."""
+        """Schedule a replacement in a place, after a pause if others failed."""
         process, place.process = place.process, None
         pause = 0.0
         if time.monotonic() - place.started >= self.steady_time:
@@ -164,9 +164,9 @@ def _described(code: int) -> str:
 
 def supervised_by() -> int | None:
     """
-    Return the pipe of this process's supervisor; None where it has none.
+    Return the pipe of this process's supervisor; None if it has none.
 
-    It is told once: what this process starts is not supervised.
+    It is returned once: processes started by this one are not supervised.
     """
     pipe = os.environ.pop(VARIABLE, None)
     if pipe is None:
@@ -177,12 +177,12 @@ def supervised_by() -> int | None:
 
 def end_with_supervisor(pipe: int, stop: Callable[[], Any], grace: float) -> None:
     """
-    Have this process end when its supervisor has, even if it was killed.
+    End this process when its supervisor ends, even if that was killed.
 
     Args:
-        pipe: what :func:`supervised_by` returned.
-        stop: asks to stop after what is being handled.
-        grace: after how many seconds more the process ends in any case.
+        pipe: the result of :func:`supervised_by`.
+        stop: asks the worker to stop after the current message.
+        grace: the seconds after which the process ends in any case.
 
     """
 

@@ -1,4 +1,4 @@
-"""What workers have done, counted by the minute."""
+"""The work of workers, counted by the minute."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from django_cqrs.outbox.store.rows import Claimed
 logger: Final = logging.getLogger("django_cqrs.worker")
 
 KEPT: Final = timedelta(days=1)
-"""For how long what was done is known."""
+"""The time for which counts are kept."""
 
 
 class ThroughputRecorder:
     """
-    Counts what one worker does, and writes that down now and then.
+    Counts the work of one worker, and writes the counts down now and then.
 
     A batch costs an addition in memory. The database sees one short statement for each
     channel in :attr:`write_time`, apart from the transactions of the messages, so that
-    workers do not wait for each other. What a worker that is killed has not written
-    down is in no count.
+    workers do not wait for each other. Counts that a killed worker has not written down
+    are lost.
     """
 
-    # How often it is written down at most, in seconds.
+    # The minimum interval between two writes, in seconds.
     write_time = 2.0
 
     def __init__(self, using: str) -> None:
@@ -51,17 +51,17 @@ class ThroughputRecorder:
                 self._counts.setdefault((minute, channel), [0, 0])[place] += count
 
     def is_due(self) -> bool:
-        """Return whether there is something to write down, and it is time to."""
+        """Return whether there are counts, and it is time to write them."""
         return (
             bool(self._counts) and time.monotonic() - self._written >= self.write_time
         )
 
     def write(self) -> None:
         """
-        Write down what was counted.
+        Write the counts down.
 
         Raises:
-            OperationalError: the database is away; what was counted is kept.
+            OperationalError: the database is unavailable; the counts are kept.
 
         """
         self._written = time.monotonic()
@@ -70,7 +70,7 @@ class ThroughputRecorder:
             del self._counts[key]
 
     def write_at_last(self) -> None:
-        """Write it down if that is possible: a count must not make anything fail."""
+        """Write the counts if possible: they must not make anything fail."""
         try:
             self.write()
         except Error:
@@ -84,7 +84,7 @@ class ThroughputRecorder:
         more = {"handled": F("handled") + handled, "failed": F("failed") + failed}
         if row.update(**more):
             return
-        # The first of a minute. Another worker may be as early as this one.
+        # The first of a minute. Another worker may be inserting it too.
         rows.bulk_create(
             [Throughput(minute=minute, channel=channel)], ignore_conflicts=True
         )

@@ -1,10 +1,10 @@
 """
-The worker: claims messages, handles them in batches, settles them with what they wrote.
+The worker: claims messages, handles them in batches, settles them with their writes.
 
-A claim is committed before anything is handled. The handlers of a batch then share
-one transaction, each in a savepoint that is set when it first queries, and the
-messages are deleted in that same transaction: what a handler wrote in this database
-and that its message is done become true together.
+A claim is committed before anything is handled. The handlers of a batch then share one
+transaction, each in a savepoint that is set when it first queries. The messages are
+deleted in that same transaction: a handler's writes to this database take effect
+together with the end of its message.
 """
 
 from __future__ import annotations
@@ -39,60 +39,61 @@ from django_cqrs.retries import DEADLOCKS
 
 
 class Relay(Protocol):
-    """What forwards the messages of one channel to an engine that handles them."""
+    """Forwards the messages of one channel to an engine that handles them."""
 
     def forward(self, owner: str, *, limit: int | None) -> int:
         """
-        Forward what is ready.
+        Forward ready messages.
 
         Args:
-            owner: a name for it that is used once.
-            limit: how many messages at most.
+            owner: a name that is used only once.
+            limit: the maximum number of messages.
 
         Returns:
-            How many were forwarded. 0 is time to rest: also where the engine is out
-            of reach, which raises nothing.
+            The number of forwarded messages. 0 means it is time to rest, also if the
+            engine is unavailable, which raises nothing.
 
         """
         ...
 
     def look_after(self) -> int:
-        """Make ready again what the engine has lost; return how many messages."""
+        """Make ready again the messages that the engine lost; return their number."""
         ...
 
     def close(self) -> None:
-        """End the connection to the engine, if there is one."""
+        """Close the connection to the engine, if there is one."""
         ...
 
 
 logger: Final = logging.getLogger("django_cqrs.worker")
 
-# So many batches of old journal entries are deleted at once at most.
+# The maximum number of batches of old journal entries that are deleted at once.
 PURGED: Final = 10
 
-# So many times in a row a deadlock over the outbox's own rows is nothing to report.
+# The number of deadlocks in a row, over the outbox's own rows, to pass in silence.
 _CALM_DEADLOCKS = 5
 
 
 class Worker:
     """Handles the messages of some channels in one database."""
 
-    # An idle worker that nothing wakes looks again within this time.
+    # The longest time until an idle worker looks again without being woken.
     poll_time = 0.05
-    # At first it looks more often: what is sent within the quiet time of a channel, so
-    # soon after a notification, comes with none.
+    # It looks more often at first: messages within a channel's quiet time, soon after a
+    # notification, send none.
     quick_time = 0.004
     quick_rounds = 6
-    # One that is woken by notifications does so within this, once it has been idle
-    # for some rounds: a notification that was not sent is made up for by them.
+    # A worker woken by notifications looks again after this time, once it has been idle
+    # for some rounds: that makes up for lost notifications.
     listen_time = 0.5
     rounds_of_polling = 10
-    # What was parked and then forgotten, by rows that somebody deleted, is sought.
+    # The interval in which messages are sought that stay parked after rows were
+    # deleted.
     sweep_time = 30.0
-    # A claim is to be handled in about so many seconds, so that others get a share.
+    # The target time for handling a claim, in seconds, so that others get a share.
     claim_time = 1.0
-    # A worker that lives and loses its leases is too slow for them. It gives itself
-    # leases of up to so many times what they were to be.
+    # A worker that is alive and loses its leases is too slow for them. It lengthens its
+    # leases by at most this factor.
     longest_lease = 64
 
     def __init__(
@@ -114,12 +115,12 @@ class Worker:
             registry: whose handlers are called.
             channels: their aliases; the first is looked at first.
             using: the alias of the database that holds the messages.
-            batch: how many messages are claimed at once at most.
-            lease: how long a message is kept from others without a sign of life.
+            batch: the maximum number of messages in one claim.
+            lease: how long a message is reserved without a sign of life.
             bounds: when to stop.
-            relays: what forwards the messages of some of the channels, by alias,
-                where they are not to be handled here.
-            outages: what is known of them already, of workers before this one.
+            relays: the relays that forward messages of some channels, by alias, instead
+                of handling them here.
+            outages: the outages known from earlier workers.
 
         """
         self.registry = registry
@@ -146,7 +147,7 @@ class Worker:
 
     @property
     def tally(self) -> Tally:
-        """What it has done so far."""
+        """The work done so far."""
         return self.progress.tally
 
     def _handle_claim(self, owner: str, claimed: Sequence[Claimed]) -> None:
@@ -155,11 +156,11 @@ class Worker:
             self._adapt(len(claimed), seconds)
 
     def stop(self) -> None:
-        """Ask to stop after what is being handled. Safe in a signal handler."""
+        """Ask to stop after the current message. Safe in a signal handler."""
         self.progress.is_stopping = True
 
     def paused_channels(self) -> list[str]:
-        """Return the aliases of the channels in which an outage has begun, sorted."""
+        """Return the aliases of the channels in an outage, sorted."""
         return sorted(self.outages.now)
 
     def run(self) -> Tally:
@@ -167,7 +168,7 @@ class Worker:
         Handle messages until asked to stop or a bound is reached.
 
         Returns:
-            What was done.
+            The work done.
 
         Raises:
             StopWorker: a handler's policy, or the bounds, say to stop at a failure.
@@ -175,7 +176,7 @@ class Worker:
         """
         idle_rounds = outages = 0
         away_since = 0.0
-        is_nested = self.store.connection.in_atomic_block  # in a test's transaction
+        is_nested = self.store.connection.in_atomic_block  # a test's transaction
         if not is_nested:
             self._handler.heartbeat.start()
         try:
@@ -202,7 +203,8 @@ class Worker:
                     if is_nested or not is_of_database(error):
                         raise
                     if DEADLOCKS.includes(error) and outages < _CALM_DEADLOCKS:
-                        # Of two that met at the same rows one had to give way.
+                        # Two transactions met at the same rows, and one had to give
+                        # way.
                         logger.debug("Yielding to other workers", exc_info=True)
                         outages += 1
                         self._sleep(0.001 * 2**outages)
@@ -234,7 +236,7 @@ class Worker:
         Handle one batch of each channel.
 
         Returns:
-            How many messages were claimed or became ready; 0 is time to rest.
+            The number of messages that were claimed or became ready; 0 means rest.
 
         """
         for owner in list(self._handler.unsettled):
@@ -242,7 +244,7 @@ class Worker:
         if self._looked_after is None:
             self._look_after()
         found = 0
-        # What is ready comes first: somebody may have woken the worker for it.
+        # Ready messages come first: one of them may have woken the worker.
         for channel in self.channels:
             if not self.progress.is_over():
                 relay = self.relays.get(channel)
@@ -291,23 +293,23 @@ class Worker:
 
     def handle_forwarded(self, keys: Sequence[int]) -> Tally:
         """
-        Handle messages that were forwarded: what an engine's task does.
+        Handle forwarded messages, for an engine's task.
 
-        A message that another worker has now is passed over. Those that there was
-        no time for, within the bounds, are ready again: they are forwarded anew.
+        Messages that another worker has now are skipped. Messages without time within
+        the bounds are ready again, and forwarded again.
 
         Args:
             keys: their ids in the outbox.
 
         Returns:
-            What was done.
+            The work done.
 
         Raises:
-            OperationalError: the database is out of reach.
-            InterfaceError: so it is.
+            OperationalError: the database is unavailable.
+            InterfaceError: likewise.
 
         """
-        # The process is the engine's: a policy that says so does not end it.
+        # The process belongs to the engine, so a policy cannot end it.
         self._policies.can_stop = False
         is_nested = self.store.connection.in_atomic_block
         if not is_nested:
@@ -331,7 +333,7 @@ class Worker:
         except OUTAGES:
             if not is_nested:
                 self.store.connection.close()
-                with contextlib.suppress(*OUTAGES):  # then the leases run out
+                with contextlib.suppress(*OUTAGES):  # then the leases expire
                     for owner in list(self._handler.unsettled):
                         self._handler.give_back(owner, State.READY)
             raise
@@ -343,16 +345,16 @@ class Worker:
         return self.tally
 
     def _next_owner(self) -> str:
-        """Return a name for one claim: what it holds is told from every other's."""
+        """Return a name for one claim that differs from every other."""
         self._claims += 1
         return f"{self.name}:{self._claims}"
 
     def _adapt(self, count: int, seconds: float) -> None:
         """
-        Claim as many messages next as can be handled before others grow idle.
+        Adapt the size of the next claim, so that other workers do not stay idle.
 
-        That is well within the lease. After a lease that was lost it is half as many,
-        for twice as long.
+        It is handled well within its lease. After a lost lease the next claim has half
+        as many messages, for twice as long.
         """
         if self._handler.has_lost_lease:
             self._limit = max(1, count // 2)
@@ -366,7 +368,7 @@ class Worker:
             self._limit = min(self.batch, self._limit * 2)
 
     def _look_after(self, *, at_once: bool = False) -> int:
-        """Release what is due and take up what dead workers held, now and then."""
+        """Now and then, release due messages and take up those of dead workers."""
         now = time.monotonic()
         last = self._looked_after
         if not at_once and last is not None and now - last < self.poll_time:
@@ -384,21 +386,21 @@ class Worker:
         return found + sum(relay.look_after() for relay in self.relays.values())
 
     def _clean_up(self) -> None:
-        """Forget what handlers have left: logged queries, broken connections."""
+        """Remove what handlers have left: logged queries, broken connections."""
         reset_queries()
         for connection in all_connections.all(initialized_only=True):
             if connection.errors_occurred and not connection.in_atomic_block:
-                # MySQL's cannot tell it of one that has never come about.
+                # MySQL's driver cannot tell this of a connection that was never opened.
                 if connection.connection is None or not connection.is_usable():
                     connection.close()
                 connection.errors_occurred = False
 
     def _wait(self, idle_rounds: int) -> bool:
         """
-        Wait for a notification, or for a while that grows to the poll time.
+        Wait for a notification, or for a time that grows to the poll time.
 
         Returns:
-            Whether there was one for us. More may then follow that say nothing.
+            Whether there was one for this worker. Messages soon after it send none.
 
         """
         slow_rounds = max(0, idle_rounds - self.quick_rounds)
@@ -421,7 +423,7 @@ class Worker:
                 driver = connection.connection
                 driver._cqrs_listens = True
                 driver._cqrs_is_pooled = _is_pooled(driver, cursor)
-            return False  # what was sent before is claimed before this waits
+            return False  # earlier messages are claimed before the first wait
         if driver._cqrs_is_pooled:
             self._sleep(seconds)
             return False
@@ -432,7 +434,7 @@ class Worker:
             return any(note.payload in self.channels for note in notes)
 
     def _sleep(self, seconds: float) -> None:
-        """Sleep, and not much longer than until asked to stop."""
+        """Sleep, but not much longer than until asked to stop."""
         end = time.monotonic() + min(seconds, max(0.0, self.progress.seconds_left()))
         while not self.progress.is_stopping and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.05))
@@ -444,10 +446,10 @@ def _line(text: str) -> str:
 
 def names_of(registry: Registry) -> dict[str, tuple[str, ...]]:
     """
-    Return all names of the endpoints that have had others, by each of them.
+    Return all names of the renamed endpoints, by each of the names.
 
-    A factory and an action that keep an order keep it together: a message for the two
-    is stored by the factory's name, and a dead letter has that of the one which ran.
+    A factory and an action with ordering share their order: a message for the two is
+    stored under the factory's name, and a dead letter has the name of the one that ran.
     """
     found: dict[str, tuple[str, ...]] = {}
     by_name = {endpoint.name: endpoint for endpoint in registry.routes.endpoints}
@@ -457,7 +459,7 @@ def names_of(registry: Registry) -> dict[str, tuple[str, ...]]:
             for partner in endpoint.partners:
                 names += by_name[partner].names
             if endpoint.partners:
-                names = tuple(sorted(names))  # the same from whichever of them
+                names = tuple(sorted(names))  # the same for each of them
         if len(names) > 1:
             found.update(dict.fromkeys(names, names))
     return found
@@ -467,8 +469,8 @@ def _is_pooled(driver: Any, cursor: Any) -> bool:
     """
     Return whether a pooler stands between a connection and its session.
 
-    It gives its clients process ids of its own. There `LISTEN` succeeds, and what is
-    notified reaches whoever has the session just then.
+    A pooler gives its clients process ids of its own. There `LISTEN` succeeds, and a
+    notification reaches the client that has the session at that time.
     """
     cursor.execute("SELECT pg_backend_pid()")
     return bool(cursor.fetchone()[0] != driver.info.backend_pid)
