@@ -8,7 +8,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class OutboxConfig(AppConfig):
-    """Messages stored with the data they speak of."""
+    """Messages stored together with the data that they concern."""
 
     name = "django_cqrs.outbox"
     label = "django_cqrs_outbox"
@@ -16,7 +16,7 @@ class OutboxConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def import_models(self) -> None:
-        """Import them and offer the inbox: routes are compiled before ``ready()``."""
+        """Import the models, and register the inbox before routes are compiled."""
         super().import_models()
         from django_cqrs.inbox import offer_inbox
         from django_cqrs.outbox.inbox import inbox
@@ -24,7 +24,7 @@ class OutboxConfig(AppConfig):
         offer_inbox(self.name, inbox)
 
     def ready(self) -> None:
-        """Have the journal asked about what is handled: it is off by default."""
+        """Connect the journal to the handling of messages; it is off by default."""
         from django_cqrs.outbox.checks import check_tables
         from django_cqrs.outbox.journal import watch
 

@@ -1,4 +1,4 @@
-"""The outbox channel: messages stored by the connection of the data, with the data."""
+"""The outbox channel: messages stored with the data, by the data's connection."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class OutboxChannel(Channel):
     """
     Stores messages in the database of the data, in the transaction of the data.
 
-    ``manage.py cqrs_worker ALIAS`` handles them. ``OPTIONS`` may hold ``"NOTIFY":
-    False``: no notification then wakes the worker on PostgreSQL, it polls.
+    ``manage.py cqrs_worker ALIAS`` handles them. With ``"NOTIFY": False`` in
+    ``OPTIONS``, PostgreSQL sends no notification to wake the worker, which then polls.
     """
 
     supports_delay = True
@@ -47,12 +47,12 @@ class OutboxChannel(Channel):
     supports_redelivery = True
     known_options: ClassVar[tuple[str, ...]] = ("NOTIFY",)
 
-    # A worker that was woken looks again and again for so many seconds, so that no
-    # other notification is needed: see the quick rounds of the worker.
+    # A woken worker polls for so many seconds, so no other notification is needed in
+    # that time: see the quick rounds of the worker.
     quiet_time: ClassVar[float] = 0.02
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
-        """Remember when the workers of each database were last woken."""
+        """Keep the time at which the workers of each database were last woken."""
         super().__init__(alias, options)
         self.notifies = options.get("NOTIFY", True)
         self._last_notifications: dict[str, float] = {}
@@ -60,14 +60,14 @@ class OutboxChannel(Channel):
     def write(
         self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
     ) -> None:
-        """Store messages in one statement, or in as few as the parameters allow."""
+        """Store messages in one statement, or as few as the parameters allow."""
         self._store(connection, entries, end="")
 
     def write_last(
         self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
     ) -> None:
         """Store them likewise, and on PostgreSQL commit in the same round trip."""
-        if type(self).write is not OutboxChannel.write:  # it may do more after that
+        if type(self).write is not OutboxChannel.write:  # it may do more afterwards
             self.write(connection, entries)
         else:
             end = COMMIT if can_commit(connection) else ""
@@ -94,16 +94,16 @@ class OutboxChannel(Channel):
             return
         if is_ended and self._is_quiet(connection):  # it is committed
             return
-        # Last: without a transaction it is done here and now.
+        # Last, since without a transaction it is done immediately.
         connection.on_commit(partial(self._notify, connection), robust=True)
 
     def _is_quiet(self, connection: BaseDatabaseWrapper) -> bool:
-        """Return whether a worker that was woken is still looking again and again."""
+        """Return whether a worker that was woken is still polling."""
         last = self._last_notifications.get(connection.alias)
         return last is not None and time.monotonic() - last < self.quiet_time
 
     def _notify(self, connection: BaseDatabaseWrapper) -> None:
-        """Wake a worker: after the commit, since inside it would serialise commits."""
+        """Wake a worker after the commit: inside it would serialise commits."""
         if self._is_quiet(connection):
             return
         self._last_notifications[connection.alias] = time.monotonic()
@@ -116,7 +116,7 @@ class OutboxChannel(Channel):
 
     def relay(self, using: str) -> Relay | None:
         """
-        Return what forwards the channel's messages, None where a worker handles them.
+        Return the relay of the channel; None if a worker handles its messages.
 
         Args:
             using: the alias of the database that holds the messages.
@@ -132,19 +132,19 @@ class OutboxChannel(Channel):
         using: str = DEFAULT_DB_ALIAS,
     ) -> int:
         """
-        Handle what is due here and now: for tests, inside their own transaction.
+        Handle due messages immediately: for tests, inside their transaction.
 
         Args:
-            limit: stop after so many messages.
-            registry: whose handlers are called; by default the project's.
+            limit: stop after this number of messages.
+            registry: the registry with the handlers; by default the project's.
             using: the alias of the database.
 
         Returns:
-            How many were handled.
+            The number of handled messages.
 
         Raises:
-            Exception: whatever a handler raises, unchanged. Its message is tried
-                again as its policy says.
+            Exception: the exception of a handler, unchanged. Its message is retried
+                according to its policy.
 
         """
         from django_cqrs.buses.registries import registry as projects
@@ -160,7 +160,7 @@ class OutboxChannel(Channel):
             raise (error.__cause__ or error) from None
 
     def advance(self, span: timedelta, *, using: str = DEFAULT_DB_ALIAS) -> None:
-        """Let time pass for what waits: what is delayed falls due, or expires."""
+        """Let time pass for waiting messages: delayed ones fall due, or expire."""
         waiting = OutboxMessage.objects.using(using).filter(channel=self.alias)
         for field in ("available_at", "expires_at"):
             timed = waiting.filter(**{f"{field}__isnull": False})
@@ -175,7 +175,7 @@ class OutboxChannel(Channel):
         *,
         endpoints: Collection[str],
     ) -> None:
-        """Delete the timers of an object in the open transaction, and note that."""
+        """Delete the timers of an object in the open transaction, and note it."""
         from django_cqrs.outbox import journal
 
         using = connection.alias
@@ -185,9 +185,9 @@ class OutboxChannel(Channel):
             endpoint__in=endpoints,
             state=State.DELAYED,
             attempts=0,
-            last_error=None,  # an attempt in an outage is not counted
+            last_error=None,  # an attempt during an outage is not counted
         )
-        # An exclude() of the empty text lets the partial index be used.
+        # Excluding the empty text lets the partial index be used.
         waiting = waiting.exclude(subject="")
         if journal.is_kept():
             rows = waiting.defer("payload", "headers")
@@ -210,10 +210,10 @@ class OutboxChannel(Channel):
 
 def _forget_notifications(connection: BaseDatabaseWrapper) -> None:
     """
-    Drop what has come to a connection that waits for none.
+    Discard the notifications of a connection that does not wait for any.
 
-    A pooler may hand it the session in which a worker listens, and psycopg keeps what
-    comes there.
+    A pooler may give it the session in which a worker listens, and psycopg keeps the
+    notifications of that session.
     """
     driver: Any = connection.connection
     if getattr(driver, "_notifies_backlog", None):
@@ -223,10 +223,10 @@ def _forget_notifications(connection: BaseDatabaseWrapper) -> None:
 
 def outbox_of(alias: str) -> OutboxChannel:
     """
-    Return the channel of an alias, of which rows wait in the outbox.
+    Return the channel of an alias, if its rows wait in the outbox.
 
     Raises:
-        InvalidChannel: the settings describe none, or one of another kind.
+        InvalidChannel: the settings do not describe it, or it is of another kind.
 
     """
     channel = channels[alias]

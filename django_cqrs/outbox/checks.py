@@ -1,4 +1,4 @@
-"""Checks of the database: `check --database`, `migrate` and the worker make them."""
+"""Checks of the database, run by `check --database`, `migrate` and the worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODELS = (OutboxMessage, DeadLetter, InboxEntry, JournalEntry)
 def check_tables(
     *, databases: Collection[str] | None = None, **_kwargs: Any
 ) -> list[CheckMessage]:
-    """Check that the outbox's tables are where messages are sent, as they should be."""
+    """Check that databases with messages have the outbox's tables, up to date."""
     found: list[CheckMessage] = []
     for alias in databases or ():
         connection = connections[alias]
@@ -40,10 +40,10 @@ def check_tables(
 
 
 def _lacking(alias: str) -> Iterator[CheckMessage]:
-    """Yield that a database has no table although handlers send messages there."""
+    """Yield an error if handlers send messages to a database without the table."""
     may_migrate = router.allow_migrate_model(alias, OutboxMessage)
     if may_migrate and sys.argv[1:2] == ["migrate"]:
-        return  # which is about to make it
+        return  # it is about to create the table
     if not any(map(_is_outbox, channels)):
         return
     senders = sorted(
@@ -70,12 +70,12 @@ def _lacking(alias: str) -> Iterator[CheckMessage]:
 def _is_outbox(alias: str) -> bool:
     try:
         return isinstance(channels[alias], OutboxChannel)
-    except InvalidChannel:  # that is another check's business
+    except InvalidChannel:  # another check reports it
         return False
 
 
 def _stale_columns(alias: str, tables: Collection[str]) -> Iterator[CheckMessage]:
-    """Yield ids that an older MariaDB has made texts of."""
+    """Yield an error for ids that an older MariaDB stored as texts."""
     connection = connections[alias]
     if connection.vendor != "mysql" or not connection.features.has_native_uuid_field:
         return

@@ -1,8 +1,8 @@
 """
-How far the clock of this machine is from that of the database.
+The difference between the clock of this machine and that of the database.
 
-Leases are counted by the database's clock. Delays, the pauses between attempts, expiry
-and windows are counted by the clocks of the machines that send and handle messages.
+Leases follow the database's clock. Delays, the pauses between attempts, expiry and
+windows follow the clocks of the machines that send and handle messages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django_cqrs.clock import now
 
 MOST_SKEW: Final = timedelta(seconds=5)
-"""How far two clocks may be apart before somebody should set them."""
+"""The difference between two clocks from which on they should be set."""
 
 _ROUNDS: Final = 3
 _STATEMENTS: Final = {
@@ -27,17 +27,17 @@ _STATEMENTS: Final = {
 
 def clock_skew(using: str = DEFAULT_DB_ALIAS) -> timedelta:
     """
-    Return by how much the clock of this machine is ahead of the database's.
+    Return the time by which this machine's clock is ahead of the database's.
 
-    The time that the answer takes is not taken for skew: what is returned is the least
-    that the clocks are apart.
+    The round trip is not mistaken for skew: the result is the smallest possible
+    difference.
 
     Args:
         using: the alias of the database.
 
     Returns:
-        A negative time where this machine is behind; zero on SQLite, whose clock is
-        this machine's.
+        A negative time if this machine is behind; zero on SQLite, which uses this
+        machine's clock.
 
     """
     connection = connections[using]
@@ -52,7 +52,7 @@ def clock_skew(using: str = DEFAULT_DB_ALIAS) -> timedelta:
             cursor.execute(statement)
             (there,) = cursor.fetchone()
         took = time.monotonic() - started
-        # The database has looked at its clock at some moment of that time.
+        # The database read its clock at some moment in between.
         ahead = here.timestamp() - _seconds(there) + took / 2
         if best is None or took < best[0]:
             best = took, ahead
@@ -64,7 +64,7 @@ def clock_skew(using: str = DEFAULT_DB_ALIAS) -> timedelta:
 
 
 def skew_in_words(skew: timedelta) -> str | None:
-    """Return one sentence where clocks are further apart than :data:`MOST_SKEW`."""
+    """Return a sentence if the clocks differ by more than :data:`MOST_SKEW`."""
     if abs(skew) <= MOST_SKEW:
         return None
     where = "ahead of" if skew > timedelta() else "behind"

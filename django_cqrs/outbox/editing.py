@@ -1,4 +1,4 @@
-"""A dead letter's payload, edited by hand: what is sensitive in it stays unseen."""
+"""Edit a dead letter's payload by hand, without seeing its sensitive values."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from django_cqrs.outbox.store.dead_letters import replay
 from django_cqrs.outbox.store.rows import envelope_of
 
 LONGEST: Final = 1_000_000
-"""How many bytes of a payload are edited by hand at most."""
+"""The maximum number of bytes of a payload to be edited by hand."""
 
 WHOLE: Final = "the whole payload"
-"""What has changed where the old payload cannot be read."""
+"""The change of a payload whose old version cannot be read."""
 
 
 class NotEditable(CQRSError):
-    """Nobody can tell what a dead letter's payload should be, so it is not edited."""
+    """The right payload of a dead letter is unknown, so it cannot be edited."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EditedPayload:
-    """A payload that its handler will take."""
+    """A payload that its handler accepts."""
 
     payload: bytes
     paths: list[str]
-    """Where it differs from the old one, never with a value."""
+    """The paths that differ from the old one, never with a value."""
 
 
 class PayloadEditor:
     """
-    The payload of one dead letter, on its way through a form.
+    The payload of one dead letter, edited in a form.
 
-    In the form a mask with a number stands for a sensitive value. Left in its place it
-    keeps the value; a value written over it replaces it.
+    In the form a numbered mask stands for a sensitive value. An unchanged mask keeps
+    the value; a value written over it replaces it.
     """
 
     def __init__(self, letter: DeadLetter) -> None:
@@ -57,21 +57,21 @@ class PayloadEditor:
         Read a dead letter.
 
         Raises:
-            CannotMend: its class or no handler has its endpoint's name here, or it is
-                too long.
+            NotEditable: it is too long, or its class, or a handler with its endpoint's
+                name, does not exist here.
 
         """
         self._letter = letter
         self._raw = bytes(letter.payload)
         self._rule = _rule_for(letter, self._raw)
         self._kept: dict[str, tuple[Path, Any]] = {}
-        """From a mask to the place that it had, and the value there."""
+        """The original place and value of each mask."""
         self._own: set[str] = set()
-        """Texts that look like a mask, and are none."""
+        """Texts that only look like a mask."""
         self.note = ""
-        """Why the form begins empty, where it does."""
+        """The reason why the form starts empty, if it does."""
         self.text = ""
-        """What the form begins with."""
+        """The initial text of the form."""
         try:
             self._document = json.loads(self._raw)
             self._is_json = True
@@ -94,11 +94,11 @@ class PayloadEditor:
 
     def edited(self, text: str) -> EditedPayload:
         """
-        Return the payload that a text of the form stands for.
+        Return the payload of a text in the form.
 
         Raises:
-            MessageConversionError: it is not what the handler takes, or a mask is where
-                it was not; with all errors.
+            MessageConversionError: the handler does not accept it, or a mask was moved;
+                with all errors.
 
         """
         try:
@@ -131,7 +131,7 @@ class PayloadEditor:
         return EditedPayload(payload, self._changed(document))
 
     def _restored(self, edited: Any) -> Any:
-        """Return JSON with the values that its masks stand for."""
+        """Return JSON with the values of its masks."""
         errors: list[FieldError] = []
         restored: list[Path] = []
 
@@ -179,15 +179,15 @@ class PayloadEditor:
 
 def replay_edited(letter: DeadLetter, edited: EditedPayload, *, using: str) -> bool:
     """
-    Put a dead letter back with another payload; the rest of it is as it was sent.
+    Put a dead letter back with another payload, and otherwise as it was sent.
 
     Args:
         letter: of the database `using`.
-        edited: its payload.
-        using: the alias.
+        edited: its new payload.
+        using: the alias of the database.
 
     Returns:
-        Whether it was still there. Somebody may have replayed or deleted it.
+        Whether it still existed. Somebody may have replayed or deleted it.
 
     """
     letter.payload = edited.payload
@@ -196,10 +196,10 @@ def replay_edited(letter: DeadLetter, edited: EditedPayload, *, using: str) -> b
 
 def _rule_for(letter: DeadLetter, raw: bytes) -> RedactionRule:
     """
-    Return what is sensitive in what is to be edited.
+    Return the sensitive fields of a payload that is to be edited.
 
     Raises:
-        CannotMend: nobody could say whether the result is right.
+        NotEditable: nothing could verify the result.
 
     """
     table = buses.registry.routes
@@ -251,7 +251,7 @@ def _written(document: Any, indent: int | None = None) -> str:
     separators = (",", ": ") if indent else (",", ":")
     options: dict[str, Any] = {"indent": indent, "separators": separators}
     text = json.dumps(document, ensure_ascii=False, **options)
-    # Half of a surrogate pair is written as JSON escapes it.
+    # A lone surrogate is written as a JSON escape.
     is_text = not any("\ud800" <= sign <= "\udfff" for sign in text)
     return text if is_text else json.dumps(document, **options)
 
@@ -280,7 +280,7 @@ def _hidden(rule: RedactionRule, document: Any) -> Iterator[Path]:
 
 
 def _differences(old: Any, new: Any, path: Path, hidden: set[Path]) -> Iterator[Path]:
-    """Yield the paths of what differs, none of them inside of what is hidden."""
+    """Yield the paths of differences, none of them inside a hidden value."""
     if path not in hidden:
         if isinstance(old, dict) and isinstance(new, dict):
             for key in dict.fromkeys((*old, *new)):

@@ -1,4 +1,4 @@
-"""What is wrong with an outbox: for monitors, and for whoever is on duty."""
+"""The problems of an outbox, for monitors and operators."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LATE: Final = timedelta(minutes=5)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something that somebody should look at."""
+    """A problem that somebody should look at."""
 
     kind: Literal["unreadable", "late", "dead", "transaction", "clock"]
     """
@@ -39,9 +39,9 @@ class Problem:
     transaction is open for too long; this machine's clock is not the database's.
     """
     channel: str | None = None
-    """The alias of the channel; None where it is about all of them."""
+    """The alias of the channel; None if it concerns all of them."""
     text: str
-    """One sentence, without anything of a message."""
+    """One sentence, without any data of messages."""
 
     def __str__(self) -> str:
         """Return the sentence."""
@@ -57,23 +57,22 @@ def find_problems(
     max_transaction: timedelta | None = LONG,
 ) -> list[Problem]:
     """
-    Return what is wrong with the outbox of a database; nothing where all is well.
+    Return the problems of a database's outbox; none if all is well.
 
-    However much waits, only so much of it is looked at: of each channel and priority
-    the :data:`~django_cqrs.outbox.statistics.LOOKED` messages that are next, and as
-    many dead letters. Where there are more, the sentence says "at least".
+    The work is bounded however many messages wait: of each channel and priority the
+    :data:`~django_cqrs.outbox.statistics.LOOKED` messages that are next, and as many
+    dead letters. If there are more, the sentence says "at least".
 
     Args:
         using: the alias of the database.
-        channels: the aliases of the channels that are looked at; by default all.
-        max_age: how long a message may wait once it is due; None means without limit.
-        max_dead: how many dead letters a channel may have; None is any number.
-        max_transaction: how long a transaction of the database may be open; None
-            means without limit.
+        channels: the aliases of the channels to examine; by default all.
+        max_age: how long a message may wait once it is due; None means no limit.
+        max_dead: the number of dead letters that a channel may have; None: no limit.
+        max_transaction: how long a transaction of the database may be open; None means
+            no limit.
 
     Returns:
-        The problems. That the database cannot be read is one of them and raises
-        nothing.
+        The problems. An unreadable database is one of them, and does not raise.
 
     """
     try:
@@ -85,7 +84,7 @@ def find_problems(
             *_apart(using),
         ]
     except Error as error:
-        # What the driver says may name hosts and users: that is for the log alone.
+        # The driver's text may name hosts and users, so it goes to the log only.
         logger.warning("Outbox of %r cannot be read", using, exc_info=True)
         name = type(error).__name__
         text = f"Outbox of the database {using!r} cannot be read ({name})."
@@ -93,7 +92,7 @@ def find_problems(
 
 
 class _CheckedRange(NamedTuple):
-    """Rows of a channel that are a range of an index, so many at most."""
+    """Rows of a channel in one range of an index, limited in number."""
 
     channel: str
     rows: QuerySet[Any, Any]
@@ -104,7 +103,7 @@ class _Tallied(NamedTuple):
     number: int = 0
     since: datetime | None = None
     is_more: bool = False
-    """Whether there are more that were not looked at."""
+    """Whether there are more rows than were examined."""
 
     def and_also(self, count: int, since: datetime | None, most: int) -> _Tallied:
         moments = [each for each in (self.since, since) if each is not None]
@@ -134,7 +133,7 @@ def _late(using: str, channels: Sequence[str], max_age: timedelta) -> Iterator[P
 def _waiting(
     using: str, channels: Sequence[str], before: datetime
 ) -> Iterator[_CheckedRange]:
-    """Yield where what waits for long may be: at the beginning of each range."""
+    """Yield the ranges whose first rows may have waited for too long."""
     for channel in channels:
         rows = OutboxMessage.objects.filter(channel=channel)
         aged = rows.annotate(since=WAITING_SINCE).values_list("since")
@@ -149,11 +148,11 @@ def _waiting(
 
 
 def _priorities(using: str, channel: str) -> Iterator[int]:
-    """Yield the priorities of what is ready, each by one look into an index."""
+    """Yield the priorities of ready messages, each by one index look-up."""
     ready = OutboxMessage.objects.using(using).filter(
         channel=channel, state=State.READY
     )
-    # Not one recursive statement: in it MariaDB would read all that is ready.
+    # Not one recursive statement: MariaDB would read all ready messages in it.
     found = ready.order_by("-priority").values_list("priority", flat=True)
     priority = found.first()
     for _ in range(_PRIORITIES):
@@ -167,12 +166,12 @@ def _counted(
     using: str, ranges: Sequence[_CheckedRange], before: datetime | None = None
 ) -> dict[str, _Tallied]:
     """
-    Return how much of each channel is in ranges, by statements for many of them.
+    Return the counts of each channel's ranges, many ranges in one statement.
 
     Args:
         using: the alias of the database.
-        ranges: of channels.
-        before: counts only what has waited since then or longer.
+        ranges: the ranges of the channels.
+        before: counts only messages that have waited since then or longer.
 
     """
     connection = connections[using]
@@ -240,7 +239,7 @@ def _apart(using: str) -> Iterator[Problem]:
         yield Problem(kind="clock", text=text)
 
 
-# So many priorities of a channel are looked at, the highest first.
+# The number of priorities examined in a channel, the highest first.
 _PRIORITIES: Final = 50
-# So many ranges are counted by one statement.
+# The number of ranges counted by one statement.
 _TOGETHER: Final = 100

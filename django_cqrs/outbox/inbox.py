@@ -24,12 +24,12 @@ from django_cqrs.statements import fitting, written
 
 COLUMNS = "endpoint", "key", "message_id", "created_at"
 
-# Another may take a key out, or renew it, between two looks at it.
+# Another transaction may remove or renew a key between two reads of it.
 _ROUNDS: Final = 5
 
 
 def window() -> timedelta:
-    """Return how long a key is remembered."""
+    """Return the time for which a key is remembered."""
     return as_timedelta(conf.current().IDEMPOTENCY_WINDOW, "IDEMPOTENCY_WINDOW")
 
 
@@ -45,7 +45,7 @@ class DatabaseInbox:
         *,
         former: Sequence[str] = (),
     ) -> FirstResult | None:
-        """Remember a key; return what is kept of its first message, None if new."""
+        """Remember a key; return the entry of its first message, None if it is new."""
         connection = connections[using]
         for _ in range(_ROUNDS):
             moment = now()
@@ -69,7 +69,7 @@ class DatabaseInbox:
     def _seen_by(
         self, using: str, owners: Sequence[str], key: str, now: datetime
     ) -> FirstResult | None:
-        """Return what is kept under names that the owner had before."""
+        """Return the entry under the owner's former names."""
         for owner in owners:
             found = _first(_entries(using, owner, key))
             if found is not None and as_sent(found[1]) > now - window():
@@ -86,10 +86,10 @@ class DatabaseInbox:
         outputs: bytes | None,
     ) -> None:
         """
-        Keep what came of the message whose key was entered.
+        Keep the results of the message whose key was entered.
 
         Raises:
-            StatementTooLarge: that is more than the server takes at once.
+            StatementTooLarge: they are larger than the server accepts.
 
         """
         with fitting(
@@ -100,22 +100,22 @@ class DatabaseInbox:
             _entries(using, owner, key).update(result=result, outputs=outputs)
 
     def forget(self, using: str, owner: str, key: str) -> None:
-        """Take out a key that was entered, since its message was dropped."""
+        """Remove a key that was entered, since its message was dropped."""
         _entries(using, owner, key).delete()
 
     def purge(
         self, using: str, *, before: datetime | None = None, size: int = SIZE
     ) -> int:
         """
-        Delete the entries whose time is over, each batch in a statement of its own.
+        Delete expired entries, each batch in a statement of its own.
 
         Args:
             using: the alias of the database.
-            before: entries made before that; by default those out of the window.
-            size: of a batch.
+            before: delete entries made before that time; by default the window's start.
+            size: the number of entries in a batch.
 
         Returns:
-            How many were deleted.
+            The number of deleted entries.
 
         """
         if before is None:
@@ -147,7 +147,7 @@ def _insert(
     message_id: UUID,
     now: datetime,
 ) -> bool:
-    """Insert an entry; return whether there was none. A conflict is not an error."""
+    """Insert an entry; return whether it is new. A conflict is not an error."""
     operations = connection.ops
     fields: list[Any] = [InboxEntry._meta.get_field(name) for name in COLUMNS]
     ignoring = OnConflict.IGNORE

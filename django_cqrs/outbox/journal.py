@@ -45,31 +45,31 @@ from django_cqrs.routing.endpoint import JoinPoint, Run
 
 logger: Final = logging.getLogger("django_cqrs.journal")
 
-# Of a row's five texts none has more than 255 characters: a statement has 3 MB at most.
+# None of a row's five texts exceeds 255 characters: a statement has 3 MB at most.
 _ROWS: Final = 500
 
 MOST_HELD: Final = 1000
-"""How many failures are held at most until their transaction has ended."""
+"""The maximum number of failures held until their transaction has ended."""
 
-# An async handler's cancelled task is not a request to end the process.
+# A cancelled task in an async handler is not a request to end the process.
 _FAILURES = (Exception, asyncio.CancelledError)
 
 
 def is_kept() -> bool:
-    """Return whether the settings ask for a journal, and there is a table for it."""
+    """Return whether the settings ask for a journal, and its table exists."""
     return conf.current().JOURNAL is not None and apps.is_installed(
         "django_cqrs.outbox"
     )
 
 
 def watch() -> None:
-    """Be asked about whatever handles messages, once."""
+    """Observe the handling of messages; calling it again changes nothing."""
     add_observer(_observe)
     add_transaction_observer(_record_inside)
 
 
 class Note:
-    """What is noted while a message is handled at one endpoint."""
+    """Notes on the handling of a message at one endpoint."""
 
     __slots__ = (
         "at",
@@ -88,10 +88,10 @@ class Note:
 
     def __init__(self, *, is_workers: bool = False) -> None:
         """
-        Begin with nothing.
+        Start an empty note.
 
         Args:
-            is_workers: whether a worker writes it down, with what it settles.
+            is_workers: whether a worker writes it down together with the settlement.
 
         """
         self.is_workers = is_workers
@@ -103,20 +103,20 @@ class Note:
         self.endpoint = self.kind = self.name = self.ran = self.subject = ""
 
     def begin(self, kind: str, name: str, endpoint: str, channel: str | None) -> None:
-        """Say what is handled, from now on."""
+        """Name what is being handled, and start the time."""
         self.kind, self.name, self.endpoint = kind, name, endpoint
         self.channel = channel
         self.at = timezone.now()
         self.start: float = perf_counter()
 
     def end(self) -> None:
-        """Take the time."""
+        """Stop the time."""
         self.duration = int((perf_counter() - self.start) * 1_000_000)
 
     def entry_of(
         self, message: Message, outcome: Outcome, **failure: str
     ) -> JournalEntry:
-        """Return the entry of a message that is here; what failed, from `failure`."""
+        """Return the entry of a message in memory, with its failure in `failure`."""
         return JournalEntry(
             at=self.at,
             message_id=message.message_id,
@@ -142,7 +142,7 @@ class Note:
         attempts: int,
         **failure: str,
     ) -> JournalEntry:
-        """Return that of a message that waited in a channel."""
+        """Return the entry of a message that waited in a channel."""
         return JournalEntry(
             at=self.at,
             message_id=envelope.message_id,
@@ -161,7 +161,7 @@ class Note:
 
 
 def cancelled(row: OutboxMessage) -> JournalEntry:
-    """Return the entry of a timer that is taken back, since what it is for is over."""
+    """Return the entry of a timer that is cancelled, since its object has ended."""
     return JournalEntry(
         at=timezone.now(),
         message_id=row.message_id,
@@ -183,14 +183,14 @@ def failure_of(
     error: BaseException, redactor: Callable[[], Callable[[str], str]]
 ) -> dict[str, str]:
     """
-    Return what is written down of an exception.
+    Return the journal's texts about an exception.
 
-    What was masked of its text stays so on its way out, through the messages that
-    have caused the one which failed.
+    A text masked here stays masked on its way out, through the messages that caused the
+    failed one.
 
     Args:
         error: the exception.
-        redactor: returns what masks, in its text, what is sensitive.
+        redactor: returns a function that masks sensitive data in its text.
 
     """
     before = getattr(error, _MASKED, None) or described(error)
@@ -199,7 +199,7 @@ def failure_of(
     except Exception:  # noqa: BLE001 - of somebody's converter; the error goes its way
         text = NOT_SHOWN
     if text != before:
-        with contextlib.suppress(AttributeError):  # of a class that is frozen
+        with contextlib.suppress(AttributeError):  # the class is frozen
             setattr(error, _MASKED, text)
     lines = text.strip().splitlines() or [""]
     return {"exception": path_of_error(error)[:255], "error": lines[0][:255]}
@@ -209,13 +209,13 @@ def failure_of_stored(
     error: BaseException, envelope: Envelope, reason: str, registry: Registry
 ) -> dict[str, str]:
     """
-    Return what is written down of the failure of a message that waited.
+    Return the journal's texts about the failure of a message that waited.
 
     Args:
         error: the exception.
-        envelope: of the message.
-        reason: why it would be a dead letter.
-        registry: whose handlers it is for.
+        envelope: the message's envelope.
+        reason: the reason for which it would be a dead letter.
+        registry: the registry with its handlers.
 
     """
 
@@ -229,15 +229,15 @@ def redactor_of_stored(
     envelope: Envelope, reason: str, registry: Registry
 ) -> Callable[[str], str] | None:
     """
-    Return what masks, in the text of an error, what is sensitive in a stored message.
+    Return a function that masks a stored message's sensitive data in error texts.
 
     Args:
-        envelope: of the message.
-        reason: why it would be a dead letter.
-        registry: whose handlers it is for.
+        envelope: the message's envelope.
+        reason: the reason for which it would be a dead letter.
+        registry: the registry with its handlers.
 
     Returns:
-        None where nothing in it is sensitive.
+        None if nothing in it is sensitive.
 
     """
     letter = DeadLetter(
@@ -260,7 +260,7 @@ def redactor_of_stored(
 
 
 def _observe(run: Run, point: JoinPoint, step: Step) -> Run:
-    """Note when the handling begins and ends, and that it failed."""
+    """Note the start and end of the handling, and its failure."""
     endpoint = point.endpoint
     if step is Step.SEND or endpoint.kind is Kind.QUERY or not is_kept():
         return run
@@ -269,7 +269,7 @@ def _observe(run: Run, point: JoinPoint, step: Step) -> Run:
     what = str(endpoint.kind), label_of(point), endpoint.name, channel
 
     def run_noted(message: Message) -> Any:
-        # What a worker gives a message of its own is there before.
+        # A worker's own note for a message exists already.
         note = handling_of(message).note if is_consumed else None
         if note is None:
             note = message.handling.note = Note()
@@ -296,7 +296,7 @@ def _observe(run: Run, point: JoinPoint, step: Step) -> Run:
 
 
 def _record_inside(run: Run, point: JoinPoint, alias: str) -> Run:
-    """Note each attempt, and write down in its transaction that it succeeded."""
+    """Note each attempt, and write a success down in its transaction."""
     endpoint = point.endpoint
     if endpoint.kind is Kind.QUERY or not is_kept():
         return run
@@ -314,7 +314,7 @@ def _record_inside(run: Run, point: JoinPoint, alias: str) -> Run:
         note.connection = connection
         note.attempts += 1
         if subject_of is not None:
-            with contextlib.suppress(Exception):  # that is for the handler to say
+            with contextlib.suppress(Exception):  # the handler reports it
                 note.subject = subject_of(message)
         result = run(message)
         if note.is_workers or (connection.in_atomic_block and is_broken(connection)):
@@ -332,24 +332,24 @@ def _record_inside(run: Run, point: JoinPoint, alias: str) -> Run:
 
 
 def _connection_of(message: Message, point: JoinPoint) -> BaseDatabaseWrapper:
-    """Return whose transaction a message would have been handled in."""
+    """Return the connection whose transaction would have handled a message."""
     scope = scope_of(message)
     if scope is not None:
         connection: BaseDatabaseWrapper = scope.connection
         return connection
     alias = message.using
-    with contextlib.suppress(Exception):  # a router's
+    with contextlib.suppress(Exception):  # errors of a router
         alias = alias or point.endpoint.alias
     return connections[alias or DEFAULT_DB_ALIAS]
 
 
 class _EntrySink:
-    """Where entries go that wait in a bus scope beside the messages sent there."""
+    """The sink of entries that wait in a bus scope beside the messages sent there."""
 
     def write(
         self, connection: BaseDatabaseWrapper, entries: Sequence[JournalEntry]
     ) -> None:
-        """Insert entries in one go, where their database has the table."""
+        """Insert entries in one statement, if their database has the table."""
         using = connection.alias
         if router.allow_migrate_model(using, JournalEntry):
             JournalEntry.objects.using(using).bulk_create(entries, batch_size=_ROWS)
@@ -361,7 +361,7 @@ _table: Final = _EntrySink()
 
 
 def write(using: str, entries: Sequence[JournalEntry]) -> None:
-    """Write entries in the transaction that is open."""
+    """Write entries in the open transaction."""
     if entries:
         _table.write(connections[using], entries)
 
@@ -369,7 +369,7 @@ def write(using: str, entries: Sequence[JournalEntry]) -> None:
 def _write_alone(
     connection: BaseDatabaseWrapper, entries: Sequence[JournalEntry]
 ) -> None:
-    """Write entries that no transaction depends on: a failure is for the log."""
+    """Write entries that no transaction depends on; a failure is only logged."""
     try:
         _table.write(connection, entries)
     except Error:
@@ -380,18 +380,18 @@ _HELD: Final = "_cqrs_journal"
 
 
 class _Held:
-    """What failed inside a transaction, until that has ended one way or the other."""
+    """Failures inside a transaction, held until it has ended one way or the other."""
 
     __slots__ = ("block", "entries")
 
     def __init__(self, block: Any, entries: list[JournalEntry]) -> None:
-        """Begin, with the outermost ``atomic()`` of the connection."""
+        """Start with the outermost ``atomic()`` of the connection."""
         self.block = block
         self.entries = entries
 
     @property
     def is_of_test(self) -> bool:
-        """Whether that is a test case's, which ends with the test."""
+        """Whether the transaction is a test case's, which ends with the test."""
         return bool(getattr(self.block, "_from_testcase", False))
 
 
@@ -411,24 +411,24 @@ def _defer(connection: BaseDatabaseWrapper, entry: JournalEntry) -> None:
 
 
 def flush(connection: BaseDatabaseWrapper) -> None:
-    """Write what is held, unless a transaction is open that could still undo it."""
+    """Write the held entries, unless an open transaction could still undo them."""
     held: _Held | None = getattr(connection, _HELD, None)
     if held is None or is_inside_transaction(connection):
         return
     delattr(connection, _HELD)
     blocks: Any = getattr(connection, "atomic_blocks", ())
     if held.is_of_test and held.block not in blocks:
-        return  # of a test that has ended
+        return  # their test has ended
     _write_alone(connection, held.entries)
 
 
 def _flush_after_transaction(connection: Any) -> None:
     """
-    Have :func:`flush` called when the open transaction has ended.
+    Call :func:`flush` when the open transaction has ended.
 
-    ``on_commit`` knows nothing of a rollback; after either Django turns autocommit on.
+    ``on_commit`` ignores rollbacks; after both, Django turns autocommit on.
     """
-    if "set_autocommit" in vars(connection):  # of a transaction before, and still there
+    if "set_autocommit" in vars(connection):  # left by an earlier transaction
         return
 
     def set_autocommit(autocommit: bool, *args: Any, **kwargs: Any) -> None:
@@ -444,13 +444,13 @@ def _flush_after_transaction(connection: Any) -> None:
 
 
 def _will_let_out(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether what is being handled does so itself, with its own failure."""
+    """Return whether the current handling will flush, with its own failure."""
     note: Note | None = handling_of(current.get()).note
     return note is not None and note.connection is connection and not note.is_workers
 
 
 def kept_time() -> timedelta:
-    """Return how long entries are kept: no time at all where the journal is off."""
+    """Return the time for which entries are kept: zero if the journal is off."""
     span = conf.current().JOURNAL
     return timedelta(0) if span is None else as_timedelta(span, "JOURNAL")
 
@@ -463,30 +463,30 @@ def purge(
     batches: int | None = None,
 ) -> int:
     """
-    Delete the entries whose time is over, each batch in a statement of its own.
+    Delete expired entries, each batch in a statement of its own.
 
     Args:
         using: the alias of the database.
-        before: entries of messages handled before that; by default those older than
-            ``JOURNAL`` says, and all where it is off.
-        size: of a batch.
-        batches: the maximum number of them; None means no limit.
+        before: delete entries of messages handled before that time; by default those
+            older than ``JOURNAL`` says, and all if it is off.
+        size: the number of entries in a batch.
+        batches: the maximum number of batches; None means no limit.
 
     Returns:
-        How many were deleted.
+        The number of deleted entries.
 
     """
     if before is None:
         try:
             before = now() - kept_time()
-        except OverflowError:  # nothing is as old as that
+        except OverflowError:  # no entry is that old
             return 0
     old = JournalEntry.objects.using(using).filter(at__lt=before)
     return delete_in_batches(old, by="at", size=size, batches=batches)
 
 
 def described(error: BaseException) -> str:
-    """Return the text of an exception, as a database takes it."""
+    """Return the text of an exception, in a form that a database accepts."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - an error that cannot even be described
@@ -495,17 +495,17 @@ def described(error: BaseException) -> str:
 
 
 def storable(text: str) -> str:
-    """Return a text that every database takes: without NUL and lone surrogates."""
+    """Return a text that every database accepts: without NUL and lone surrogates."""
     text = text.encode(errors="backslashreplace").decode()
     return text.replace("\x00", "\\x00")
 
 
 LONGEST: Final = {"error": 2**14, "traceback": 2**16}
-"""How many characters of an exception's texts are kept."""
+"""The maximum number of characters kept of an exception's texts."""
 
 
 def shortened(text: str, longest: int) -> str:
-    """Return a text, of a longer one its beginning, its end and how long it was."""
+    """Return a text; of a long one its beginning, its end and its length."""
     if len(text) <= longest:
         return text
     end = longest // 4
@@ -520,15 +520,15 @@ def path_of_error(error: BaseException) -> str:
 
 def masked(error: BaseException, redact: Callable[[str], str]) -> BaseException:
     """
-    Return an exception that may leave by the log: its text masked, its frames empty.
+    Return a copy of an exception for the log: text masked, frames empty.
 
-    A tracker of errors sends the local variables of every frame of a traceback, and
-    among them the message. So the frames are made anew, with their files, names and
-    lines and nothing else.
+    An error tracker sends the local variables of every frame of a traceback, and the
+    message is among them. So the frames are replaced by ones that have only their
+    files, names and lines.
 
     Args:
-        error: what was raised.
-        redact: masks what is sensitive in a text.
+        error: the exception.
+        redact: masks sensitive data in a text.
 
     """
     first: BaseException | None = None
@@ -553,7 +553,7 @@ def masked(error: BaseException, redact: Callable[[str], str]) -> BaseException:
 
 
 def _without_locals(trace: TracebackType | None) -> TracebackType | None:
-    """Return a traceback of the same places, whose frames hold nothing."""
+    """Return a traceback of the same places, with empty frames."""
     made: TracebackType | None = None
     places = [
         (frame.f_code, frame.f_globals.get("__name__", ""), number)

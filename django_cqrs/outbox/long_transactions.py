@@ -1,8 +1,8 @@
 """
-Transactions that stay open: they keep the rows that workers have deleted since.
+Long transactions: they keep the rows that workers have deleted since they began.
 
-A database removes a deleted row when no transaction can see it. Until then
-each claim walks over the rows of all messages that were handled meanwhile.
+A database removes a deleted row when no transaction can see it. Until then each claim
+walks over the rows of all messages that were handled in the meantime.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ LONG: Final = timedelta(minutes=30)
 """How long a transaction may be open before somebody should look at it."""
 
 SHOWN: Final = 10
-"""How many of them are named at most."""
+"""The maximum number of transactions that are named."""
 
-# A READ COMMITTED session that has only read keeps nothing between two statements; one
-# that has written does, and says so by its `backend_xid`.
+# A READ COMMITTED session that has only read keeps no rows between two statements; one
+# that has written does, and its `backend_xid` shows it.
 _POSTGRESQL: Final = """
 SELECT pid::text, EXTRACT(EPOCH FROM clock_timestamp() - xact_start)::float8 AS age,
     usename, application_name, state
@@ -37,8 +37,8 @@ WHERE database = current_database()
     AND prepared < clock_timestamp() - %s * INTERVAL '1 second'
 ORDER BY age DESC LIMIT %s
 """
-# All databases of a server share what is kept. `trx_started` is in the server's zone,
-# whichever the session has. The table is up to 0.1 s old: the session may have gone.
+# All databases of a server share the kept rows. `trx_started` is in the server's zone,
+# whatever the session's. The table is up to 0.1 s old: the session may be gone.
 _MYSQL: Final = """
 SELECT t.trx_mysql_thread_id,
     TIMESTAMPDIFF(SECOND, t.trx_started,
@@ -51,7 +51,7 @@ WHERE t.trx_mysql_thread_id <> CONNECTION_ID()
 HAVING age >= %s
 ORDER BY age DESC LIMIT %s
 """
-# The user of the project lacks the privilege PROCESS.
+# The project's user lacks the privilege PROCESS.
 _DENIED: Final = 1227
 
 
@@ -60,18 +60,18 @@ class LongTransaction:
     """A transaction that has been open for long."""
 
     session: str
-    """The server's number of the session; of a prepared transaction its name."""
+    """The server's number of the session; the name of a prepared transaction."""
     seconds: float
     """How long it has been open."""
     user: str = ""
-    """Who has opened it, as the server says."""
+    """The user who opened it, by the server's name."""
     application: str = ""
-    """The name that the client has given itself, on PostgreSQL."""
+    """The name that the client gave itself, on PostgreSQL."""
     state: str = ""
-    """What the session is doing now, in the server's words."""
+    """The session's present state, in the server's words."""
 
     def __str__(self) -> str:
-        """Return which it is, and for how long it has been open."""
+        """Return its session, and how long it has been open."""
         noun = "The prepared transaction" if self.state == "prepared" else "The session"
         verb = "has been" if self.state == "prepared" else "has had a transaction"
         return f"{noun} {self.session} {verb} open for {self.age}"
@@ -82,7 +82,7 @@ class LongTransaction:
         return timedelta(seconds=int(self.seconds))
 
     def described(self) -> str:
-        """Return a line for the operator: whose it is, too."""
+        """Return a line for the operator, which also names its user."""
         known = ", ".join(filter(None, (self.user, self.application, self.state)))
         return f"{self} ({' '.join(known.split())})." if known else f"{self}."
 
@@ -91,18 +91,18 @@ def long_transactions(
     using: str = DEFAULT_DB_ALIAS, *, longer_than: timedelta = LONG
 ) -> list[LongTransaction]:
     """
-    Return the transactions that keep deleted rows of a database, the longest first.
+    Return the transactions that keep deleted rows of a database, longest first.
 
-    PostgreSQL shows a role its own sessions, and those of others where the role is a
-    member of `pg_read_all_stats`; the privilege PROCESS is needed on MySQL and MariaDB.
-    Of what the server does not show, nothing is returned. SQLite does not tell.
+    PostgreSQL shows a role its own sessions, and those of others if it is a member of
+    `pg_read_all_stats`; MySQL and MariaDB require the privilege PROCESS. Transactions
+    that the server does not show are not returned. SQLite shows none.
 
     Args:
         using: the alias of the database.
-        longer_than: how long they have been open.
+        longer_than: the minimum time for which they have been open.
 
     Returns:
-        At most :data:`SHOWN`; the session that asks is not among them.
+        At most :data:`SHOWN`, without the session that asks.
 
     """
     connection = connections[using]

@@ -1,4 +1,4 @@
-"""The tables of the outbox: what waits, what failed, keys seen, what was done."""
+"""The tables of the outbox: messages, dead letters, seen keys and the journal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django_cqrs.outbox.times import MomentField
 
 
 class State(models.IntegerChoices):
-    """Where a message stands. A handled one no longer has a row."""
+    """The state of a message. A handled one no longer has a row."""
 
     READY = 0, _("ready")
     DELAYED = 1, _("delayed")
@@ -23,11 +23,11 @@ class State(models.IntegerChoices):
 
 
 MOST_ATTEMPTS: Final = 2**31 - 1
-"""How many attempts every database can count."""
+"""The number of attempts that every database can count."""
 
 
 class StoredMessage(models.Model):
-    """What a message is on its way: names, bytes, ids and times."""
+    """A message in transit: names, bytes, ids and times."""
 
     channel = NameField(_("channel"), max_length=100)
     endpoint = NameField(_("endpoint"), max_length=255)
@@ -35,7 +35,7 @@ class StoredMessage(models.Model):
     version = models.PositiveSmallIntegerField(_("version"), default=1)
     payload = models.BinaryField(_("payload"))
     headers = models.BinaryField(_("headers"))
-    # What the log names; ids grow with time, so that an index grows at its end.
+    # The log names this id; ids grow with time, so that an index grows at its end.
     message_id = models.UUIDField(_("message id"), db_index=True)
     correlation_id = models.UUIDField(_("correlation id"), db_index=True)
     causation_id = models.UUIDField(_("causation id"), null=True)
@@ -43,9 +43,9 @@ class StoredMessage(models.Model):
     sequence = models.BigIntegerField(_("sequence"))
     priority = models.IntegerField(_("priority"), default=0)
     expires_at = MomentField(_("expires at"), null=True)
-    # Most have none, and those are not indexed.
+    # Most messages have none, and those are not indexed.
     ordering_key = NameField(_("ordering key"), max_length=255, null=True)
-    # The aggregate or saga that it is for, where that is known.
+    # The aggregate or saga that it is for, if known.
     subject = NameField(_("subject"), max_length=255, blank=True, default="")
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
 
@@ -55,7 +55,7 @@ class StoredMessage(models.Model):
         abstract = True
 
     def __str__(self) -> str:
-        """Return what it is and for whom."""
+        """Return the message's name and its endpoint."""
         return f"{self.name or 'value'} for {self.endpoint}"
 
 
@@ -68,38 +68,38 @@ class OutboxMessage(StoredMessage):
     available_at = MomentField(_("available at"), null=True)
     owner = models.CharField(_("owner"), max_length=100, null=True)  # noqa: DJ001 - nobody's is not one whose name is empty
     lease_expires_at = MomentField(_("lease expires at"), null=True)
-    # How often it was claimed; an owner names one claim, and is what fences.
+    # The number of claims; the owner names one claim, and guards against others.
     token = models.BigIntegerField(_("token"), default=0)
-    # Of one that is tried again: a line, without what is sensitive in the message.
+    # The last error of a message to be retried: one line, without sensitive data.
     last_error = models.TextField(_("last error"), null=True)  # noqa: DJ001 - most have had none
 
     objects: ClassVar[models.Manager[OutboxMessage]] = models.Manager()
 
     class Meta(StoredMessage.Meta):
-        """The hot table: small, since handled messages leave it."""
+        """The hot table: small, since handled messages are deleted."""
 
         verbose_name = _("message")
         verbose_name_plural = _("messages")
         default_permissions = ("view", "delete")
         indexes: ClassVar[list[models.Index]] = [
-            # The claim walks this one, and never over delayed or claimed rows.
+            # The claim walks this index, and never over delayed or claimed rows.
             models.Index(
                 fields=["channel", "state", "-priority", "sequence"],
                 name="cqrs_outbox_turn",
             ),
-            # What falls due, and leases that have run out.
+            # Due messages, and expired leases.
             PartialIndex(
                 fields=["channel", "available_at"],
                 where=models.Q(state=State.DELAYED),
                 name="cqrs_outbox_due",
             ),
-            # The messages of one key: what holds it, and the rest in their order.
+            # The messages of one key: the one that blocks it, and the rest in order.
             PartialIndex(
                 fields=["ordering_key", "endpoint", "state", "sequence"],
                 where=models.Q(ordering_key__isnull=False),
                 name="cqrs_outbox_key",
             ),
-            # The timers of a saga, which end with it, and what else is for an object.
+            # The timers of a saga, which end with it, and other messages for an object.
             PartialIndex(
                 fields=["subject"],
                 where=~models.Q(subject=""),
@@ -109,7 +109,7 @@ class OutboxMessage(StoredMessage):
 
 
 class Reason(models.TextChoices):
-    """Why a message was given up."""
+    """The reason why a message was given up."""
 
     FAILED = "failed", _("the handler failed")
     POISON = "poison", _("it kills its worker")
@@ -130,7 +130,7 @@ class DeadLetter(StoredMessage):
     objects: ClassVar[models.Manager[DeadLetter]] = models.Manager()
 
     class Meta(StoredMessage.Meta):
-        """Apart from what waits, so that the dead slow nobody down."""
+        """A table of its own, so that dead letters slow nothing down."""
 
         verbose_name = _("dead letter")
         verbose_name_plural = _("dead letters")
@@ -141,7 +141,7 @@ class DeadLetter(StoredMessage):
         )
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["channel", "failed_at"], name="cqrs_dead_channel"),
-            # What is asked for in the admin, the newest first.
+            # The queries of the admin, newest first.
             models.Index(fields=["endpoint", "id"], name="cqrs_dead_endpoint"),
             models.Index(fields=["name", "id"], name="cqrs_dead_name"),
             models.Index(fields=["reason", "id"], name="cqrs_dead_reason"),
@@ -159,9 +159,9 @@ class DeadLetter(StoredMessage):
 
 
 class ReplayBatch(models.Model):
-    """Dead letters that somebody has asked for, and that a worker puts back at once."""
+    """Dead letters that a user wants replayed, to be put back in one transaction."""
 
-    # The batches that were asked for together have one number.
+    # The batches of one request share this number.
     request = models.UUIDField(_("request"))
     total = models.PositiveIntegerField(_("dead letters of the request"))
     letters = models.JSONField(_("ids of dead letters"))
@@ -169,7 +169,7 @@ class ReplayBatch(models.Model):
     user = models.CharField(_("id of the user"), max_length=255, blank=True)
     user_name = models.CharField(_("user"), max_length=255, blank=True)
     requested_at = MomentField(_("requested at"))
-    # A batch that fails is tried again, as often as it takes.
+    # A batch that fails is retried until it succeeds.
     available_at = MomentField(_("available at"), db_index=True)
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
     error = models.TextField(_("error"), blank=True, default="")
@@ -177,19 +177,19 @@ class ReplayBatch(models.Model):
     objects: ClassVar[models.Manager[ReplayBatch]] = models.Manager()
 
     class Meta:
-        """A few rows, gone when the worker has done what they say."""
+        """A few rows, deleted when the worker has replayed them."""
 
         verbose_name = _("batch of dead letters to replay")
         verbose_name_plural = _("batches of dead letters to replay")
         default_permissions = ("view",)
 
     def __str__(self) -> str:
-        """Return how many are put back by it."""
+        """Return the number of dead letters in it."""
         return f"{self.count} of {self.total}"
 
 
 class InboxEntry(models.Model):
-    """A key that an endpoint, or a bus, has seen: what has it again is a duplicate."""
+    """A key that an endpoint or a bus has seen: the next message is a duplicate."""
 
     endpoint = NameField(_("endpoint"), max_length=300)
     key = NameField(_("key"), max_length=255)
@@ -201,7 +201,7 @@ class InboxEntry(models.Model):
     objects: ClassVar[models.Manager[InboxEntry]] = models.Manager()
 
     class Meta:
-        """Unique by a plain constraint, which every database keeps."""
+        """Unique by a plain constraint, which every database enforces."""
 
         verbose_name = _("inbox entry")
         verbose_name_plural = _("inbox entries")
@@ -211,12 +211,12 @@ class InboxEntry(models.Model):
         ]
 
     def __str__(self) -> str:
-        """Return whose key it is."""
+        """Return the owner and the key."""
         return f"{self.key} of {self.endpoint}"
 
 
 class Throughput(models.Model):
-    """How many messages of a channel were tried in one minute; kept for a day."""
+    """The messages of a channel that were tried in one minute; kept for a day."""
 
     minute = MomentField(_("minute"))
     channel = NameField(_("channel"), max_length=100)
@@ -226,7 +226,7 @@ class Throughput(models.Model):
     objects: ClassVar[models.Manager[Throughput]] = models.Manager()
 
     class Meta:
-        """A few rows, which all workers add to now and then."""
+        """A few rows, to which all workers add at intervals."""
 
         verbose_name = _("minute of throughput")
         verbose_name_plural = _("minutes of throughput")
@@ -238,12 +238,12 @@ class Throughput(models.Model):
         ]
 
     def __str__(self) -> str:
-        """Return what was done when."""
+        """Return the counts and their minute."""
         return f"{self.handled} of {self.channel} in {self.minute:%Y-%m-%d %H:%M}"
 
 
 class Outcome(models.TextChoices):
-    """What came of one attempt at handling a message."""
+    """The outcome of one attempt at handling a message."""
 
     HANDLED = "handled", _("handled")
     FAILED = "failed", _("failed")
@@ -253,22 +253,22 @@ class Outcome(models.TextChoices):
 
 
 class JournalEntry(models.Model):
-    """What came of a message at one endpoint; kept as long as the settings say."""
+    """The outcome of a message at one endpoint; kept as long as the settings say."""
 
     at = MomentField(_("at"))
     message_id = models.UUIDField(_("message id"))
     correlation_id = models.UUIDField(_("correlation id"))
     causation_id = models.UUIDField(_("causation id"), null=True)
-    # Neither is known of what waits for a handler that is there no more.
+    # Both are unknown for a waiting message whose handler no longer exists.
     kind = models.CharField(_("kind"), max_length=10, blank=True)
     name = NameField(_("message"), max_length=255, blank=True)
     endpoint = NameField(_("endpoint"), max_length=255)
-    # None where the handler was called at once.
+    # None if the handler was called directly.
     channel = NameField(_("channel"), max_length=100, null=True)
     subject = NameField(_("subject"), max_length=255, blank=True, default="")
     outcome = models.CharField(_("outcome"), max_length=10, choices=Outcome.choices)
     attempts = models.PositiveIntegerField(_("attempts"), default=1)
-    # In microseconds; None where no handler was called.
+    # In microseconds; None if no handler was called.
     duration = models.PositiveBigIntegerField(_("duration"), null=True)
     exception = models.CharField(_("exception"), max_length=255, blank=True)
     error = models.CharField(_("error"), max_length=255, blank=True)
@@ -276,7 +276,7 @@ class JournalEntry(models.Model):
     objects: ClassVar[models.Manager[JournalEntry]] = models.Manager()
 
     class Meta:
-        """Written by every command where it is on: no index that nobody asks by."""
+        """Written by every command if it is on, so it has no unused index."""
 
         verbose_name = _("journal entry")
         verbose_name_plural = _("journal entries")
@@ -288,5 +288,5 @@ class JournalEntry(models.Model):
         ]
 
     def __str__(self) -> str:
-        """Return what came of what, and where."""
+        """Return the outcome, the message and its place."""
         return f"{self.name or 'value'} for {self.endpoint}: {self.outcome}"

@@ -24,13 +24,13 @@ from django_cqrs.outbox.worker import throughput
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kept:
-    """Rows of a model that are kept for a time."""
+    """Rows of a model that are kept for a limited time."""
 
     model: type[Model]
     column: str
-    """When a row was made."""
+    """The column with the time at which a row was made."""
     span: Callable[[], timedelta]
-    """How long it is kept from then on."""
+    """The time for which it is kept from then on."""
 
 
 KEPT: Final = (
@@ -42,13 +42,13 @@ KEPT: Final = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pruned:
-    """History of the rows of one model."""
+    """The expired rows of one model."""
 
     model: type[Model]
     before: datetime
-    """Rows that were made before it are out of their time."""
+    """Rows made before this time have expired."""
     count: int
-    """How many rows those were."""
+    """The number of those rows."""
 
 
 def prune(
@@ -64,12 +64,12 @@ def prune(
     Args:
         using: the alias of the database.
         dead_letters: the age from which on dead letters are deleted; None keeps them.
-            What waits behind one in the order of its key goes on.
-        size: how many rows are deleted in one statement.
+            Messages that wait behind one in the order of its key continue.
+        size: the number of rows deleted in one statement.
         dry_run: only count them.
 
     Raises:
-        InvalidOption: an age is none; nothing was deleted.
+        InvalidOption: an age is invalid; nothing was deleted.
 
     """
     moment = now()

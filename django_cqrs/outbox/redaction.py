@@ -1,4 +1,4 @@
-"""What operators see of stored messages: all but what is sensitive."""
+"""Stored messages as operators see them: without sensitive data."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ from django_cqrs.outbox.models import DeadLetter, Reason, StoredMessage
 from django_cqrs.routing.endpoint import Endpoint
 
 NOT_SHOWN: Final = "(not shown)"
-"""What stands in place of a text that may quote anything."""
+"""The replacement of a text that may quote anything."""
 
 
 MASKED: Final = (
     f"{MASK} stands for a sensitive value, or for a field that the class does not "
     "have in this version, which may have been sensitive."
 )
-"""What explains a payload with masks in it."""
+"""The explanation of a payload with masks in it."""
 
 
 def reason_text(reason: str) -> str:
-    """Return why a message was given up: the word of the commands, and its meaning."""
+    """Return why a message was given up: the word in the commands, and its meaning."""
     labels: dict[str, Any] = dict(Reason.choices)
     return f"{reason}: {labels[reason]}" if reason in labels else reason
 
 
-# --------------------------------------------------------------- what is sensitive
+# --------------------------------------------------------------- sensitive fields
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RedactionRule:
-    """What is sensitive in the payload of one message."""
+    """The sensitive fields in the payload of one message."""
 
     masking: Masking | None = None
     is_strict: bool = True
-    """Whether only that is shown of which its type says that it is not sensitive."""
+    """Whether a value is shown only if its type says that it is not sensitive."""
     hides_all: bool = False
     reason: str = ""
-    """Why nothing can be told, and so nothing is shown; empty where it can."""
+    """The reason why the fields are unknown and nothing is shown; otherwise empty."""
 
     def mask(self, document: Any, masker: Callable[[Any, Any], Any]) -> Any:
         """
-        Return JSON with what is sensitive replaced.
+        Return JSON with its sensitive values replaced.
 
         Raises:
             RecursionError: it is nested too deeply.
@@ -75,13 +75,13 @@ class RedactionRule:
 
 
 def rule_for(message: StoredMessage, registry: Registry | None = None) -> RedactionRule:
-    """Return what is sensitive in the payload of a stored message; it is not read."""
+    """Return the sensitive fields of a stored message's payload, without reading it."""
     table = (registry or buses.registry).routes
     wanted: Any = Any
     try:
         taken = table.endpoint_named(message.endpoint).plan.payload
     except (UnknownEndpoint, InvalidHandler) as error:
-        if not message.name:  # only its handler says what it is
+        if not message.name:  # only its handler knows its type
             return RedactionRule(reason=str(error))
     else:
         if taken is not None and not taken.takes_anything:
@@ -110,11 +110,11 @@ def _is_marked(annotation: Any) -> bool:
 
 def redactor_for(endpoint: Endpoint, payload: Any) -> Callable[[str], str]:
     """
-    Return what masks, in a text, what it quotes of what is sensitive in a payload.
+    Return a function that masks a payload's sensitive values in a text.
 
     Args:
-        endpoint: the handler that is called with it.
-        payload: an object that is here, not one that is stored.
+        endpoint: the handler that is called with the payload.
+        payload: an object in memory, not a stored one.
 
     """
     taken = endpoint.plan.payload
@@ -146,7 +146,7 @@ def _hide(text: str) -> str:
     return NOT_SHOWN if text else text
 
 
-# -------------------------------------------------------------------- what is shown
+# ------------------------------------------------------------------- redacted views
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -154,13 +154,13 @@ class RedactedMessage:
     """A stored message as operators may see it."""
 
     text: str
-    """The payload, as it was stored or with masks in it; empty where none is shown."""
+    """The payload as it was stored, or with masks in it; empty if none is shown."""
     pretty: str
     """The same, one value a line."""
     reason: str
-    """Why nothing of the payload is shown; empty where it is."""
+    """The reason why the payload is not shown; empty if it is."""
     redact: Callable[[str], str]
-    """Masks what a text quotes of what is sensitive in the payload."""
+    """Masks the payload's sensitive values in a text that quotes it."""
 
     def headers_of(self, message: StoredMessage) -> str:
         """Return the headers, one a line."""
@@ -172,7 +172,7 @@ class RedactedMessage:
         return self._without_values(text)
 
     def header_text_of(self, message: StoredMessage) -> str:
-        """Return the headers as they were stored, masks in them."""
+        """Return the headers as they were stored, with masks."""
         return self._without_values(_text(bytes(message.headers)))
 
     def _without_values(self, text: str) -> str:
@@ -187,11 +187,11 @@ class RedactedMessage:
         return self._failure_of(letter, letter.traceback)
 
     def key_of(self, message: StoredMessage) -> str | None:
-        """Return the ordering key, which may be made of a sensitive field."""
+        """Return the ordering key, masked if it comes from a sensitive field."""
         return message.ordering_key and self.redact(message.ordering_key)
 
     def subject_of(self, message: StoredMessage) -> str:
-        """Return the object that it is for, found by a field as well."""
+        """Return its object's name, masked if a sensitive field identifies it."""
         return message.subject and self.redact(message.subject)
 
     def _failure_of(self, letter: DeadLetter, text: str) -> str:
@@ -203,21 +203,21 @@ class RedactedMessage:
         return without_input(text) if is_ours else NOT_SHOWN
 
 
-# Why a message is given up before its handler, or a converter, has seen a value of it.
+# The reasons of messages given up before a handler or a converter saw a value.
 _OURS = (Reason.POISON, Reason.UNKNOWN_ENDPOINT, Reason.UNKNOWN_MESSAGE)
 NO_JSON = "It is not JSON, so its sensitive values cannot be found."
 
 
 def redact(message: StoredMessage, registry: Registry | None = None) -> RedactedMessage:
     """
-    Return what operators may see of a stored message.
+    Return a stored message as operators may see it.
 
-    What cannot be told to be harmless is not shown: of a payload whose class or
-    handler is unknown, or that is not JSON although its class has sensitive fields.
+    A payload that may be sensitive is not shown: one whose class or handler is unknown,
+    or that is not JSON although its class has sensitive fields.
 
     Args:
-        message: it; its payload is read.
-        registry: whose handlers it is for; by default the project's.
+        message: the message; its payload is read.
+        registry: the registry with its handlers; by default the project's.
 
     """
     rule = rule_for(message, registry)
@@ -254,10 +254,9 @@ def redact_list(
     messages: Iterable[StoredMessage], *, using: str
 ) -> dict[int, RedactedMessage]:
     """
-    Return what operators may see of the rows of a list, by their ids.
+    Return the rows of a list as operators may see them, by their ids.
 
-    Payloads are read only of those whose type has something sensitive, all by one
-    statement.
+    Only payloads whose types have sensitive fields are read, all by one statement.
 
     Args:
         messages: rows of one table; their payloads need not be loaded.
@@ -292,5 +291,5 @@ def _text(value: bytes) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return a text that can be written out: without half of a surrogate pair."""
+    """Return a text that can be encoded: without lone surrogates."""
     return text.encode(errors="backslashreplace").decode()

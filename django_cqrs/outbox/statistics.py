@@ -1,4 +1,4 @@
-"""The figures of an operator: what waits in channels, what is dead, what was done."""
+"""Figures for operators: waiting and dead messages, and those done, by channel."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ WINDOWS: Final[Mapping[str, timedelta]] = {
     "hour": timedelta(hours=1),
     "day": timedelta(days=1),
 }
-"""The times for which it is said how many messages were handled."""
+"""The times for which the number of handled messages is given."""
 
 LOOKED: Final = 1_000
-"""Among how many messages the oldest is looked for where counting stops."""
+"""The number of messages among which the oldest is sought if counting is bounded."""
 
 HELD: Final = State.CLAIMED, State.ABANDONED, State.FORWARDED
-"""The states of messages that somebody has, or had."""
+"""The states of messages that have, or had, an owner."""
 
 WAITING_SINCE: Final = Coalesce("available_at", "sent_at")
-"""Since when a message could be handled: its sending, or the end of its delay."""
+"""The time since which a message could be handled: sending, or end of its delay."""
 
 
 def is_delayed(now: datetime) -> Q:
-    """Return the condition of messages whose time has not yet come."""
+    """Return the condition for messages whose time has not yet come."""
     return Q(state=State.DELAYED, available_at__gt=now)
 
 
 def is_pending(now: datetime) -> Q:
     """
-    Return the condition of messages that a worker should soon have handled.
+    Return the condition for messages that a worker should soon have handled.
 
-    What is due and still marked as delayed is among them: no worker has been there.
+    It includes due messages that are still marked as delayed: no worker has seen them.
     """
     is_due = Q(state=State.DELAYED, available_at__lte=now)
     return Q(state__in=(State.READY, *HELD)) | is_due
@@ -58,19 +58,19 @@ class ChannelStatistics:
     channel: str
     """Its alias."""
     pending: int = 0
-    """How many messages are due, those that are being handled included."""
+    """The number of due messages, including those that are being handled."""
     oldest_seconds: float | None = None
-    """For how long the oldest of those has waited; None where none does."""
+    """How long the oldest of those has waited; None if none waits."""
     delayed: int = 0
-    """How many wait for their time, or for another attempt."""
+    """The number of messages that wait for their time, or for another attempt."""
     parked: int = 0
-    """How many wait behind another one of their ordering key."""
+    """The number of messages that wait behind another one of their ordering key."""
     dead: int = 0
-    """How many dead letters there are."""
+    """The number of dead letters."""
     handled: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How many were handled in each of the :data:`WINDOWS`."""
+    """The number of handled messages in each of the :data:`WINDOWS`."""
     failed: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """How many attempts failed in each of them."""
+    """The number of failed attempts in each of them."""
 
 
 def statistics_of(
@@ -84,12 +84,12 @@ def statistics_of(
 
     Args:
         using: the alias of the database.
-        channels: their aliases; by default all of the settings that are outboxes, and
-            all that the tables speak of.
-        at_most: where counting stops, for a page that is to be quick whatever waits: a
-            figure that is as high means "so many or more". The oldest message is then
-            looked for among the first :data:`LOOKED` of the highest priority, and of
-            the lowest. None counts everything.
+        channels: their aliases; by default all outboxes in the settings, and all
+            channels in the tables.
+        at_most: where counting stops, for a page that must be quick however much waits:
+            a figure of this value means "so many or more". The oldest message is then
+            sought among the first :data:`LOOKED` of the highest priority, and of the
+            lowest. None counts everything.
 
     """
     now = timezone.now()
@@ -110,7 +110,7 @@ def statistics_of(
 
 def _outboxes() -> Iterator[str]:
     for alias in all_channels:
-        with contextlib.suppress(InvalidChannel):  # that is a check's business
+        with contextlib.suppress(InvalidChannel):  # a check reports it
             if isinstance(all_channels[alias], OutboxChannel):
                 yield alias
 
@@ -148,7 +148,7 @@ def kept_channels(using: str) -> Iterator[str]:
 def _counted(
     using: str, channels: Sequence[str], now: datetime, at_most: int | None
 ) -> dict[str, dict[str, Any]]:
-    """Return the counts of channels, and since when the first of each waits."""
+    """Return the counts of channels, and the waiting time of the first message."""
     connection = connections[using]
     found: dict[str, dict[str, Any]] = {}
     for start in range(0, len(channels), _TOGETHER):
@@ -180,17 +180,17 @@ def _counted(
 
 
 class _Range(NamedTuple):
-    """Rows of a channel that are a range of an index."""
+    """Rows of a channel in one range of an index."""
 
     figure: str | None
-    """What they are counted as."""
+    """The figure that they count towards."""
     rows: QuerySet[Any, Any]
     is_aged: bool = False
-    """Whether it matters how long they wait."""
+    """Whether their waiting time matters."""
 
 
 def _ranges(channel: str, now: datetime, at_most: int | None) -> Iterator[_Range]:
-    """Yield what is counted of a channel; the first of it has an age."""
+    """Yield the ranges that are counted of a channel; the first one has an age."""
     rows = OutboxMessage.objects.filter(channel=channel).order_by()
     aged = rows.annotate(since=WAITING_SINCE).values_list("since")
     ready = aged.filter(state=State.READY)
@@ -222,7 +222,7 @@ def _ranges(channel: str, now: datetime, at_most: int | None) -> Iterator[_Range
 
 
 def as_moment(value: Any, connection: BaseDatabaseWrapper) -> datetime:
-    """Return a time of a plain statement as the fields of models return theirs."""
+    """Return a time of a plain statement in the form that model fields return."""
     expression = Value(None, output_field=DateTimeField())
     for convert in connection.ops.get_db_converters(expression):
         value = convert(value, expression, connection)
@@ -255,5 +255,5 @@ def _statistics(
 
 
 COUNTS: Final = "pending", "delayed", "parked", "dead"
-# How many channels one statement is about: there are ten selects for each.
+# The number of channels in one statement: each needs ten selects.
 _TOGETHER: Final = 20

@@ -1,8 +1,8 @@
 """
-The timeline: all that is known of the messages that one message has caused.
+The timeline: everything known of the messages that one message has caused.
 
-It is put together of three tables: the journal says what was handled and failed, the
-outbox what waits, and the dead letters what was given up.
+It combines three tables: the journal has the handled and failed messages, the outbox
+    the waiting ones, and the dead letters those that were given up.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from django_cqrs.outbox.models import (
 from django_cqrs.outbox.redaction import redact_list
 
 MOST: Final = 500
-"""How much of one kind is read at most: nobody reads through more."""
+"""The maximum number of rows read of one kind: nobody reads more."""
 
 STARTS: Final = 20
-"""How many correlation ids of one aggregate or saga are followed, the newest."""
+"""The number of correlation ids that are followed for one object, newest first."""
 
 DEEPEST: Final = 12
-"""From which depth on what a message caused stands beside it, not under it."""
+"""The depth from which on caused messages are listed beside their cause, not below."""
 
 SOURCES: Final = (JournalEntry, OutboxMessage, DeadLetter)
-"""The tables that know something."""
+"""The tables with information."""
 
 
 class Severity(enum.Enum):
-    """What a state means for whoever looks for what is wrong."""
+    """The meaning of a state for somebody who looks for problems."""
 
     DONE = "done"
     WAITS = "waits"
@@ -52,7 +52,7 @@ class Severity(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Happening:
-    """What became, or is to become, of a message at one endpoint."""
+    """The past or planned handling of a message at one endpoint."""
 
     at: datetime
     endpoint: str
@@ -62,18 +62,18 @@ class Happening:
     attempts: int
     channel: str | None
     duration: int | None = None
-    """In microseconds, where a handler was called."""
+    """In microseconds, if a handler was called."""
     due: datetime | None = None
     exception: str = ""
     error: str = ""
     subject: str = ""
     row: Model | None = None
-    """What stands for it and can be looked at: a message, or a dead letter."""
+    """The row to look at: a message, or a dead letter."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class TimelineMessage:
-    """One message, and what it has caused."""
+    """One message, with those that it has caused."""
 
     message_id: UUID
     name: str = ""
@@ -82,43 +82,43 @@ class TimelineMessage:
     happenings: list[Happening] = dataclasses.field(default_factory=list)
     caused: list[TimelineMessage] = dataclasses.field(default_factory=list)
     at: datetime | None = None
-    """When it was sent, or else first handled; None of one that is only spoken of."""
+    """The time of its sending, or of its first handling; None if only referenced."""
 
     @property
     def is_known(self) -> bool:
-        """Whether anything but the id is known."""
+        """Whether anything but its id is known."""
         return self.at is not None
 
     def seen_at(self, moment: datetime) -> None:
-        """Remember the first time."""
+        """Keep the earliest time."""
         self.at = moment if self.at is None else min(self.at, moment)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Placed:
-    """A step in its place: lists are opened and closed around it."""
+    """A message in its place: lists are opened and closed around it."""
 
     step: TimelineMessage
     cause: TimelineMessage | None
     opens: bool
-    """Whether what follows is in a list of its own, under it."""
+    """Whether the following ones are in a list of their own, below it."""
     closes: range
     """One for each list that ends after it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Timeline:
-    """What is known of the messages of some correlation ids."""
+    """Everything known of the messages of some correlation ids."""
 
     correlation_ids: tuple[UUID, ...]
     starts: list[TimelineMessage]
-    """The messages that nothing known has caused."""
+    """The messages without a known cause."""
     is_bounded: bool
     """Whether there is more than is shown."""
 
     @property
     def steps(self) -> Iterator[TimelineMessage]:
-        """Yield the messages, each before what it has caused."""
+        """Yield the messages, each before those that it has caused."""
         todo = list(reversed(self.starts))
         while todo:
             step = todo.pop()
@@ -127,7 +127,7 @@ class Timeline:
 
     @property
     def happenings(self) -> Iterator[Happening]:
-        """Yield all that happened, and is to happen."""
+        """Yield all past and planned handlings."""
         for step in self.steps:
             yield from step.happenings
 
@@ -154,7 +154,7 @@ def timeline_of(
     sources: Collection[type[Model]] = SOURCES,
 ) -> Timeline:
     """
-    Return what is known of the messages of some correlation ids.
+    Return the timeline of some correlation ids.
 
     Args:
         correlation_ids: usually one.
@@ -210,10 +210,10 @@ def correlations_of(
     subject: str, *, using: str, sources: Collection[type[Model]] = SOURCES
 ) -> list[UUID]:
     """
-    Return the correlation ids of what an aggregate or a saga took part in.
+    Return the correlation ids of the messages of an aggregate or a saga.
 
     Args:
-        subject: what the tables call it, such as ``shop.Order:7``.
+        subject: its name in the tables, such as ``shop.Order:7``.
         using: the alias of the database.
         sources: the tables that may be looked at.
 
@@ -232,7 +232,7 @@ def correlations_of(
         rows: QuerySet[Any] = model._default_manager.using(using)
         found = (
             rows.filter(subject=subject)
-            .exclude(subject="")  # as the indexes say it
+            .exclude(subject="")  # the condition of the indexes
             .order_by(f"-{column}")
             .values_list("correlation_id", column)[:MOST]
         )
@@ -243,7 +243,7 @@ def correlations_of(
     return ordered[-STARTS:]
 
 
-# ----------------------------------------------------------------------- out of rows
+# ----------------------------------------------------------------------- from rows
 
 
 def _journalled(entry: JournalEntry) -> Happening:
@@ -294,12 +294,12 @@ def _dead(letter: DeadLetter, error: str) -> Happening:
 
 
 def _label_of(choices: type[Choices], value: Any) -> str:
-    """Return what a value is called; the value where it is none of the choices."""
+    """Return a choice's label; the value itself if it is not a choice."""
     return str(dict(choices.choices).get(value, value))
 
 
 def _kind_at(happenings: Iterable[Happening]) -> str:
-    """Return the kind of a message by its handlers, as far as they are there."""
+    """Return the kind of a message by its handlers, as far as they exist."""
     for each in happenings:
         try:
             return str(buses.registry.routes.endpoint_named(each.endpoint).kind)
@@ -309,7 +309,7 @@ def _kind_at(happenings: Iterable[Happening]) -> str:
 
 
 def _rooted(steps: dict[UUID, TimelineMessage]) -> list[TimelineMessage]:
-    """Hang steps under what has caused them; return those that hang nowhere."""
+    """Attach messages to their causes; return those without a known cause."""
     starts: dict[UUID, TimelineMessage] = {}
     for step in _in_time(steps.values()):
         cause = step.causation_id
@@ -323,7 +323,7 @@ def _rooted(steps: dict[UUID, TimelineMessage]) -> list[TimelineMessage]:
     reached = {
         each.message_id for each in Timeline((), list(starts.values()), False).steps
     }
-    for step in steps.values():  # a ring: no message can, but rows may say so
+    for step in steps.values():  # a cycle: no message makes one, but rows may hold it
         if step.message_id not in reached:
             step.caused = []
             starts[step.message_id] = step

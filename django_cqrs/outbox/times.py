@@ -1,4 +1,4 @@
-"""Times as the database has them, in UTC, and as messages do: those have a zone."""
+"""Times as databases store them, in UTC, and as messages have them, with a zone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from django.utils import timezone
 
 def as_stored(moment: datetime, connection: BaseDatabaseWrapper) -> Any:
     """
-    Return a time as the driver takes it: in UTC, whatever zones the settings name.
+    Return a time for the driver: in UTC, whatever zones the settings name.
 
-    On the clocks on the wall an hour comes twice in a year, and another does not come.
-    What is counted by them falls due early, or late.
+    On a local clock one hour a year comes twice, and another one never. Times measured
+    by it fall due early, or late.
     """
     moment = as_sent(moment).astimezone(UTC)
     if connection.vendor == "postgresql":
@@ -26,7 +26,7 @@ def as_stored(moment: datetime, connection: BaseDatabaseWrapper) -> Any:
 
 
 def as_sent(moment: datetime) -> datetime:
-    """Return a time that the database gave, with its zone."""
+    """Return a time from the database, with its zone."""
     return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
 
 
@@ -34,19 +34,19 @@ class MomentField(models.DateTimeField):  # type: ignore[type-arg]
     """
     A date and time that is stored in UTC.
 
-    Django stores the time of the wall under ``USE_TZ=False``, and where a database
-    has a ``TIME_ZONE``. What is read is as Django has it.
+    Django stores local time under ``USE_TZ=False``, and if a database has a
+    ``TIME_ZONE``. Values are read in Django's form.
     """
 
     def deconstruct(self) -> tuple[str, str, Sequence[Any], dict[str, Any]]:
-        """Return a field of Django: the column is the same."""
+        """Return the deconstruction of Django's own field: the column is the same."""
         name, _, args, options = super().deconstruct()
         return name, "django.db.models.DateTimeField", args, options
 
     def get_db_prep_value(
         self, value: Any, connection: BaseDatabaseWrapper, prepared: bool = False
     ) -> Any:
-        """Return what the driver takes."""
+        """Return the value for the driver."""
         if not prepared:
             value = self.get_prep_value(value)
         if not isinstance(value, datetime):
@@ -56,7 +56,7 @@ class MomentField(models.DateTimeField):  # type: ignore[type-arg]
     def from_db_value(
         self, value: datetime | None, _: Any, connection: BaseDatabaseWrapper
     ) -> datetime | None:
-        """Return a time with its zone, or the time of the wall without one."""
+        """Return a time with its zone, or local time without one."""
         if value is None or connection.vendor == "postgresql":
             return value
         moment = value.replace(tzinfo=UTC, fold=0)

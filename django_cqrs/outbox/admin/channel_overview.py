@@ -1,4 +1,4 @@
-"""Channels at a glance: the figures of each, and the lists that they count."""
+"""An overview of channels: the figures of each, and the lists that they count."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from django.utils.translation import ngettext
 from django_cqrs.outbox.statistics import ChannelStatistics
 
 QUIET: Final = 60
-"""After so many seconds a message that is due has waited for long."""
+"""The seconds after which a due message has waited for too long."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Figure:
     label: str | Promise
     text: str
     address: str = ""
-    """Of the list of what it counts; empty where there is none."""
+    """The address of the list that it counts; empty if there is none."""
     is_bad: bool = False
     """Whether somebody should look at it."""
 
@@ -51,15 +51,15 @@ def glance(
     database: str = "",
 ) -> list[ChannelFigures]:
     """
-    Return the figures of channels, as the page of channels has them.
+    Return the figures of channels for the page of channels.
 
     Args:
-        statistics: of the channels.
-        messages: the address of the list of messages; empty where they must not be
-            seen, and then none of their figures is returned.
+        statistics: the statistics of the channels.
+        messages: the address of the list of messages; empty if it must not be seen, and
+            then none of its figures is returned.
         letters: the address of the list of dead letters, likewise.
-        at_most: where counting has stopped.
-        database: the alias that the lists are to be of; empty for the usual one.
+        at_most: the number at which counting has stopped.
+        database: the alias that the lists are for; empty for the usual one.
 
     """
     rows = []
@@ -83,11 +83,11 @@ def glance(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Idle:
-    """A channel in which messages wait and nothing is handled."""
+    """A channel with waiting messages and no handled ones."""
 
     channel: str
     command: str
-    """What handles its messages."""
+    """The command that handles its messages."""
 
 
 def idle_channels(statistics: Collection[ChannelStatistics], using: str) -> list[Idle]:
@@ -95,7 +95,7 @@ def idle_channels(statistics: Collection[ChannelStatistics], using: str) -> list
     Return the channels that seem to have no worker.
 
     Args:
-        statistics: of the channels.
+        statistics: the statistics of the channels.
         using: the alias of their database.
 
     """
@@ -135,7 +135,7 @@ def _count(count: int, at_most: int) -> str:
 
 
 def _span(seconds: float) -> str:
-    """Return a time as people say it, in one or two units."""
+    """Return a time in words, in one or two units."""
     if seconds < 60:  # noqa: PLR2004 - a minute
         count = int(seconds)
         return ngettext("%(count)d second", "%(count)d seconds", count) % {

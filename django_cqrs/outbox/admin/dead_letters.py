@@ -1,4 +1,4 @@
-"""Dead letters in the admin: look, edit, replay, discard."""
+"""Dead letters in the admin: view, edit, replay, discard."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from django_cqrs.outbox.store.dead_letters import put_back
 from django_cqrs.outbox.worker.replays import hand_over
 
 AT_ONCE: Final = 1_000
-"""How many are replayed in the request itself; a worker replays more than these."""
+"""The maximum number replayed in the request itself; a worker replays more."""
 
 
 class ReasonFilter(admin.SimpleListFilter):
-    """Dead letters that were given up for one reason."""
+    """Filters dead letters by the reason why they were given up."""
 
     title = _("reason")
     parameter_name = "reason__exact"
@@ -56,14 +56,14 @@ class ReasonFilter(admin.SimpleListFilter):
     def queryset(
         self, request: HttpRequest, queryset: QuerySet[Any]
     ) -> QuerySet[Any] | None:
-        """Leave the letters of the chosen reason."""
+        """Return the letters of the chosen reason."""
         value = self.value()
         return None if value is None else queryset.filter(reason=value)
 
 
 @admin.register(DeadLetter)
 class DeadLetterAdmin(KeptMessageAdmin):
-    """What failed for good, to be replayed or deleted."""
+    """Messages that failed for good, to be replayed or deleted."""
 
     list_display = (
         "id",
@@ -118,37 +118,37 @@ class DeadLetterAdmin(KeptMessageAdmin):
 
     @admin.display(description=_("reason"))
     def reason_word(self, obj: DeadLetter) -> str:
-        """Return the reason as the commands name it; the filter says what it means."""
+        """Return the reason in the commands' word; the filter explains it."""
         return obj.reason
 
     @admin.display(description=_("reason"))
     def why(self, obj: DeadLetter) -> str:
-        """Return the reason as the commands name it, and what it means."""
+        """Return the reason in the commands' word, with its meaning."""
         return reason_text(obj.reason)
 
     @admin.display(description=_("error"))
     def first_line(self, obj: DeadLetter) -> str:
-        """Return how the error begins."""
+        """Return the beginning of the error."""
         error = self._shown(obj).error_of(obj)
         lines = (error or obj.exception).splitlines() or [""]
         return lines[0] if len(lines[0]) <= SHOWN else f"{lines[0][:SHOWN]}…"
 
     @admin.display(description=_("error"))
     def error_text(self, obj: DeadLetter) -> str:
-        """Return what the exception says, without what is sensitive."""
+        """Return the text of the exception, without sensitive data."""
         return self._shown(obj).error_of(obj) or "-"
 
     @admin.display(description=_("traceback"))
     def traceback_text(self, obj: DeadLetter) -> str:
-        """Return the traceback, without what is sensitive."""
+        """Return the traceback, without sensitive data."""
         return as_text(self._shown(obj).traceback_of(obj))
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
-        """Return whether somebody may put dead letters back."""
+        """Return whether the user may put dead letters back."""
         return self._may(request, "replay_deadletter")
 
     def has_edit_permission(self, request: HttpRequest) -> bool:
-        """Return whether somebody may put them back with another payload."""
+        """Return whether the user may put them back with another payload."""
         return self._may(request, "edit_deadletter")
 
     def _may(self, request: HttpRequest, codename: str) -> bool:
@@ -159,7 +159,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
     def replay_selected(
         self, request: HttpRequest, queryset: QuerySet[DeadLetter]
     ) -> HttpResponse | None:
-        """Put the chosen ones back into their channels, once that is confirmed."""
+        """Put the chosen letters back into their channels, after a confirmation."""
         if not self._is_confirmed(request):
             question = gettext(
                 "Put these messages back into their channels? Handlers repeat any "
@@ -178,7 +178,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
         return None
 
     def _hand_over(self, request: HttpRequest, chosen: QuerySet[DeadLetter]) -> None:
-        """Have a worker put back more than one request has the time for."""
+        """Hand over letters to a worker that are too many for one request."""
         batches = list(keys_in_batches(chosen))
         hand_over(batches, user=request.user, using=chosen.db)
         text = gettext(
@@ -201,7 +201,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
         self.message_user(request, text % {"count": count}, level)
 
     def get_urls(self) -> list[URLPattern]:
-        """Add the pages that replay one, as it is or edited."""
+        """Add the pages that replay a letter, unchanged or edited."""
         name = f"{self.opts.app_label}_{self.opts.model_name}"
         own = [
             path(
@@ -220,7 +220,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """Show one, with a way to replay it where that is allowed."""
+        """Show a letter, with a way to replay it if that is allowed."""
         may = {
             "has_replay_permission": self.has_replay_permission(request),
             "has_edit_permission": self.has_edit_permission(request),
@@ -229,7 +229,7 @@ class DeadLetterAdmin(KeptMessageAdmin):
         return super().change_view(request, object_id, form_url, context)
 
     def replay_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Ask whether to replay one, and do it when that is posted."""
+        """Ask whether to replay a letter, and do it on POST."""
         letter = self._asked_for(request, object_id, self.has_replay_permission)
         if letter is None:
             return self._tell_gone(request)
@@ -238,11 +238,11 @@ class DeadLetterAdmin(KeptMessageAdmin):
         return answer or HttpResponseRedirect(self._changelist(request))
 
     def edit_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Let the payload of one be edited, and put it back when that is posted."""
+        """Show a letter's payload in a form, and put it back on POST."""
         letter = self._asked_for(request, object_id, self.has_edit_permission)
         if letter is None:
             return self._tell_gone(request)
-        # As it is now, and whole.
+        # Its present state, with all columns.
         letter = self._rows(request).filter(pk=letter.pk).first()
         if letter is None:
             return self._tell_gone(request)
@@ -302,10 +302,10 @@ class DeadLetterAdmin(KeptMessageAdmin):
         may: Callable[[HttpRequest], bool],
     ) -> DeadLetter | None:
         """
-        Return a dead letter, None where it is gone.
+        Return a dead letter, None if it is gone.
 
         Raises:
-            PermissionDenied: whoever asks must not do this, or must not see it.
+            PermissionDenied: the user must not do this, or must not see it.
 
         """
         if not may(request) or not self.has_view_permission(request):

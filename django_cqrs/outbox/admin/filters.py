@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     Mixin = admin.ModelAdmin[Any]
     TypedModelAdmin = admin.ModelAdmin[Any]
     TypedPaginator = Paginator[Any]
-else:  # Django's own take no parameter
+else:  # Django's own classes are not generic
     Mixin = object
     TypedModelAdmin = admin.ModelAdmin
     TypedPaginator = Paginator
 
 LISTED: Final = 10_000
-"""How many rows a list has at most: nobody pages through more."""
+"""The maximum number of rows in a list: nobody pages further."""
 
 RECENT: Final = 1_000
-"""Among how many of the newest rows filters look for their choices."""
+"""The number of newest rows among which filters look for their choices."""
 
 SEARCHED: Final = 100_000
-"""Among how many of the newest messages those of a name or an endpoint are found."""
+"""The number of newest messages that are searched for a name or an endpoint."""
 
 
 class BoundedPaginator(TypedPaginator):
-    """Counts no further than a list goes: a table may have a million rows."""
+    """Counts no further than a list goes, since a table may have a million rows."""
 
     @cached_property
     def count(self) -> int:
-        """Return how many rows the list has."""
+        """Return the number of rows in the list."""
         return min(self._counted, LISTED)
 
     @property
@@ -55,12 +55,12 @@ class BoundedPaginator(TypedPaginator):
 
 
 class _RecentFilter(admin.SimpleListFilter):
-    """Filters by a column; its choices are what the newest rows have in it."""
+    """Filters by a column; the choices are its values in the newest rows."""
 
     def lookups(
         self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
     ) -> list[tuple[str, str]]:
-        """Return the choices, with one that is chosen already."""
+        """Return the choices, including one that is already chosen."""
         name = str(self.parameter_name)
         newest = model_admin.get_queryset(request).order_by("-pk")
         found = set(newest.values_list(name, flat=True)[:RECENT])
@@ -69,13 +69,13 @@ class _RecentFilter(admin.SimpleListFilter):
         return [(value, value) for value in sorted(found)]
 
     def has_output(self) -> bool:
-        """Show it always, so that its place is the same."""
+        """Always show it, so that its place stays the same."""
         return True
 
     def queryset(
         self, request: HttpRequest, queryset: QuerySet[Any]
     ) -> QuerySet[Any] | None:
-        """Leave the rows that have the chosen value."""
+        """Return the rows with the chosen value."""
         value = self.value()
         if value is None:
             return None
@@ -83,41 +83,41 @@ class _RecentFilter(admin.SimpleListFilter):
 
 
 class ChannelFilter(_RecentFilter):
-    """Messages of one channel."""
+    """Filters messages by channel."""
 
     title = _("channel")
     parameter_name = "channel"
 
 
 class EndpointFilter(_RecentFilter):
-    """Messages for one endpoint."""
+    """Filters messages by endpoint."""
 
     title = _("endpoint")
     parameter_name = "endpoint"
 
 
 class NewestEndpointFilter(EndpointFilter):
-    """Messages for one endpoint, among the newest: no index is worth its writes."""
+    """Filters the newest messages by endpoint: an index would cost too many writes."""
 
     title = format_lazy(_("endpoint (of the newest {count})"), count=f"{SEARCHED:,}")
 
     def queryset(
         self, request: HttpRequest, queryset: QuerySet[Any]
     ) -> QuerySet[Any] | None:
-        """Leave the newest rows that have the chosen value."""
+        """Return the newest rows with the chosen value."""
         found = super().queryset(request, queryset)
         return None if found is None else found.filter(is_newest(found))
 
 
 def is_newest(rows: QuerySet[Any]) -> Q:
-    """Return the condition of the newest rows of a table."""
+    """Return the condition for the newest rows of a table."""
     keys = rows.model._default_manager.using(rows.db).values_list("pk", flat=True)
     last = list(keys.order_by("-pk")[SEARCHED : SEARCHED + 1])
     return Q(pk__gt=last[0]) if last else Q()
 
 
 class NewestOutcomeFilter(admin.SimpleListFilter):
-    """Entries of the journal with one outcome, among the newest for the same reason."""
+    """Filters the newest journal entries by outcome, for the same reason."""
 
     title = format_lazy(_("outcome (of the newest {count})"), count=f"{SEARCHED:,}")
     parameter_name = "outcome__exact"
@@ -131,19 +131,19 @@ class NewestOutcomeFilter(admin.SimpleListFilter):
     def queryset(
         self, request: HttpRequest, queryset: QuerySet[Any]
     ) -> QuerySet[Any] | None:
-        """Leave the newest entries with the chosen outcome."""
+        """Return the newest entries with the chosen outcome."""
         if self.value() not in Outcome.values:
             return None
         return queryset.filter(is_newest(queryset), outcome=self.value())
 
 
 class _ChannelsFilter(admin.SimpleListFilter):
-    """Filters by what an index has after the channel: so all channels are named."""
+    """Filters by a column that follows the channel in an index: names all channels."""
 
     def queryset(
         self, request: HttpRequest, queryset: QuerySet[Any]
     ) -> QuerySet[Any] | None:
-        """Leave the rows of the chosen condition."""
+        """Return the rows that meet the chosen condition."""
         condition = self.condition()
         if condition is None:
             return None
@@ -151,12 +151,12 @@ class _ChannelsFilter(admin.SimpleListFilter):
         return queryset.filter(condition, channel__in=channels)
 
     def condition(self) -> Q | None:
-        """Return what was chosen, None for everything."""
+        """Return the chosen condition, None for everything."""
         raise NotImplementedError
 
 
 class StateFilter(_ChannelsFilter):
-    """Messages whose rows have a state."""
+    """Filters messages by the state of their rows."""
 
     title = _("state")
     parameter_name = "state__exact"
@@ -168,14 +168,14 @@ class StateFilter(_ChannelsFilter):
         return [(str(value), label) for value, label in State.choices]
 
     def condition(self) -> Q | None:
-        """Return what was chosen, None for everything."""
+        """Return the chosen condition, None for everything."""
         chosen = self.value() or ""
         known = {str(state.value): state for state in State}
         return Q(state=known[chosen]) if chosen in known else None
 
 
 class StandingFilter(_ChannelsFilter):
-    """Messages as the figures of channels count them, whatever their rows say."""
+    """Filters messages as the figures of channels count them, whatever their state."""
 
     title = _("standing")
     parameter_name = "standing"
@@ -191,7 +191,7 @@ class StandingFilter(_ChannelsFilter):
         ]
 
     def condition(self) -> Q | None:
-        """Return what was chosen, None for everything."""
+        """Return the chosen condition, None for everything."""
         now = timezone.now()
         conditions = {
             "pending": is_pending(now),

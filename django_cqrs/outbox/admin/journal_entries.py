@@ -30,7 +30,7 @@ from django_cqrs.outbox.models import JournalEntry
 class JournalEntryAdmin(
     OfferedLookupsMixin, ChosenDatabaseMixin, CorrelationMixin, TypedModelAdmin
 ):
-    """What came of messages: the way to the timeline of one that has no row."""
+    """Outcomes of messages: the way to the timeline of a message without a row."""
 
     paginator = BoundedPaginator
     show_full_result_count = False
@@ -50,25 +50,25 @@ class JournalEntryAdmin(
     change_list_template = "admin/django_cqrs_outbox/change_list.html"
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Refuse: an entry is written when something is handled."""
+        """Refuse: entries are written when messages are handled."""
         return False
 
     def has_change_permission(
         self, request: HttpRequest, obj: Model | None = None
     ) -> bool:
-        """Refuse: it says what was."""
+        """Refuse: an entry records the past."""
         return False
 
     def has_delete_permission(
         self, request: HttpRequest, obj: Model | None = None
     ) -> bool:
-        """Refuse: it goes when its time is over."""
+        """Refuse: entries are deleted when they expire."""
         return False
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """Search for the whole of an id."""
+        """Search for exact ids."""
         if not search_term.strip():
             return queryset, False
         try:
@@ -79,8 +79,8 @@ class JournalEntryAdmin(
 
     @admin.display(description=_("timeline"))
     def story(self, obj: JournalEntry) -> str:
-        """Return a link to what belongs to it."""
-        # Who sees the list may see the page.
+        """Return a link to the entry's timeline."""
+        # A user who sees the list may see the page.
         address = reverse(
             f"admin:{BY_ID}",
             args=(obj.correlation_id,),

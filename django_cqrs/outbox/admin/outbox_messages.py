@@ -1,4 +1,4 @@
-"""The messages that wait, in the admin."""
+"""Waiting messages in the admin."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from django_cqrs.outbox.worker.replays import replays_in_progress
 
 
 class DatabaseFilter(admin.SimpleListFilter):
-    """The rows of one database: each has an outbox of its own."""
+    """Selects the rows of one database: each has an outbox of its own."""
 
     title = _("database")
     parameter_name = DATABASE
@@ -47,13 +47,13 @@ class DatabaseFilter(admin.SimpleListFilter):
     def lookups(
         self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
     ) -> list[tuple[str, str]]:
-        """Return the databases that may have the table, if they are several."""
+        """Return the databases that may have the table, if there are several."""
         self._usual = router.db_for_read(model_admin.model)
         found = databases_of(model_admin.model)
         return [(alias, alias) for alias in found] if len(found) > 1 else []
 
     def choices(self, changelist: Any) -> Iterator[Any]:
-        """Yield them, of which one is always chosen."""
+        """Yield the databases, of which one is always chosen."""
         chosen = self.value() or self._usual
         for alias, title in self.lookup_choices:
             yield {
@@ -65,7 +65,7 @@ class DatabaseFilter(admin.SimpleListFilter):
     def queryset(
         self, request: HttpRequest, queryset: QuerySet[Any]
     ) -> QuerySet[Any] | None:
-        """Leave the rows as they are: the page reads those of the database."""
+        """Return the rows unchanged: the page reads those of the database."""
         return None
 
 
@@ -137,12 +137,12 @@ class OutboxMessageAdmin(KeptMessageAdmin):
 
     @admin.display(description=_("last error"))
     def error_text(self, obj: OutboxMessage) -> str:
-        """Return how the last attempt failed, where the message is tried again."""
+        """Return the error of the last attempt, if the message is retried."""
         text = obj.last_error or "-"
         return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
     def _are_searched(self, rows: QuerySet[Any]) -> Q:
-        """Return the condition of the rows that are searched by name."""
+        """Return the condition for the rows that are searched by name."""
         return is_newest(rows)
 
     def get_urls(self) -> list[URLPattern]:
@@ -181,7 +181,7 @@ class OutboxMessageAdmin(KeptMessageAdmin):
         return self._page(request, "channels.html", context)
 
     def _list_of(self, request: HttpRequest, model: type[Model]) -> str:
-        """Return the address of a list, empty for who must not see it."""
+        """Return the address of a list, empty if the user must not see it."""
         if not self.admin_site.is_registered(model):
             return ""
         if not self.admin_site.get_model_admin(model).has_view_permission(request):

@@ -1,4 +1,4 @@
-"""What the pages of waiting messages and of dead letters share."""
+"""Shared parts of the pages for waiting messages and dead letters."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from django_cqrs.outbox.store.dead_letters import discard
 from django_cqrs.outbox.worker.outages import is_not_migrated
 
 LONGEST: Final = 100_000
-"""How many characters of a payload or a traceback are shown."""
+"""The number of characters of a payload or a traceback that are shown."""
 
 SHOWN: Final = 100
-"""How many of the chosen are named before something is done with them."""
+"""The number of chosen messages that a confirmation names."""
 
 BATCH: Final = 500
-"""How many are replayed or deleted in one transaction."""
+"""The number that is replayed or deleted in one transaction."""
 
 
 class ChosenDatabaseMixin(Mixin):
-    """Reads the rows of the database that the address asks for."""
+    """Reads the rows of the database that the address names."""
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the rows of that database."""
@@ -60,7 +60,7 @@ class ChosenDatabaseMixin(Mixin):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show the list; say so where the database does not have one."""
+        """Show the list, or a notice if the database does not have one."""
         asked = database_of(request, self.model)
         context = {"cqrs_database": asked, **(extra_context or {})}
         try:
@@ -78,7 +78,7 @@ class ChosenDatabaseMixin(Mixin):
 class KeptMessageAdmin(
     OfferedLookupsMixin, ChosenDatabaseMixin, CorrelationMixin, TypedModelAdmin
 ):
-    """What the tables of messages have in common: they are looked at, not edited."""
+    """Shared by the tables of messages: they are viewed, not edited."""
 
     paginator = BoundedPaginator
     show_full_result_count = False
@@ -94,7 +94,7 @@ class KeptMessageAdmin(
     change_list_template = "admin/django_cqrs_outbox/change_list.html"
 
     class Media:
-        """What the pages need beside the admin's own."""
+        """The files that the pages need beside the admin's own."""
 
         css: ClassVar[dict[str, tuple[str, ...]]] = {
             "all": ("django_cqrs_outbox/desk.css",)
@@ -107,11 +107,11 @@ class KeptMessageAdmin(
     def has_change_permission(
         self, request: HttpRequest, obj: Model | None = None
     ) -> bool:
-        """Refuse: a message is what was sent."""
+        """Refuse: a message stays as it was sent."""
         return False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return the rows, without what lists do not show."""
+        """Return the rows without the columns that lists do not show."""
         wide = [
             name
             for name in ("payload", "headers", "traceback")
@@ -122,7 +122,7 @@ class KeptMessageAdmin(
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """Search for the whole of an id, a key or a name."""
+        """Search for an exact id, key or name."""
         term = search_term.strip()
         if not term:
             return queryset, False
@@ -138,9 +138,9 @@ class KeptMessageAdmin(
 
     def _hide_key(self, rows: QuerySet[Any], key: str) -> Q:
         """
-        Return the condition of rows of a key that must not find them.
+        Return the condition for rows that a search for their key must not find.
 
-        A key that the page masks would be confirmed by a search that finds it.
+        A search that finds a key which the page masks would confirm it.
         """
         hidden = Q(pk__in=())
         named = ("endpoint", "name", "version")
@@ -152,13 +152,13 @@ class KeptMessageAdmin(
         return hidden
 
     def _are_searched(self, rows: QuerySet[Any]) -> Q:
-        """Return the condition of the rows that are searched by name."""
+        """Return the condition for the rows that are searched by name."""
         return Q()
 
-    # What is shown ------------------------------------------------------------------
+    # Redacted views -----------------------------------------------------------------
 
     def get_changelist_instance(self, request: HttpRequest) -> Any:
-        """Return the list, with what of its rows may be seen."""
+        """Return the list, with its rows as the user may see them."""
         changes = super().get_changelist_instance(request)
         rows: Any = changes.result_list
         seen = redact_list(rows, using=rows.db)
@@ -174,7 +174,7 @@ class KeptMessageAdmin(
 
     @admin.display(description=_("payload"))
     def payload_text(self, obj: Any) -> str:
-        """Return the payload as JSON, without what is sensitive; or why it is not."""
+        """Return the payload as JSON, without sensitive data; or why it is hidden."""
         seen = self._shown(obj)
         if seen.reason:
             return f"{NOT_SHOWN} {seen.reason}"
@@ -190,12 +190,12 @@ class KeptMessageAdmin(
 
     @admin.display(description=_("ordering key"))
     def key_text(self, obj: Any) -> str:
-        """Return the ordering key, without what is sensitive."""
+        """Return the ordering key, without sensitive data."""
         return self._shown(obj).key_of(obj) or "-"
 
     @admin.display(description=_("subject"))
     def subject_text(self, obj: Any) -> str:
-        """Return the object that it is for, without what is sensitive."""
+        """Return the object that it is for, without sensitive data."""
         return self._shown(obj).subject_of(obj) or "-"
 
     # Deletion -----------------------------------------------------------------------
@@ -203,7 +203,7 @@ class KeptMessageAdmin(
     def get_deleted_objects(
         self, objs: Any, request: HttpRequest
     ) -> tuple[list[str], dict[str, int], set[str], list[str]]:
-        """Return what is to be deleted; nothing hangs on a message."""
+        """Return the objects to delete; nothing depends on a message."""
         name = str(self.model._meta.verbose_name_plural)
         is_query = isinstance(objs, QuerySet)
         count = objs.count() if is_query else len(objs)
@@ -212,7 +212,7 @@ class KeptMessageAdmin(
         return named, {name: count}, lacking, []
 
     def delete_model(self, request: HttpRequest, obj: Any) -> None:
-        """Delete one; what waited behind it goes on."""
+        """Delete a message, and let those behind it continue."""
         rows = self._rows(request)
         discard(rows.filter(pk=obj.pk), using=rows.db)
 
@@ -223,7 +223,7 @@ class KeptMessageAdmin(
     def delete_selected(
         self, request: HttpRequest, queryset: QuerySet[Any]
     ) -> HttpResponse | None:
-        """Delete the chosen ones, once that is confirmed."""
+        """Delete the chosen messages, after a confirmation."""
         if not self._is_confirmed(request):
             question = gettext(
                 "Permanently delete these messages? They will never be handled."
@@ -236,7 +236,7 @@ class KeptMessageAdmin(
 
     def _delete_batch(self, request: HttpRequest, batch: list[Any], using: str) -> int:
         rows = self._rows(request)
-        # Whom nobody else has deleted or handled in the meantime.
+        # Those that nobody else has deleted or handled in the meantime.
         kept = rows.select_for_update() if _locks(using) else rows
         found = list(kept.filter(pk__in=[each.pk for each in batch]))
         self._log(request, found, DELETION, "")
@@ -254,7 +254,7 @@ class KeptMessageAdmin(
         action: str,
         question: str,
     ) -> HttpResponse:
-        """Return the page that asks whether to go on."""
+        """Return the page that asks for a confirmation."""
         is_all = request.POST.get("select_across") == "1"
         keys = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
         total = chosen.order_by().values("pk")[: LISTED + 1].count()
@@ -265,7 +265,7 @@ class KeptMessageAdmin(
             "opts": self.opts,
             "question": question,
             "action": action,
-            # One stands for all: their filter is in the address.
+            # One represents all: their filter is in the address.
             "keys": keys[:1] if is_all else keys,
             "select_across": "1" if is_all else "0",
             "action_checkbox_name": helpers.ACTION_CHECKBOX_NAME,
@@ -292,7 +292,7 @@ class KeptMessageAdmin(
         chosen: QuerySet[Any],
         handle: Callable[[HttpRequest, list[Any], str], int],
     ) -> int:
-        """Handle the chosen in order of sending, each batch in one transaction."""
+        """Handle the chosen rows in order of sending, each batch in a transaction."""
         using, count = self._rows(request).db, 0
 
         def handle_batch(keys: list[int]) -> int:
@@ -304,7 +304,7 @@ class KeptMessageAdmin(
         return count
 
     def _rows(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return all rows, whole, of the database that is written to."""
+        """Return all rows, with all columns, of the database for writing."""
         asked = database_of(request, self.model)
         using = asked or router.db_for_write(self.model)
         rows: QuerySet[Any] = self.model._default_manager.using(using)
@@ -313,7 +313,7 @@ class KeptMessageAdmin(
     def _log(
         self, request: HttpRequest, rows: list[Any], flag: int, message: str
     ) -> None:
-        """Write who did it into the history of each."""
+        """Record the user in the history of each row."""
         user: Any = request.user
         chosen: Any = rows
         if rows:
@@ -327,9 +327,9 @@ class KeptMessageAdmin(
 
 def keys_in_batches(chosen: QuerySet[Any]) -> Iterator[list[int]]:
     """
-    Yield the ids of the chosen, in order of sending, and each once.
+    Yield the ids of the chosen rows, in order of sending, each once.
 
-    What is given up again while this runs is a row of its own, and is left alone.
+    A message that is given up again meanwhile has a new row, which is left alone.
     """
     last = chosen.order_by().aggregate(last=Max("pk"))["last"]
     rows = chosen.filter(pk__lte=last).order_by("sequence", "pk")
@@ -339,11 +339,11 @@ def keys_in_batches(chosen: QuerySet[Any]) -> Iterator[list[int]]:
 
 
 def as_text(text: str) -> str:
-    """Return text as it stands, spaces and lines included."""
+    """Return text with its spaces and lines preserved."""
     if len(text) > LONGEST:
         more = gettext("… and %(count)d more characters")
         text = f"{text[:LONGEST]}\n{more % {'count': len(text) - LONGEST}}"
-    # What is wider or higher than the page is scrolled, by the keyboard too.
+    # Content larger than the page can be scrolled, also by keyboard.
     return format_html('<pre class="cqrs-text" tabindex="0">{}</pre>', text or "-")
 
 

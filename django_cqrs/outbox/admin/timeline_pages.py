@@ -1,4 +1,4 @@
-"""The pages of timelines in Django's admin, and the links that lead to them."""
+"""Timeline pages in Django's admin, and the links to them."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def databases_of(model: type[Model]) -> list[str]:
 
 def database_of(request: HttpRequest, model: type[Model]) -> str:
     """
-    Return the database that an address asks for, by itself or by the list behind it.
+    Return the database that an address names, itself or in its list's filter.
 
     Args:
-        request: with the address.
-        model: of the table.
+        request: the request with the address.
+        model: the model of the table.
 
     Returns:
-        Its alias; empty where none is named, or one that has no such table.
+        Its alias; empty if none is named, or one without such a table.
 
     """
     behind = parse_qs(request.GET.get("_changelist_filters", ""))
@@ -64,7 +64,7 @@ def database_of(request: HttpRequest, model: type[Model]) -> str:
 
 
 def with_database(address: str, database: str) -> str:
-    """Return the address of a page about a database; empty is the usual one."""
+    """Return a page's address for a database; empty means the usual one."""
     if not address or not database:
         return address
     sign = "&" if "?" in address else "?"
@@ -72,7 +72,7 @@ def with_database(address: str, database: str) -> str:
 
 
 def sources_for(site: admin.AdminSite, request: HttpRequest) -> list[type[Model]]:
-    """Return the tables that somebody may see."""
+    """Return the tables that the user may see."""
     return [model for model in SOURCES if _may_view(site, request, model)]
 
 
@@ -91,13 +91,13 @@ def address_of_timeline(
     subject: str = "",
 ) -> str:
     """
-    Return the address of a timeline; empty where there is none for who asks.
+    Return the address of a timeline; empty if the user has none.
 
     Args:
         site: the admin site.
-        request: of who asks.
+        request: the user's request.
         correlation_id: of the messages, or else
-        subject: what an aggregate or a saga is called in the tables.
+        subject: the name of an aggregate or a saga in the tables.
 
     """
     if not (correlation_id or subject) or not sources_for(site, request):
@@ -116,8 +116,8 @@ class TimelineMixin(TypedModelAdmin):
     """
     Adds a link "Timeline" to the pages of an aggregate or a saga that is a model.
 
-    ``class FulfilmentAdmin(TimelineMixin, admin.ModelAdmin)``. The link leads to all
-    that the outbox and its journal know of messages which it took part in.
+    ``class FulfilmentAdmin(TimelineMixin, admin.ModelAdmin)``. The link leads to
+    everything that the outbox and its journal know of the object's messages.
     """
 
     change_form_template = "admin/django_cqrs_outbox/change_form.html"
@@ -125,23 +125,23 @@ class TimelineMixin(TypedModelAdmin):
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Show the form, and the link where somebody may follow it."""
+        """Show the form, with the link if the user may follow it."""
         obj = kwargs.get("obj")
         if obj is not None:
             context["timeline_url"] = self.timeline_address(request, obj)
         return super().render_change_form(request, context, *args, **kwargs)
 
     def timeline_address(self, request: HttpRequest, obj: Any) -> str:
-        """Return where the link leads to; empty for none."""
+        """Return the address of the link; empty for none."""
         subject = key_of_object(obj, registry._services)
         return address_of_timeline(self.admin_site, request, subject=subject)
 
 
 class CorrelationMixin(TimelineMixin):
-    """The link on what has a correlation id itself."""
+    """The link for rows with a correlation id of their own."""
 
     def timeline_address(self, request: HttpRequest, obj: Any) -> str:
-        """Return the address of the timeline that it belongs to."""
+        """Return the address of the row's timeline."""
         address = address_of_timeline(
             self.admin_site, request, correlation_id=obj.correlation_id
         )
@@ -149,7 +149,7 @@ class CorrelationMixin(TimelineMixin):
 
 
 def urls_of(model_admin: admin.ModelAdmin[Any]) -> list[URLPattern]:
-    """Return the addresses of the pages, for the admin of the outbox."""
+    """Return the URLs of the pages, for the admin of the outbox."""
     site = model_admin.admin_site
 
     def by_id(request: HttpRequest, correlation_id: UUID) -> HttpResponse:
@@ -238,7 +238,7 @@ def _summary(rows: list[Placed], happenings: list[Happening]) -> str:
 
 
 def _notes(timeline: Timeline, sources: list[type[Model]]) -> list[str]:
-    """Return what the page cannot show, and why."""
+    """Return notes on the parts that the page cannot show, with the reasons."""
     notes = []
     if timeline.is_bounded:
         notes.append(gettext("There is more: only the beginning is shown."))
@@ -268,14 +268,14 @@ def _shown(
     *,
     database: str = "",
 ) -> dict[str, Any]:
-    """Return one message as the template shows it."""
+    """Return one message for the template."""
     step, cause = row.step, row.cause
     return {
         "step": step,
         "name": step.name or (gettext("a value") if step.is_known else ""),
         "kind": _KINDS.get(step.kind, ""),
         "at": None if step.at is None else _clock(step.at, first),
-        # Indentation says it to who sees it, and lists in lists to who does not.
+        # Indentation shows it to the eye, and nested lists to screen readers.
         "cause": (cause.name or str(cause.message_id)) if cause else "",
         "opens": row.opens,
         "closes": row.closes,
@@ -301,7 +301,7 @@ _KINDS = {"command": _("command"), "event": _("event"), "query": _("query")}
 
 
 def _clock(moment: datetime, first: datetime | None) -> str:
-    """Return a time to the millisecond, with its day where that is another one."""
+    """Return a time to the millisecond, with its date if that differs."""
     local, start = _local(moment), first and _local(first)
     text = f"{local:%H:%M:%S}.{local.microsecond // 1000:03d}"
     if start is not None and local.date() == start.date():

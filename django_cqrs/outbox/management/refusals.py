@@ -1,4 +1,4 @@
-"""What the commands say where the outbox's database does not answer them."""
+"""The commands' errors when the outbox's database fails."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from django_cqrs.outbox.worker.outages import is_not_migrated
 @contextmanager
 def clear_errors(using: str, *, code: int = 1) -> Iterator[None]:
     """
-    Make one line of an error that is the database's.
+    Turn an error of the database into one line.
 
     Args:
         using: the alias of the database.
-        code: with which the process is to end.
+        code: the exit code of the process.
 
     Raises:
-        CommandError: there are no tables, or the database is out of reach.
+        CommandError: the tables are missing, or the database is unavailable.
 
     """
     try:

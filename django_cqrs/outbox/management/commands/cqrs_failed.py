@@ -1,4 +1,4 @@
-"""``manage.py cqrs_failed``: look at dead letters, replay them, delete them."""
+"""``manage.py cqrs_failed``: view, replay and delete dead letters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Command(BaseCommand):
     help = "Shows dead letters; replays or deletes them."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take an action, and which dead letters it is for."""
+        """Add the actions, and the selection of dead letters."""
         actions = parser.add_subparsers(dest="action", required=True)
         listing = actions.add_parser("list", help="List dead letters, newest first.")
         self._add_filters(listing)
@@ -114,7 +114,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *, action: str, database: str, **options: Any) -> None:
-        """Do what is asked."""
+        """Run the chosen action."""
         with clear_errors(database):
             self._do(action, database, options)
 

@@ -21,9 +21,9 @@ LARGEST = 10_000
 
 
 def age(text: str) -> timedelta:
-    """Return a time as Django reads one, or as a number with its unit."""
+    """Return a duration in Django's format, or as a number with its unit."""
     bare = text.strip()
-    # A number alone may be of seconds or of days, and "P" is a time of nothing.
+    # A plain number could mean seconds or days, and "P" is an empty duration.
     if re.search(r"\d", bare) and not re.fullmatch(r"[\d.,]+", bare):
         for form in (bare, f"P{bare.upper()}", f"PT{bare.upper()}"):
             try:
@@ -37,7 +37,7 @@ def age(text: str) -> timedelta:
 
 
 def batch_size(text: str) -> int:
-    """Return a whole number that a statement may have as many values as."""
+    """Return a whole number within the parameter limit of a statement."""
     number = positive(text)
     if number > LARGEST:
         msg = f"{text} rows are too many for one statement: {LARGEST} at most."
@@ -55,7 +55,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take the age of dead letters, the database and how to go about it."""
+        """Add the age of dead letters, the database, and the options of deletion."""
         parser.add_argument(
             "--dead-letters-older-than",
             type=age,
@@ -95,7 +95,7 @@ class Command(BaseCommand):
         verbosity: int,
         **_options: Any,
     ) -> None:
-        """Delete, and say how much."""
+        """Delete, and print the counts."""
         try:
             with clear_errors(database):
                 for each in prune(

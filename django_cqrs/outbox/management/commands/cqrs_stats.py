@@ -1,4 +1,4 @@
-"""``manage.py cqrs_stats``: what waits in the channels, what is dead, what was done."""
+"""``manage.py cqrs_stats``: count waiting, dead and handled messages by channel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = {
     "handled_day": "Handled 24 h",
     "failed_hour": "Failed 1 h",
 }
-# Shown only where a channel has some.
+# Shown only if a channel has some.
 OPTIONAL = ("parked", "failed_hour")
 
 
@@ -46,7 +46,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take the channels, the database and a format."""
+        """Add the channels, the database and a format."""
         parser.add_argument(
             "channels",
             nargs="*",

@@ -36,10 +36,10 @@ from django_cqrs.outbox.worker.worker import Relay, Worker
 
 
 class _OneLine(logging.Formatter):
-    """Leaves out tracebacks: that of a dead letter is shown by ``cqrs_failed show``."""
+    """Omits tracebacks: ``cqrs_failed show`` prints that of a dead letter."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return what is said."""
+        """Return the message of the record."""
         return record.getMessage()
 
 
@@ -73,7 +73,7 @@ def seconds(text: str) -> float:
 
 
 def relays_of(aliases: Sequence[str], using: str) -> dict[str, Relay]:
-    """Return what forwards the messages of channels, for those that have an engine."""
+    """Return the relays of the channels that have an engine."""
     relays = {}
     for alias in aliases:
         relay = outbox_of(alias).relay(using)
@@ -84,10 +84,10 @@ def relays_of(aliases: Sequence[str], using: str) -> dict[str, Relay]:
 
 def _bounds_of(options: Mapping[str, Any]) -> Bounds:
     """
-    Return when the worker stops, as the options say.
+    Return the bounds that the options set.
 
     Raises:
-        InvalidOption: one of them cannot be had on this platform.
+        InvalidOption: one of them is not supported on this platform.
 
     """
     return Bounds(
@@ -100,14 +100,14 @@ def _bounds_of(options: Mapping[str, Any]) -> Bounds:
 
 
 def _mind_clock(using: str) -> None:
-    """Warn where the clock of this machine is not that of the database."""
+    """Warn if the clocks of this machine and the database differ."""
     try:
         said = skew_in_words(clock_skew(using))
     except Error as error:
         if not is_of_database(error):
             raise
         connections[using].close()
-        return  # the worker waits for a database that is away
+        return  # the worker waits for an unavailable database
     if said is not None:
         logger.warning("%s", said)
 
@@ -122,7 +122,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take the channels, the database and the bounds."""
+        """Add the channels, the database and the bounds."""
         parser.add_argument(
             "channels",
             nargs="+",
@@ -188,7 +188,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, **options: Any) -> None:
-        """Check the channels, then run, under the reloader where that is wanted."""
+        """Check the channels, then run, under the reloader if asked to."""
         try:
             for alias in options["channels"]:
                 outbox_of(alias)
@@ -220,8 +220,8 @@ class Command(BaseCommand):
 
     def _supervise(self, **options: Any) -> None:
         count = options["processes"]
-        os.environ.pop(DJANGO_AUTORELOAD_ENV, None)  # the reloader's child is this one
-        # They are started as this process was, and know what they are by their pipe.
+        os.environ.pop(DJANGO_AUTORELOAD_ENV, None)  # we are the reloader's child
+        # They are started as this process was, and recognise their role by their pipe.
         supervisor = Supervisor([sys.executable, *sys.orig_argv[1:]], count)
         if options["verbosity"] > 0:
             noun = "worker" if count == 1 else "workers"
@@ -252,7 +252,7 @@ class Command(BaseCommand):
 
         def stop(number: int) -> None:
             worker.stop()
-            if pipe is None:  # the next one is not for us: it ends the process
+            if pipe is None:  # the next signal ends the process
                 signal.signal(number, signal.SIG_DFL)
 
         before = self._on_signals(stop)
@@ -271,7 +271,7 @@ class Command(BaseCommand):
                     if names:
                         said = f"{verb} {', '.join(names)} of {options['database']!r}."
                         self.stdout.write(said)
-                self.stdout.flush()  # a log file is to show it while the worker runs
+                self.stdout.flush()  # a log file should show it while the worker runs
             with clear_errors(options["database"], code=1 if pipe is None else STOP):
                 _mind_clock(options["database"])
                 worker.run()
@@ -304,7 +304,7 @@ class Command(BaseCommand):
             sys.exit(REPLACE)
 
     def _on_signals(self, stop: Callable[[int], None]) -> dict[int, Any]:
-        """Have the signals that end a process call something; return what was so."""
+        """Have the signals that end a process call `stop`; return the old handlers."""
 
         def receive(number: int, _frame: FrameType | None) -> None:
             stop(number)
@@ -313,7 +313,7 @@ class Command(BaseCommand):
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 before[number] = signal.signal(number, receive)
-        except ValueError:  # not in the main thread, under the reloader or a test
+        except ValueError:  # not in the main thread: under the reloader, or in a test
             return before
         return before
 
@@ -323,7 +323,7 @@ class Command(BaseCommand):
 
     @contextmanager
     def _logging(self, verbosity: int) -> Iterator[None]:
-        """Show the log as the verbosity says, for as long as the worker runs."""
+        """Show the log according to the verbosity, while the worker runs."""
         logger = logging.getLogger("django_cqrs")
         level, handler = logger.level, None
         logger.setLevel(LEVELS.get(verbosity, logging.DEBUG))
