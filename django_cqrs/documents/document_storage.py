@@ -13,8 +13,9 @@ from django.db import connections, models
 
 from django_cqrs.annotations import name_of_type, usual_name
 from django_cqrs.buses.registries import Registry
+from django_cqrs.documents.collections import remember
 from django_cqrs.documents.names import fault_in_name, stored_name_of
-from django_cqrs.documents.rows import Rows, Taken, key_of, remember
+from django_cqrs.documents.rows import Rows, Taken, key_of
 from django_cqrs.documents.shapes import Mark, mark_of, put_mark
 from django_cqrs.exceptions import (
     AggregateAlreadyExists,

@@ -7,6 +7,7 @@ from typing import ClassVar
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs.documents.redaction import key_of
 from django_cqrs.models import NameField
 
 
@@ -39,6 +40,4 @@ class Document(models.Model):
 
     def __str__(self) -> str:
         """Return its key, without what is sensitive, and where it is."""
-        from django_cqrs.documents.redaction import key_of
-
         return f"{key_of(self)} in {self.collection}"

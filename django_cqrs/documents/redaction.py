@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from django_cqrs import buses
 from django_cqrs.conversion.masking import MASK, redactor_of
-from django_cqrs.documents.models import Document
-from django_cqrs.documents.rows import Rows, rows_called
+from django_cqrs.documents.collections import Collection, collections_called
 
 NOT_SHOWN: Final = "(not shown)"
 """What stands in place of what cannot be told to be harmless."""
 
 
-def text_of(document: Document) -> str:
+class Stored(Protocol):
+    """What a document's row holds, as far as it is shown."""
+
+    # Any: of a model, a type checker may compare the fields with these, not the values.
+    collection: Any
+    key: Any
+    content: Any
+    shape: Any
+
+
+def text_of(document: Stored) -> str:
     """
     Return a document's content as JSON, one value a line, its sensitive fields masked.
 
@@ -30,7 +39,7 @@ def text_of(document: Document) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def key_of(document: Document) -> str:
+def key_of(document: Stored) -> str:
     """
     Return a document's key as operators may see it.
 
@@ -49,22 +58,22 @@ def key_of(document: Document) -> str:
 def may_hide(collection: str, shape: int) -> bool:
     """Return whether anything in documents of a collection may have to be masked."""
     buses.registry.routes  # noqa: B018 - it finds the classes
-    known = rows_called(collection)
-    return not known or any(_is_masked(rows, shape) for rows in known)
+    known = collections_called(collection)
+    return not known or any(_is_masked(each, shape) for each in known)
 
 
-def _is_masked(rows: Rows, shape: int) -> bool:
-    return rows.shape.masking.is_marked or shape != rows.name.version
+def _is_masked(known: Collection, shape: int) -> bool:
+    return known.shape.masking.is_marked or shape != known.name.version
 
 
 _UNKNOWN: Final = object()
 
 
-def _masked(document: Document) -> tuple[Any, list[Any]]:
+def _masked(document: Stored) -> tuple[Any, list[Any]]:
     """Return the content without its sensitive values, and the masked paths."""
     buses.registry.routes  # noqa: B018 - it finds the classes
     content: Any = document.content
-    known = rows_called(document.collection)
+    known = collections_called(document.collection)
     if not known:
         return _UNKNOWN, []
     hidden: list[Any] = []
@@ -73,10 +82,10 @@ def _masked(document: Document) -> tuple[Any, list[Any]]:
         hidden.append(value)
         return MASK
 
-    for rows in known:
-        if _is_masked(rows, document.shape):
+    for each in known:
+        if _is_masked(each, document.shape):
             try:
-                content = rows.shape.masking.mask(content, mask)
+                content = each.shape.masking.mask(content, mask)
             except RecursionError:
                 content = MASK
     return content, hidden

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property
-from types import GenericAlias
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
@@ -16,17 +13,10 @@ from django.db import IntegrityError, connections, router
 from django.utils import timezone
 
 from django_cqrs.annotations import name_of_type
+from django_cqrs.documents.collections import Collection
 from django_cqrs.documents.limits import ensure_kept
-from django_cqrs.documents.names import stored_name_of
-from django_cqrs.documents.shapes import (
-    DocumentShape,
-    Mark,
-    mark_of,
-    put_mark,
-    shape_of,
-)
+from django_cqrs.documents.shapes import Mark, mark_of, put_mark
 from django_cqrs.exceptions import ConcurrencyError, InvalidIdentifier
-from django_cqrs.messages import MessageName
 from django_cqrs.modelling.identifiers import plain
 from django_cqrs.modelling.model_storage import is_violation_of
 from django_cqrs.statements import fitting, written
@@ -68,58 +58,8 @@ def key_of(*values: Any) -> str:
     return key
 
 
-_classes: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
-_others: list[tuple[Any, str]] = []
-
-
-def remember(target: Any, collection: str = "") -> None:
-    """
-    Note what is kept as documents, for who is shown them.
-
-    Args:
-        target: the type.
-        collection: its name, by default that of the class. It is not asked for now: the
-            apps may not be loaded yet.
-
-    """
-    if isinstance(target, type) and not isinstance(target, GenericAlias):
-        _classes.setdefault(target, set()).add(collection)
-    elif (target, collection) not in _others:
-        _others.append((target, collection))
-
-
-def rows_called(collection: str) -> list[Rows]:
-    """Return what is known of a collection: nothing, or a type, or even several."""
-    pairs = [(cls, each) for cls, names in list(_classes.items()) for each in names]
-    found = []
-    for target, given in (*pairs, *_others):
-        name = name_of_collection(target, given)
-        if name is not None and collection in (name.name, *name.aliases):
-            found.append(Rows(target, name))
-    return found
-
-
-def name_of_collection(target: Any, collection: str) -> MessageName | None:
-    """Return a collection's name, as it is given or that of the class, if any."""
-    own = stored_name_of(target)
-    if collection:
-        return MessageName(collection, own.version if own else 1)
-    return own
-
-
-class Rows:
+class Rows(Collection):
     """Reads and writes the values of one type in one collection."""
-
-    def __init__(self, target: Any, name: MessageName) -> None:
-        """Take the type of the values, and how the collection is and was called."""
-        self.target = target
-        self.name = name
-        self._names = (name.name, *name.aliases)
-
-    @cached_property
-    def shape(self) -> DocumentShape:
-        """What writes and reads the values."""
-        return shape_of(self.target)
 
     @property
     def table(self) -> type[Document]:
@@ -146,11 +86,11 @@ class Rows:
     def all(self, using: str) -> QuerySet[Document]:
         """Return the rows, also those stored under an old name."""
         rows = self.table._default_manager.using(using)
-        return rows.filter(collection__in=self._names)
+        return rows.filter(collection__in=self.names)
 
     def has(self, row: Document) -> bool:
         """Return whether a row is of this collection."""
-        return row.collection in self._names
+        return row.collection in self.names
 
     def row(self, key: str, using: str, *, lock: bool = False) -> Document | None:
         """Return the row of a key."""
@@ -159,7 +99,7 @@ class Rows:
             has_no_key = connections[using].features.has_select_for_no_key_update
             rows = rows.select_for_update(no_key=has_no_key)
         found = {row.collection: row for row in rows}
-        return next((found[name] for name in self._names if name in found), None)
+        return next((found[name] for name in self.names if name in found), None)
 
     def value(self, row: Document) -> Any:
         """

@@ -11,8 +11,9 @@ from django.db.models import F
 from django.db.transaction import atomic
 
 from django_cqrs.annotations import name_of_type, sole_type
+from django_cqrs.documents.collections import name_of_collection, remember
 from django_cqrs.documents.names import fault_in_name
-from django_cqrs.documents.rows import Rows, Taken, key_of, name_of_collection, remember
+from django_cqrs.documents.rows import Rows, Taken, key_of
 from django_cqrs.exceptions import (
     DocumentAlreadyExists,
     DocumentNotFound,

@@ -1,0 +1,66 @@
+"""The collections that this process knows: their types, names and shapes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from types import GenericAlias
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from django_cqrs.documents.names import stored_name_of
+from django_cqrs.documents.shapes import DocumentShape, shape_of
+from django_cqrs.messages import MessageName
+
+
+class Collection:
+    """The values of one type that are kept under one name."""
+
+    def __init__(self, target: Any, name: MessageName) -> None:
+        """Take the type of the values, and how the collection is and was called."""
+        self.target = target
+        self.name = name
+        self.names = (name.name, *name.aliases)
+
+    @cached_property
+    def shape(self) -> DocumentShape:
+        """What writes and reads the values."""
+        return shape_of(self.target)
+
+
+_classes: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
+_others: list[tuple[Any, str]] = []
+
+
+def remember(target: Any, collection: str = "") -> None:
+    """
+    Note what is kept as documents, for who is shown them.
+
+    Args:
+        target: the type.
+        collection: its name, by default that of the class. It is not asked for now: the
+            apps may not be loaded yet.
+
+    """
+    if isinstance(target, type) and not isinstance(target, GenericAlias):
+        _classes.setdefault(target, set()).add(collection)
+    elif (target, collection) not in _others:
+        _others.append((target, collection))
+
+
+def collections_called(called: str) -> list[Collection]:
+    """Return what is known of a name: no collection, or one, or one of each type."""
+    pairs = [(cls, each) for cls, names in list(_classes.items()) for each in names]
+    found = []
+    for target, given in (*pairs, *_others):
+        name = name_of_collection(target, given)
+        if name is not None and called in (name.name, *name.aliases):
+            found.append(Collection(target, name))
+    return found
+
+
+def name_of_collection(target: Any, collection: str) -> MessageName | None:
+    """Return a collection's name, as it is given or that of the class, if any."""
+    own = stored_name_of(target)
+    if collection:
+        return MessageName(collection, own.version if own else 1)
+    return own
