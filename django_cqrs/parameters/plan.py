@@ -39,13 +39,20 @@ class Given:
     name: str
 
 
+Source = Constant | Given | Resolver
+"""What fills a parameter."""
+
+Bound = Callable[[Message], Any]
+"""A function with all of its parameters filled, given a message."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Argument:
     """One parameter and what fills it."""
 
     name: str
     positional: bool
-    source: Constant | Given | Resolver
+    source: Source
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,52 +99,23 @@ class ArgumentPlan:
         )
         return dataclasses.replace(self, arguments=arguments)
 
-    def bind(self, function: Callable[..., Any]) -> Callable[[Message], Any]:
+    def bind(self, function: Callable[..., Any]) -> Bound:
         """Return the function as a function of the message alone."""
-        constants = {
-            argument.name: argument.source.value
-            for argument in self.arguments
-            if isinstance(argument.source, Constant) and not argument.positional
-        }
-        positional = [_resolver(a.source) for a in self.arguments if a.positional]
-        named = [
-            (argument.name, _resolver(argument.source))
-            for argument in self.arguments
-            if not argument.positional and not isinstance(argument.source, Constant)
-        ]
+        positional = [each.source for each in self.arguments if each.positional]
+        named = [each for each in self.arguments if not each.positional]
         if named:
-
-            def call(message: Message) -> Any:
-                given = {name: resolve(message) for name, resolve in named}
-                args = [resolve(message) for resolve in positional]
-                return function(*args, **constants, **given)
-
-        elif len(positional) == 1 and not constants:
-            (only,) = positional
-
-            def call(message: Message) -> Any:
-                return function(only(message))
-
-        elif len(positional) == 1:
-            (only,) = positional
-
-            def call(message: Message) -> Any:
-                return function(only(message), **constants)
-
-        elif len(positional) == 2 and not constants:  # noqa: PLR2004 - the commonest
-            first, second = positional
-
-            def call(message: Message) -> Any:
-                return function(first(message), second(message))
-
-        else:
-
-            def call(message: Message) -> Any:
-                return function(
-                    *[resolve(message) for resolve in positional], **constants
-                )
-
-        return call
+            return _bound_by_name(function, positional, named)
+        match positional:
+            case [source]:
+                return _bound_to_one(function, source)
+            case [source, Constant(value)] if source is payload_of:
+                return lambda message: function(message._payload, value)
+            case [source, other] if source is payload_of and other is message_itself:
+                return lambda message: function(message._payload, message)
+            case [source, other]:
+                return _bound_to_two(function, source, other)
+        resolvers = [_resolver(source) for source in positional]
+        return lambda message: function(*[resolve(message) for resolve in resolvers])
 
     @property
     def given(self) -> frozenset[str]:
@@ -172,7 +150,47 @@ def payload_of(message: Message) -> Any:
     return message._payload
 
 
-def _resolver(source: Constant | Given | Resolver) -> Resolver:
+def message_itself(message: Message) -> Message:
+    """Return the message that is handled."""
+    return message
+
+
+def _bound_to_one(function: Callable[..., Any], source: Source) -> Bound:
+    resolve = _resolver(source)
+    return lambda message: function(resolve(message))
+
+
+def _bound_to_two(function: Callable[..., Any], first: Source, second: Source) -> Bound:
+    resolve, resolve_other = _resolver(first), _resolver(second)
+    if first is payload_of:
+        return lambda message: function(message._payload, resolve_other(message))
+    return lambda message: function(resolve(message), resolve_other(message))
+
+
+def _bound_by_name(
+    function: Callable[..., Any], positional: list[Source], named: list[Argument]
+) -> Bound:
+    resolvers = [_resolver(source) for source in positional]
+    constants = {
+        each.name: each.source.value
+        for each in named
+        if isinstance(each.source, Constant)
+    }
+    others = [
+        (each.name, _resolver(each.source))
+        for each in named
+        if each.name not in constants
+    ]
+
+    def call(message: Message) -> Any:
+        given = {name: resolve(message) for name, resolve in others}
+        args = [resolve(message) for resolve in resolvers]
+        return function(*args, **constants, **given)
+
+    return call
+
+
+def _resolver(source: Source) -> Resolver:
     if isinstance(source, Constant):
         value = source.value
         return lambda _message: value
@@ -181,7 +199,7 @@ def _resolver(source: Constant | Given | Resolver) -> Resolver:
 
 
 def _given_resolver(
-    source: Constant | Given | Resolver,
+    source: Source,
 ) -> Callable[[Message, Mapping[str, Any]], Any]:
     if isinstance(source, Given):
         name = source.name

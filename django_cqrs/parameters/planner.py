@@ -53,6 +53,7 @@ from django_cqrs.parameters.plan import (
     Given,
     Resolver,
     header_converter,
+    message_itself,
     payload_of,
 )
 from django_cqrs.problems import Problem, Rule
@@ -303,9 +304,7 @@ class _Planner:
                 in_a_row = False
                 continue
             positional = parameter.kind is parameter.POSITIONAL_ONLY or (
-                in_a_row
-                and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-                and not isinstance(source, Constant)
+                in_a_row and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             )
             in_a_row = in_a_row and positional
             arguments.append(Argument(parameter.name, positional, source))
@@ -387,7 +386,7 @@ class _Planner:
         if bare in (Headers, Message):
             self._refuse_once(bare)
             if bare is Message:
-                return lambda message: message
+                return message_itself
             return lambda message: message.headers
         source = self._filled(annotation)
         if source is not None:
