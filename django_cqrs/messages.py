@@ -42,10 +42,8 @@ RESERVED_HEADERS = frozenset(
 RESERVED_PREFIX = "aggregate_"
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# What a copy of a message takes along, where it is there.
-_PASSED_ON = "_aggregate", "_aggregate_id", "_dependencies", "_scope", "_using"
-
 _NO_HEADERS: Mapping[str, HeaderValue] = {}
+_NO_AGGREGATE: Mapping[str, Any] = {}
 
 
 class Command(Generic[R_co]):
@@ -137,6 +135,9 @@ class Handling:
         return copy
 
 
+_UNHANDLED: Final = Handling()
+
+
 class Origin:
     """
     Where a chain of messages begins: what the first one inherits.
@@ -193,24 +194,37 @@ def id_of(nanoseconds: int) -> UUID:
     Behind the 48 bits of milliseconds stand 20 of what is left of the time, where RFC
     9562 (6.2, method 3) has room for it, and 54 that are random.
     """
-    milliseconds, rest = divmod(nanoseconds, _MILLISECOND)
+    global _beginning  # noqa: PLW0603 - each thread takes both of it at once
+    begin, front = _beginning
+    rest = nanoseconds - begin
+    if not 0 <= rest < _MILLISECOND:  # many ids are of the millisecond of the last one
+        milliseconds, rest = divmod(nanoseconds, _MILLISECOND)
+        front = (milliseconds << 26 | _VERSION_AND_VARIANT) << 54
+        _beginning = nanoseconds - rest, front
+    # The rest is in two parts, of 12 and of 8 bits, with the variant between them.
+    parted = (rest >> 8) * 0x400 + (rest & 0xFF)
     made: UUID = _new(UUID)  # without the checks of what it may be made of
-    _put(
-        made,
-        "int",
-        (milliseconds << 80)
-        | _VERSION_7
-        | (rest >> 8) << 64
-        | (rest & 0xFF) << 54
-        | getrandbits(54),
-    )
-    _put(made, "is_safe", SafeUUID.unknown)
+    _put_int(made, front + (parted << 54) + getrandbits(54))
+    _put_is_safe(made, _SAFE_UNKNOWN)
     return made
 
 
 _new: Final[Any] = object.__new__
-_put: Final = object.__setattr__
-_VERSION_7: Final = 7 << 76 | 2 << 62
+_beginning = 0, (7 << 22 | 2 << 8) << 54
+_VERSION_AND_VARIANT: Final = 7 << 22 | 2 << 8
+
+
+def setter_of(cls: type, name: str) -> Callable[[Any, Any], None]:
+    """Return what sets an attribute past the `__setattr__` of a class."""
+    slot = vars(cls).get(name)
+    if isinstance(slot, types.MemberDescriptorType):
+        return slot.__set__  # in half the time
+    return lambda made, value: object.__setattr__(made, name, value)
+
+
+_put_int = setter_of(UUID, "int")
+_put_is_safe = setter_of(UUID, "is_safe")
+_SAFE_UNKNOWN: Final = SafeUUID.unknown
 
 
 class Message:
@@ -223,31 +237,21 @@ class Message:
     start.
     """
 
-    __slots__ = (
-        "_aggregate",
-        "_aggregate_id",
-        "_correlation_id",
-        "_dependencies",
-        "_handling",
-        "_message_id",
-        "_nanoseconds",
-        "_parent",
-        "_payload",
-        "_scope",
-        "_user",
-        "_using",
-    )
+    # What most messages never have is the class's, not their own: a slot would have to
+    # be filled for each of them, or raise and catch an error when it is read.
+    _aggregate: Mapping[str, Any] = _NO_AGGREGATE
+    _aggregate_id: Any = None
+    _correlation_id: UUID | None = None
+    _dependencies: Any = None  # not in the handling: each with Depends has some
+    _handling: Handling = _UNHANDLED
+    _message_id: UUID | None = None
+    _scope: Any = None
+    _using: str | None = None
 
-    _aggregate: Mapping[str, Any]
-    _aggregate_id: Any
-    _correlation_id: UUID
-    _dependencies: Any  # not in the handling: every message with Depends has some
-    _handling: Handling
-    _message_id: UUID
     _nanoseconds: int
-    _scope: Any
+    _payload: Any
+    _parent: Message | Origin
     _user: Mapping[str, HeaderValue]
-    _using: str | None
 
     def __init__(self, payload: Any = None, parent: Message | Origin = _ORIGIN) -> None:
         """
@@ -274,22 +278,23 @@ class Message:
 
         It is higher than those of the messages that this process has sent before.
         """
-        try:
-            return self._message_id
-        except AttributeError:
+        made = self._message_id
+        if made is None:
             # The cause first: the times of one chain are then in its order.
             self._parent.message_id  # noqa: B018
-            self._message_id = id_of(self._time())
-            return self._message_id
+            taken = getattr(self, "_nanoseconds", None)
+            made = id_of(self._time() if taken is None else taken)
+            self._message_id = made
+        return made
 
     @property
     def correlation_id(self) -> UUID:
         """The id shared by all that one first message caused."""
-        try:
-            return self._correlation_id
-        except AttributeError:
-            self._correlation_id = self._parent.correlation_id or self.message_id
-            return self._correlation_id
+        shared = self._correlation_id
+        if shared is None:
+            shared = self._parent.correlation_id or self.message_id
+            self._correlation_id = shared
+        return shared
 
     @property
     def causation_id(self) -> UUID | None:
@@ -302,11 +307,10 @@ class Message:
         return EPOCH + timedelta(microseconds=self._time() // 1000)
 
     def _time(self) -> int:
-        try:
-            return self._nanoseconds
-        except AttributeError:
-            self._nanoseconds = sending_time()
-            return self._nanoseconds
+        taken: int | None = getattr(self, "_nanoseconds", None)
+        if taken is None:
+            taken = self._nanoseconds = sending_time()
+        return taken
 
     @property
     def headers(self) -> Headers:
@@ -316,7 +320,7 @@ class Message:
     @property
     def using(self) -> str | None:
         """The database alias that the sender asked for with ``using=``."""
-        return getattr(self, "_using", None)
+        return self._using
 
     def replace(
         self, *, payload: Any = ..., headers: Mapping[str, HeaderValue] | None = None
@@ -330,16 +334,12 @@ class Message:
         """
         __traceback_hide__ = True
         copy = Message.__new__(Message)
-        copy._payload = self._payload if payload is ... else payload
-        copy._parent = self._parent
-        copy._user = self._user
-        copy._message_id = self.message_id
-        copy._correlation_id = self.correlation_id
-        copy._nanoseconds = self._time()
-        for name in _PASSED_ON:
-            if hasattr(self, name):
-                setattr(copy, name, getattr(self, name))
-        if hasattr(self, "_handling"):
+        # What is made when it is asked for, is the same in both.
+        self.message_id, self.correlation_id, self._time()
+        vars(copy).update(vars(self))
+        if payload is not ...:
+            copy._payload = payload
+        if self._handling is not _UNHANDLED:
             copy._handling = self._handling.passed_on()
         if headers:
             copy._add_headers(headers)
@@ -348,15 +348,14 @@ class Message:
     @property
     def handling(self) -> Handling:
         """What the floors keep with it, to be written to; see :func:`handling_of`."""
-        handling: Handling | None = getattr(self, "_handling", None)
-        if handling is None:
-            handling = self._handling = Handling()
-        return handling
+        if self._handling is _UNHANDLED:
+            self._handling = Handling()
+        return self._handling
 
     @property
     def aggregate_id(self) -> Any:
         """The identifier that the sender gave with ``aggregate_id=``, or None."""
-        return getattr(self, "_aggregate_id", None)
+        return self._aggregate_id
 
     def _add_headers(self, headers: Mapping[str, HeaderValue]) -> None:
         __traceback_hide__ = True
@@ -373,9 +372,6 @@ class Message:
     def __repr__(self) -> str:
         """Return the payload's type and the id: a payload may be secret."""
         return f"<Message {type(self._payload).__name__} {self.message_id}>"
-
-
-_UNHANDLED = Handling()
 
 
 def handling_of(message: object) -> Handling:
@@ -417,20 +413,14 @@ def drop(message: Message) -> None:
 
 def scope_of(message: Message | Origin) -> Any:
     """Return the bus scope that a message is handled in, or None."""
-    while True:
-        try:
-            return message._scope
-        except AttributeError:
-            assert isinstance(message, Message)  # noqa: S101 - an origin has one
-            message = message._parent
-
-
-_NO_AGGREGATE: Mapping[str, Any] = {}
+    while message._scope is None and isinstance(message, Message):
+        message = message._parent
+    return message._scope
 
 
 def aggregate_headers_of(message: Message) -> Mapping[str, Any]:
     """Return what a recorded event says of the aggregate that recorded it."""
-    return getattr(message, "_aggregate", _NO_AGGREGATE)
+    return message._aggregate
 
 
 class Headers(Mapping[str, Any]):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import time
+from uuid import UUID, SafeUUID
 
 import pytest
 
 from django_cqrs import Registry, command_handler
-from django_cqrs.messages import Message, id_of, sending_time
+from django_cqrs.messages import Message, id_of, sending_time, setter_of
 
 
 def test_ids_of_one_process_grow_with_the_time_of_sending():
@@ -81,3 +84,59 @@ def test_ids_of_threads_are_distinct():
         thread.join()
 
     assert len(set(found)) == 8_000
+
+
+def test_an_id_is_a_uuid_like_any_other():
+    """Though it is made past the constructor: whatever a UUID can do, it can."""
+    made = Message("x").message_id
+    usual = UUID(int=made.int)
+
+    assert type(made) is UUID
+    assert (made, hash(made), repr(made)) == (usual, hash(usual), repr(usual))
+    assert made.is_safe is SafeUUID.unknown
+    assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == usual
+    with pytest.raises(TypeError, match="UUID objects are immutable"):
+        made.int = 1
+
+
+class _Slotted:
+    __slots__ = ("int",)
+
+    def __setattr__(self, name, value):
+        raise TypeError
+
+
+class _Plain:
+    def __setattr__(self, name, value):
+        raise TypeError
+
+
+@pytest.mark.parametrize("cls", [_Slotted, _Plain])
+def test_an_attribute_is_set_past_a_class_that_forbids_it(cls):
+    """A Python whose UUIDs have no slots makes the same ids."""
+    made = cls()
+    setter_of(cls, "int")(made, 7)
+
+    assert made.int == 7
+
+
+def test_ids_of_distant_times_in_turns_keep_their_milliseconds():
+    """An id does not take over the millisecond of the one made before it."""
+    times = [1, 10**18, 2, 10**18 + 5_000_000, 10**18 + 4_999_999, 999_999, 1_000_000]
+
+    assert [id_of(each).int >> 80 for each in times] == [
+        each // 1_000_000 for each in times
+    ]
+
+
+def test_a_copy_of_a_message_keeps_its_id_and_time():
+    """Also if nobody has asked for them before, and whatever else it carries."""
+    message = Message("x")
+    message._using = "other"
+    copied = message.replace(payload="y", headers={"a": 1})
+
+    assert copied.message_id == message.message_id
+    assert copied.correlation_id == message.correlation_id
+    assert copied.timestamp == message.timestamp
+    assert (copied.payload, copied.using) == ("y", "other")
+    assert (dict(message._user), dict(copied._user)) == ({}, {"a": 1})
