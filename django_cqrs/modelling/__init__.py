@@ -1,4 +1,4 @@
-"""Objects that carry the model: found by their identifier, changed by messages."""
+"""Domain objects: found by their identifier, changed by messages."""
 
 from __future__ import annotations
 

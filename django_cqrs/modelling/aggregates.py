@@ -1,9 +1,9 @@
 """
-Aggregates: objects found by their identifier, called, kept, and listened to.
+Aggregates: objects that are found by identifier, called, saved, and observed.
 
-A class-method is a factory: what it returns is kept. Any other method is an action: its
-object is found, locked, called and kept. What an object has recorded is published after
-that, in the same transaction.
+A class-method is a factory: the object that it returns is saved. Any other method is an
+action: its object is found, locked, called and saved. Afterwards the object's recorded
+events are published, in the same transaction.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Role, Run, Subject
 C = TypeVar("C", bound=type)
 
 _MADE_AND_SENT = 2
-"""What a factory with ``output=`` may return: the object, and what is sent on."""
+"""The number of values from a factory with ``output=``: the object, and messages."""
 
 PULL = "pull_recorded_events"
-"""The method by which ``RecordsEvents`` gives what was recorded, and forgets it."""
+"""The method of ``RecordsEvents`` that returns and forgets the recorded events."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ModelRole(Role):
         return self._subjects[key]
 
     def make_subject(self, owner: type, services: Services) -> AggregateSubject:
-        """Return a new one."""
+        """Return a new subject."""
         return AggregateSubject(owner, self, services)
 
 
@@ -103,19 +103,19 @@ def aggregate(
     Make a class an aggregate: its decorated methods are handlers of its objects.
 
     Args:
-        cls: a Django model, or a class that a storage or a repository keeps.
-        identifier: the attributes that identify an object; of a model one unique field
-            or several that are unique together, by default its primary key.
-        version: an integer field that every save counts up. Objects are then not
-            locked: who saves one that was changed meanwhile gets a ConcurrencyError.
-        events: the method that returns what was recorded and forgets it, where the
+        cls: a Django model, or a class whose objects a storage or a repository keeps.
+        identifier: the attributes that identify an object. For a model: one unique
+            field or several that are unique together, by default its primary key.
+        version: an integer field that every save increments. Objects are then not
+            locked: saving one that was changed in the meantime raises ConcurrencyError.
+        events: the method that returns the recorded events and forgets them, if the
             class does not derive from ``RecordsEvents``.
         full_clean: whether a model's ``full_clean()`` is called before each save.
-        repository: a subclass of ``Repository`` that finds and keeps the objects, or
+        repository: a subclass of ``Repository`` that finds and saves the objects, or
             its dotted path.
 
     Returns:
-        The class itself. A model stays the model that it is.
+        The class itself. A model is otherwise unchanged.
 
     """
     role = ModelRole(
@@ -134,7 +134,7 @@ def options_of(
     *,
     full_clean: bool = False,
 ) -> Options:
-    """Return what a decorator was given, tidied."""
+    """Return the options of a decorator, from its arguments."""
     if isinstance(identifier, str):
         identifier = (identifier,)
     return Options(
@@ -147,7 +147,7 @@ def options_of(
 
 
 class AggregateSubject(Subject):
-    """Finds and keeps the objects of one class, and publishes what they recorded."""
+    """Finds and saves the objects of one class, and publishes their recorded events."""
 
     def __init__(self, owner: type, role: ModelRole, services: Services) -> None:
         """Take a class, its role, and the services of the registry it belongs to."""
@@ -162,14 +162,14 @@ class AggregateSubject(Subject):
         The storage of the objects.
 
         Raises:
-            NoStorage: nothing does.
+            NoStorage: no storage supports the class.
 
         """
         return storage_of(self.owner, self.options)
 
     @cached_property
     def type_name(self) -> str:
-        """What ``aggregate_type`` says of the class: ``tickets.Ticket``."""
+        """The class in the header ``aggregate_type``: ``tickets.Ticket``."""
         config = apps.get_containing_app_config(self.owner.__module__)
         place = config.label if config else self.owner.__module__
         return f"{place}.{name_of_type(self.owner)}"
@@ -184,14 +184,14 @@ class AggregateSubject(Subject):
 
     def identifier_given(self, given: Any, message: Message) -> Any:
         """
-        Return what ``aggregate_id=`` gives, of the plain values that a header may have.
+        Return the identifier in ``aggregate_id=``, as plain values for a header.
 
         Args:
-            given: by the call.
-            message: that is for the object.
+            given: the argument of the call.
+            message: the message for the object.
 
         Raises:
-            InvalidIdentifier: it cannot be one.
+            InvalidIdentifier: it cannot be an identifier.
 
         """
         try:
@@ -268,7 +268,7 @@ class AggregateSubject(Subject):
                 )
 
     def result_of(self, endpoint: Endpoint) -> Any:
-        """Return the identifier's type where a factory makes an object of the class."""
+        """Return the identifier's type if a factory makes an object of the class."""
         returns = endpoint.plan.returns
         if endpoint.is_factory:
             args = typing.get_args(returns)
@@ -277,7 +277,7 @@ class AggregateSubject(Subject):
                 returns = args[0]
             makes = [m for m in union_members(returns) if m is not type(None)]
             if all(self._is_kept(each) for each in makes):
-                with suppress(NoStorage):  # for the checks to say
+                with suppress(NoStorage):  # the checks report it
                     return self.storage.identifier_type
             return returns
         others = [m for m in union_members(returns) if _is_model(m)]
@@ -285,15 +285,15 @@ class AggregateSubject(Subject):
 
     def _is_kept(self, annotation: Any) -> bool:
         if annotation is inspect.Parameter.empty or not isinstance(annotation, type):
-            return True  # Self, or nothing said
+            return True  # Self, or no annotation
         return issubclass(annotation, self.owner) or _is_model(annotation)
 
     def key_of(self, values: Values) -> str:
         """
         Return the name of an object in envelopes: ``shop.Order:7``.
 
-        No two objects have the same. Of several values it is ``shop.Seat:'3','12'``; a
-        hash stands for what is too long or what a database cannot tell from others.
+        It is unique. For several values it is ``shop.Seat:'3','12'``; a hash replaces
+        values that are too long, or that a database cannot tell apart.
         """
         text = str(values[0]) if len(values) == 1 else joined(map(str, values))
         begin = self._key_prefix
@@ -301,17 +301,17 @@ class AggregateSubject(Subject):
 
     @cached_property
     def _key_prefix(self) -> str:
-        """What the keys of all objects begin with; it leaves room for a hash."""
+        """The start of the keys of all objects; it leaves room for a hash."""
         return f"{storable_key(self.type_name, room=MAX_LENGTH - 80)}:"
 
     def address(self, endpoint: Endpoint, cls: type) -> Callable[[Message], str]:
-        """Return what says which object a message is for."""
+        """Return a function from a message to the key of the object that it is for."""
         find = identification(self.storage.parts, endpoint.policies.identifier, cls)
 
         def address(message: Message) -> str:
             try:
                 values = find(message)
-            except InvalidIdentifier:  # so it is for its handler to say
+            except InvalidIdentifier:  # its handler reports it
                 values = None
             return "" if values is None else self.key_of(values)
 
@@ -320,7 +320,7 @@ class AggregateSubject(Subject):
     # Handling ---------------------------------------------------------------------
 
     def surround(self, run: Run, point: JoinPoint, alias: str) -> Run:
-        """Return `run` with finding before it, keeping and publishing after it."""
+        """Return `run` with loading before it, and saving and publishing after it."""
         endpoint = point.endpoint
         if endpoint.is_factory and endpoint.action is None:
             return self._making(run, point, alias)
@@ -385,7 +385,7 @@ class AggregateSubject(Subject):
         return ask
 
     def _making(self, run: Run, point: JoinPoint, alias: str) -> Run:
-        """Return what calls a factory and keeps what it returns."""
+        """Return the run that calls a factory and saves its object."""
         has_output = bool(point.endpoint.policies.outputs)
 
         def make(message: Message) -> Any:
@@ -405,7 +405,7 @@ class AggregateSubject(Subject):
                 at_entrance(error, message)
                 raise
             note = handling_of(message).note
-            if note is not None:  # who made it may not have known its identifier
+            if note is not None:  # its maker may not have known its identifier
                 note.subject = made.key_of(made.storage.values_of(result))
             made.publish(result, events)
             output = message.handling.output
@@ -422,7 +422,7 @@ class AggregateSubject(Subject):
         alias: str,
         identify: Callable[[Message], Values],
     ) -> Run:
-        """Return what calls an action, or a factory where there is no object yet."""
+        """Return the run that calls an action, or a factory if no object exists yet."""
         endpoint = point.endpoint
         find, locks = self.storage.find, self.storage.locks
         missing = self._missing(point)
@@ -440,11 +440,11 @@ class AggregateSubject(Subject):
             found = find(values, using=alias, lock=lock)
             if found is None and is_pair:
                 try:
-                    # What the factory writes, publishes and sends shares its fate.
+                    # The factory's writes, events and messages are undone with it.
                     with _block(alias, endpoint):
                         return make(message)
                 except AggregateAlreadyExists:
-                    # Somebody else was first: what they made is acted on.
+                    # Another one was faster: act on the object that it made.
                     found = find(values, using=alias, lock=lock)
                     if found is None:
                         raise
@@ -476,7 +476,7 @@ class AggregateSubject(Subject):
 
     @property
     def registry(self) -> Registry:
-        """The registry that its handlers are of."""
+        """The registry that its handlers belong to."""
         registry: Registry = self._services.owner
         return registry
 
@@ -488,11 +488,11 @@ class AggregateSubject(Subject):
         message: Message | None = None,
     ) -> None:
         """
-        Keep a changed object.
+        Save a changed object.
 
         Raises:
-            ConcurrencyError: it would be written over what was written since it was
-                loaded, by somebody else or by its own unit of work.
+            ConcurrencyError: it would overwrite changes made since it was loaded, by
+                somebody else or by its own unit of work.
 
         """
         if watch is None:
@@ -511,7 +511,7 @@ class AggregateSubject(Subject):
     def _finish(
         self, found: Any, events: list[Any], values: Values, result: Any, alias: str
     ) -> Any:
-        """Keep what a kept object has made; publish what both have recorded."""
+        """Save an object that another one returned; publish the events of both."""
         made = None
         if result is not None and result is not found:
             made = self._subject_of(result)
@@ -531,12 +531,12 @@ class AggregateSubject(Subject):
         self, instance: Any, alias: str | None, *, is_result: bool = False
     ) -> list[Any]:
         """
-        Insert or update an object; return what it has recorded, not yet published.
+        Insert or update an object; return its recorded events, not yet published.
 
         Args:
             instance: the object.
-            alias: of the database; None for that of its storage.
-            is_result: whether a method has returned it, and may have made it.
+            alias: the alias of the database; None for that of its storage.
+            is_result: whether it was returned by a method, which may have made it.
 
         Raises:
             AggregateAlreadyExists: another object has its identifier.
@@ -556,10 +556,10 @@ class AggregateSubject(Subject):
 
     def take_events(self, instance: Any) -> list[Any]:
         """
-        Return what an object has recorded; it forgets it.
+        Return the recorded events of an object, which forgets them.
 
         Raises:
-            InvalidEvent: an event has a value that is known only after the save.
+            InvalidEvent: an event has a value that is only known after the save.
 
         """
         pull: Any = getattr(instance, self.options.events or PULL, None)
@@ -570,11 +570,11 @@ class AggregateSubject(Subject):
 
     def ensure_known(self, instance: Any, events: Iterable[Any]) -> None:
         """
-        Refuse what is sent of an object, where a value is known only after the save.
+        Refuse an object's events or messages with values known only after the save.
 
         Args:
             instance: the object.
-            events: what it has recorded, or what is sent on.
+            events: its recorded events, or the messages to send.
 
         Raises:
             InvalidEvent: there is such a value.
@@ -594,12 +594,12 @@ class AggregateSubject(Subject):
         self, instance: Any, events: list[Any], values: Values | None = None
     ) -> None:
         """
-        Publish what an object has recorded, each event with where it comes from.
+        Publish the recorded events of an object, each with its origin.
 
         Args:
             instance: the object.
-            events: what it has recorded.
-            values: its identifier, where it can no longer be asked.
+            events: its recorded events.
+            values: its identifier, if the object no longer has it.
 
         """
         if not events:
@@ -621,10 +621,10 @@ class AggregateSubject(Subject):
             event_bus.publish_recorded(event, headers)
 
     def ended(self, instance: Any, values: Values, alias: str) -> None:
-        """Do what is to be done where an object's life is over: nothing here."""
+        """Clean up after an object's life is over: nothing to do here."""
 
     def _subject_of(self, result: Any) -> AggregateSubject | None:
-        """Return what keeps an object that a method returned, None for other values."""
+        """Return the subject of an object that a method returned; otherwise None."""
         if type(result) is self.owner:
             return self
         role = role_of(type(result))
@@ -649,7 +649,7 @@ class AggregateSubject(Subject):
         return missing
 
     def _expectation(self, point: JoinPoint) -> Callable[[Message, Any], None] | None:
-        """Return what compares the version that a message's sender saw, if it says."""
+        """Return a check of the version that the sender saw, if messages carry it."""
         field = version_field(point.payload_type)
         if field is None or self.options.version is None:
             return None
@@ -667,21 +667,21 @@ class AggregateSubject(Subject):
 
         return expect
 
-    # What sagas have beside that ----------------------------------------------------
+    # Hooks of sagas -----------------------------------------------------------------
 
     def is_over(self, _instance: Any) -> bool:
-        """Return whether an object takes no more messages: an aggregate always does."""
+        """Return whether an object accepts no more messages: False for aggregates."""
         return False
 
     def late(
         self, point: JoinPoint, missing: Callable[..., Exception]
     ) -> Callable[[Message, Values], Any]:
-        """Return what answers a message for an object that takes no more."""
+        """Return the answer to a message for an object that accepts no more."""
         return missing
 
 
 def _vain(declared: Any) -> str:
-    """Say what an ``identifier=`` has found, where that is nothing."""
+    """Return a sentence about an ``identifier=`` that found nothing."""
     if declared is None:
         return ""
     if isinstance(declared, str):
@@ -694,7 +694,7 @@ def _vain(declared: Any) -> str:
 
 
 def _block(alias: str, endpoint: Endpoint) -> AbstractContextManager[Any]:
-    """Return what a factory is undone by where somebody else was first."""
+    """Return the block that undoes a factory if another one was faster."""
     if endpoint.policies.atomic is False and not is_inside_transaction(
         connections[alias]
     ):
@@ -703,7 +703,7 @@ def _block(alias: str, endpoint: Endpoint) -> AbstractContextManager[Any]:
 
 
 def key_of_object(instance: Any, services: Services) -> str:
-    """Return what envelopes call an aggregate or a saga; empty where it is none."""
+    """Return an object's key in envelopes; empty if it is no aggregate or saga."""
     for cls in type(instance).__mro__:
         role = role_of(cls)
         if isinstance(role, ModelRole):

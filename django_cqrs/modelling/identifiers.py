@@ -1,4 +1,4 @@
-"""Which object a message is for: the parts of it that identify the object."""
+"""Identifiers: the parts of a message that identify its object."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from django_cqrs.messages import Message, Origin
 from django_cqrs.plain import as_plain, has_surrogate
 
 Values = tuple[Any, ...]
-"""The parts of an identifier, in their order."""
+"""The parts of an identifier, in order."""
 
 Source = Callable[[Message], Any]
-"""What finds a value in a message, None where it is not there."""
+"""A function that finds a value in a message, None if it is missing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Identifier:
     """
     ``Annotated[UUID, Identifier("ticket_id")]``: this field names the object.
 
-    Without a name it is the identifier of the field's, or parameter's, own name.
+    Without a name it is the identifier named like the field or parameter.
     """
 
     name: str | None = None
@@ -49,14 +49,14 @@ class Version:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """One part of what identifies the objects of a class."""
+    """One part of the identifier of a class's objects."""
 
     name: str
     """The attribute of the object."""
     aliases: tuple[str, ...]
-    """What messages call it, the usual name first."""
+    """Its names in messages, the usual one first."""
     convert: Callable[[Any], Any]
-    """Makes what a message holds into what the object has."""
+    """Converts a message's value into the object's."""
 
     def is_called(self, name: str) -> bool:
         """Return whether a name is one of this part's."""
@@ -68,13 +68,13 @@ _PLAIN = (str, int, float, UUID, Decimal, datetime, date)
 
 def plain(value: Any) -> Any:
     """
-    Return an identifier as a database and a channel take it: value objects as text.
+    Return an identifier for a database and a channel: value objects as text.
 
-    An Enum is its value, and what derives from a plain type is of that type.
+    An Enum becomes its value, and a subclass of a plain type becomes that type.
 
     Raises:
-        InvalidIdentifier: it is of several values, or a text that not every database
-            can hold.
+        InvalidIdentifier: it has several values, or a text that not every database can
+            hold.
 
     """
     while isinstance(value, Enum):
@@ -91,7 +91,7 @@ def plain(value: Any) -> Any:
             f"UUID, not a {type(value).__name__}."
         )
         raise InvalidIdentifier(msg)
-    if hasattr(value, "_meta") and hasattr(value, "pk"):  # a model's object
+    if hasattr(value, "_meta") and hasattr(value, "pk"):  # an instance of a model
         return plain(value.pk)
     text = str(value)
     _refuse_text(text)
@@ -113,17 +113,17 @@ _KEYS = (str, int, UUID, Decimal, datetime, date)
 
 
 def key_type_of(annotation: Any) -> Any:
-    """Return the type of a part of an identifier; Any: its text alone is compared."""
+    """Return the type of an identifier's part; Any: texts are compared."""
     target = bare_type(annotation)
     return target if target in _KEYS else Any
 
 
 def typed(annotation: Any, name: str, value: Any) -> Any:
     """
-    Return a part of an identifier as its annotation says, where that is a plain type.
+    Return an identifier's part in its annotated type, if that is a plain type.
 
     Raises:
-        InvalidIdentifier: it cannot be of this type.
+        InvalidIdentifier: it cannot be converted to this type.
 
     """
     value = plain(value)
@@ -145,7 +145,7 @@ E = TypeVar(
 
 
 def at_entrance(error: E, message: Message) -> E:
-    """Return an error that says whether the first message of its chain met it."""
+    """Return an error that notes whether the first message of its chain raised it."""
     error.at_entrance = isinstance(message._parent, Origin)
     return error
 
@@ -155,15 +155,15 @@ def at_entrance(error: E, message: Message) -> E:
 
 def values_given(parts: Sequence[Part], given: Any, *, by: str) -> Values:
     """
-    Return the parts of an identifier that is given as a whole.
+    Return the parts of an identifier that is given as one value.
 
     Args:
-        parts: of the class.
+        parts: the parts of the class's identifier.
         given: one value, or for several parts a dict by name or a tuple in order.
-        by: who gives it, for the error.
+        by: the source of the value, for the error.
 
     Raises:
-        InvalidIdentifier: it is not of these parts.
+        InvalidIdentifier: it does not consist of these parts.
 
     """
     if isinstance(given, Mapping):
@@ -191,20 +191,20 @@ def identification(
     parts: Sequence[Part], declared: Any, payload_type: type | None
 ) -> Callable[[Message], Values | None]:
     """
-    Compile what finds out which object a message is for.
+    Compile a function that finds the identifier of a message's object.
 
-    The first that has a value decides: ``aggregate_id=`` of the call, the handler's
-    `declared` ``identifier=``, the payload's field marked with :class:`Identifier`,
-    its attribute or key of the identifier's name.
+    The first one with a value decides: the call's ``aggregate_id=``, the handler's
+    `declared` ``identifier=``, the payload's field marked with :class:`Identifier`, its
+    attribute or key of the identifier's name.
 
     Args:
-        parts: of the identifier.
-        declared: what the handler says with ``identifier=``.
-        payload_type: the class of the payloads, where it is known.
+        parts: the parts of the identifier.
+        declared: the ``identifier=`` of the handler.
+        payload_type: the class of the payloads, if known.
 
     Returns:
-        A function from a message to the identifier's parts, None where it names none.
-        It raises InvalidIdentifier where what it names cannot be one.
+        A function from a message to the identifier's parts, None if it has none. It
+        raises InvalidIdentifier for values that cannot be an identifier.
 
     """
     whole = declared if callable(declared) else None
@@ -241,7 +241,7 @@ def identification(
 def _of_one_part(
     parts: Sequence[Part], sources: Sequence[Source]
 ) -> Callable[[Message], Values | None]:
-    """Return the same for an identifier of one part, as most are: in fewer steps."""
+    """Return the same for an identifier of one part, the usual case, in fewer steps."""
     convert = parts[0].convert
 
     def find(message: Message) -> Values | None:
@@ -272,7 +272,7 @@ def _sources_of(
 
 
 def declared_sources(declared: Any) -> Iterator[tuple[str | None, Source]]:
-    """Yield what an ``identifier=`` names: for which part, and what finds its value."""
+    """Yield the sources in an ``identifier=``, each with the name of its part."""
     if isinstance(declared, Mapping):
         for name, one in declared.items():
             for _, source in declared_sources(one):
@@ -287,7 +287,7 @@ def declared_sources(declared: Any) -> Iterator[tuple[str | None, Source]]:
 
 
 def attribute(name: str) -> Source:
-    """Return what reads an attribute of the payload, or a key where it is a dict."""
+    """Return a source that reads an attribute of the payload, or a key of a dict."""
 
     def read(message: Message) -> Any:
         payload = message._payload

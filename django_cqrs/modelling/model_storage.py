@@ -31,7 +31,7 @@ from django_cqrs.problems import Problem, Rule
 
 
 class ModelStorage(Storage[Any]):
-    """Keeps Django models by themselves: ``_default_manager`` and ``save()``."""
+    """Stores Django models with their own ``_default_manager`` and ``save()``."""
 
     def __init__(self, cls: type[models.Model], options: Options) -> None:
         """Take a model."""
@@ -55,11 +55,11 @@ class ModelStorage(Storage[Any]):
         if self.options.identifier:
             return tuple(meta.get_field(name) for name in self.options.identifier)
         pk: Any = meta.pk
-        names = getattr(pk, "field_names", None)  # of a CompositePrimaryKey
+        names = getattr(pk, "field_names", None)  # a CompositePrimaryKey has them
         return tuple(meta.get_field(name) for name in names) if names else (pk,)
 
     def make_parts(self) -> tuple[Part, ...]:
-        """Return the identifier's fields, by the names that messages have for them."""
+        """Return the identifier's fields, by their names in messages."""
         return tuple(self._part_of(field) for field in self.fields)
 
     def _part_of(self, field: Any) -> Part:
@@ -74,7 +74,7 @@ class ModelStorage(Storage[Any]):
         return Part(field.attname, tuple(aliases), partial(_converted, field, target))
 
     def find(self, values: Values, *, using: str, lock: bool) -> Any:
-        """Get it by the default manager, its row locked where that is wanted."""
+        """Get the object from the default manager, its row locked if asked to."""
         rows = self._rows(using)
         wanted = dict(zip(self._lookups, values, strict=True))
         if lock and _takes_lock(rows.query, connections[using]):
@@ -87,19 +87,19 @@ class ModelStorage(Storage[Any]):
             return None
 
     def _lock_row(self, wanted: dict[str, Any], using: str) -> None:
-        """Lock a row by itself, without what the default manager adds to it."""
+        """Lock only the row, without the default manager's additions."""
         bare: models.QuerySet[Any] = models.QuerySet(self._model, using=using)
         rows = bare.filter(**wanted)
         rows.select_for_update(**self._locking(rows, using)).first()
 
     def _rows(self, using: str) -> models.QuerySet[Any]:
-        """Return what the default manager has, from one database."""
+        """Return the default manager's rows, from one database."""
         manager = self._managers.get(using)
         if manager is None:
             manager = self._model._default_manager.db_manager(using)
             self._managers[using] = manager
         rows: Any = manager.get_queryset()
-        # A project's own manager may have left its database out.
+        # A project's own manager may ignore the database.
         return rows if rows._db == using else rows.using(using)  # type: ignore[no-any-return]
 
     @cached_property
@@ -107,7 +107,7 @@ class ModelStorage(Storage[Any]):
         return tuple(field.attname for field in self.fields)
 
     def _locking(self, rows: models.QuerySet[Any], using: str) -> dict[str, Any]:
-        """Return how a row is locked, and those of its parents, and nothing else's."""
+        """Return the options that lock a row and those of its parents only."""
         query = rows.query
         joins = bool(query.select_related) or len(query.alias_map) > 1
         options = self._lock_options.get((using, joins))
@@ -130,7 +130,7 @@ class ModelStorage(Storage[Any]):
         *,
         using: str,
     ) -> RowWatch:
-        """Return what looks at the statements that may write the object's row."""
+        """Return a watch of the statements that may write the object's row."""
         return RowWatch(
             self.said,
             registry,
@@ -147,7 +147,7 @@ class ModelStorage(Storage[Any]):
         return tuple(each._meta.db_table.lower() for each in self._lineage())
 
     def _image(self, pk: Any, using: str) -> Image | None:
-        """Return the values of a row as they are now, read as the object was."""
+        """Return a row's present values, read the same way as the object."""
         rows: Any = models.QuerySet(self._model, using=using).filter(pk=pk)
         if self.locks and connections[using].in_atomic_block:
             rows = rows.select_for_update(**self._locking(rows, using))
@@ -158,11 +158,11 @@ class ModelStorage(Storage[Any]):
         return None if values is None else dict(zip(names, values, strict=True))
 
     def is_new(self, instance: models.Model) -> bool:
-        """Ask the model's own state."""
+        """Return whether the model's own state says so."""
         return instance._state.adding
 
     def insert(self, instance: models.Model, *, using: str) -> None:
-        """Insert a row, and never update one that is there."""
+        """Insert a row, never updating an existing one."""
         try:
             self._clean(instance)
         except ValidationError as error:
@@ -170,7 +170,7 @@ class ModelStorage(Storage[Any]):
                 raise self._existing(instance) from error
             raise
         try:
-            # Parents too: an object of theirs with this identifier is another one.
+            # Parents too: a parent's object with this identifier is a different one.
             instance.save(using=using, force_insert=(models.Model,))
         except IntegrityError as error:
             if not self._is_taken(error, using):
@@ -183,7 +183,7 @@ class ModelStorage(Storage[Any]):
         return AggregateAlreadyExists(msg)
 
     def _is_taken_by_validation(self, error: ValidationError) -> bool:
-        """Return whether ``full_clean()`` has found the identifier to be another's."""
+        """Return whether ``full_clean()`` found that the identifier is in use."""
         names = {field.name for field in self.fields}
         return any(
             each.code in ("unique", "unique_together") and name in names
@@ -192,7 +192,7 @@ class ModelStorage(Storage[Any]):
         )
 
     def update(self, instance: models.Model, *, using: str) -> None:
-        """Update the row, where its version is still the one that was loaded."""
+        """Update the row, if it still has the version that was loaded."""
         if self.is_deleted(instance):
             return
         version = self.options.version
@@ -203,7 +203,7 @@ class ModelStorage(Storage[Any]):
         loaded = getattr(instance, version)
         setattr(instance, version, loaded + 1)
         self._clean(instance)
-        # The base of django-concurrency's guard: one more condition of the UPDATE.
+        # As with django-concurrency: one more condition of the UPDATE.
         with_version = partial(self._update_version, instance, {version: loaded})
         vars(instance)["_do_update"] = with_version
         try:
@@ -217,7 +217,7 @@ class ModelStorage(Storage[Any]):
         except IntegrityError:
             raise
         except DatabaseError as error:
-            # The one that save() itself raises has no cause in the driver.
+            # The error that save() itself raises has no cause in the driver.
             if error.__cause__ is None:
                 raise self._lost(instance) from error
             raise
@@ -254,28 +254,28 @@ class ModelStorage(Storage[Any]):
             instance.full_clean()
 
     def delete(self, instance: models.Model, *, using: str) -> None:
-        """Delete the row, with what hangs on it."""
+        """Delete the row, with the rows that depend on it."""
         instance.delete(using=using)
 
     def is_deleted(self, instance: models.Model) -> bool:
-        """Return whether its primary key is gone, as ``delete()`` leaves it."""
+        """Return whether its primary key is None, as ``delete()`` leaves it."""
         pk = instance.pk
         return pk is None or (isinstance(pk, tuple) and None in pk)
 
     def identifier_of(self, instance: models.Model) -> Any:
-        """Return the primary key, a tuple where it is composite."""
+        """Return the primary key, a tuple if it is composite."""
         return instance.pk
 
     @property
     def identifier_type(self) -> Any:
-        """The primary key's, where Django's own field says it."""
+        """The primary key's type, if it is one of Django's own fields."""
         pk: Any = self._model._meta.pk
         if getattr(pk, "field_names", None):
             return tuple
         return python_type_of(_target_of(pk))
 
     def problems(self) -> Iterator[Problem]:
-        """Yield an identifier that is not unique and a version that is not a number."""
+        """Yield faults: a non-unique identifier, a version that is not a number."""
         name = name_of_type(self._model)
         if self._model._meta.abstract:
             yield Problem(
@@ -310,7 +310,7 @@ class ModelStorage(Storage[Any]):
             )
 
     def _is_taken(self, error: IntegrityError, using: str) -> bool:
-        """Return whether an insert failed since the identifier is another object's."""
+        """Return whether an insert failed because the identifier is in use."""
         columns = [{field.column for field in self.fields}]
         table = self._model._meta.db_table
         tables = {
@@ -330,7 +330,7 @@ class ModelStorage(Storage[Any]):
 
 
 def _takes_lock(query: Any, connection: BaseDatabaseWrapper) -> bool:
-    """Return whether a query can lock: on PostgreSQL only if no row is computed."""
+    """Return whether a query can lock: on PostgreSQL not if rows are computed."""
     if connection.vendor != "postgresql":
         return True
     return not (
@@ -352,7 +352,7 @@ def _pk_column(model: type[models.Model]) -> str:
 
 
 def _target_of(field: Any) -> Any:
-    """Return the field that a relation refers to in the end; another one itself."""
+    """Return the field that a relation finally refers to; another field itself."""
     while field.remote_field is not None:
         field = field.target_field
     return field
@@ -376,7 +376,7 @@ def _parent_links(model: type[models.Model], prefix: str = "") -> Iterator[str]:
 
 
 def _identify(model: type[models.Model], fields: tuple[Any, ...]) -> bool:
-    """Return whether the values of some fields belong to one object at most."""
+    """Return whether the values of some fields belong to at most one object."""
     names = {field.name for field in fields}
     if len(fields) == 1 and (fields[0].unique or fields[0].primary_key):
         return True
@@ -404,7 +404,7 @@ _PYTHON_TYPES: tuple[tuple[type, type], ...] = (
 
 
 def python_type_of(field: Any) -> Any:
-    """Return the type of a field's values, Any where it is none of Django's fields."""
+    """Return the type of a field's values, Any if it is not a field of Django's."""
     return next((type_ for cls, type_ in _PYTHON_TYPES if isinstance(field, cls)), Any)
 
 
@@ -419,17 +419,17 @@ def is_violation_of(
     constraints: Collection[str] = (),
 ) -> bool:
     """
-    Return whether a row was refused since one with some unique columns is there.
+    Return whether a row was refused because some unique columns are in use.
 
     Args:
-        error: of the INSERT.
-        tables: that the columns may be of.
-        columns: sets of names that are unique together.
+        error: the error of the INSERT.
+        tables: the tables that the columns may belong to.
+        columns: sets of column names that are unique together.
         constraints: names of constraints that mean the same.
 
-    What was violated is read from what the driver reports: the detail on PostgreSQL
-    ("Key (a, b)=..."), the index on MariaDB and MySQL ("for key 'PRIMARY'"), and the
-    columns on SQLite ("UNIQUE constraint failed: t.a, t.b").
+    The violation is read from the driver's report: the detail on PostgreSQL ("Key (a,
+    b)=..."), the index on MariaDB and MySQL ("for key 'PRIMARY'"), and the columns on
+    SQLite ("UNIQUE constraint failed: t.a, t.b").
 
     """
     cause: Any = error.__cause__

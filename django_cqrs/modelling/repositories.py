@@ -1,9 +1,9 @@
 """
-Repositories: aggregates by hand, where no handler of theirs is called.
+Repositories: aggregates outside of their own handlers.
 
-``Repository[Order]`` as a parameter's type gets one that finds and keeps orders as the
-handlers of ``Order`` do. A subclass of it, named with ``@aggregate(repository=...)``,
-keeps the objects of a class that nothing else can.
+A parameter of type ``Repository[Order]`` gets a repository that finds and saves orders
+as the handlers of ``Order`` do. A subclass, named with ``@aggregate(repository=...)``,
+stores the objects of a class that has no other storage.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ T = TypeVar("T")
 
 class Repository(Generic[T]):
     """
-    Finds and keeps the objects of one class.
+    Finds and saves the objects of one class.
 
-    As a base for one of your own, :meth:`find` and :meth:`save` are to be written.
+    In a subclass of your own, implement :meth:`find` and :meth:`save`.
     """
 
     def get(self, identifier: Any, /) -> T:
@@ -67,10 +67,10 @@ class Repository(Generic[T]):
         Return an object.
 
         Args:
-            identifier: one value; a dict by name, or a tuple, where it is of several.
+            identifier: one value; a dict by name, or a tuple, if it has several parts.
 
         Raises:
-            AggregateNotFound: there is none with this identifier.
+            AggregateNotFound: no object has this identifier.
 
         """
         found = self.find(identifier)
@@ -80,15 +80,15 @@ class Repository(Generic[T]):
         return found
 
     def find(self, identifier: Any, /) -> T | None:
-        """Return an object, or None where there is none with this identifier."""
+        """Return an object, or None if none has this identifier."""
         raise NotImplementedError
 
     def save(self, instance: T, /) -> None:
-        """Keep an object, new or changed."""
+        """Save an object, new or changed."""
         raise NotImplementedError
 
     def delete(self, instance: T, /) -> None:
-        """Forget an object; where nothing is deleted this is left as it is."""
+        """Delete an object; need not be implemented if nothing is ever deleted."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -97,18 +97,18 @@ class Repository(Generic[T]):
 
 
 class StorageRepository(Repository[T]):
-    """Keeps objects as their handlers do, and publishes what they recorded."""
+    """Stores objects as their handlers do, and publishes their recorded events."""
 
     def __init__(self, subject: AggregateSubject) -> None:
-        """Take what finds and keeps the objects."""
+        """Use the subject of the objects."""
         self._subject = subject
 
     def find(self, identifier: Any, /) -> T | None:
         """
-        Return an object, or None; inside a transaction it is locked where handlers do.
+        Return an object, or None; locked like in handlers if inside a transaction.
 
         Raises:
-            InvalidIdentifier: what is given cannot be one.
+            InvalidIdentifier: the argument cannot be an identifier.
 
         """
         storage = self._subject.storage
@@ -121,7 +121,7 @@ class StorageRepository(Repository[T]):
 
     def save(self, instance: T, /) -> None:
         """
-        Insert or update an object, then publish what it has recorded.
+        Insert or update an object, then publish its recorded events.
 
         Raises:
             AggregateAlreadyExists: another object has its identifier.
@@ -131,12 +131,12 @@ class StorageRepository(Repository[T]):
         self._subject.publish(instance, self._subject.keep(instance, None))
 
     def delete(self, instance: T, /) -> None:
-        """Delete an object; the handler that it is the object of does not save it."""
+        """Delete an object; a handler that was called on it does not save it."""
         storage = self._subject.storage
         storage.delete(instance, using=storage.write_alias())
 
     def __repr__(self) -> str:
-        """Return it as it is written in an annotation."""
+        """Return the repository as written in an annotation."""
         return f"Repository[{name_of_type(self._subject.owner)}]"
 
 
@@ -153,7 +153,7 @@ def _subject_of(cls: Any, services: Services) -> AggregateSubject:
     if isinstance(role, ModelRole):
         return role.subject_of(cls, services)
     if isinstance(cls, type) and issubclass(cls, models.Model):
-        # A plain model has no handlers; it is found and kept all the same.
+        # A plain model has no handlers; it is found and saved all the same.
         return AggregateSubject(cls, _PLAIN_ROLE, services)
     msg = f"{name_of_type(cls)} is neither an aggregate nor a model"
     raise Unfillable(msg, rule=Rule.BAD_FETCH)
@@ -171,14 +171,14 @@ class Fetch:
     ``Annotated[Ticket, Fetch("ticket_id")]``: the object that a message names.
 
     Args:
-        source: an attribute of the payload, a ``Header``, or a callable that gets the
-            message; a dict of these by name where the identifier is of several.
+        source: an attribute of the payload, a ``Header``, or a callable that takes the
+            message; for an identifier of several parts a dict of these by name.
 
-        lock: False reads the row without a lock, inside a command too.
+        lock: False reads the row without a lock, even inside a command.
 
-    ``Ticket | None`` allows none. Inside a command the row is locked as an action's is;
-    elsewhere, also in a handler of an event on a channel, it is only read. It is not
-    saved by itself.
+    ``Ticket | None`` allows a missing object. Inside a command the row is locked like
+    an action's; elsewhere, also in an event handler on a channel, it is only read. It
+    is not saved automatically.
 
     """
 
@@ -256,7 +256,7 @@ def _fetcher(
 
 
 def _hold(subject: AggregateSubject, found: Any, alias: str) -> None:
-    """Have an object watched that somebody may save by hand, in this transaction."""
+    """Watch an object that a handler may save by hand, in this transaction."""
     if found is not None and connections[alias].in_atomic_block:
         subject.storage.hold(found, subject.registry, using=alias)
 
@@ -277,21 +277,21 @@ register_filler(_repository_filler)
 register_filler(_fetch_filler)
 
 
-# ------------------------------------------------------- repositories of one's own
+# ------------------------------------------------------- custom repositories
 
 
 class Known:
-    """Objects that somebody has, by what they are and not by what they equal."""
+    """A set of objects that are still in use, compared by identity, not by equality."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start empty."""
         self._objects: dict[int, Any] = {}
 
     def add(self, instance: Any) -> None:
         """
-        Take an object, for as long as somebody else has it.
+        Add an object, for as long as it is in use.
 
-        One that nothing can refer to weakly is taken for known where its class is.
+        One without weak references counts as known if its class is.
         """
         key = id(instance)
         try:
@@ -300,17 +300,17 @@ class Known:
             self._objects[id(type(instance))] = type(instance)
 
     def has(self, instance: Any) -> bool:
-        """Return whether an object was taken, by what is certain."""
+        """Return whether an object was certainly added."""
         held = self._objects.get(id(instance))
         return held is not None and held() is instance
 
     def may_have(self, instance: Any) -> bool:
-        """Return whether an object was taken, or may have been."""
+        """Return whether an object was added, or may have been."""
         return self.has(instance) or id(type(instance)) in self._objects
 
 
 class RepositoryStorage(Storage[Any]):
-    """Keeps objects by a repository that a user has written."""
+    """Stores objects with a repository that a user has written."""
 
     def __init__(self, cls: type, options: Options) -> None:
         """Take a class and the repository of its options."""
@@ -319,10 +319,10 @@ class RepositoryStorage(Storage[Any]):
     @cached_property
     def repository(self) -> Repository[Any]:
         """
-        The repository, made once.
+        The repository, created once.
 
         Raises:
-            InvalidHandler: it is none.
+            InvalidHandler: it is not a repository.
 
         """
         given = self.options.repository
@@ -338,7 +338,7 @@ class RepositoryStorage(Storage[Any]):
         return made
 
     def make_parts(self) -> tuple[Part, ...]:
-        """Return the attributes named, by default the usual name of the class's id."""
+        """Return the named attributes, by default the usual name of the class's id."""
         names = self.options.identifier or (usual_name(self.cls),)
         return tuple(
             Part(name, (name,), partial(typed, self._annotations.get(name, Any), name))
@@ -353,7 +353,7 @@ class RepositoryStorage(Storage[Any]):
             return {}
 
     def write_alias(self) -> str:
-        """Return the default: the repository itself decides where it keeps."""
+        """Return the default: the repository itself decides where to store."""
         return DEFAULT_DB_ALIAS
 
     def watch(
@@ -364,7 +364,7 @@ class RepositoryStorage(Storage[Any]):
         *,
         using: str,
     ) -> Watch | None:
-        """Return what notices that another object is kept under the same key."""
+        """Return a watch for another object that is saved under the same key."""
         return KeyWatch(
             self.said,
             registry,
@@ -374,7 +374,7 @@ class RepositoryStorage(Storage[Any]):
         )
 
     def hold(self, instance: Any, registry: Registry, *, using: str) -> None:
-        """Leave it: what is kept by hand is the repository's own affair."""
+        """Do nothing: the repository is responsible for objects saved by hand."""
 
     def _key_of(self, instance: Any) -> Any:
         return self.options.repository, self.values_of(instance)
@@ -396,15 +396,15 @@ class RepositoryStorage(Storage[Any]):
         return Known()
 
     def is_new(self, instance: Any) -> bool:
-        """Return whether it was neither found nor kept by way of this storage."""
+        """Return whether this storage has neither found nor saved it."""
         return not self._known.may_have(instance)
 
     def is_made(self, instance: Any) -> bool:
-        """Tell the same of what a factory returns, which is seldom an old one."""
+        """Return the same for a factory's result, which is seldom an old object."""
         return not self._known.has(instance)
 
     def insert(self, instance: Any, *, using: str) -> None:
-        """Save it, where nothing else has its identifier."""
+        """Save it, if nothing else has its identifier."""
         values = self.values_of(instance)
         found = None if None in values else self._find(values)
         if found is not None and found is not instance:
@@ -423,7 +423,7 @@ class RepositoryStorage(Storage[Any]):
         note_kept(self._key_of(instance), instance)
 
     def delete(self, instance: Any, *, using: str) -> None:
-        """Delete it, which the repository has to know how to."""
+        """Delete it, which the repository must support."""
         note_kept(self._key_of(instance), instance)
         self.repository.delete(instance)
 

@@ -1,8 +1,8 @@
 """
-Sagas: stored objects that drive a business process from event to command.
+Sagas: stored objects that drive a business process from events to commands.
 
-A saga is found, called and kept as an aggregate is. One that is completed stays as a
-tombstone: no message starts it again, and a timeout that comes late finds it over.
+A saga is found, called and saved like an aggregate. A completed one stays as a
+tombstone: no message starts it again, and a late timeout finds it over.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ COMPLETED_AT = "completed_at"
 
 
 class Completable:
-    """What can be over: ``completed_at`` says since when."""
+    """A process that can be over: ``completed_at`` is its end."""
 
     completed_at: Any
 
     def complete(self) -> None:
-        """End the process, from now on: what is late for it is ignored or refused."""
+        """End the process now: late messages are ignored or refused."""
         self.completed_at = timezone.now()
 
 
@@ -66,11 +66,11 @@ def saga(
     repository: Any = None,
 ) -> Any:
     """
-    Make a class a saga: class-method handlers start it, its other methods move it.
+    Make a class a saga: class-method handlers start it, other methods advance it.
 
     Args:
         cls: a Django model, such as one derived from ``django_cqrs.models.SagaModel``,
-            or a class that a storage or a repository keeps.
+            or a class whose objects a storage or a repository keeps.
         identifier: as for an aggregate.
         version: as for an aggregate.
         events: as for an aggregate.
@@ -91,12 +91,12 @@ class SagaRole(ModelRole):
     """The declaration of ``@saga`` on a class."""
 
     def make_subject(self, owner: type, services: Services) -> SagaSubject:
-        """Return what finds and keeps the sagas of a class."""
+        """Return the subject that finds and saves the sagas of a class."""
         return SagaSubject(owner, self, services)
 
 
 class SagaSubject(AggregateSubject):
-    """Finds and keeps sagas, and knows when one is over."""
+    """Finds and saves sagas, and knows when one is over."""
 
     has_an_end = True
 
@@ -110,10 +110,10 @@ class SagaSubject(AggregateSubject):
         missing: Callable[..., Exception],
     ) -> Callable[[Message, Values], Any]:
         """
-        Return what answers a message for a saga that is over.
+        Return the answer to a message for a saga that is over.
 
-        A timeout, which was sent with a delay, no longer has anything to do. Another
-        message is late for what is not there now: ``on_missing`` decides.
+        A timeout, sent with a delay, has nothing left to do. Any other message is for a
+        missing object: ``on_missing`` decides.
         """
         endpoint = point.endpoint
         policies = (endpoint.action or endpoint).policies
@@ -129,7 +129,7 @@ class SagaSubject(AggregateSubject):
         return answer
 
     def ended(self, instance: Any, values: Values, alias: str) -> None:
-        """Take back the timers of a saga that was just completed, or deleted."""
+        """Cancel the timers of a saga that was just completed, or deleted."""
         if not self.is_over(instance) and not self.storage.is_deleted(instance):
             return
         key = self.key_of(values)
@@ -138,7 +138,7 @@ class SagaSubject(AggregateSubject):
 
     @property
     def timers(self) -> dict[str, set[str]]:
-        """The endpoints that its timers are for, by the channels that those wait in."""
+        """The endpoints of its timers, by the channels in which those wait."""
         found: dict[str, set[str]] = {}
         for endpoint in self._services.owner.routes.endpoints:
             if endpoint.subject is self and endpoint.channel and _is_timer(endpoint):
@@ -148,6 +148,6 @@ class SagaSubject(AggregateSubject):
 
 
 def _is_timer(endpoint: Endpoint) -> bool:
-    """Return whether the handler of an endpoint says how its messages are delayed."""
+    """Return whether an endpoint's handler declares a delay for its messages."""
     both = (endpoint, endpoint.action)
     return any(each is not None and each.policies.delay is not None for each in both)

@@ -1,8 +1,8 @@
 """
-How the objects of a class are found and kept: Django models here, others by their app.
+The storages of classes: Django models here, other classes by their apps.
 
-A storage knows one class. It is asked for inside the transaction that the pipeline has
-opened, or outside any where that is only to read.
+A storage supports one class. It is called inside the transaction that the pipeline has
+opened, or outside any if it only reads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a decorator says of a class whose objects are to be found and kept."""
+    """A decorator's options for a class whose objects are stored."""
 
     identifier: tuple[str, ...] = ()
     version: str | None = None
@@ -38,32 +38,32 @@ class Options:
 
 
 class Storage(ABC, Generic[T]):
-    """Finds and keeps the objects of one class."""
+    """Finds and saves the objects of one class."""
 
     def __init__(self, cls: type[T], options: Options) -> None:
         """
-        Take a class and what its decorator says.
+        Take a class and its decorator's options.
 
-        Raises nothing: what is wrong is found by :meth:`problems`, or when it is used.
+        Raises nothing: faults are found by :meth:`problems`, or at the first use.
         """
         self.cls = cls
         self.options = options
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """The parts of the identifier, in their order."""
+        """The parts of the identifier, in order."""
         return self.make_parts()
 
     @abstractmethod
     def make_parts(self) -> tuple[Part, ...]:
-        """Return the parts of the identifier, in their order."""
+        """Return the parts of the identifier, in order."""
 
     @abstractmethod
     def write_alias(self) -> str:
-        """Return the alias of the database that objects are kept in."""
+        """Return the alias of the database for saving."""
 
     def read_alias(self) -> str:
-        """Return the alias of the database that objects are only read from."""
+        """Return the alias of the database for reading only."""
         return self.write_alias()
 
     @abstractmethod
@@ -72,24 +72,24 @@ class Storage(ABC, Generic[T]):
         Return the object of an identifier, or None.
 
         Args:
-            values: of the parts, converted.
+            values: the values of the parts, converted.
             using: the database alias.
-            lock: whether nobody else is to change it until the transaction ends.
+            lock: whether others must not change it until the transaction ends.
 
         """
 
     @abstractmethod
     def is_new(self, instance: T) -> bool:
-        """Return whether an object has not been kept yet."""
+        """Return whether an object has not been saved yet."""
 
     def is_made(self, instance: T) -> bool:
-        """Return whether an object that a method returns has not been kept yet."""
+        """Return whether an object that a method returned has not been saved yet."""
         return self.is_new(instance)
 
     @abstractmethod
     def insert(self, instance: T, *, using: str) -> None:
         """
-        Keep a new object.
+        Save a new object.
 
         Raises:
             AggregateAlreadyExists: another one has its identifier.
@@ -99,39 +99,39 @@ class Storage(ABC, Generic[T]):
     @abstractmethod
     def update(self, instance: T, *, using: str) -> None:
         """
-        Keep a changed object; one that its handler has deleted is left alone.
+        Save a changed object; skip one that its handler has deleted.
 
         Raises:
-            ConcurrencyError: somebody else has changed or deleted it meanwhile.
+            ConcurrencyError: somebody else has changed or deleted it in the meantime.
 
         """
 
     @abstractmethod
     def delete(self, instance: T, *, using: str) -> None:
-        """Forget an object; :meth:`update` then leaves it alone."""
+        """Delete an object; :meth:`update` then skips it."""
 
     def watch(
         self, instance: T, registry: Registry, holder: str | None = None, *, using: str
     ) -> Watch | None:
         """
-        Return what notices that others write an object while it is held, if anything.
+        Return a watch for foreign writes to an object while it is held, if any.
 
         Args:
-            instance: what :meth:`find` has returned.
-            registry: whose handlers errors name.
-            holder: the handler that is going to save it, where that is known.
+            instance: an object from :meth:`find`.
+            registry: the registry whose handlers errors name.
+            holder: the handler that will save it, if known.
             using: the database alias.
 
         """
         return None
 
     def hold(self, instance: T, registry: Registry, *, using: str) -> None:
-        """Watch an object that is held by hand, for as long as somebody has it."""
-        with suppress(TypeError):  # there can be no weak reference to it
+        """Watch an object that is held by hand, for as long as it is in use."""
+        with suppress(TypeError):  # it does not support weak references
             self.watch(instance, registry, using=using)
 
     def watch_of(self, instance: T, *, using: str) -> Watch | None:
-        """Return what watches an object that is held by hand, None where nothing."""
+        """Return the watch of an object that is held by hand, None without one."""
         return watch_of(instance, connections[using])
 
     def said(self, instance: T) -> str:
@@ -145,14 +145,14 @@ class Storage(ABC, Generic[T]):
 
     @abstractmethod
     def identifier_of(self, instance: T) -> Any:
-        """Return what a dispatch gives back for a new object."""
+        """Return the result of a dispatch for a new object."""
 
     def values_of(self, instance: T) -> Values:
         """Return the parts of an object's identifier."""
         return tuple(getattr(instance, part.name, None) for part in self.parts)
 
     def version_of(self, instance: T) -> int | None:
-        """Return the version of an object, None where it has none."""
+        """Return the version of an object, None if it has none."""
         if self.options.version is None:
             return None
         version: int | None = getattr(instance, self.options.version, None)
@@ -160,12 +160,12 @@ class Storage(ABC, Generic[T]):
 
     @property
     def identifier_type(self) -> Any:
-        """The type of what a dispatch gives back for a new object, Any if open."""
+        """The type of a dispatch's result for a new object, Any if open."""
         return Any
 
     @property
     def locks(self) -> bool:
-        """Whether an object is locked while it is changed; else its version decides."""
+        """Whether objects are locked during changes; if not, versions are compared."""
         return self.options.version is None
 
     def problems(self) -> Iterator[Problem]:
@@ -180,11 +180,11 @@ _makers: list[StorageMaker] = []
 
 def register_storage(maker: StorageMaker, *, first: bool = False) -> None:
     """
-    Let a module keep the classes that it knows how to.
+    Register the storage of a module's classes.
 
     Args:
-        maker: returns a storage for a class, or None where it is not its affair.
-        first: whether it is asked before those that are there.
+        maker: returns a storage for a class, or None if it does not support it.
+        first: whether it comes before the existing ones.
 
     """
     if maker not in _makers:
@@ -196,7 +196,7 @@ def storage_of(cls: type, options: Options) -> Storage[Any]:
     Return the storage of a class's objects.
 
     Raises:
-        NoStorage: nothing does.
+        NoStorage: no storage supports the class.
 
     """
     for maker in _makers:
@@ -211,7 +211,7 @@ def storage_of(cls: type, options: Options) -> Storage[Any]:
 
 
 class NoStorage(CQRSError):
-    """No storage knows a class."""
+    """No storage supports a class."""
 
 
 def said_of(parts: Iterable[Part], values: Iterable[Any]) -> str:

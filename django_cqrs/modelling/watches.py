@@ -1,10 +1,10 @@
 """
-What a unit of work writes to an object that one of its handlers holds.
+Watches of foreign writes to an object that a handler holds.
 
-A row lock keeps others out, and lets its own transaction write: a nested command, an
-event that comes back, a queryset. The object that was loaded before knows nothing of
-that, and its save would write old values over new ones. A watch sees such writes; the
-save then raises ConcurrencyError.
+A row lock keeps others out, but not its own transaction: a nested command, an event
+that comes back, a queryset. The loaded object does not see such writes, and saving it
+would overwrite them with old values. A watch notices them; the save then raises
+ConcurrencyError.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from django_cqrs.routing.endpoint import Endpoint
 from django_cqrs.routing.table import RouteTable
 
 Image = dict[str, Any]
-"""The values of a row by the names of their attributes."""
+"""The values of a row by attribute name."""
 
 
 class Watch(ABC):
-    """Notices who writes what an object was loaded from, while the object is held."""
+    """Notices writes to the source of an object while the object is held."""
 
     def __init__(
         self, say: Callable[[Any], str], registry: Registry, holder: str | None = None
     ) -> None:
         """
-        Begin.
+        Start watching.
 
         Args:
-            say: returns what errors call the object: ``Ticket with ticket_id=7``.
-            registry: of the handlers that may be named.
-            holder: the handler that is going to save it; by default the one that is
-                at work when it is saved.
+            say: returns an object's name in errors: ``Ticket with ticket_id=7``.
+            registry: the registry of the handlers that may be named.
+            holder: the handler that will save it; by default the one that is running
+                when it is saved.
 
         """
         self._say = say
@@ -58,16 +58,16 @@ class Watch(ABC):
         self._writers: dict[str | None, Any] = {}
 
     def note_writer(self, proof: Any = None) -> None:
-        """Remember that the handler at work writes what is watched."""
+        """Note that the running handler writes the watched object."""
         self._writers[handler_at_work(self._registry)] = proof
 
     def refused(self, what: str, advice: str = "") -> ConcurrencyError:
         """
-        Return the error of a save that would write over what was written.
+        Return the error of a save that would overwrite other writes.
 
         Args:
-            what: was written, for the text.
-            advice: on what else can be done.
+            what: the thing that was written, for the text.
+            advice: what else can be done.
 
         """
         holder = self.holder or handler_at_work(self._registry)
@@ -83,7 +83,7 @@ class Watch(ABC):
 
     def update(self, update: Callable[[], None]) -> None:
         """
-        Call what updates the object's row.
+        Call a function that updates the object's row.
 
         Raises:
             ConcurrencyError: the row was written since the object was loaded.
@@ -94,7 +94,7 @@ class Watch(ABC):
             update()
         except ConcurrencyError as error:
             if not any(self._writers) or isinstance(error, _Named):
-                raise  # the text of the storage says as much
+                raise  # the storage's text is just as clear
             raise self.refused("that") from error
 
     @property
@@ -105,23 +105,23 @@ class Watch(ABC):
     @abstractmethod
     def refuse_loss(self) -> None:
         """
-        Let the object be saved, or refuse it.
+        Allow the object's save, or refuse it.
 
         Raises:
-            ConcurrencyError: the save would write over what others have written.
+            ConcurrencyError: the save would overwrite others' writes.
 
         """
 
     @abstractmethod
     def close(self) -> None:
-        """End: the object is no longer held."""
+        """Stop: the object is no longer held."""
 
 
 class _Named(ConcurrencyError):
-    """One whose text names the handlers already."""
+    """An error whose text names the handlers already."""
 
 
-# Logs, the journal and users know it by the public name.
+# Logs, the journal and users know it by its public name.
 _Named.__name__ = _Named.__qualname__ = ConcurrencyError.__qualname__
 _Named.__module__ = ConcurrencyError.__module__
 
@@ -131,10 +131,10 @@ _Named.__module__ = ConcurrencyError.__module__
 
 class RowWatch(Watch):
     """
-    Watches a row: statements that may write it are seen on their way to the database.
+    Watches a row: inspects the statements that may write it before they are executed.
 
-    It looks until it is closed, its object is gone, or the transaction has ended that
-    the object was loaded in.
+    It watches until it is closed, its object is gone, or the transaction in which the
+    object was loaded has ended.
     """
 
     def __init__(
@@ -150,17 +150,17 @@ class RowWatch(Watch):
         version: str | None = None,
     ) -> None:
         """
-        Begin to look at the statements of a connection.
+        Start inspecting the statements of a connection.
 
         Args:
             say: as for every watch.
             registry: likewise.
             holder: likewise.
             instance: the object.
-            connection: that it was loaded by.
-            tables: that the row is in, in lower case.
-            image: reads the row as it is now, None where it is gone.
-            version: what counts its saves, if anything does.
+            connection: the connection that loaded it.
+            tables: the tables of the row, in lower case.
+            image: reads the row's present values, None if it is gone.
+            version: the field that counts its saves, if there is one.
 
         """
         super().__init__(say, registry, holder)
@@ -172,21 +172,21 @@ class RowWatch(Watch):
         self._before: Image | None = None
         self._is_paused = False
         self._is_atomic = connection.in_atomic_block
-        # The first of the list, since execute_wrapper() takes the last one away.
+        # First in the list, since execute_wrapper() removes the last one.
         connection.execute_wrappers.insert(0, self._look)
 
     def close(self) -> None:
-        """End: the object is no longer held."""
+        """Stop: the object is no longer held."""
         with suppress(ValueError):
             self._connection.execute_wrappers.remove(self._look)
 
     @property
     def instance(self) -> Any:
-        """The object, None where it is gone."""
+        """The object, None if it is gone."""
         return self._found()
 
     def refuse_loss(self) -> None:
-        """Look no more where nothing was written; else look at what saves it."""
+        """Stop if nothing was written; otherwise inspect the save."""
         if self._before is None and self.holder is not None:
             self.close()
 
@@ -217,7 +217,7 @@ class RowWatch(Watch):
     def _save(
         self, values: list[tuple[Any, Any]], execute: Callable[..., Any], *rest: Any
     ) -> Any:
-        """Let the object be written by its own save(), or refuse it."""
+        """Let the object's own save() write, or refuse it."""
         before = self._before
         if before is None:
             return execute(*rest)
@@ -226,7 +226,7 @@ class RowWatch(Watch):
             raise self.refused("the deletion")
         version, is_asked = self._version, _UPDATE_NAME in vars(self.instance)
         if version and is_asked and before[version] != now[version]:
-            return execute(*rest)  # which is refused, since it asks for the version
+            return execute(*rest)  # it fails by itself, since it compares the version
         lost = [f.attname for f, value in values if _is_lost(f, value, before, now)]
         if lost:
             advice = ", or call refresh_from_db() before the object is changed"
@@ -246,15 +246,15 @@ class RowWatch(Watch):
 
 
 class DocumentWatch(RowWatch):
-    """Watches the row of a document, whose version is what refuses a loss."""
+    """Watches the row of a document, whose version prevents a loss."""
 
     def refuse_loss(self) -> None:
-        """Look no more: what is still to be executed is the save itself."""
+        """Stop: only the save itself is still to be executed."""
         self.close()
 
 
 def watch_of(instance: Any, connection: BaseDatabaseWrapper) -> RowWatch | None:
-    """Return what watches the row of an object, None where nothing does."""
+    """Return the watch of an object's row, None without one."""
     for wrapper in connection.execute_wrappers:
         watch = getattr(wrapper, "__self__", None)
         if isinstance(watch, RowWatch) and watch.instance is instance:
@@ -281,7 +281,7 @@ _UPDATE_NAME = _UPDATE.co_name
 
 
 def _save_of(instance: Any) -> list[tuple[Any, Any]] | None:
-    """Return the fields and values that an object's save() is just writing, if any."""
+    """Return the fields and values that an object's running save() writes, if any."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         if frame.f_code is _UPDATE and frame.f_locals["self"] is instance:
@@ -292,11 +292,11 @@ def _save_of(instance: Any) -> list[tuple[Any, Any]] | None:
 
 
 def _is_lost(field: Any, value: Any, before: Image, now: Image) -> bool:
-    """Return whether a field was written meanwhile, and would be written over."""
+    """Return whether a field was written in the meantime and would be overwritten."""
     name = field.attname
     if name not in now or before.get(name) == now[name] or now[name] == value:
         return False
-    # What the database computes goes on from what is there; a time of change is new.
+    # Computed values build on the present row; modification times are always new.
     if hasattr(value, "resolve_expression") or getattr(field, "auto_now", False):
         return False
     try:
@@ -305,13 +305,13 @@ def _is_lost(field: Any, value: Any, before: Image, now: Image) -> bool:
         return True
 
 
-# ---------------------------------------------------------- repositories of one's own
+# ---------------------------------------------------------- custom repositories
 
 _open: ContextVar[tuple[KeyWatch, ...]] = ContextVar("django_cqrs_watches", default=())
 
 
 class KeyWatch(Watch):
-    """Watches an object where only its key is known: who else keeps one under it."""
+    """Watches an object of which only the key is known, for others with this key."""
 
     def __init__(
         self,
@@ -323,14 +323,14 @@ class KeyWatch(Watch):
         key: Any,
     ) -> None:
         """
-        Begin.
+        Start watching.
 
         Args:
             say: as for every watch.
             registry: likewise.
             holder: likewise.
             instance: the object.
-            key: what it is kept under, with what keeps it.
+            key: its key, together with its storage.
 
         """
         super().__init__(say, registry, holder)
@@ -345,15 +345,15 @@ class KeyWatch(Watch):
         return self._instance
 
     def close(self) -> None:
-        """End: the object is no longer held."""
+        """Stop: the object is no longer held."""
         _open.reset(self._token)
 
     def refuse_loss(self) -> None:
         """
-        Let the object be saved, or refuse it.
+        Allow the object's save, or refuse it.
 
         Raises:
-            ConcurrencyError: another object was kept under its key.
+            ConcurrencyError: another object was saved under its key.
 
         """
         self._writers = {
@@ -365,12 +365,12 @@ class KeyWatch(Watch):
             raise self.refused("that")
 
     def note_other(self, key: Any, instance: Any) -> None:
-        """Take notice of an object that is kept, or deleted, under a key."""
+        """Note an object that is saved, or deleted, under a key."""
         if key == self._key and instance is not self._instance:
             self.note_writer(list(self._scopes_inside()))
 
     def _scopes_inside(self) -> Iterator[BusScope]:
-        """Yield the scopes between who writes and who holds the object."""
+        """Yield the scopes between the writer and the holder of the object."""
         scope: BusScope | None = scope_of(current.get())
         while scope is not None and scope is not self._scope:
             yield scope
@@ -378,24 +378,24 @@ class KeyWatch(Watch):
 
 
 def note_kept(key: Any, instance: Any) -> None:
-    """Tell who holds another object of a key that this one is kept under it."""
+    """Tell the holders of other objects with this key that this one is saved."""
     for watch in _open.get():
         watch.note_other(key, instance)
 
 
 def _is_undone(scopes: Iterable[BusScope]) -> bool:
-    """Return whether the writes of some scopes were rolled back with one of them."""
+    """Return whether one of some scopes was rolled back, and their writes with it."""
     return any(scope.is_dropped for scope in scopes)
 
 
-# ------------------------------------------------------------------- who is at work
+# ------------------------------------------------------------------- running handlers
 
 
 _KEEPING: CodeType = Watch.update.__code__
 
 
 def handler_at_work(registry: Registry) -> str | None:
-    """Return the name of the innermost handler that is being called, None for none."""
+    """Return the name of the innermost running handler, None if none runs."""
     names = _names_of(registry)
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -411,12 +411,12 @@ def handler_at_work(registry: Registry) -> str | None:
 
 
 def name_of_method(owner: type, name: str) -> str:
-    """Return what errors call a method that is a handler: ``Ticket.assign``."""
+    """Return a handler method's name in errors: ``Ticket.assign``."""
     return f"{name_of_type(owner)}.{name}"
 
 
 def called_by(endpoint: Endpoint) -> str:
-    """Return what errors call a handler: as a method, or by a function's path."""
+    """Return a handler's name in errors: as a method, or as a function's path."""
     acting = endpoint.action or endpoint
     if acting.owner is None:
         return place_of(acting.function)
@@ -427,7 +427,7 @@ _names: WeakKeyDictionary[RouteTable, dict[CodeType, str]] = WeakKeyDictionary()
 
 
 def _names_of(registry: Registry) -> dict[CodeType, str]:
-    """Return the names of handlers by what is run of them."""
+    """Return the names of handlers by their code."""
     table = registry.routes
     names = _names.get(table)
     if names is None:

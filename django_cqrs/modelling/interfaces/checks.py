@@ -1,4 +1,4 @@
-"""Checks of business interfaces against the handlers that they lead to."""
+"""Checks of business interfaces against the handlers of their routes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from django_cqrs.routing.table import RouteTable
 
 
 class CheckedMethod(MethodDescription):
-    """A method that knows what is wrong with it."""
+    """A method that finds its own faults."""
 
     def problems(self, table: RouteTable) -> Iterator[Problem]:
         """Yield its faults."""
@@ -224,7 +224,7 @@ class CheckedMethod(MethodDescription):
 
 
 def _returned_by(endpoint: Endpoint) -> Any:
-    """Return the type of what an endpoint gives back, Any where that is not said."""
+    """Return the type of an endpoint's result, Any if it is not annotated."""
     subject: Any = getattr(endpoint, "subject", None)
     returned = endpoint.plan.returns
     if subject is not None:

@@ -21,24 +21,24 @@ METHOD = "__cqrs_business_method__"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BusinessMethod:
-    """What ``@business_method`` said about one method."""
+    """The declaration of ``@business_method`` on one method."""
 
     key: str | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class InterfaceOptions:
-    """What ``@business_interface`` said about one class."""
+    """The options of ``@business_interface`` on one class."""
 
     is_direct: bool
     names: Mapping[str, Any]
-    """What is visible where the class is written, if that is inside a function."""
+    """The names visible to a class that is defined inside a function."""
 
 
 interface_options: WeakKeyDictionary[type, InterfaceOptions] = WeakKeyDictionary()
 
 declared_interfaces: list[Declared] = []
-"""The interfaces of modules, in the order they were decorated."""
+"""The interfaces of modules, in the order of decoration."""
 
 
 @overload
@@ -47,16 +47,16 @@ def business_interface(cls: C, /) -> C: ...
 def business_interface(*, direct: bool = False) -> Callable[[C], C]: ...
 def business_interface(cls: Any = None, /, *, direct: bool = False) -> Any:
     """
-    Make a Protocol a business interface: each of its methods leads somewhere.
+    Make a Protocol a business interface: each of its methods sends a message.
 
     Args:
         cls: the Protocol.
-        direct: whether commands and queries go straight to their handlers, past
-            the bus: no transaction is opened, and interceptors that look at the
-            bus do not run.
+        direct: whether commands and queries go straight to their handlers, without the
+            bus: no transaction is opened, and interceptors that observe the bus do not
+            run.
 
     Returns:
-        The class itself. :func:`implement` gives an object that has its methods.
+        The class itself. :func:`implement` returns an object with its methods.
 
     """
     if cls is None:
@@ -83,11 +83,10 @@ def business_method(method: F, /) -> F: ...
 def business_method(route: str | None = None, /) -> Callable[[F], F]: ...
 def business_method(route: Any = None, /) -> Any:
     """
-    Have a method of a business interface send a command, a query or an event.
+    Make a method of a business interface send a command, a query or an event.
 
     Args:
-        route: the routing key; without one the class of the payload leads to the
-            handler.
+        route: the routing key; without one the class of the payload decides.
 
     Returns:
         The method itself, which needs no body.

@@ -1,4 +1,4 @@
-"""What implements a business interface: each method sends a message."""
+"""Implementations of business interfaces: each method sends a message."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from django_cqrs.sync import in_thread, refuse_running_loop
 
 def implement(interface: Callable[..., T], /, *, registry: Registry | None = None) -> T:
     """
-    Return an object that has the methods of a business interface.
+    Return an object with the methods of a business interface.
 
-    It may be made while modules are imported: routes are looked up when a method
-    is called first.
+    You can call it while modules are imported: routes are looked up at the first call
+    of a method.
 
     Args:
         interface: a Protocol with :func:`business_interface`.
-        registry: whose handlers it reaches; by default those of the project.
+        registry: the registry with the handlers; by default the project's.
 
     Raises:
         TypeError: it is not a business interface.
@@ -85,7 +85,7 @@ def _implementation(cls: type, registry: Registry) -> Any:
 
 
 def methods_of(implementation: Any) -> Sequence[Method]:
-    """Return the methods of what :func:`implement` gave."""
+    """Return the methods of an object from :func:`implement`."""
     methods: Sequence[Method] = implementation._cqrs_methods
     return methods
 
@@ -104,10 +104,10 @@ def _methods_of(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 class Method(CheckedMethod):
-    """A method that sends what it is called with."""
+    """A method that sends its arguments as a message."""
 
     def as_function(self) -> Callable[..., Any]:
-        """Return the function that the implementing class has under its name."""
+        """Return the function that the implementing class has under this name."""
         called = f"{self.owner.__name__}.{self.name}"
         run = self._run
 
@@ -136,7 +136,7 @@ class Method(CheckedMethod):
         return compiled[1](self._bound(args, kwargs))
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
-        """Return the arguments in the order of the parameters, defaults filled in."""
+        """Return the arguments in the order of the parameters, with defaults."""
         __traceback_hide__ = True
         if not kwargs and len(args) == self._positional:
             return args
@@ -150,7 +150,7 @@ class Method(CheckedMethod):
 
     @cached_property
     def _positional(self) -> int:
-        """How many arguments are all of them, given by position; -1 for never."""
+        """The number of arguments if all may be positional; otherwise -1."""
         parameters = self.signature.whole.parameters.values()
         if any(each.kind is each.KEYWORD_ONLY for each in parameters):
             return -1
@@ -207,7 +207,7 @@ class Method(CheckedMethod):
 
 
 def _finisher(returns: Any, place: str) -> Callable[[Any], Any]:
-    """Return what makes of an answer what the annotation says."""
+    """Return the conversion of an answer to its annotation."""
     if returns in NONE:
         return lambda _result: None
     if returns in (EMPTY, Any, object):
@@ -234,7 +234,7 @@ def _finisher(returns: Any, place: str) -> Callable[[Any], Any]:
 
 
 def interfaces_of(registry: Registry) -> list[type]:
-    """Return those of the installed apps, or those that a registry of one's own has."""
+    """Return the installed apps' interfaces, or those of a registry with its own."""
     if registry is not buses.registry:
         return list(registry.implementations)
     current = [each.target for each in declared_interfaces if each.is_current]
@@ -254,7 +254,7 @@ def problems_of(registry: Registry) -> Iterator[Problem]:
 
 
 def _interface_filler(annotation: Any, services: Services) -> Resolver | None:
-    """Fill a parameter with what implements the interface that annotates it."""
+    """Fill a parameter with an implementation of the interface in its annotation."""
     cls = sole_type(annotation)
     if services.owner is None or not is_business_interface(cls):
         return None

@@ -1,4 +1,4 @@
-"""The methods of business interfaces, and the routes that they lead to."""
+"""The methods of business interfaces, and their routes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NONE = (None, type(None))
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Signature:
-    """The evaluated signature of one method, ``self`` left out."""
+    """The evaluated signature of one method, without ``self``."""
 
     whole: inspect.Signature
     annotations: Mapping[str, Any]
@@ -52,7 +52,7 @@ class _Signature:
 
 
 Call = Callable[[Sequence[Any]], Any]
-"""What is done with the arguments of one call, in the order of the parameters."""
+"""The action on one call's arguments, in the order of the parameters."""
 
 
 class MethodDescription:
@@ -61,7 +61,7 @@ class MethodDescription:
     def __init__(
         self, owner: type, name: str, function: Callable[..., Any], registry: Registry
     ) -> None:
-        """Look at nothing yet: classes in annotations may not exist so far."""
+        """Evaluate nothing yet: classes in annotations may not exist so far."""
         self.owner = owner
         self.name = name
         self.function = function
@@ -72,12 +72,12 @@ class MethodDescription:
 
     @property
     def statement(self) -> Statement | None:
-        """Its SQL, if that is what it is about."""
+        """Its SQL, if it is an SQL method."""
         return getattr(self.function, STATEMENT, None)
 
     @property
     def declaration(self) -> BusinessMethod | None:
-        """What ``@business_method`` said, if it leads to a route."""
+        """The declaration of ``@business_method``, if it has a route."""
         return getattr(self.function, METHOD, None)
 
     @cached_property
@@ -100,12 +100,12 @@ class MethodDescription:
         )
 
     def route(self, table: RouteTable) -> Route | None:
-        """Return where it leads, None where that is not one thing."""
+        """Return its route, None if there is not exactly one."""
         routes = self.routes(table)
         return routes[0] if len(routes) == 1 else None
 
     def routes(self, table: RouteTable) -> list[Route]:
-        """Return where it may lead: one for each kind of message."""
+        """Return its possible routes: one for each kind of message."""
         declaration = self.declaration
         if declaration is None:
             return []
@@ -120,14 +120,14 @@ class MethodDescription:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parts:
-    """Which parameter is what, each by its place in the signature."""
+    """The roles of the parameters, each by its place in the signature."""
 
     payload: int | None
     headers: tuple[tuple[str, int, Any], ...]
     all_headers: int | None
     identifiers: tuple[tuple[str, int], ...]
     excess: tuple[str, ...]
-    """The names of all payloads, where there are several."""
+    """The names of all payloads, if there are several."""
 
     @classmethod
     def of(cls, signature: _Signature) -> Parts:
@@ -161,7 +161,7 @@ class Parts:
         )
 
     def headers_in(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Return the headers among the arguments; a None by default is not sent."""
+        """Return the headers among the arguments; a default None is not sent."""
         found: dict[str, Any] = {}
         if self.all_headers is not None:
             found = {
@@ -179,17 +179,17 @@ class Parts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Route:
-    """Where a method leads."""
+    """The route of a method."""
 
     kind: Kind
     key: str | None
     said: str
-    """The key or the class, as a reader would write it."""
+    """The key or the class, for error texts."""
     endpoints: tuple[Endpoint, ...]
 
 
 def routes_of_key(table: RouteTable, key: str) -> list[Route]:
-    """Return the routes that have a key, one for each kind of message."""
+    """Return the routes of a key, one for each kind of message."""
     found = {
         kind: tuple(e for e in table.endpoints if e.kind is kind and key in e.keys)
         for kind in Kind
@@ -216,7 +216,7 @@ def routes_of_key(table: RouteTable, key: str) -> list[Route]:
 
 
 def routes_of_class(table: RouteTable, annotation: Any) -> list[Route]:
-    """Return the routes that objects of a type take, one for each kind of message."""
+    """Return the routes for objects of a type, one for each kind of message."""
     members = [each for each in union_members(annotation) if is_plain_class(each)]
     found = {
         kind: tuple(
@@ -239,10 +239,10 @@ def routes_of_class(table: RouteTable, annotation: Any) -> list[Route]:
 
 
 def _leads(cls: type, routed: type) -> bool:
-    """Return whether some object of a class goes where `routed` leads."""
+    """Return whether an object of a class may be routed to `routed`."""
     if routed is object:
         return False
     try:
         return issubclass(cls, routed) or issubclass(routed, cls)
-    except TypeError:  # a Protocol with data: an object decides
+    except TypeError:  # a Protocol with data: only objects can be tested
         return True

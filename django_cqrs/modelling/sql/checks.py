@@ -38,7 +38,7 @@ from django_cqrs.problems import Problem, Rule
 
 
 class StatementFault(typing.NamedTuple):
-    """A fault, and its remedy."""
+    """A fault, and its fix."""
 
     reason: str
     hint: str
@@ -54,13 +54,13 @@ def problems_of(
     is_async: bool,
 ) -> Iterator[Problem]:
     """
-    Yield what is wrong with a statement and the method that it stands behind.
+    Yield the faults of a statement and its method.
 
     Args:
-        statement: as it was written.
+        statement: the statement, as written.
         place: the dotted path of the method.
-        function: what the problems speak of.
-        parameters: their annotations by name.
+        function: the object of the problems.
+        parameters: the annotations by name.
         returns: the annotation of the result.
         is_async: whether the method is awaited.
 
@@ -134,7 +134,7 @@ def _path_fault(part: Placeholder, annotation: Any) -> StatementFault | None:
 
 
 def _annotation_fault(part: Placeholder, annotation: Any) -> StatementFault | None:
-    """Return what is certainly wrong with a parameter's type, and what to do."""
+    """Return a certain fault of a parameter's type, with its fix."""
     bare = sole_type(annotation)
     origin = typing.get_origin(bare) or bare
     if part.is_list:
@@ -181,7 +181,7 @@ _ABSTRACT_LISTS = (
 def _result_fault(
     statement: Statement, returns: Any, *, is_async: bool
 ) -> StatementFault | None:
-    """Return what is wrong with the type of a result, and what to do."""
+    """Return a fault of a result's type, with its fix."""
     bare = bare_type(returns)
     if statement.writes:
         if returns in (EMPTY, Any, None, type(None), int):

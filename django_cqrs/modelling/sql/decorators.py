@@ -1,4 +1,4 @@
-"""The decorators of methods that are SQL."""
+"""The decorators of SQL methods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Json:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Statement:
-    """The declaration of a decorator on one method."""
+    """A decorator's declaration on one method."""
 
     text: str
     writes: bool
@@ -26,15 +26,15 @@ class Statement:
 
     @property
     def decorator(self) -> str:
-        """Its name, as it is written."""
+        """Its name, as written in code."""
         return "@sql_write" if self.writes else "@sql_query"
 
 
 def sql_query(statement: str, /, *, using: str | None = None) -> Callable[[F], F]:
     """
-    Have a method of a business interface answer with the rows of a query.
+    Make a method of a business interface return the rows of a query.
 
-    The return annotation says what becomes of the rows.
+    The return annotation decides the form of the rows.
 
     Args:
         statement: SQL with ``%(name)s`` for the parameter `name`, or
@@ -47,9 +47,9 @@ def sql_query(statement: str, /, *, using: str | None = None) -> Callable[[F], F
 
 def sql_write(statement: str, /, *, using: str | None = None) -> Callable[[F], F]:
     """
-    Have a method of a business interface change rows.
+    Make a method of a business interface change rows.
 
-    It returns how many, or nothing where it is annotated with None.
+    It returns their number, or nothing if it is annotated with None.
 
     Args:
         statement: SQL, as for :func:`sql_query`.

@@ -1,4 +1,4 @@
-"""What a query's rows become: the shape that the annotation says."""
+"""The results of queries, in the shape of the annotation."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from django_cqrs.conversion.converters import has_converter
 from django_cqrs.exceptions import UnexpectedResult
 
 Values = Mapping[str, Any]
-"""The arguments of one call, by the parameter's name."""
+"""The arguments of one call, by parameter name."""
 
 _CHUNK = 1000
 
 
 class Bindable(Protocol):
-    """A statement that is made ready for the values of one call."""
+    """A statement that can be bound to the values of one call."""
 
     using: str
 
     def bound(
         self, values: Values, connection: BaseDatabaseWrapper
     ) -> tuple[str, list[Any]]:
-        """Return the SQL, and the values as the database takes them."""
+        """Return the SQL, and the values in the database's form."""
         ...
 
 
@@ -55,7 +55,7 @@ MANY = (list, set, frozenset, collections.abc.Sequence, collections.abc.Collecti
 
 
 def reader_of(returns: Any, place: str) -> Reader:
-    """Return what runs a query and makes of its rows what an annotation says."""
+    """Return a reader that runs a query and returns its rows as annotated."""
     if returns in (EMPTY, Any, list):
         returns = list[dict[str, Any]]
     bare = bare_type(returns)
@@ -163,23 +163,23 @@ def _single(returns: Any, place: str) -> Reader:
 
 
 class RowShape:
-    """What one row is made into."""
+    """The form of one row."""
 
     is_plain: bool
-    """Whether nothing is left to convert."""
+    """Whether its values need no conversion."""
 
     def of(
         self, cursor: Any, rows: Sequence[Any], connection: BaseDatabaseWrapper
     ) -> list[Any]:
-        """Return the rows of a cursor in this shape, their values as they came."""
+        """Return the rows of a cursor in this shape, without conversion."""
         raise NotImplementedError
 
     def takes(self, _rows: list[Any]) -> bool:
-        """Return whether values are of the type that is wanted already."""
+        """Return whether the values have the wanted type already."""
         return False
 
     def finished(self, value: Any, _connection: BaseDatabaseWrapper) -> Any:
-        """Return a converted value with what the conversion cannot know."""
+        """Return a converted value, completed beyond the conversion."""
         return value
 
     def finished_list(self, values: Any, _connection: BaseDatabaseWrapper) -> Any:
@@ -200,7 +200,7 @@ class _Tuples(RowShape):
 
 @dataclasses.dataclass(frozen=True)
 class _Scalars(RowShape):
-    """Anything without fields: the first column."""
+    """Any type without fields: the first column."""
 
     annotation: Any
     is_plain: bool
@@ -215,7 +215,7 @@ class _Scalars(RowShape):
         return all(type(value) is wanted for value in rows)
 
     def finished(self, value: Any, connection: BaseDatabaseWrapper) -> Any:
-        # A time that a function of SQLite has made comes as text.
+        # A time computed by a function of SQLite comes as text.
         return _aware(value, connection)
 
     def finished_list(self, values: Any, connection: BaseDatabaseWrapper) -> Any:
@@ -226,12 +226,12 @@ class _Scalars(RowShape):
 
 @dataclasses.dataclass(frozen=True)
 class _Dicts(RowShape):
-    """A dict of the columns, or what is made of one."""
+    """A dict of the columns, or an object made from one."""
 
     place: str
     is_plain: bool
     documents: frozenset[str]
-    """The columns that hold JSON, which every database gives as text."""
+    """The columns with JSON, which every database returns as text."""
 
     def of(
         self, cursor: Any, rows: Sequence[Any], connection: BaseDatabaseWrapper
@@ -259,7 +259,7 @@ class _Dicts(RowShape):
 
 
 def shape_of(annotation: Any, place: str) -> RowShape:
-    """Return what a row becomes by the annotation of one."""
+    """Return the shape of a row by its annotation."""
     bare = sole_type(annotation)
     origin = typing.get_origin(bare) or bare
     if origin is tuple and typing.get_args(bare):
@@ -279,7 +279,7 @@ def shape_of(annotation: Any, place: str) -> RowShape:
 
 
 def _documents_of(cls: Any) -> frozenset[str]:
-    """Return the fields that hold what JSON alone can say: lists, dicts, objects."""
+    """Return the fields that only JSON can hold: lists, dicts, objects."""
     try:
         hints = typing.get_type_hints(cls)
     except Exception:  # noqa: BLE001 - an annotation may run any code
@@ -303,12 +303,12 @@ def _is_structured(annotation: Any) -> bool:
 
 
 def _aware(value: Any, connection: BaseDatabaseWrapper) -> Any:
-    """Return a time with the zone that databases without zones store it in."""
+    """Return a time with the zone in which databases without zones store it."""
     if (
         type(value) is datetime
         and value.tzinfo is None
         and settings.USE_TZ
-        and connection.vendor != "postgresql"  # it has columns with and without
+        and connection.vendor != "postgresql"  # it has both kinds of columns
     ):
         return timezone.make_aware(value, connection.timezone)
     return value

@@ -1,4 +1,4 @@
-"""Statements with named parameters, made ready for a database."""
+"""Statements with named parameters, prepared for a database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from django_cqrs.exceptions import ParameterError
 from django_cqrs.modelling.sql.decorators import Json, Statement
 from django_cqrs.modelling.sql.rows import Values, reader_of
 
-# NOT and IN belong to a placeholder: a list that is empty takes their place.
+# NOT and IN belong to a placeholder: both are replaced for an empty list.
 _SIGN = re.compile(
     r"""
     (?P<membership>\b (?P<not>NOT\s+)? IN \s* (?P<open>\(\s*)?)?
@@ -41,12 +41,12 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Placeholder:
-    """Where a value belongs in a statement."""
+    """The place of a value in a statement."""
 
     name: str
-    """The parameter's."""
+    """The parameter's name."""
     path: tuple[str, ...]
-    """The attributes that lead from the argument to the value."""
+    """The attributes from the argument to the value."""
     is_list: bool
     is_negated: bool
 
@@ -60,17 +60,17 @@ Part = str | Placeholder
 
 
 class Malformed(Exception):
-    """A signal between two functions here: what is wrong, and what to do."""
+    """A signal between two functions here: the fault, and its fix."""
 
 
-# Where a driver still puts a value in, and the database no longer takes it for one.
+# Text in which drivers replace placeholders, but databases expect no parameter.
 _QUOTED = r"""
     '(?:[^']|'')*(?:'|\Z) | "(?:[^"]|"")*(?:"|\Z) | `(?:[^`]|``)*(?:`|\Z)
     | --[^\n]* | (?<![\w$])(?P<tag>\$(?:[^\W\d]\w*)?\$)(?s:.*?)(?:(?P=tag)|\Z)
 """
 _BLOCK = r"| /\*(?s:.*?)(?:\*/|\Z)"
 _REGIONS: Mapping[str, str] = {
-    # E'...' takes backslashes; a comment may hold another one, which is done by hand.
+    # E'...' has backslash escapes; nested comments are parsed by hand.
     "postgresql": rf"\bE'(?:[^'\\]|\\(?s:.)|'')*(?:'|\Z) | {_QUOTED} | (?P<nested>/\*)",
     # /*! is not a comment but a condition on the version.
     "mysql": r"""
@@ -96,7 +96,7 @@ def _regions_of(vendor: str) -> re.Pattern[str]:
 
 
 def _quoted(text: str, vendor: str) -> Iterator[tuple[int, int, str]]:
-    """Yield where a statement has quotes and comments, and what they are called."""
+    """Yield the ranges of quotes and comments in a statement, with their kinds."""
     regions = _regions_of(vendor)
     end = 0
     while (found := regions.search(text, end)) is not None:
@@ -119,15 +119,15 @@ def _end_of_comment(text: str, start: int) -> int:
 
 def parsed(text: str, vendor: str) -> tuple[Part, ...]:
     """
-    Return a statement as its SQL and the placeholders in it.
+    Return a statement as its SQL and placeholders.
 
     Args:
         text: the statement.
-        vendor: of the database that it is for, as Django calls it.
+        vendor: the database's vendor, in Django's word.
 
     Raises:
-        _Malformed: a percent sign begins no placeholder, or one stands in quotes or in
-            a comment, where its value would become part of the SQL.
+        Malformed: a percent sign does not begin a placeholder, or a placeholder is in
+            quotes or in a comment, where its value would become part of the SQL.
 
     """
     parts: list[Part] = []
@@ -170,7 +170,7 @@ def parsed(text: str, vendor: str) -> tuple[Part, ...]:
 
 
 def vendor_of(using: str | None) -> str:
-    """Return what Django calls the database of an alias; empty if there is none."""
+    """Return the vendor of an alias's database; empty if there is none."""
     try:
         return connections[using or DEFAULT_DB_ALIAS].vendor
     except (ConnectionDoesNotExist, ImproperlyConfigured):
@@ -178,7 +178,7 @@ def vendor_of(using: str | None) -> str:
 
 
 class BoundQuery:
-    """A statement with the method that it stands behind, made once."""
+    """A statement with its method, prepared once."""
 
     def __init__(
         self,
@@ -188,12 +188,12 @@ class BoundQuery:
         returns: Any,
     ) -> None:
         """
-        Take a sound statement.
+        Prepare a valid statement.
 
         Args:
-            statement: as it was written.
+            statement: the statement, as written.
             place: the dotted path of the method, for errors.
-            parameters: their annotations by name.
+            parameters: the annotations by name.
             returns: the annotation of the result.
 
         """
@@ -224,7 +224,7 @@ class BoundQuery:
         self, values: Values, connection: BaseDatabaseWrapper
     ) -> tuple[str, list[Any]]:
         """
-        Return the SQL for these values, and the values as the database takes them.
+        Return the SQL for these values, and the values in the database's form.
 
         Raises:
             ParameterError: a value cannot be bound.
@@ -247,8 +247,9 @@ class BoundQuery:
                 text.append(", ".join(["%s"] * len(members)) + ")")
                 bound += [self._bindable(part, each, connection) for each in members]
             else:
-                # No database takes IN (). What precedes is NULL or not: one of both
-                # is true, whatever it is, as `NOT IN` nothing is and `IN` nothing not.
+                # No database accepts IN (). The operand is NULL or it is not, so one of
+                # these tests is always true, like `NOT IN` nothing, and the other
+                # always false.
                 text.append("IS NULL IS NOT NULL" if part.is_negated else _NEVER)
         return "".join(text), bound
 
@@ -297,7 +298,7 @@ _AS_THEY_ARE = frozenset({bool, bytes, int, float, str, type(None)})
 
 
 def bindable(value: Any, connection: BaseDatabaseWrapper) -> Any:
-    """Return a value as the cursor of a database takes it."""
+    """Return a value in the form that a database's cursor accepts."""
     if has_converter(type(value)):
         value = to_jsonable(value)
         return to_json(value) if isinstance(value, (dict, list)) else value
@@ -320,7 +321,7 @@ def bindable(value: Any, connection: BaseDatabaseWrapper) -> Any:
             native = features.has_native_duration_field
             return value if native else duration_microseconds(value)
         case UUID():
-            # Text, where the driver of a database with such a type has none.
+            # As text, if the driver of a database with such a type cannot convert it.
             native = features.has_native_uuid_field
             return str(value) if native else value.hex
         case bytearray() | memoryview():
@@ -344,7 +345,7 @@ def bindable(value: Any, connection: BaseDatabaseWrapper) -> Any:
 
 
 def is_plain_sequence(cls: Any) -> bool:
-    """Return whether a class is one of lists, not of objects with fields."""
+    """Return whether a class is a plain list type, not one with fields."""
     return (
         isinstance(cls, type)
         and issubclass(cls, (list, tuple, set, frozenset))
@@ -353,7 +354,7 @@ def is_plain_sequence(cls: Any) -> bool:
 
 
 def has_own_text(cls: type) -> bool:
-    """Return whether a class says itself what its objects are as text."""
+    """Return whether a class defines its objects' text itself."""
     for base in cls.__mro__:
         if "__str__" in vars(base):
             return base is not object and not base.__module__.startswith("pydantic")
