@@ -1,4 +1,4 @@
-"""Objects of plain classes kept as JSON in one table: a Django app of its own."""
+"""Objects of plain classes, stored as JSON in one table: a separate Django app."""
 
 from __future__ import annotations
 

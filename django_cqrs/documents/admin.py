@@ -1,4 +1,4 @@
-"""Documents in Django's admin: to look at, and to delete."""
+"""Documents in Django's admin: view and delete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ else:
     DocumentAdminBase = admin.ModelAdmin
 
 
-# The outbox is beside this app, not below it: its page is known by its name alone.
+# The outbox is beside this app, not below it, so its page is known only by name.
 _TIMELINE = "admin:django_cqrs_outbox_subject_timeline"
 _VIEWS = tuple(
     f"django_cqrs_outbox.view_{name}"
@@ -33,12 +33,12 @@ _VIEWS = tuple(
 
 
 SEARCHED: Final = 200
-"""Among how many of the found a key that may be masked is shown, per collection."""
+"""The number of matches per collection that are examined for masked keys."""
 
 
 @admin.register(Document)
 class DocumentAdmin(OfferedLookupsMixin, DocumentAdminBase):
-    """Shows what is kept; it is changed by handlers alone, which know its rules."""
+    """Shows stored objects; only handlers, which know the rules, change them."""
 
     list_display = ("key_text", "collection", "version", "updated_at")
     list_filter = (("collection", admin.AllValuesFieldListFilter),)
@@ -56,22 +56,22 @@ class DocumentAdmin(OfferedLookupsMixin, DocumentAdminBase):
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Show one, with the way to its timeline where there is one."""
+        """Show a document, with a link to its timeline if there is one."""
         document = kwargs.get("obj")
         if document is not None:
             context["timeline_url"] = self._timeline_of(document, request)
         return super().render_change_form(request, context, *args, **kwargs)
 
     def _timeline_of(self, document: Document, request: HttpRequest) -> str:
-        """Return its address; empty where there is none for who asks."""
+        """Return the timeline's address; empty if the user has none."""
         user: Any = request.user
         if not any(map(user.has_perm, _VIEWS)):
             return ""
         try:
             address = reverse(_TIMELINE, current_app=self.admin_site.name)
-        except NoReverseMatch:  # the outbox is not there, or not in this site
+        except NoReverseMatch:  # the outbox is not installed, or not in this site
             return ""
-        if key_of(document) != document.key:  # the address would tell it
+        if key_of(document) != document.key:  # the address would reveal it
             return ""
         subject = subject_of(document, registry)
         return f"{address}?{urlencode({'subject': subject})}" if subject else ""
@@ -79,7 +79,7 @@ class DocumentAdmin(OfferedLookupsMixin, DocumentAdminBase):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Document], search_term: str
     ) -> tuple[QuerySet[Document], bool]:
-        """Search for keys, of which those that are masked are not found."""
+        """Search for keys; masked keys are not found."""
         found, has_duplicates = super().get_search_results(
             request, queryset, search_term
         )
@@ -101,20 +101,20 @@ class DocumentAdmin(OfferedLookupsMixin, DocumentAdminBase):
 
     @admin.display(description=_("key"))
     def key_text(self, document: Document) -> str:
-        """Return the key, without what is sensitive."""
+        """Return the key, without sensitive data."""
         return key_of(document)
 
     @admin.display(description=_("content"))
     def pretty(self, document: Document) -> str:
-        """Return the content, one value a line, without what is sensitive."""
+        """Return the content, one value a line, without sensitive data."""
         return format_html("<pre>{}</pre>", text_of(document))
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Tell that nobody may: an object is made by its class."""
+        """Refuse: an object is made by its class."""
         return False
 
     def has_change_permission(
         self, request: HttpRequest, obj: Document | None = None
     ) -> bool:
-        """Tell that nobody may: an object is changed by its methods."""
+        """Refuse: an object is changed by its methods."""
         return False

@@ -7,7 +7,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class DocumentsConfig(AppConfig):
-    """Aggregates, sagas and values kept as JSON."""
+    """Aggregates, sagas and values stored as JSON."""
 
     name = "django_cqrs.documents"
     label = "django_cqrs_documents"
@@ -15,7 +15,7 @@ class DocumentsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def import_models(self) -> None:
-        """Import them and offer the storage: routes are compiled before ``ready()``."""
+        """Import the models, and register the storage before routes are compiled."""
         super().import_models()
         from django_cqrs.documents.document_storage import document_storage
         from django_cqrs.modelling.storages import register_storage

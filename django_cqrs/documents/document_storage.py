@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 
 class DocumentStorage(Storage[Any]):
-    """Keeps the objects of a dataclass, a pydantic model or a plain class."""
+    """Stores the objects of a dataclass, a pydantic model or a plain class."""
 
     def __init__(self, cls: type[Any], options: Options) -> None:
-        """Take a class and what its decorator says."""
+        """Take a class and its decorator's options."""
         super().__init__(cls, options)
         remember(cls)
 
@@ -52,7 +52,7 @@ class DocumentStorage(Storage[Any]):
         The collection.
 
         Raises:
-            InvalidHandler: the class has no name to be stored under.
+            InvalidHandler: the class has no name for its collection.
 
         """
         name = stored_name_of(self.cls)
@@ -61,11 +61,11 @@ class DocumentStorage(Storage[Any]):
         return Rows(self.cls, name)
 
     def write_alias(self) -> str:
-        """Ask the database router, which is told the collection."""
+        """Ask the database router, with the collection as a hint."""
         return self.rows.write_alias()
 
     def read_alias(self) -> str:
-        """Ask the database router, which is told the collection."""
+        """Ask the database router, with the collection as a hint."""
         return self.rows.read_alias()
 
     @cached_property
@@ -83,7 +83,7 @@ class DocumentStorage(Storage[Any]):
         return self.options.identifier or ("id" if is_plain_id else usual,)
 
     def make_parts(self) -> tuple[Part, ...]:
-        """Return the attributes named, by default the usual name of the class's id."""
+        """Return the named attributes, by default the usual name of the class's id."""
         return tuple(self._part_of(name) for name in self._names)
 
     def _part_of(self, name: str) -> Part:
@@ -95,16 +95,16 @@ class DocumentStorage(Storage[Any]):
         return typed(self._annotations.get(name, Any), name, value)
 
     def _type_of(self, name: str) -> Any:
-        """Return the type of an identifier's part; Any: its text alone is compared."""
+        """Return the type of an identifier's part; Any: texts are compared."""
         return key_type_of(self._annotations.get(name, Any))
 
     def values_of(self, instance: Any) -> Values:
-        """Return the parts of an identifier as a header can have them."""
+        """Return the parts of an identifier in a form for headers."""
         values = super().values_of(instance)
         return tuple(None if value is None else plain(value) for value in values)
 
     def find(self, values: Values, *, using: str, lock: bool) -> Any:
-        """Read it, its row locked where that is wanted."""
+        """Read the object, its row locked if asked to."""
         row = self.rows.row(key_of(*values), using, lock=lock)
         if row is None:
             return None
@@ -120,7 +120,7 @@ class DocumentStorage(Storage[Any]):
         *,
         using: str,
     ) -> Watch | None:
-        """Return what looks at the statements that may write the object's row."""
+        """Return a watch of the statements that may write the object's row."""
         mark = self._mark_of(instance)
         documents = self.rows.table
 
@@ -144,7 +144,7 @@ class DocumentStorage(Storage[Any]):
         return self.rows.mark_of(instance) is None
 
     def insert(self, instance: Any, *, using: str) -> None:
-        """Insert a row, and never update one that is there."""
+        """Insert a row, never updating an existing one."""
         key = key_of(*self.values_of(instance))
         option = self.options.version
         version = 0 if option is None else getattr(instance, option, None) or 0
@@ -157,7 +157,7 @@ class DocumentStorage(Storage[Any]):
             raise AggregateAlreadyExists(msg) from error
 
     def update(self, instance: Any, *, using: str) -> None:
-        """Update the row, where its version is still the one that was read."""
+        """Update the row, if it still has the version that was read."""
         if self.is_deleted(instance):
             return
         mark = self._mark_of(instance)
@@ -189,7 +189,7 @@ class DocumentStorage(Storage[Any]):
         return mark
 
     def identifier_of(self, instance: Any) -> Any:
-        """Return the one attribute, a tuple where it is of several."""
+        """Return the one attribute, or a tuple of several."""
         values = self.values_of(instance)
         return values[0] if len(values) == 1 else values
 
@@ -199,12 +199,12 @@ class DocumentStorage(Storage[Any]):
         return self._type_of(self._names[0]) if len(self._names) == 1 else tuple
 
     def version_of(self, instance: Any) -> int | None:
-        """Return what its row counts."""
+        """Return the version of its row."""
         mark = mark_of(instance)
         return None if mark is None else mark.version
 
     def _tell(self, found: Any) -> None:
-        """Let an object that has an attribute for its version know it."""
+        """Set the version on an object that has an attribute for it."""
         version = self.version_of(found)
         if self.options.version is not None:
             object.__setattr__(found, self.options.version, version)
@@ -212,7 +212,7 @@ class DocumentStorage(Storage[Any]):
     # Checks -------------------------------------------------------------------------
 
     def problems(self) -> Iterator[Problem]:
-        """Yield a class that has no name, or a state that would not come back."""
+        """Yield faults: a class without a name, or a state that cannot be restored."""
         found = list(self._name_problems())
         if not found:
             found = list(self._state_problems())
@@ -278,20 +278,20 @@ def document_storage(cls: type, options: Options) -> DocumentStorage | None:
 
 def subject_of(document: Document, registry: Registry) -> str:
     """
-    Return what envelopes call the aggregate or saga that a document keeps.
+    Return the subject in envelopes of the aggregate or saga in a document.
 
     Args:
         document: the row.
-        registry: whose handlers the object has.
+        registry: the registry with the object's handlers.
 
     Returns:
-        A text such as ``shop.Cart:7``; empty where no handler is one of its class.
+        A text such as ``shop.Cart:7``; empty if its class has no handlers.
 
     """
     for subject in {each.subject for each in registry.routes.endpoints}:
         if not isinstance(subject, AggregateSubject):
             continue
-        with suppress(NoStorage, InvalidHandler):  # for the checks to say
+        with suppress(NoStorage, InvalidHandler):  # the checks report it
             storage = subject.storage
             if isinstance(storage, DocumentStorage) and storage.rows.has(document):
                 is_one = len(storage.parts) == 1

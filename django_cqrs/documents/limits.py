@@ -1,4 +1,4 @@
-"""What a database's JSON cannot hold, and would change without a word."""
+"""Values that a database's JSON cannot hold, and would silently change."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_cqrs.exceptions import FieldError, MessageConversionError
 
 SMALLEST: Final = -(2**63)
-"""The smallest integer that MySQL's JSON keeps as one."""
+"""The smallest integer that MySQL's JSON keeps as an integer."""
 
 LARGEST: Final = 2**64 - 1
-"""The largest."""
+"""The largest such integer."""
 
 
 def ensure_kept(content: Any, connection: BaseDatabaseWrapper, target: str) -> None:
     """
-    Refuse content that a database would keep as something else.
+    Refuse content that a database would change.
 
-    MySQL turns an integer beyond 64 bits into a float, and says nothing. MariaDB keeps
-    JSON as text, as SQLite does; PostgreSQL has numbers of any size.
+    MySQL silently turns an integer beyond 64 bits into a float. MariaDB stores JSON as
+    text, as SQLite does; PostgreSQL has numbers of any size.
 
     Args:
-        content: what the JSON form consists of.
+        content: the content of the JSON form.
         connection: of the database.
         target: the name of the type, for the error.
 
     Raises:
-        MessageConversionError: there are such integers; the error has the path of each.
+        MessageConversionError: it has such integers; the error has the path of each.
 
     """
     if connection.vendor != "mysql":
@@ -52,11 +52,11 @@ def ensure_kept(content: Any, connection: BaseDatabaseWrapper, target: str) -> N
 
 def wide_integers(content: Any, path: str = "") -> Iterator[str]:
     """
-    Yield where integers are that MySQL's JSON keeps as floats.
+    Yield the paths of integers that MySQL's JSON keeps as floats.
 
     Args:
-        content: what JSON consists of: dicts, lists and plain values.
-        path: of the content itself, dotted.
+        content: the content of JSON: dicts, lists and plain values.
+        path: the path of the content itself, dotted.
 
     """
     if isinstance(content, dict):

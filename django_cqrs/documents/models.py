@@ -17,9 +17,9 @@ class Document(models.Model):
     collection = NameField(_("collection"), max_length=255)
     key = NameField(_("key"), max_length=255)
     content = models.JSONField(_("content"), null=True)  # None is a value too
-    # Of the shape that the content has.
+    # The version of the content's shape.
     shape = models.PositiveSmallIntegerField(_("version of the shape"), default=1)
-    # Counted up by every save.
+    # Incremented by every save.
     version = models.PositiveBigIntegerField(_("version"), default=0)
     created_at = models.DateTimeField(_("created at"))
     updated_at = models.DateTimeField(_("updated at"))
@@ -27,7 +27,7 @@ class Document(models.Model):
     objects: ClassVar[models.Manager[Document]] = models.Manager()
 
     class Meta:
-        """Unique by a plain constraint, which every database keeps."""
+        """Unique by a plain constraint, which every database enforces."""
 
         verbose_name = _("document")
         verbose_name_plural = _("documents")

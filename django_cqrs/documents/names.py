@@ -1,4 +1,4 @@
-"""The names that classes are stored under, never where their code stands."""
+"""The names that classes are stored under, never their import paths."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def document(
     name: str, /, *, version: int = 1, aliases: tuple[str, ...] | list[str] = ()
 ) -> Callable[[type[T]], type[T]]:
     """
-    Name a class whose objects are documents: its collection is called so.
+    Name the collection of a class whose objects are documents.
 
     Args:
         name: unique in the project, such as ``"shop.cart"``.
-        version: of the shape that its content has, from 1. ``@upcaster`` brings
-            content of an older one to it, as that of messages.
-        aliases: names under which objects of this class were stored before.
+        version: the version of its content's shape, from 1. ``@upcaster`` converts
+            older content to it, like that of messages.
+        aliases: former names under which objects of this class were stored.
 
-    A subclass does not inherit the name.
+    Subclasses do not inherit the name.
 
     """
     if not isinstance(name, str) or not name:
@@ -47,7 +47,7 @@ def document(
 
 
 def named_documents() -> list[tuple[type, MessageName]]:
-    """Return the classes that have a name for their documents, and that name."""
+    """Return the classes that have a name for their documents, each with that name."""
     classes = {*_named, *_holders.values()}
     return [(each, name) for each in classes if (name := stored_name_of(each))]
 
@@ -76,7 +76,7 @@ def fault_in_name(cls: type) -> str | None:
     for each in (own.name, *own.aliases):
         holder = _holders.setdefault(each, cls)
         if holder is not cls and _path_of(holder) == _path_of(cls):
-            _holders[each] = cls  # the same class, made anew
+            _holders[each] = cls  # the same class, defined again
         elif holder is not cls:
             return f"{_path_of(holder)} is named {each!r} as well"
     return None

@@ -10,7 +10,7 @@ from django_cqrs.conversion.masking import MASK, redactor_of
 from django_cqrs.documents.collections import Collection, collections_called
 
 NOT_SHOWN: Final = "(not shown)"
-"""What stands in place of what cannot be told to be harmless."""
+"""The replacement of values that may be sensitive."""
 
 
 class Stored(Protocol):
@@ -28,7 +28,8 @@ def text_of(document: Stored) -> str:
     Return a document's content as JSON, one value a line, its sensitive fields masked.
 
     Content of another version than its class is shown as far as the class has the same
-    in the same place. Where nothing here says what a collection holds, it is not shown.
+    fields in the same places. Content of a collection with an unknown type is not
+    shown.
     """
     content, _ = _masked(document)
     if content is _UNKNOWN:
@@ -41,10 +42,10 @@ def text_of(document: Stored) -> str:
 
 def key_of(document: Stored) -> str:
     """
-    Return a document's key as operators may see it.
+    Return a document's key in the form for operators.
 
-    What the key has of a sensitive field is masked. The key of a collection of which
-    nothing here says what it holds is not shown.
+    Parts from sensitive fields are masked. The key of a collection with an unknown type
+    is not shown.
     """
     key: str = document.key
     if not may_hide(document.collection, document.shape):
@@ -56,7 +57,7 @@ def key_of(document: Stored) -> str:
 
 
 def may_hide(collection: str, shape: int) -> bool:
-    """Return whether anything in documents of a collection may have to be masked."""
+    """Return whether documents of a collection may have values to be masked."""
     buses.registry.routes  # noqa: B018 - it finds the classes
     known = collections_called(collection)
     return not known or any(_is_masked(each, shape) for each in known)

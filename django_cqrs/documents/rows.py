@@ -1,4 +1,4 @@
-"""The rows of one collection: what the storage of aggregates and the store share."""
+"""The rows of one collection, for the storage of aggregates and for the store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LONGEST = 255
 
 
 class Taken(Exception):
-    """The key is another's."""
+    """The key is in use."""
 
 
 def key_of(*values: Any) -> str:
@@ -38,7 +38,7 @@ def key_of(*values: Any) -> str:
     Return the key of an identifier: its text, a JSON array of texts for several.
 
     Raises:
-        InvalidIdentifier: it is none, too long, or ends with a space.
+        InvalidIdentifier: it is invalid, too long, or ends with a space.
 
     """
     if None in values or not values:
@@ -48,7 +48,7 @@ def key_of(*values: Any) -> str:
     key = texts[0]
     if len(texts) > 1:
         key = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
-    # MariaDB takes no notice of a space at the end.
+    # MariaDB ignores a space at the end.
     if len(key) > _LONGEST or key.endswith(" "):
         msg = (
             f"A document's key has at most {_LONGEST} characters and does not end "
@@ -76,15 +76,15 @@ class Rows(Collection):
         return apps.get_model("django_cqrs_documents", "Document")
 
     def write_alias(self) -> str:
-        """Ask the database router, which is told the collection."""
+        """Ask the database router, with the collection as a hint."""
         return router.db_for_write(self.table, collection=self.name.name)
 
     def read_alias(self) -> str:
-        """Ask the database router, which is told the collection."""
+        """Ask the database router, with the collection as a hint."""
         return router.db_for_read(self.table, collection=self.name.name)
 
     def all(self, using: str) -> QuerySet[Document]:
-        """Return the rows, also those stored under an old name."""
+        """Return the rows, including those stored under an old name."""
         rows = self.table._default_manager.using(using)
         return rows.filter(collection__in=self.names)
 
@@ -107,7 +107,7 @@ class Rows(Collection):
 
         Raises:
             UnknownMessage: it was stored by newer code.
-            MessageConversionError: it is not of the collection's type.
+            MessageConversionError: it does not have the collection's type.
 
         """
         value = self.shape.load(row.content, self.name, row.collection, row.shape)
@@ -124,10 +124,10 @@ class Rows(Collection):
         Insert a row.
 
         Raises:
-            Taken: the key is another's.
-            MessageConversionError: the value has no JSON form, or not one that this
-                database keeps.
-            StatementTooLarge: it is more than the server takes at once.
+            Taken: the key is in use.
+            MessageConversionError: the value has no JSON form, or this database would
+                change it.
+            StatementTooLarge: it is larger than the server accepts.
 
         """
         content = self._content_of(value, using)
@@ -158,12 +158,12 @@ class Rows(Collection):
         self, row: QuerySet[Document], value: Any, version: Any, using: str
     ) -> bool:
         """
-        Write a value over a row, and return whether there was one.
+        Overwrite a row with a value, and return whether the row existed.
 
         Raises:
-            MessageConversionError: the value has no JSON form, or not one that this
-                database keeps.
-            StatementTooLarge: it is more than the server takes at once.
+            MessageConversionError: the value has no JSON form, or this database would
+                change it.
+            StatementTooLarge: it is larger than the server accepts.
 
         """
         content = self._content_of(value, using)
@@ -194,7 +194,7 @@ class Rows(Collection):
 
     def update(self, mark: Mark, value: Any, using: str) -> None:
         """
-        Write a value over the row that it was read from.
+        Overwrite the row that a value was read from.
 
         Raises:
             ConcurrencyError: somebody else has changed or deleted the row.
@@ -208,12 +208,12 @@ class Rows(Collection):
         put_mark(value, mark._replace(version=version))
 
     def mark_of(self, value: Any) -> Mark | None:
-        """Return what a value knows of its row in this collection."""
+        """Return a value's mark of its row in this collection."""
         mark = mark_of(value)
         return mark if mark and mark.collection == self.name.name else None
 
     def lost(self, key: str) -> ConcurrencyError:
-        """Return the error of who comes too late."""
+        """Return the error of an update that comes too late."""
         msg = (
             f"{self.said(key)} was changed or deleted by somebody else since it was "
             "read. This attempt saved nothing; try again."

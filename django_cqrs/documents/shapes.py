@@ -1,8 +1,9 @@
 """
-The state of an object, to JSON and back.
+The state of an object: conversion to JSON and back.
 
-An object that is read is restored, not made: its attributes are set, and neither
-``__init__`` nor ``__post_init__`` is called. A pydantic model is read by pydantic.
+Reading restores an object instead of constructing it: its attributes are set, and
+neither ``__init__`` nor ``__post_init__`` is called. Pydantic models are read by
+pydantic.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from django_cqrs.messages import MessageName
 
 
 class Mark(NamedTuple):
-    """What an object knows of the row that it was read from, or written to."""
+    """An object's knowledge of the row that it was read from, or written to."""
 
     pk: int
     collection: str
@@ -50,26 +51,26 @@ MARK = "_stored_document"
 
 
 def mark_of(value: Any) -> Mark | None:
-    """Return what an object knows of its row, None where it knows of none."""
+    """Return an object's mark of its row, None without one."""
     mark: Mark | None = getattr(value, "__dict__", {}).get(MARK)
     return mark
 
 
 def put_mark(value: Any, mark: Mark) -> None:
-    """Let an object know of its row, where it has the room."""
+    """Put a mark of its row on an object, if it has room for one."""
     if isinstance(getattr(value, "__dict__", None), dict):
         object.__setattr__(value, MARK, mark)
 
 
 class ShapeFault(NamedTuple):
-    """What keeps the objects of a class from being stored, and what to do."""
+    """The reason why objects of a class cannot be stored, and its fix."""
 
     text: str
     hint: str
 
 
 class DocumentShape(ABC):
-    """Writes and reads what is of one type."""
+    """Writes and reads the values of one type."""
 
     def __init__(self, target: Any) -> None:
         """Take the type."""
@@ -77,41 +78,41 @@ class DocumentShape(ABC):
 
     @cached_property
     def adapter(self) -> Adapter:
-        """What converts it, or its state."""
+        """The adapter that converts the value, or its state."""
         return self.make_adapter()
 
     def make_adapter(self) -> Adapter:
-        """Return what converts it, or its state."""
+        """Return the adapter that converts the value, or its state."""
         return adapter_of(self.json_type)
 
     @cached_property
     def masking(self) -> Masking:
-        """What of its JSON operators do not see."""
+        """The parts of its JSON that operators do not see."""
         try:
             return Masking(self.json_type)
-        except (NameError, TypeError):  # as a check says
+        except (NameError, TypeError):  # a check reports it
             return Masking(self.target)
 
     @cached_property
     def json_type(self) -> Any:
-        """What is converted: the type itself, or what has its state."""
+        """The type to convert: the type itself, or the type of its state."""
         return self.make_json_type()
 
     @abstractmethod
     def make_json_type(self) -> Any:
-        """Return what is converted."""
+        """Return the type to convert."""
 
     def dump(self, value: Any) -> Any:
         """
-        Return the JSON form, certain that it comes back as it is.
+        Return the JSON form, verified to restore the same value.
 
         Raises:
-            MessageConversionError: part of it would not.
+            MessageConversionError: a part would not be restored.
 
         """
-        # Beside its fields an aggregate has what the library keeps there.
+        # Aggregates also hold the library's own attributes, beside their fields.
         text = to_stored_json(self.adapter, self.state_of(value), beside=False)
-        if _NULL.search(text):  # PostgreSQL's jsonb has no place for it
+        if _NULL.search(text):  # PostgreSQL's jsonb cannot hold it
             fault = FieldError("", "a text contains the character NUL", "not_json")
             raise MessageConversionError(name_of_type(self.target), [fault])
         return json.loads(text)
@@ -121,14 +122,14 @@ class DocumentShape(ABC):
         Return the object of a JSON form.
 
         Args:
-            content: what is stored.
+            content: the stored JSON.
             own: the present name and version.
-            name: it was stored under.
-            version: it was stored in.
+            name: the name that it was stored under.
+            version: the version that it was stored in.
 
         Raises:
             UnknownMessage: it was stored by newer code.
-            MessageConversionError: it is not of this type.
+            MessageConversionError: it does not have this type.
 
         """
         text = json.dumps(content, ensure_ascii=False).encode()
@@ -139,19 +140,19 @@ class DocumentShape(ABC):
         return self.restored(state)
 
     def state_of(self, value: Any) -> Any:
-        """Return what is to be written of a value."""
+        """Return the state of a value, to be written."""
         return value
 
     def restored(self, state: Any) -> Any:
-        """Return the value of what was written."""
+        """Return the value of a state."""
         return state
 
     def attributes(self) -> dict[str, Any]:
-        """Return the names that are kept of an object, and their annotations."""
+        """Return the stored attributes of an object, with their annotations."""
         return {}
 
     def faults(self) -> Iterator[ShapeFault]:
-        """Yield what keeps values of this type from being stored."""
+        """Yield the reasons why values of this type cannot be stored."""
         if self.adapter.reason:
             yield ShapeFault(
                 f"{name_of_type(self.target)} has no JSON form: {self.adapter.reason}.",
@@ -160,12 +161,12 @@ class DocumentShape(ABC):
             )
 
 
-# Not one that is escaped itself: an even number of backslashes before it.
+# Not an escaped one: the number of backslashes before it is even.
 _NULL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 class ValueShape(DocumentShape):
-    """What pydantic reads and writes as a whole."""
+    """Values that pydantic reads and writes as a whole."""
 
     def make_json_type(self) -> Any:
         """Return the type itself."""
@@ -201,14 +202,14 @@ class ObjectShape(DocumentShape):
         Return the annotated attributes, those of the bases first.
 
         Raises:
-            NameError: an annotation names nothing.
+            NameError: an annotation has an unknown name.
 
         """
         return self._annotations[0]
 
     @cached_property
     def _annotations(self) -> tuple[dict[str, Any], set[str]]:
-        """The attributes that are kept, and the names that are said not to be."""
+        """The stored attributes, and the names declared not to be stored."""
         kept, others = {}, set()
         for name, hint in typing.get_type_hints(
             self.target, include_extras=True
@@ -226,7 +227,7 @@ class ObjectShape(DocumentShape):
 
     @cached_property
     def _defaults(self) -> dict[str, Callable[[], Any] | None]:
-        """What fills a name that older content does not have; None: its class does."""
+        """The defaults for names that older content lacks; None: the class's own."""
         fields = getattr(self.target, "__dataclass_fields__", {})
         found: dict[str, Callable[[], Any] | None] = {}
         for name in self.attributes():
@@ -242,10 +243,10 @@ class ObjectShape(DocumentShape):
         return found
 
     def make_json_type(self) -> Any:
-        """Return a dict with the attributes' names."""
+        """Return a dict type with the attributes' names."""
         import typing_extensions
 
-        make: Any = typing_extensions.TypedDict  # one that is not written out
+        make: Any = typing_extensions.TypedDict  # one without a class statement
         fields = {
             name: typing_extensions.NotRequired[hint]
             if name in self._defaults
@@ -255,7 +256,7 @@ class ObjectShape(DocumentShape):
         return make(self.target.__name__, fields)
 
     def make_adapter(self) -> Adapter:
-        """Return the one of that dict, which is kept here alone."""
+        """Return the adapter of that dict type, which is cached here only."""
         return Adapter(self.json_type)
 
     def state_of(self, value: Any) -> Any:
@@ -263,7 +264,7 @@ class ObjectShape(DocumentShape):
         Return the attributes that have a value.
 
         Raises:
-            MessageConversionError: one has none, or is there without an annotation.
+            MessageConversionError: one has no value, or one is not annotated.
 
         """
         said = name_of_type(self.target)
@@ -289,7 +290,7 @@ class ObjectShape(DocumentShape):
         return state
 
     def _is_left_out(self, name: str) -> bool:
-        """Return whether an attribute is not part of an object's state."""
+        """Return whether an attribute is excluded from an object's state."""
         from django_cqrs.models import RECORDED
 
         if name in (MARK, RECORDED) or name in self._annotations[1]:
@@ -308,7 +309,7 @@ class ObjectShape(DocumentShape):
         return made
 
     def faults(self) -> Iterator[ShapeFault]:
-        """Yield attributes without an annotation, and annotations that mean nothing."""
+        """Yield attributes without an annotation, and annotations without a meaning."""
         said = name_of_type(self.target)
         try:
             self.attributes()
@@ -358,7 +359,7 @@ def _names_set_in(function: Any) -> Iterator[str]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
-        return  # no source is at hand: what is wrong is found when it is saved
+        return  # without source, the fault is found at the first save
     defined = tree.body[0]
     if not isinstance(defined, (ast.FunctionDef, ast.AsyncFunctionDef)):
         return
@@ -374,7 +375,7 @@ def _names_set_in(function: Any) -> Iterator[str]:
 
 
 def shape_of(target: Any) -> DocumentShape:
-    """Return what writes and reads values of a type."""
+    """Return the shape that writes and reads values of a type."""
     is_class = isinstance(target, type) and typing.get_origin(target) is None
     if not is_class or has_converter(target) or is_typed_dict(target):
         return ValueShape(target)

@@ -1,4 +1,4 @@
-"""Collections of documents, by hand: values of one type, each under its key."""
+"""Collections of documents, used directly: values of one type, each under its key."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ T = TypeVar("T")
 
 class DocumentStore(Generic[T]):
     """
-    A collection of values of one type, each under a key, kept as JSON.
+    A collection of values of one type, each under a key, stored as JSON.
 
-    It can be made where a module is imported: it is the database that is asked when a
-    method is called, in whichever transaction is open then. As a handler's parameter
+    You can create it while a module is imported: the database is only used when a
+    method is called, in the transaction that is open then. As a handler's parameter,
     ``DocumentStore[Theme]`` is ``DocumentStore(Theme)``.
 
     An object that was read remembers its version: saving it over one that was changed
-    meanwhile raises. A value that remembers nothing, such as a dict or an object with
-    ``__slots__`` alone, replaces what is there, unless ``version=`` is given.
+    in the meantime raises. A value that cannot remember it, such as a dict or an object
+    with only ``__slots__``, replaces the stored one, unless you give ``version=``.
     """
 
     def __init__(
         self, type_: type[T], /, *, collection: str = "", using: str | None = None
     ) -> None:
         """
-        Take what the collection is of.
+        Define a collection.
 
         Args:
-            type_: of the values: a class, or an annotation such as ``list[Price]``.
+            type_: the type of the values: a class, or an annotation such as
+                ``list[Price]``.
             collection: its name, by default that of the class: ``shop.Theme``.
-            using: the database alias, by default what the router says.
+            using: the database alias, by default the router's.
 
         """
         self._type = type_
@@ -77,10 +78,10 @@ class DocumentStore(Generic[T]):
 
     def add(self, key: Any, document: T, /) -> None:
         """
-        Keep a value under a new key.
+        Store a value under a new key.
 
         Raises:
-            DocumentAlreadyExists: the key has one; the transaction can go on.
+            DocumentAlreadyExists: the key is in use; the transaction can continue.
             MessageConversionError: part of it has no JSON form.
 
         """
@@ -94,16 +95,16 @@ class DocumentStore(Generic[T]):
 
     def update(self, key: Any, document: T, /, *, version: int | None = None) -> None:
         """
-        Keep a value instead of the one under its key.
+        Replace the value under a key.
 
         Args:
-            key: of both.
-            document: the new one.
-            version: of the old one, where the new one does not remember it.
+            key: the key of both values.
+            document: the new value.
+            version: the version of the old one, if the new one does not remember it.
 
         Raises:
-            DocumentNotFound: the key has none.
-            ConcurrencyError: somebody else has changed it, or deleted it, meanwhile.
+            DocumentNotFound: the key has no value.
+            ConcurrencyError: somebody else has changed or deleted it in the meantime.
             MessageConversionError: part of it has no JSON form.
 
         """
@@ -117,7 +118,7 @@ class DocumentStore(Generic[T]):
     def _is_updated(
         self, key: str, document: T, version: int | None, alias: str
     ) -> bool:
-        """Write a value over the row of its key, and return whether there is one."""
+        """Overwrite the row of a key with a value, and return whether it exists."""
         mark = self._rows.mark_of(document)
         if version is None and mark is not None and mark.key == key:
             self._rows.update(mark, document, alias)
@@ -129,10 +130,10 @@ class DocumentStore(Generic[T]):
 
     def upsert(self, key: Any, document: T, /) -> None:
         """
-        Keep a value under a key, whether there is one or not.
+        Store a value under a key, whether it has one or not.
 
         Raises:
-            ConcurrencyError: this one was read, and somebody has changed it meanwhile.
+            ConcurrencyError: the value was read, and somebody has changed it since.
             MessageConversionError: part of it has no JSON form.
 
         """
@@ -142,7 +143,7 @@ class DocumentStore(Generic[T]):
         try:
             with atomic(using=alias):
                 self._rows.insert(key, document, alias)
-        except Taken:  # somebody else was first
+        except Taken:  # another one was faster
             if not self._is_updated(key, document, None, alias):
                 raise self._rows.lost(key) from None
 
@@ -151,7 +152,7 @@ class DocumentStore(Generic[T]):
         Return the value of a key.
 
         Raises:
-            DocumentNotFound: there is none.
+            DocumentNotFound: the key has no value.
 
         """
         key = key_of(key)
@@ -162,22 +163,22 @@ class DocumentStore(Generic[T]):
         return value
 
     def find(self, key: Any, /) -> T | None:
-        """Return the value of a key, None where there is none."""
+        """Return the value of a key, None if it has none."""
         row = self._rows.row(key_of(key), self._alias)
         return None if row is None else self._rows.value(row)
 
     def delete(self, key: Any, /) -> bool:
-        """Forget the value of a key; return whether there was one."""
+        """Delete the value of a key; return whether there was one."""
         deleted, _ = self._rows.all(self._alias).filter(key=key_of(key)).delete()
         return bool(deleted)
 
     def clear(self) -> int:
-        """Forget all values; return how many there were."""
+        """Delete all values; return their number."""
         deleted, _ = self._rows.all(self._alias).delete()
         return deleted
 
     def count(self) -> int:
-        """Return how many values there are."""
+        """Return the number of values."""
         return self._rows.all(self._alias).count()
 
     def list(self) -> builtins.list[T]:
@@ -188,7 +189,7 @@ class DocumentStore(Generic[T]):
         return DocumentNotFound(f"There is no {self._rows.said(key)}.")
 
     def __repr__(self) -> str:
-        """Return it as it is written."""
+        """Return the constructor call."""
         return f"DocumentStore({name_of_type(self._type)})"
 
 
