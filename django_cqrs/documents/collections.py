@@ -13,17 +13,17 @@ from django_cqrs.messages import MessageName
 
 
 class Collection:
-    """The values of one type that are kept under one name."""
+    """The values of one type that are stored under one name."""
 
     def __init__(self, target: Any, name: MessageName) -> None:
-        """Take the type of the values, and how the collection is and was called."""
+        """Take the type of the values, and the collection's names, old ones too."""
         self.target = target
         self.name = name
         self.names = (name.name, *name.aliases)
 
     @cached_property
     def shape(self) -> DocumentShape:
-        """What writes and reads the values."""
+        """The shape that writes and reads the values."""
         return shape_of(self.target)
 
 
@@ -33,12 +33,12 @@ _others: list[tuple[Any, str]] = []
 
 def remember(target: Any, collection: str = "") -> None:
     """
-    Note what is kept as documents, for who is shown them.
+    Note the type of a collection, for displaying its documents.
 
     Args:
         target: the type.
-        collection: its name, by default that of the class. It is not asked for now: the
-            apps may not be loaded yet.
+        collection: its name, by default that of the class. The class's name is read
+            later, because the apps may not be loaded yet.
 
     """
     if isinstance(target, type) and not isinstance(target, GenericAlias):
@@ -48,7 +48,7 @@ def remember(target: Any, collection: str = "") -> None:
 
 
 def collections_called(called: str) -> list[Collection]:
-    """Return what is known of a name: no collection, or one, or one of each type."""
+    """Return the collections known by a name: none, one, or one for each type."""
     pairs = [(cls, each) for cls, names in list(_classes.items()) for each in names]
     found = []
     for target, given in (*pairs, *_others):
@@ -59,7 +59,7 @@ def collections_called(called: str) -> list[Collection]:
 
 
 def name_of_collection(target: Any, collection: str) -> MessageName | None:
-    """Return a collection's name, as it is given or that of the class, if any."""
+    """Return a collection's name: the given one, or that of the class, if any."""
     own = stored_name_of(target)
     if collection:
         return MessageName(collection, own.version if own else 1)

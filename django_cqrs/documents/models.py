@@ -39,5 +39,5 @@ class Document(models.Model):
         ]
 
     def __str__(self) -> str:
-        """Return its key, without what is sensitive, and where it is."""
+        """Return its key, without sensitive data, and its collection."""
         return f"{key_of(self)} in {self.collection}"

@@ -14,9 +14,9 @@ NOT_SHOWN: Final = "(not shown)"
 
 
 class Stored(Protocol):
-    """What a document's row holds, as far as it is shown."""
+    """The displayed part of a document's row."""
 
-    # Any: of a model, a type checker may compare the fields with these, not the values.
+    # Any: for a model, a type checker may compare fields with these instead of values.
     collection: Any
     key: Any
     content: Any

@@ -703,7 +703,7 @@ def _block(alias: str, endpoint: Endpoint) -> AbstractContextManager[Any]:
 
 
 def key_of_object(instance: Any, services: Services) -> str:
-    """Return an object's key in envelopes; empty if it is no aggregate or saga."""
+    """Return an object's key in envelopes; empty if it has no role."""
     for cls in type(instance).__mro__:
         role = role_of(cls)
         if isinstance(role, ModelRole):
