@@ -17,10 +17,10 @@ from django_cqrs.exceptions import InvalidChannel
 
 
 class ChannelHandler:
-    """The channels of ``DJANGO_CQRS["CHANNELS"]``, by alias, each made once."""
+    """The channels of ``DJANGO_CQRS["CHANNELS"]``, by alias, each created once."""
 
     def __init__(self) -> None:
-        """Make no channel yet."""
+        """Start without channels."""
         self._channels: dict[str, Channel] = {}
         self._lock = threading.Lock()
 
@@ -29,7 +29,7 @@ class ChannelHandler:
         Return the channel of an alias.
 
         Raises:
-            InvalidChannel: there is no such alias, or its backend cannot be made.
+            InvalidChannel: there is no such alias, or its backend cannot be created.
 
         """
         try:
@@ -55,23 +55,23 @@ class ChannelHandler:
             raise InvalidChannel(msg) from error
 
     def reset(self) -> None:
-        """Forget the channels: they are made anew from the settings."""
+        """Forget the channels: they are created again from the settings."""
         with self._lock:
             self._channels = {}
 
 
 def _configured() -> Mapping[str, Any]:
     configured = conf.current().CHANNELS
-    # What is none is a check's business.
+    # A check reports other values.
     return configured if isinstance(configured, Mapping) else {}
 
 
 def _read(alias: str) -> tuple[type[Channel], dict[str, Any]]:
     """
-    Return the class and the options that the settings give an alias.
+    Return the class and the options of an alias in the settings.
 
     Raises:
-        InvalidChannel: they give none, or their value is not a channel.
+        InvalidChannel: it is missing, or its value is not a channel.
 
     """
     configured = _configured()

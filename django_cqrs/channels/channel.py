@@ -1,8 +1,8 @@
 """
 Channels: where a message waits between its sender and an asynchronous handler.
 
-A channel is named by an alias in ``DJANGO_CQRS["CHANNELS"]``, as a cache is in
-``CACHES``. What it stores is an :class:`Envelope`: text, numbers and times.
+A channel is named by an alias in ``DJANGO_CQRS["CHANNELS"]``, like a cache in
+``CACHES``. It stores an :class:`Envelope`: text, numbers and times.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ DEFAULT_CHANNEL_ALIAS = "default"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """One message on its way to one endpoint, as it is stored."""
+    """One message in transit to one endpoint, as it is stored."""
 
-    # Its bytes are text: kept with an answer, they can be read there.
+    # Its bytes are text: if stored with an answer, they can be read there.
     __pydantic_config__ = {"ser_json_bytes": "utf8", "val_json_bytes": "utf8"}  # noqa: RUF012
 
     endpoint: str
     """The name of the endpoint that it is for."""
     name: str
-    """The payload's message name; empty where the endpoint's annotation says it."""
+    """The payload's message name; empty if the endpoint's annotation implies it."""
     version: int
     payload: bytes = dataclasses.field(repr=False)
     """JSON text in UTF-8."""
@@ -47,21 +47,21 @@ class Envelope:
     causation_id: UUID | None
     timestamp: datetime
     sequence: int
-    """The order of sending. It grows from send to send in one process."""
+    """The order of sending. It increases with every send in one process."""
     available_at: datetime | None = None
-    """Not to be handled before; None is at once."""
+    """The time before which it must not be handled; None means none."""
     expires_at: datetime | None = None
-    """Not to be handled from then on; None is never."""
+    """The time from which on it must not be handled; None means never."""
     priority: int = 0
     """Higher is handled first."""
     subject: str = dataclasses.field(default="", repr=False)
     """The object that it is for, such as ``shop.Order:7``; empty if unknown."""
     ordering_key: str | None = dataclasses.field(default=None, repr=False)
-    """Those of one endpoint and key are handled one at a time, as they were sent."""
+    """Those of one endpoint and key are handled one at a time, in order of sending."""
 
     @property
     def group(self) -> tuple[str, str] | None:
-        """The table that keeps its order; None if it has no order."""
+        """The endpoint and key that share its order; None if it has no order."""
         if self.ordering_key is None:
             return None
         return self.endpoint, self.ordering_key
@@ -71,19 +71,19 @@ class Envelope:
         return self.available_at is None or self.available_at <= now
 
     def is_expired(self, now: datetime) -> bool:
-        """Return whether it is too late for it."""
+        """Return whether it has expired."""
         return self.expires_at is not None and self.expires_at <= now
 
 
 class Delivery(NamedTuple):
-    """An envelope, and what handles it where that is done in this very process."""
+    """An envelope, and its handling if that is done in this very process."""
 
     envelope: Envelope
     deliver: Callable[[Envelope], None]
 
 
 class _Counter:
-    """Numbers that grow, also over a restart: nanoseconds, made unique."""
+    """Increasing numbers, also across restarts: nanoseconds, made unique."""
 
     def __init__(self) -> None:
         self._last = 0
@@ -96,15 +96,15 @@ class _Counter:
 
 
 next_sequence: Final = _Counter().next
-"""Return a number higher than every one before it in this process."""
+"""Return a number higher than all before it in this process."""
 
 
 def as_timedelta(value: object, name: str) -> timedelta:
     """
-    Return a delay or a life-time that was given as seconds or as a timedelta.
+    Return a delay or a lifetime, given in seconds or as a timedelta.
 
     Raises:
-        InvalidOption: it is neither, or negative.
+        InvalidOption: it is neither, or it is negative.
 
     """
     if isinstance(value, timedelta):
@@ -126,22 +126,22 @@ def as_timedelta(value: object, name: str) -> timedelta:
 
 class Channel:
     """
-    The base of channels: a backend, as Django's caches and tasks have them.
+    The base of channels: a backend, like those of Django's caches and tasks.
 
-    A subclass writes; how messages are taken out again is its own affair. It must
+    A subclass writes messages; it decides itself how they are taken out again. It must
     pass the conformance suite in ``django_cqrs.testing.channels``.
     """
 
     supports_delay: ClassVar[bool] = False
-    """Whether a message can be kept back until a time."""
+    """Whether a message can be delayed until a time."""
     supports_expiry: ClassVar[bool] = False
-    """Whether a message can become too old to be handled."""
+    """Whether a message can expire."""
     supports_priority: ClassVar[bool] = False
     """Whether one message can overtake another."""
     supports_ordering: ClassVar[bool] = False
-    """Whether the messages of one key are handled one at a time, as they were sent."""
+    """Whether messages of one key are handled one at a time, in order of sending."""
     supports_redelivery: ClassVar[bool] = False
-    """Whether a message whose handler failed is kept, to be handled again."""
+    """Whether a message whose handler failed is kept, and handled again."""
     known_options: ClassVar[tuple[str, ...]] = ()
     """The keys that ``OPTIONS`` may have."""
 
@@ -150,7 +150,7 @@ class Channel:
         Make the channel of an alias.
 
         Raises:
-            InvalidChannel: an option means nothing to this channel.
+            InvalidChannel: this channel does not support an option.
 
         """
         self.alias = alias
@@ -170,9 +170,9 @@ class Channel:
         Store messages, so that they exist only if the open transaction commits.
 
         Args:
-            connection: that of the data the messages speak of.
-            entries: all of them or none are stored. The order of sending is that of
-                their envelopes' `sequence`, over all that one transaction writes.
+            connection: the connection of the data that the messages concern.
+            entries: all of them or none are stored. Their order is given by their
+                envelopes' `sequence`, over everything that one transaction writes.
 
         """
         raise NotImplementedError
@@ -183,11 +183,11 @@ class Channel:
         """
         Store messages as :meth:`write` does, as the last thing in a transaction.
 
-        A channel that stores them in that database may commit with them.
+        A channel that stores them in that database may commit at the same time.
 
         Args:
-            connection: that of the data. Nothing follows in its transaction, which
-                is a command's, but the commit.
+            connection: the connection of the data. Only the commit follows in its
+                transaction, which is a command's.
             entries: in the order of sending.
 
         """
@@ -199,10 +199,10 @@ class Channel:
 
         Args:
             name: ``"delay"``, ``"expires"``, ``"priority"`` or ``"ordering_key"``.
-            value: seconds or a timedelta; for the priority a whole number.
+            value: seconds or a timedelta; a whole number for the priority.
 
         Raises:
-            InvalidOption: the channel knows no such thing, or the value is none.
+            InvalidOption: the channel does not support it, or the value is invalid.
 
         """
         supported = {
@@ -231,18 +231,18 @@ class Channel:
         endpoints: Collection[str],
     ) -> None:
         """
-        Take back the timers of an object whose life is over.
+        Cancel the timers of an object whose life is over.
 
-        Those are the delayed messages for it, and for some endpoints, that were never
-        tried: one that waits for its next attempt is none. They are taken back only if
-        the open transaction commits. A channel that cannot need not: they find that it
-        is over when they are due.
+        Timers are the delayed messages for it, and for some endpoints, that were never
+        tried: not those that wait for their next attempt. They are cancelled only if
+        the open transaction commits. Channels need not support it: timers find out that
+        the object is over when they are due.
 
         Args:
-            connection: that of the object's data; with the transaction open there.
-            subject: as the envelopes have it.
-            endpoints: the names of those whose messages are timers, former names
-                included.
+            connection: the connection of the object's data, with an open transaction.
+            subject: its name in envelopes.
+            endpoints: the names of the endpoints whose messages are timers, including
+                former names.
 
         """
 
@@ -256,7 +256,7 @@ class Channel:
 
 
 def log_dropped(channel: Channel, envelope: Envelope) -> None:
-    """Say that a message came too late to be handled."""
+    """Log that a message expired before it was handled."""
     logger.info(
         "Message %s for %s was dropped: it expired at %s",
         envelope.message_id,
@@ -267,7 +267,7 @@ def log_dropped(channel: Channel, envelope: Envelope) -> None:
 
 
 def log_extra(channel: Channel, envelope: Envelope) -> dict[str, str]:
-    """Return the fields of a log line about an envelope: ids, names, no payload."""
+    """Return the fields of a log record about an envelope: ids, names, no payload."""
     return {
         "cqrs_channel": channel.alias,
         "cqrs_message_id": str(envelope.message_id),

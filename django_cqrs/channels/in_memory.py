@@ -20,8 +20,8 @@ class InMemoryChannel(Channel):
     """
     Keeps messages in this process, for tests.
 
-    They are truly converted to text and back, exist only if their transaction
-    commits, and can be looked at and handled inside a test's own transaction.
+    They are really converted to text and back, exist only if their transaction commits,
+    and can be inspected and handled inside a test's own transaction.
     """
 
     supports_delay = True
@@ -39,15 +39,15 @@ class InMemoryChannel(Channel):
     def write(
         self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
     ) -> None:
-        """Store messages with the transaction that is open, or at once without one."""
-        # Django forgets its callbacks where a savepoint is rolled back: no row needed.
+        """Store messages with the open transaction, or at once without one."""
+        # Django drops callbacks when a savepoint is rolled back, so no row is needed.
         connection.on_commit(_Uncommitted(self, connection, list(entries)))
 
     def waiting(self) -> list[Envelope]:
         """
         Return the waiting messages in the order of their handling, delayed ones last.
 
-        Seen are committed messages, and those of this thread's open transactions.
+        It includes committed messages, and those of this thread's open transactions.
         """
         moment = clock.now()
         held = [delivery.envelope for delivery, _ in self._held()]
@@ -55,19 +55,19 @@ class InMemoryChannel(Channel):
 
     def run(self, limit: int | None = None) -> int:
         """
-        Handle what is due, and what that sends here, until nothing is.
+        Handle due messages, and those that this sends here, until none is due.
 
         Expired messages are dropped. A message whose handler raises stays; with
         ``retry=`` it waits for its next attempt, and is gone after the last.
 
         Args:
-            limit: stop after so many messages.
+            limit: stop after this number of messages.
 
         Returns:
-            How many were handled.
+            The number of handled messages.
 
         Raises:
-            Exception: whatever a handler raises, unchanged.
+            Exception: the exception of a handler, unchanged.
 
         """
         handled = 0
@@ -78,7 +78,7 @@ class InMemoryChannel(Channel):
                 break
             delivery, store = min(due, key=lambda pair: _turn(pair[0].envelope))
             group = delivery.envelope.group
-            if group is not None:  # in its key the first sent is the first
+            if group is not None:  # the first that was sent with its key
                 delivery, store = min(
                     (pair for pair in due if pair[0].envelope.group == group),
                     key=lambda pair: pair[0].envelope.sequence,
@@ -99,7 +99,7 @@ class InMemoryChannel(Channel):
         return handled
 
     def _due(self, now: datetime) -> list[tuple[Delivery, list[Delivery]]]:
-        """Return what is due; what comes after a failure of its key is not."""
+        """Return the due messages, without those behind a failure of their key."""
         held = list(self._held())
         blocked = {
             delivery.envelope.group
@@ -114,7 +114,7 @@ class InMemoryChannel(Channel):
         ]
 
     def _after(self, delivery: Delivery, error: BaseException) -> Delivery | None:
-        """Return what is kept of a message that failed, None where it is given up."""
+        """Return the message to keep after a failure, None if it is given up."""
         retry: Retry | None = getattr(delivery.deliver, "retry", None)
         if retry is None:
             return delivery
@@ -129,7 +129,7 @@ class InMemoryChannel(Channel):
         return delivery if retry.final_failure == "stop" else None
 
     def advance(self, span: timedelta) -> None:
-        """Let time pass for what waits: what is delayed falls due, or expires."""
+        """Let time pass for waiting messages: delayed ones fall due, or expire."""
         for delivery, store in list(self._held()):
             envelope = delivery.envelope
             moved = dataclasses.replace(
@@ -146,7 +146,7 @@ class InMemoryChannel(Channel):
         *,
         endpoints: Collection[str],
     ) -> None:
-        """Forget the timers of an object with the transaction that is open."""
+        """Remove the timers of an object with the open transaction."""
         moment = clock.now()
         cancelled = [
             delivery.envelope.sequence
@@ -160,12 +160,12 @@ class InMemoryChannel(Channel):
             connection.on_commit(_Cancellation(self, connection, cancelled))
 
     def clear(self) -> None:
-        """Forget everything that waits."""
+        """Remove all waiting messages."""
         for _, store in list(self._held()):
             store.clear()
 
     def _held(self) -> Iterator[tuple[Delivery, list[Delivery]]]:
-        """Yield what is held, and the list that holds it."""
+        """Yield the messages that are held, each with the list that holds it."""
         stores = [self._committed]
         cancelled: set[int] = set()
         for connection in connections.all(initialized_only=True):
@@ -182,7 +182,7 @@ class InMemoryChannel(Channel):
 
 
 class _Pending(OwnCallback):
-    """What an open transaction does to a channel: an ``on_commit`` callback."""
+    """The effects of an open transaction on a channel: an ``on_commit`` callback."""
 
     def __init__(
         self, channel: InMemoryChannel, connection: BaseDatabaseWrapper
@@ -193,13 +193,13 @@ class _Pending(OwnCallback):
         self._connection = connection
 
     def __call__(self) -> None:
-        # captureOnCommitCallbacks() calls what it leaves registered: they are seen
-        # there, and go with the test's transaction.
+        # captureOnCommitCallbacks() calls callbacks and leaves them registered: the
+        # messages are found there, and go with the test's transaction.
         if not self._connection.in_atomic_block:
             self.commit()
 
     def commit(self) -> None:
-        """Do it, now that the transaction has committed."""
+        """Apply them, now that the transaction has committed."""
         raise NotImplementedError
 
 
@@ -220,7 +220,7 @@ class _Uncommitted(_Pending):
 
 
 class _Cancellation(_Pending):
-    """Messages that an open transaction takes back, by their numbers."""
+    """Messages that an open transaction cancels, by their numbers."""
 
     def __init__(
         self,

@@ -16,17 +16,17 @@ logger: Final = logging.getLogger("django_cqrs.channels")
 
 class OnCommitChannel(Channel):
     """
-    Handles messages in this process, right after the commit: for what may be lost.
+    Handles messages in this process, right after the commit, without storing them.
 
-    Nothing is stored. A crash between the commit and the handler loses the message,
-    and so does a handler that raises, which is logged. Outside a transaction the
-    handler is called at once.
+    Use it for messages that may be lost. A crash between the commit and the handler
+    loses the message, and so does a handler that raises, which is logged. Outside a
+    transaction the handler is called at once.
     """
 
     def write(
         self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]
     ) -> None:
-        """Handle messages after the commit of the transaction that is open."""
+        """Handle messages after the commit of the open transaction."""
         for delivery in entries:
             connection.on_commit(_AfterCommit(self, delivery), robust=True)
         callbacks: list[Any] = connection.run_on_commit
@@ -35,7 +35,7 @@ class OnCommitChannel(Channel):
             for place, (_, callback, *_) in enumerate(callbacks)
             if isinstance(callback, _AfterCommit) and callback.channel is self
         ]
-        # A command's messages come at its end, those of a block inside it before.
+        # A command's messages come at its end, those of an inner block earlier.
         in_order = sorted(
             (callbacks[place] for place in places),
             key=lambda each: each[1].delivery.envelope.sequence,

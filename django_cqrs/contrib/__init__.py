@@ -1,1 +1,1 @@
-"""Adapters, each for one package that a project may use: import what you need."""
+"""Adapters, each for one optional package: import the ones that you need."""

@@ -1,7 +1,7 @@
 """
 A check of the outbox for django-health-check: ``django-cqrs-kit[health-check]``.
 
-It asks :func:`django_cqrs.outbox.health.find_problems`.
+It calls :func:`django_cqrs.outbox.health.find_problems`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["Outbox"]
 @dataclasses.dataclass
 class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
     """
-    Checks that messages do not wait too long, and that none is dead.
+    Checks that messages do not wait too long, and that there are no dead letters.
 
-    A database that cannot be read is reported as unavailable, all else as a warning.
+    An unreadable database is reported as unavailable, everything else as a warning.
 
     Args:
         alias: the alias of the database.
-        channels: the aliases of the channels that are looked at; by default all.
-        max_age: how long a message may wait once it is due; None means without limit.
-        max_dead: how many dead letters a channel may have; None is any number.
-        max_transaction: how long a transaction of the database may be open; None
-            means without limit.
+        channels: the aliases of the channels to examine; by default all.
+        max_age: how long a message may wait once it is due; None means no limit.
+        max_dead: the number of dead letters that a channel may have; None: no limit.
+        max_transaction: how long a transaction of the database may be open; None means
+            no limit.
 
     """
 
@@ -59,7 +59,7 @@ class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
                 max_transaction=self.max_transaction,
             )
         finally:
-            connection.close()  # the thread is not one that Django looks after
+            connection.close()  # Django does not clean up after this thread
         if not problems:
             return
         is_away = any(each.kind == "unreadable" for each in problems)

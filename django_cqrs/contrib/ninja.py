@@ -1,5 +1,5 @@
 """
-Errors of messages as responses of django-ninja.
+Errors of messages as django-ninja responses.
 
 ::
 
@@ -38,18 +38,17 @@ def install_exception_handlers(
     api: NinjaAPI, errors: Mapping[type[Exception], int] = _NONE
 ) -> None:
     """
-    Answer faults of the request with problem details.
+    Answer errors that the request caused with problem details.
 
-    A payload that does not convert, a missing header and an identifier that is missing
-    or cannot be one are 400; a message that nothing handles and an object that is not
-    there are 404; an object that somebody else has changed is 409. Unlike a
-    handler of ninja's own, these roll back the transaction of ``ATOMIC_REQUESTS``, as
-    an exception that nobody handles would.
+    Payloads that cannot be converted, missing headers, and missing or invalid
+    identifiers are 400; messages without a handler and missing objects are 404; an
+    object that somebody else has changed is 409. Unlike ninja's own handlers, these
+    roll back the transaction of ``ATOMIC_REQUESTS``, as an unhandled exception would.
 
     Args:
-        api: where they are installed.
-        errors: exceptions of your own that are answered likewise, and the status of
-            each: ``{TicketClosed: 409}``. Their text is shown.
+        api: the API that they are installed in.
+        errors: exceptions of your own that are answered likewise, each with its status:
+            ``{TicketClosed: 409}``. Their text is shown.
 
     """
     for cls in (MessageConversionError, MissingHeader, NoHandlerFound, *OF_OBJECTS):
@@ -60,7 +59,7 @@ def install_exception_handlers(
 
 def _answer(_request: HttpRequest, error: Any) -> HttpResponse:
     details = problem_of(error)
-    if details is None:  # the code's own fault
+    if details is None:  # the code is at fault
         raise error
     return response_to(details)
 

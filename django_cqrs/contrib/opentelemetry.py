@@ -1,11 +1,11 @@
 """
-Traces and gauges, by the API of OpenTelemetry: ``django-cqrs-kit[opentelemetry]``.
+Traces and gauges with OpenTelemetry's API: ``django-cqrs-kit[opentelemetry]``.
 
-A message that is handled where it is sent is a span of kind INTERNAL. One that goes
-through a channel has two: a PRODUCER span where it is sent and a CONSUMER span where
-it is handled, which is linked to the first. The context of the trace travels with the
-message in the format of W3C. Spans hold names and ids, never payloads, headers or the
-texts of exceptions, which may quote one.
+A message that is handled where it is sent has one span of kind INTERNAL. One that goes
+through a channel has two: a PRODUCER span at the send and a CONSUMER span at the
+handling, which is linked to the first. The trace context travels with the message in
+W3C format. Spans have names and ids, never payloads, headers or the texts of
+exceptions, which may quote one.
 
 The gauges are the figures of the outbox's channels.
 """
@@ -53,12 +53,12 @@ logger: Final = logging.getLogger("django_cqrs.health")
 
 def instrument(tracer_provider: TracerProvider | None = None) -> None:
     """
-    Begin to trace, in this process: call it in an ``AppConfig.ready()``.
+    Start tracing in this process: call it in an ``AppConfig.ready()``.
 
     A second call replaces the first.
 
     Args:
-        tracer_provider: whose spans they are; by default the global one's.
+        tracer_provider: the provider of the spans; by default the global one.
 
     """
     uninstrument()
@@ -72,9 +72,9 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
 
 def uninstrument() -> None:
     """
-    End tracing: what handles messages is put together anew, without it.
+    Stop tracing: the pipelines are compiled again, without it.
 
-    The gauges of :func:`observe_outbox` no longer show anything.
+    The gauges of :func:`observe_outbox` then show nothing.
     """
     while _installed:
         remove_observer(_installed.pop())
@@ -87,14 +87,14 @@ def observe_outbox(
     using: Sequence[str] = (DEFAULT_DB_ALIAS,),
 ) -> None:
     """
-    Offer the figures of the outbox's channels as gauges, in this process.
+    Export the figures of the outbox's channels as gauges, in this process.
 
-    Each reading asks the database, on the thread of who reads. A second call replaces
+    Each reading queries the database, in the reader's thread. A second call replaces
     the first.
 
     Args:
-        meter_provider: whose gauges they are; by default the global one's.
-        using: the aliases of the databases that have an outbox.
+        meter_provider: the provider of the gauges; by default the global one.
+        using: the aliases of the databases with an outbox.
 
     """
     _observed.clear()
@@ -103,13 +103,13 @@ def observe_outbox(
         "django_cqrs", version("django-cqrs-kit"), meter_provider=meter_provider
     )
     for name, unit, description, value in _GAUGES:
-        # A provider makes each once, and for good: what it shows is looked up.
+        # A provider creates each once and permanently, so its values are looked up.
         observe = partial(_observe, meter_provider, name, value)
         meter.create_observable_gauge(name, [observe], unit, description)
 
 
 class _Tracing:
-    """Puts a span around whatever is done with a message."""
+    """Puts a span around each step of a message."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -148,7 +148,7 @@ class _Tracing:
         def run_traced(message: Message) -> Any:
             sent_in = _context_of(message)
             producer = trace.get_current_span(sent_in).get_span_context()
-            # It may be handled long after, and more than once: linked, not a child.
+            # It may be handled much later, and more than once: linked, not a child.
             links = [Link(producer)] if producer.is_valid else []
             with (
                 _with_baggage(sent_in),
@@ -167,7 +167,7 @@ class _Tracing:
         attributes: dict[str, str],
         links: list[Link] | None = None,
     ) -> Iterator[Span]:
-        """Open a span that says which error ended it, and nothing of its text."""
+        """Open a span that names the error which ended it, without its text."""
         with self._tracer.start_as_current_span(
             name,
             kind=kind,
@@ -201,7 +201,7 @@ class _Figures:
         self._lock = threading.Lock()
 
     def shown_by(self, name: str) -> list[tuple[str, ChannelStatistics]]:
-        """Return figures that the gauge of a name has not shown yet."""
+        """Return the figures that a gauge has not shown yet, by its name."""
         with self._lock:
             if self._shown_by is None or name in self._shown_by:
                 self._found = [
@@ -225,7 +225,7 @@ def _observe(
 
 
 def _ask(alias: str) -> list[ChannelStatistics]:
-    """Return the figures of a database; none where it is out of reach."""
+    """Return the figures of a database; none if it is unavailable."""
     from django_cqrs.outbox.statistics import statistics_of
 
     connection = connections[alias]
@@ -236,7 +236,7 @@ def _ask(alias: str) -> list[ChannelStatistics]:
         logger.warning("Outbox of %r cannot be read", alias, exc_info=True)
         return []
     finally:
-        if not was_open:  # the thread is not one that Django looks after
+        if not was_open:  # Django does not clean up after this thread
             connection.close()
 
 
@@ -300,7 +300,7 @@ def _attributes_at(point: JoinPoint, label: str, step: Step) -> dict[str, str]:
 
 
 def _named(run: Run, name: str) -> Run:
-    """Have the span say which of a factory and an action has run."""
+    """Name the factory or the action that ran in the span."""
 
     def run_named(message: Message) -> Any:
         try:
@@ -313,7 +313,7 @@ def _named(run: Run, name: str) -> Run:
 
 
 def _identify(span: Span, message: Message, *, is_messaging: bool = False) -> None:
-    """Say which message it is; the ids are made only where somebody records them."""
+    """Identify the message in a span; ids are only created if it is recorded."""
     if not span.is_recording():
         return
     own, common = str(message.message_id), str(message.correlation_id)
@@ -325,16 +325,16 @@ def _identify(span: Span, message: Message, *, is_messaging: bool = False) -> No
 
 
 def _context_of(message: Message) -> Context:
-    """Return the context that a message was sent in, as far as it is stored."""
+    """Return the context that a message was sent in, if it was stored."""
     stored: dict[Any, Any] = handling_of(message).trace or {}
-    # It comes from a table: whatever stands there must not stop the message.
+    # It comes from a table: its content must not stop the message.
     carrier = {name: text for name, text in stored.items() if isinstance(text, str)}
     return propagate.extract(carrier, context=Context())
 
 
 @contextmanager
 def _with_baggage(sent_in: Context) -> Iterator[None]:
-    """Have the sender's baggage, and keep the span that is open here."""
+    """Attach the sender's baggage, and keep the span that is open here."""
     here = context.get_current()
     for name, value in baggage.get_all(sent_in).items():
         here = baggage.set_baggage(name, value, here)

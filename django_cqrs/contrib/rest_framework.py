@@ -1,5 +1,5 @@
 """
-Errors of messages as responses of Django REST framework.
+Errors of messages as Django REST framework responses.
 
 ::
 
@@ -22,17 +22,16 @@ __all__ = ["exception_handler"]
 
 def exception_handler(error: Exception, context: dict[str, Any]) -> Response | None:
     """
-    Answer faults of the request with problem details, and other errors as before.
+    Answer errors that the request caused with problem details, others as before.
 
-    A payload that does not convert, a missing header and an identifier that is missing
-    or cannot be one are 400; a message that nothing handles and an object that is not
-    there are 404; an object that somebody else has changed is 409. As with
-    every exception that REST framework answers, the transaction of ``ATOMIC_REQUESTS``
-    is rolled back.
+    Payloads that cannot be converted, missing headers, and missing or invalid
+    identifiers are 400; messages without a handler and missing objects are 404; an
+    object that somebody else has changed is 409. As with every exception that REST
+    framework answers, the transaction of ``ATOMIC_REQUESTS`` is rolled back.
 
     Args:
-        error: what a view raised.
-        context: what REST framework says of the view and the request.
+        error: the exception of a view.
+        context: REST framework's context, with the view and the request.
 
     """
     details = problem_of(error)

@@ -1,10 +1,10 @@
 """
-Channels whose messages another engine handles: stored as on the outbox, then forwarded.
+Channels of engines: messages are stored as in the outbox, then forwarded.
 
-The row in the outbox stays the truth. A relay, ``manage.py cqrs_worker``, marks what is
-ready as forwarded, for the time of a lease, and sends the engine tasks that carry ids
-of rows. The task claims its rows, handles them and deletes them in the transaction of
-what the handlers wrote. What the engine loses is forwarded again.
+The outbox's row stays authoritative. A relay, ``manage.py cqrs_worker``, marks ready
+messages as forwarded, for the time of a lease, and sends the engine tasks with the ids
+of rows. A task claims its rows, handles them and deletes them in the transaction of the
+handlers' writes. Tasks that the engine loses are forwarded again.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ logger: Final = logging.getLogger("django_cqrs.worker")
 
 class EngineChannel(OutboxChannel):
     """
-    The base of channels that forward: a subclass says how tasks are sent.
+    The base of channels that forward: a subclass sends the tasks.
 
-    ``OPTIONS``, beside those of the outbox's channel: ``"lease"``, the seconds in which
-    the engine is to begin with a message before it is forwarded once more (60), and
-    ``"in_flight"``, how many messages may be with the engine at a time (10,000).
+    ``OPTIONS``, beside those of the outbox's channel: ``"lease"``, the seconds that the
+    engine has to start on a message before it is forwarded once more (60), and
+    ``"in_flight"``, the maximum number of messages at the engine (10,000).
     """
 
     known_options: ClassVar[tuple[str, ...]] = (
@@ -67,7 +67,7 @@ class EngineChannel(OutboxChannel):
 
     def send(self, batches: Sequence[Sequence[int]], using: str) -> None:
         """
-        Send a task for each batch of ids, several in one write where that can be.
+        Send a task for each batch of ids, several in one write if possible.
 
         Args:
             batches: the ids of rows, each batch for one task.
@@ -75,13 +75,13 @@ class EngineChannel(OutboxChannel):
 
         Raises:
             Exception: any. Some of the tasks may have been sent: their rows are
-                forwarded again, and a task whose rows are gone does nothing.
+                forwarded again, and a task without rows does nothing.
 
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """End the connection that tasks are sent through, if there is one."""
+        """Close the connection that tasks are sent through, if there is one."""
 
     def relay(self, using: str) -> EngineRelay:
         """Return the relay that forwards the channel's messages."""
@@ -92,13 +92,13 @@ class EngineRelay:
     """Forwards the messages of one channel in one database."""
 
     batch = 1000
-    """How many messages are marked, and sent, at once at most."""
+    """The maximum number of messages that are marked, and sent, at once."""
     tasks = 20
-    """Into how many tasks those are parted, so that several consumers get some."""
+    """The number of tasks for those, so that several consumers get some."""
     longest_pause = 5.0
-    """An engine that is out of reach is asked again within so many seconds."""
+    """The longest time until an unavailable engine is tried again, in seconds."""
     longest_lease = 64
-    """So many times the lease of the channel an engine is given that is behind."""
+    """The maximum factor by which a slow engine's lease is lengthened."""
 
     def __init__(self, channel: EngineChannel, using: str) -> None:
         """Forward from the database of an alias."""
@@ -107,17 +107,17 @@ class EngineRelay:
         limit = self.store.connection.features.max_query_params
         if limit is not None:
             self.batch = min(self.batch, limit - 10)
-        # At most this many are with the engine; counted when that matters.
+        # At most this many are at the engine; counted only when necessary.
         self._in_flight = channel.in_flight
         self._failures = 0
         self._pause_ends = 0.0
         self._looked_after = 0.0
-        # Grows as long as the engine does not begin within it, up to so many times.
+        # Grows while the engine does not start within it, up to this factor.
         self._lease = channel.lease
         self._backed_off = 0.0
 
     def forward(self, owner: str, *, limit: int | None) -> int:
-        """Forward what is ready; see :class:`django_cqrs.outbox.worker.Relay`."""
+        """Forward ready messages; see :class:`django_cqrs.outbox.worker.Relay`."""
         if time.monotonic() < self._pause_ends:
             return 0
         alias, lease = self.channel.alias, self._lease
@@ -128,7 +128,7 @@ class EngineRelay:
         keys = [pk for pk, _ in found]
         self._in_flight += len(keys)
         alone: list[int] = []
-        if not keys:  # those that have killed somebody come last
+        if not keys:  # messages that killed a worker come last
             alone = self.store.forward_abandoned(
                 alias, limit=min(room, 100), owner=owner, lease=lease
             )
@@ -154,12 +154,12 @@ class EngineRelay:
     def _parted(
         self, found: Sequence[tuple[int, Group | None]]
     ) -> Iterator[Sequence[int]]:
-        """Part ids into batches, each in the order of its messages' turn."""
+        """Divide ids into batches, each in the order of the messages."""
         size = -(-len(found) // self.tasks)
         batch: list[int] = []
         before = None
         for pk, group in found:
-            # The messages of one key are for one consumer.
+            # The messages of one key go to one consumer.
             if len(batch) >= size and (group is None or group != before):
                 yield batch
                 batch = []
@@ -169,7 +169,7 @@ class EngineRelay:
             yield batch
 
     def _pause(self, owner: str, keys: Sequence[int], error: Exception) -> None:
-        """Take back messages that could not be sent, and pause sending for a while."""
+        """Take back messages that could not be sent, and pause sending."""
         seconds = min(self.longest_pause, 0.1 * 2 ** min(self._failures, 6))
         logger.error(
             "%s: %d messages could not be forwarded; nothing is lost; retrying in "
@@ -186,7 +186,7 @@ class EngineRelay:
     def look_after(self) -> int:
         """Make messages ready again that the engine did not start in time."""
         now = time.monotonic()
-        # The rows that are forwarded may be many, and this looks at each.
+        # There may be many forwarded rows, and this reads each.
         if now - self._looked_after < min(1.0, self.channel.lease.total_seconds() / 10):
             return 0
         self._looked_after = now
@@ -196,11 +196,11 @@ class EngineRelay:
 
     def _adapt(self, now: float, *, late: bool) -> None:
         """
-        Give an engine twice the time that was not enough, and half of it later.
+        Double a lease that was too short for the engine, and halve it later.
 
-        What it has not begun with is mostly still on its way: a task for it is waiting
-        there. The lease grows once in the time that it lasts, so that an engine which
-        is far behind gets few tasks more, and not one after each lease.
+        Messages that it has not started on are mostly still in its queue. The lease
+        grows only once within its own time, so that an engine far behind gets few
+        additional tasks, and not one after each lease.
         """
         seconds = self._lease.total_seconds()
         if now - self._backed_off < seconds and self._backed_off:
@@ -213,13 +213,13 @@ class EngineRelay:
             self._backed_off = now
 
     def close(self) -> None:
-        """End the connection to the engine."""
+        """Close the connection to the engine."""
         self.channel.close()
 
 
-# A task handles messages for so long, and one handler more; others may have the rest.
+# A task handles messages for this long, and one handler more; the rest is for others.
 TASK_SECONDS = 5.0
-# What the tasks of this process know of outages, by the alias of the database.
+# The outages known to the tasks of this process, by the alias of the database.
 _outages: dict[str, Outages] = {}
 
 
@@ -227,20 +227,19 @@ def handle(
     keys: Sequence[int], using: str = DEFAULT_DB_ALIAS, registry: Registry | None = None
 ) -> Tally:
     """
-    Handle messages that were forwarded: what the task of every engine does.
+    Handle forwarded messages, for the task of any engine.
 
     Args:
         keys: the ids of their rows.
         using: the alias of the database that holds them.
-        registry: whose handlers are called; by default the project's.
+        registry: the registry with the handlers; by default the project's.
 
     Returns:
-        What was done. A handler that fails raises nothing: its message is tried again
-        as its policy says, or is a dead letter.
+        The work done. A handler's failure raises nothing: its message is retried
+        according to its policy, or becomes a dead letter.
 
     Raises:
-        Exception: what Django raises where the database is out of reach. Nothing is
-            lost.
+        Exception: Django's exception for an unavailable database. Nothing is lost.
 
     """
     worker = Worker(

@@ -1,4 +1,4 @@
-"""Celery as the engine of a channel: its workers handle what the relay forwards."""
+"""Celery as the engine of a channel: its workers handle the forwarded messages."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ TASK_NAME: Final = "django_cqrs.handle"
 
 @celery.shared_task(name=TASK_NAME, ignore_result=True)
 def handle_messages(keys: list[int], using: str = DEFAULT_DB_ALIAS) -> None:
-    """Handle the messages of rows; what runs in Celery's worker."""
+    """Handle the messages of rows, in Celery's worker."""
     handle(keys, using)
 
 
 class CeleryChannel(EngineChannel):
     """
-    Stores messages as the outbox does, and has Celery's workers handle them.
+    Stores messages as the outbox does, and lets Celery's workers handle them.
 
     ``manage.py cqrs_worker ALIAS`` forwards them, ``celery worker`` handles them.
 
     ``OPTIONS``, beside those of :class:`~django_cqrs.engines.base.EngineChannel`:
-    ``"queue"``, the name of Celery's queue, by default the one that the app's routes
-    say; ``"app"``, the dotted path of the Celery app, by default Celery's current app.
+    ``"queue"``, the name of Celery's queue, by default from the app's routes;
+    ``"app"``, the dotted path of the Celery app, by default Celery's current app.
     """
 
     known_options: ClassVar[tuple[str, ...]] = (
@@ -46,7 +46,7 @@ class CeleryChannel(EngineChannel):
         "app",
     )
 
-    # A broker may have closed a connection that was idle, and nobody has told us.
+    # A broker may have closed an idle connection without a notice.
     idle_time: ClassVar[float] = 20.0
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ class CeleryChannel(EngineChannel):
         Read the options.
 
         Raises:
-            ImproperlyConfigured: one of them means nothing.
+            ImproperlyConfigured: one of them is invalid.
 
         """
         super().__init__(alias, options)
@@ -74,7 +74,7 @@ class CeleryChannel(EngineChannel):
         The Celery app.
 
         Raises:
-            ImproperlyConfigured: the option names what is none.
+            ImproperlyConfigured: the option does not name an app.
 
         """
         if self._app_path is None:
@@ -117,8 +117,8 @@ class CeleryChannel(EngineChannel):
         Return a producer with a connection of its own.
 
         Raises:
-            Exception: the broker is out of reach. Others would wait for it here; the
-                relay has other things to do meanwhile.
+            Exception: the broker is unavailable. Others would wait for it here; the
+                relay has other work to do.
 
         """
         if time.monotonic() - self._used > self.idle_time:
@@ -132,23 +132,23 @@ class CeleryChannel(EngineChannel):
         return self._producer
 
     def _connection(self) -> Any:
-        """Return a connection to the broker that is yet to be made."""
+        """Return a connection to the broker that is not yet open."""
         connection = self.app.connection_for_write()
-        # RabbitMQ says of each task that it has it; there are few tasks. Transports of
-        # other brokers may refuse an option that they do not know.
+        # RabbitMQ confirms each task; there are few tasks. Transports of other brokers
+        # may refuse an unknown option.
         if connection.transport.driver_type == "amqp":
             options = dict(connection.transport_options or {})
             connection.transport_options = {"confirm_publish": True, **options}
         return connection
 
     def close(self) -> None:
-        """End the connection to the broker, if there is one."""
+        """Close the connection to the broker, if there is one."""
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.connection.release()
 
     def check(self) -> Iterable[CheckMessage]:
-        """Report an app that is none, and a project that has none."""
+        """Report an option that is not an app, and a project without one."""
         yield from super().check()
         try:
             app = self.app
@@ -171,6 +171,6 @@ class CeleryChannel(EngineChannel):
 
 
 def _batch_of(producer: Any) -> AbstractContextManager[Any]:
-    """Have tasks sent in one write, from kombu 5.7 on, where the transport can."""
+    """Send tasks in one write, from kombu 5.7 on, if the transport supports it."""
     batch = getattr(producer, "batch", None)
     return nullcontext() if batch is None else batch()

@@ -13,7 +13,7 @@ from django.utils.module_loading import import_string
 from django_cqrs.channels.aliases import channels
 from django_cqrs.engines.base import EngineChannel, handle
 
-# Django 5.2 has it from the package django-tasks.
+# In Django 5.2 it comes from the package django-tasks.
 _PACKAGE = "django.tasks" if find_spec("django.tasks") else "django_tasks"
 try:
     make_task: Callable[..., Any] = import_string(f"{_PACKAGE}.task")
@@ -25,17 +25,17 @@ TASK: Final = "handle_messages"
 
 
 def _handle(keys: list[int], using: str = DEFAULT_DB_ALIAS) -> None:
-    """Handle the messages of rows; what runs in the backend's worker."""
+    """Handle the messages of rows, in the backend's worker."""
     handle(keys, using)
 
 
-# A worker imports the task by its function's path, and is to find the task there.
+# A worker imports the task by its function's path, so the task must be there.
 _handle.__name__ = _handle.__qualname__ = TASK
 
 
 class TasksChannel(EngineChannel):
     """
-    Stores messages as the outbox does, and has a backend of ``TASKS`` handle them.
+    Stores messages as the outbox does, and lets a backend of ``TASKS`` handle them.
 
     ``manage.py cqrs_worker ALIAS`` forwards them, the backend's worker handles them.
 
@@ -60,10 +60,10 @@ class TasksChannel(EngineChannel):
     @property
     def task(self) -> Any:
         """
-        The task, as the channel's backend and queue want it.
+        The task, for the channel's backend and queue.
 
         Raises:
-            Exception: the backend or the queue is none.
+            Exception: the backend or the queue does not exist.
 
         """
         if self._task is None:
@@ -77,7 +77,7 @@ class TasksChannel(EngineChannel):
             self.task.enqueue(list(batch), using)
 
     def check(self) -> Iterable[CheckMessage]:
-        """Report a backend or a queue that is none."""
+        """Report a backend or a queue that does not exist."""
         yield from super().check()
         try:
             _ = self.task
@@ -93,10 +93,10 @@ class TasksChannel(EngineChannel):
 
 def __getattr__(name: str) -> Any:
     """
-    Return the task under the path that workers import it by.
+    Return the task under the path by which workers import it.
 
-    It is made when it is asked for, since a task must name a backend and a queue that
-    exist, and only the settings say which.
+    It is created on access, since a task must name an existing backend and queue, and
+    only the settings define them.
     """
     if name == TASK:
         for alias in channels:

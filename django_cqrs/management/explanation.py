@@ -1,4 +1,4 @@
-"""One message explained: its handlers, and why no other handler takes it."""
+"""Explain one message: its handlers, and why no other handler takes it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from django_cqrs.routing.table import RouteTable
 
 def explain(registry: Registry, wanted: str) -> list[str] | None:
     """
-    Return the handlers of one message, their order and transactions, and why.
+    Return the handlers of one message, their order and transactions, and the reasons.
 
     Args:
-        registry: whose routes.
+        registry: the registry with the routes.
         wanted: a class's name, plain or dotted, a routing key or an event's name.
 
     Returns:
-        Lines of text, or None where nothing has this name.
+        Lines of text, or None if no message has this name.
 
     """
     table = registry.routes
@@ -36,7 +36,8 @@ def explain(registry: Registry, wanted: str) -> list[str] | None:
     if not named:
         for kind in Kind:
             found = _by_key(table, kind, wanted)
-            # A pattern matches any word: that alone makes none an event's name.
+            # A pattern matches any word, so a match does not make the word an event's
+            # name.
             meant = any(wanted in endpoint.keys for endpoint, _ in found)
             if found and (meant or not lines):
                 lines += [*_explain_found(registry, kind, repr(wanted), found), ""]
@@ -49,7 +50,7 @@ def explain(registry: Registry, wanted: str) -> list[str] | None:
 
 
 def names_of(table: RouteTable) -> list[str]:
-    """Return every name that :func:`explain` knows."""
+    """Return every name that :func:`explain` accepts."""
     names = {name_of_type(cls) for cls in _known_classes(table)}
     names |= {key for endpoint in table.endpoints for key in endpoint.keys}
     names |= {name for cls in _known_classes(table) if (name := _name(cls))}
@@ -130,7 +131,7 @@ def _why(cls: type, routed: type) -> str | None:
     if is_protocol(routed) and routed not in cls.__mro__:
         try:
             fits = issubclass(cls, routed)
-        except TypeError:  # a Protocol with data: only an object can tell
+        except TypeError:  # a Protocol with data: only an object can be tested
             return (
                 f"it takes instances that satisfy {name_of_type(routed)}, depending "
                 "on the object"
@@ -146,7 +147,7 @@ def _why(cls: type, routed: type) -> str | None:
 def _only_the_nearest(
     cls: type, found: list[tuple[Endpoint, str]]
 ) -> list[tuple[Endpoint, str]]:
-    """Keep the handler that a command or query goes to: the first in the MRO."""
+    """Keep the handler of a command or query: the first in the MRO."""
 
     def distance(pair: tuple[Endpoint, str]) -> int:
         mro = cls.__mro__
@@ -194,7 +195,7 @@ def _explain_found(
 def _on_object(
     endpoint: Endpoint, subject: Subject, found: list[tuple[Endpoint, str]]
 ) -> str:
-    """Say what a method of an aggregate is called on."""
+    """Describe the object that a method of an aggregate is called on."""
     owner = name_of_type(subject.owner)
     others = [e for e, _ in found if e.owner is endpoint.owner and e is not endpoint]
     if not endpoint.is_factory:
@@ -217,7 +218,7 @@ def _transaction_in_words(endpoint: Endpoint) -> str:
 
 
 def _look_alikes(table: RouteTable, wanted: str, meant: list[type]) -> Iterator[str]:
-    """Yield the handlers that a reader may have expected, and why they are not it."""
+    """Yield the handlers that a reader may have expected, and why they do not fit."""
     short = wanted.rpartition(".")[2]
     names = {name_of_type(cls) for cls in meant} | {wanted, short}
     for endpoint in table.endpoints:

@@ -31,11 +31,11 @@ NONE = "none"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointRow:
-    """One route: what leads to one endpoint."""
+    """One route to one endpoint."""
 
     kind: str
     message: str
-    """The class's name or the routing key, as a reader would write it."""
+    """The class's name or the routing key, as written in code."""
     message_class: str | None
     """The dotted path of the class; None for a key."""
     by: str
@@ -49,20 +49,20 @@ class EndpointRow:
     file: str
     line: int
     channel: str | None
-    """The alias of the channel it waits in; None is called at once."""
+    """The alias of the channel that its messages wait in; None means called at once."""
     transaction: str
     """A database alias, ``none``, or ``sender's`` for a handler of events."""
     priority: int
     interceptors: tuple[str, ...]
-    """What stands around the handler, outermost first: ``around billing.audit``."""
+    """The handler's interceptors, outermost first: ``around billing.audit``."""
     object: str | None
-    """The dotted path of the aggregate or saga whose method it is, if it is one's."""
+    """The dotted path of the aggregate or saga that has the method, if any."""
     is_factory: bool
-    """Whether it makes such an object, and is not called on one."""
+    """Whether it creates such an object, instead of being called on one."""
     output: str | None
-    """The routing key of the command that its result is sent to; several by commas."""
+    """The routing key of the command for its result; several with commas."""
     problem: str | None
-    """The id of the check that fails, None where the route works."""
+    """The id of the failed check, None if the route works."""
 
     @property
     def short_handler(self) -> str:
@@ -71,31 +71,31 @@ class EndpointRow:
 
     @property
     def where(self) -> str:
-        """The file and the line, as editors and terminals open them."""
+        """The file and the line, in the form that editors and terminals open."""
         return f"{self.file}:{self.line}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class InterfaceRow:
-    """One method of a business interface, and where it leads."""
+    """One method of a business interface, and its route."""
 
     method: str
     """The dotted path of the method."""
     kind: str
-    """``command``, ``query``, ``event``, ``sql``, or ``?`` where it leads nowhere."""
+    """``command``, ``query``, ``event``, ``sql``, or ``?`` without a route."""
     message: str
-    """The class's name or the routing key; of SQL the database alias."""
+    """The class's name or the routing key; the database alias for SQL."""
     handlers: tuple[str, ...]
     """The dotted paths of the handlers."""
     app: str | None
     """The label of the app that holds the interface."""
     problem: str | None
-    """The id of the check that fails, None where the method works."""
+    """The id of the failed check, None if the method works."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which rows are wanted; None is all."""
+    """The wanted rows; None means all."""
 
     app: str | None = None
     bus: str | None = None
@@ -123,7 +123,7 @@ def rows_of(registry: Registry) -> list[EndpointRow]:
 
 
 def interface_rows(registry: Registry) -> list[InterfaceRow]:
-    """Return the methods of all business interfaces, each with where it leads."""
+    """Return the methods of all business interfaces, with their routes."""
     faces = [
         _interface_row(method, registry.routes)
         for cls in interfaces_of(registry)
@@ -187,13 +187,13 @@ def _rows(registry: Registry, endpoint: Endpoint) -> Iterator[EndpointRow]:
 
 
 def interceptors_around(registry: Registry, endpoint: Endpoint) -> Iterator[str]:
-    """Yield the kind and the path of what stands around a handler, outermost first."""
+    """Yield the kinds and paths of a handler's interceptors, outermost first."""
     for each in registry.interceptors_around(endpoint):
         yield f"{each.interception.when} {each.name}"
 
 
 def transaction_of(endpoint: Endpoint) -> str:
-    """Return in which transaction an endpoint runs, in a word."""
+    """Return an endpoint's transaction in one word."""
     if endpoint.kind is Kind.EVENT and endpoint.channel is None:
         return SENDERS
     if not endpoint.is_atomic:
@@ -202,7 +202,7 @@ def transaction_of(endpoint: Endpoint) -> str:
 
 
 def place(endpoint: Endpoint) -> tuple[str, int]:
-    """Return the file, from the current folder where it is inside, and the line."""
+    """Return the file, relative to the current folder if it is inside, and the line."""
     path, line = endpoint.source
     try:
         return str(path.relative_to(Path.cwd())), line

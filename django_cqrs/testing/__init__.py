@@ -1,7 +1,7 @@
 """
-What the tests of a project need.
+Helpers for the tests of a project.
 
-A dependency is replaced with :func:`override`; the suite that channels must pass is
+Replace a dependency with :func:`override`; the conformance suite for channels is
 :mod:`django_cqrs.testing.channels`.
 """
 
@@ -25,11 +25,11 @@ def override(
     """
     Replace a dependency of the project's handlers inside a ``with`` block.
 
-    For a registry of one's own there is ``registry.override()``.
+    A registry of your own has ``registry.override()``.
 
     Args:
         wanted: the factory of a ``Depends``, or the class of a service.
-        replacement: called with nothing; what it returns is given instead.
+        replacement: called without arguments; its result is used instead.
 
     """
     return registry.override(wanted, replacement)
@@ -39,21 +39,21 @@ def run_channel(
     alias: str = DEFAULT_CHANNEL_ALIAS, /, *, limit: int | None = None
 ) -> int:
     """
-    Handle what is due in a channel, and what that sends there, until nothing is.
+    Handle the due messages of a channel, and all that these send there.
 
-    It is done in the test's own transaction, without a commit.
+    It runs in the test's own transaction, without a commit.
 
     Args:
-        alias: of the channel, such as an :class:`InMemoryChannel`.
-        limit: stop after so many messages.
+        alias: the alias of the channel, such as an :class:`InMemoryChannel`.
+        limit: stop after this number of messages.
 
     Returns:
-        How many were handled.
+        The number of handled messages.
 
     Raises:
         InvalidChannel: there is no such channel.
-        TypeError: the channel keeps nothing that could be run.
-        Exception: whatever a handler raises, unchanged. Its message goes on waiting.
+        TypeError: the channel cannot be run here, since it keeps no messages.
+        Exception: the exception of a handler, unchanged. Its message keeps waiting.
 
     """
     return Flow().run(alias, limit=limit)

@@ -1,7 +1,7 @@
 """
-What every channel must do: a suite of pytest tests, to be run against one's own.
+The conformance suite of channels: pytest tests to run against your own channel.
 
-pytest shows more of a failure where its assertions are rewritten: call
+Failures are more readable with rewritten assertions: call
 ``pytest.register_assert_rewrite("django_cqrs.testing.channels")`` in ``conftest.py``.
 """
 
@@ -37,7 +37,7 @@ __all__ = ["ChannelConformance", "HandlerFailed"]
 
 
 class HandlerFailed(Exception):
-    """What a handler of the suite raises on purpose."""
+    """The exception that a handler of the suite raises on purpose."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Relay:
 
 @dataclasses.dataclass(frozen=True)
 class Unregistered:
-    """A class that no handler's annotation names."""
+    """A class that is not in any handler's annotation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Noted:
 
 @dataclasses.dataclass(frozen=True)
 class Act:
-    """A command that is handled at once: it does what it carries."""
+    """A command that is handled at once: it runs the steps that it carries."""
 
     steps: Callable[[], object]
 
 
 class _Registry(Registry):
-    """A registry that keeps what comes out of channels."""
+    """A registry that records the messages from channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,9 +116,9 @@ class ChannelConformance:
             def run_waiting(self):
                 Worker(self.registry, ["mail"]).run_until_empty()
 
-    The suite asks the channel's `supports_...` what it can do: what it can is tested,
-    and that it refuses the rest. It needs pytest-django, and commits for real. A mark
-    ``django_db`` of the derived class may add databases.
+    The suite reads the channel's `supports_...` flags: it tests the supported features,
+    and that others are refused. It needs pytest-django, and really commits. A mark
+    ``django_db`` on the derived class may add databases.
     """
 
     alias: ClassVar[str] = "default"
@@ -127,25 +127,25 @@ class ChannelConformance:
     """The alias of the database that the messages are stored with."""
 
     registry: Registry
-    """The handlers of the suite. Their messages are for ``registry.deliver``."""
+    """The suite's handlers. Pass their messages to ``registry.deliver``."""
     handled: list[Message]
-    """What the handlers on the channel have handled, failures left out."""
+    """The messages that the handlers on the channel have handled, without failures."""
 
     def run_waiting(self) -> None:
         """
-        Handle what waits and is due, and what that sends, until nothing is.
+        Handle the due messages, and those that this sends, until none is due.
 
-        Where handlers are called without it, nothing is to be done. Whether a
-        handler's exception leaves it, as :class:`HandlerFailed`, is its own affair.
+        Do nothing if handlers are called without it. It may raise a handler's
+        exception, such as :class:`HandlerFailed`, or not.
         """
         raise NotImplementedError
 
     def later(self, span: timedelta) -> AbstractContextManager[object]:
-        """Have the clock of the channel show a later time inside a ``with`` block."""
+        """Set the channel's clock to a later time inside a ``with`` block."""
         now = timezone.now
         return mock.patch("django.utils.timezone.now", side_effect=lambda: now() + span)
 
-    # What the tests use -------------------------------------------------------------
+    # Helpers ------------------------------------------------------------------------
 
     @pytest.fixture(autouse=True)
     def _suite(self, transactional_db: None) -> Iterator[None]:
@@ -211,7 +211,7 @@ class ChannelConformance:
 
     @property
     def channel(self) -> Channel:
-        """The channel that is tested."""
+        """The tested channel."""
         return channels[self.alias]
 
     def _send(self, text: str, **options: Any) -> Any:
@@ -221,22 +221,22 @@ class ChannelConformance:
         self.registry.event_bus.publish(Noted(text), **options)
 
     def _act(self, *steps: Callable[[], object]) -> Any:
-        """Do steps inside a command."""
+        """Run steps inside a command."""
         return self.registry.command_bus.dispatch(Act(lambda: [do() for do in steps]))
 
     def _atomic(self) -> AbstractContextManager[None]:
         return transaction.atomic(using=self.using)
 
     def _texts(self) -> list[str]:
-        """Run what waits; return the texts of all that was handled until now."""
+        """Run waiting messages; return the texts of all that were handled until now."""
         with suppress(HandlerFailed):
             self.run_waiting()
         return [message.payload.text for message in self.handled]
 
-    # On the way ---------------------------------------------------------------------
+    # In transit ---------------------------------------------------------------------
 
     def test_a_message_comes_back_as_it_was_sent(self) -> None:
-        """The handler gets an object equal to what was sent, and not that object."""
+        """The handler gets an object that equals the sent one, but is not the same."""
         at = datetime(2026, 10, 25, 2, 30, 0, 123456, tzinfo=UTC)
         line = Line(UUID(int=7), Decimal("10.50"))
         sent = Note('äß "\\\n\0 \U0001f600', 0.1, at, at.date(), (line, line))
@@ -248,7 +248,7 @@ class ChannelConformance:
         assert self.handled[0].payload is not sent
 
     def test_a_value_comes_back_as_it_was_sent(self) -> None:
-        """A payload that was sent by its key is converted before it is stored."""
+        """A payload sent by its key is converted before it is stored."""
         self.registry.command_bus.dispatch(
             {"text": "by key", "lines": [{"product": str(UUID(int=7)), "price": "1"}]},
             route="conformance.note",
@@ -259,7 +259,7 @@ class ChannelConformance:
         assert self.handled[0].payload.lines == (Line(UUID(int=7), Decimal(1)),)
 
     def test_an_envelope_is_kept_byte_for_byte(self) -> None:
-        """Whatever the bytes are, and to the microsecond: nothing is made anew."""
+        """Any bytes are kept, and times to the microsecond: nothing is regenerated."""
         now = datetime(2026, 10, 25, 2, 30, 0, 999999, tzinfo=UTC)
         envelope = Envelope(
             endpoint="conformance.note",
@@ -294,7 +294,7 @@ class ChannelConformance:
         assert read == sent
 
     def test_identity_and_headers_are_kept(self) -> None:
-        """Behind the channel a message is the one that was sent, with what it had."""
+        """Behind the channel a message has the identity and headers of its sending."""
         seen: list[Message] = []
 
         @self.registry.add
@@ -322,7 +322,7 @@ class ChannelConformance:
         assert inner.headers["tenant"] == str(UUID(int=7))
 
     def test_headers_are_passed_on_by_what_handles_behind_the_channel(self) -> None:
-        """What a handler on the channel sends is caused by its message."""
+        """Messages sent by a handler on the channel are caused by its message."""
         command = Relay(("child",))
         self.registry.command_bus.dispatch(
             command, headers={"executor_id": 7}, using=self.using
@@ -331,7 +331,7 @@ class ChannelConformance:
         assert self._texts() == ["child"]
         [child] = self.handled
         assert child.headers["executor_id"] == 7
-        assert child.causation_id == child.correlation_id  # the relay began it all
+        assert child.causation_id == child.correlation_id  # the relay started the chain
 
     def test_the_copies_of_one_event_share_its_identity(self) -> None:
         """Each handler on the channel has its own message to handle, of one event."""
@@ -360,14 +360,14 @@ class ChannelConformance:
         assert self._texts() == ["1", "2", "2"]
 
     def test_a_failed_command_has_sent_nothing(self) -> None:
-        """What a command sent before it raised is gone with what it wrote."""
+        """A command's messages are undone together with its writes when it raises."""
         with pytest.raises(HandlerFailed):
             self._act(lambda: self._send("1"), lambda: self._publish("2"), _fail)
 
         assert self._texts() == []
 
     def test_a_nested_command_that_failed_and_was_caught_has_sent_nothing(self) -> None:
-        """Of the command around it all is sent, before and after."""
+        """All messages of the command around it are sent, before and after."""
 
         def caught() -> None:
             with pytest.raises(HandlerFailed):
@@ -406,7 +406,7 @@ class ChannelConformance:
     def test_a_plain_block_decides_over_what_is_sent_in_it(
         self, *, fails: bool
     ) -> None:
-        """Without any command, a transaction of the caller's own is the measure."""
+        """Without a command, the caller's own transaction decides."""
         with suppress(HandlerFailed), self._atomic():
             self._send("1", using=self.using)
             self._publish("2", using=self.using)
@@ -428,14 +428,14 @@ class ChannelConformance:
         assert self._texts() == ([] if fails else ["1"])
 
     def test_outside_any_transaction_a_message_is_stored_at_once(self) -> None:
-        """There is nothing to wait for."""
+        """Nothing has to be committed first."""
         self._send("1", using=self.using)
         self._publish("2", using=self.using)
 
         assert self._texts() == ["1", "2", "2"]
 
     def test_an_event_is_sent_when_those_called_at_once_have_succeeded(self) -> None:
-        """Where one of them raises, none of its handlers on a channel gets it."""
+        """If one of those raises, no handler on a channel gets the event."""
         self._refused.add("no")
         with pytest.raises(HandlerFailed):
             self._publish("no", using=self.using)
@@ -445,7 +445,7 @@ class ChannelConformance:
         assert self._texts() == ["yes", "yes"]
 
     def test_what_an_on_commit_callback_sends_is_sent(self) -> None:
-        """After the commit nothing is waiting for a command."""
+        """After the commit, its messages do not wait for a command."""
 
         def steps() -> None:
             transaction.on_commit(
@@ -471,7 +471,7 @@ class ChannelConformance:
     def test_what_would_not_come_back_raises_at_the_send(
         self, payload: Any, error: type[Exception]
     ) -> None:
-        """Nothing is stored of it, nor of what the command sent before."""
+        """Neither it nor any earlier message of the command is stored."""
 
         def send() -> None:
             self.registry.command_bus.dispatch(payload, route="conformance.any")
@@ -483,7 +483,7 @@ class ChannelConformance:
         assert self._texts() == ["2"]
 
     def test_a_thousand_messages_of_one_command(self) -> None:
-        """However many there are, all are sent, in their order."""
+        """All of them are sent, in their order."""
         texts = [str(number) for number in range(1000)]
         self._act(lambda: [self._send(text) for text in texts])
 
@@ -492,7 +492,7 @@ class ChannelConformance:
     # Order --------------------------------------------------------------------------
 
     def test_messages_are_handled_in_the_order_of_sending(self) -> None:
-        """Whichever way each was written, and from whichever depth."""
+        """It does not matter how each was written, or how deeply nested."""
 
         def block() -> None:
             with self._atomic():
@@ -518,7 +518,7 @@ class ChannelConformance:
     # Failure ------------------------------------------------------------------------
 
     def test_a_message_whose_handler_failed(self) -> None:
-        """It is kept and handled again, or lost, as the channel says; others go on."""
+        """It is handled again, or lost, as the channel declares; others go on."""
         self._fail_once.add("1")
         self._act(lambda: self._send("1"), lambda: self._send("2"))
 
@@ -530,7 +530,7 @@ class ChannelConformance:
         assert sorted(texts) == [*kept, "2"]
 
     def test_the_handlers_of_one_event_fail_alone(self) -> None:
-        """One that failed does not have the other called again."""
+        """The failure of one does not call the other again."""
         self._fail_once.add("event")
         self._act(lambda: self._publish("event"))
 
@@ -541,7 +541,7 @@ class ChannelConformance:
         assert texts == ["event"] * (2 if self.channel.supports_redelivery else 1)
 
     def test_a_failed_handler_has_sent_nothing(self) -> None:
-        """What it sent is sent by the attempt that succeeds, if there is one."""
+        """Its messages are sent by the attempt that succeeds, if there is one."""
         self._fail_once.add("relay")
         self.registry.command_bus.dispatch(Relay(("1",)), using=self.using)
 
@@ -567,7 +567,7 @@ class ChannelConformance:
             assert self._texts() == ["now", "late"]
 
     def test_an_expired_message_is_dropped(self) -> None:
-        """It is never handled; one whose time is not over is."""
+        """It is never handled; one that has not expired is."""
         if not self.channel.supports_expiry:
             self._refuses(expires=1)
             return
@@ -591,7 +591,7 @@ class ChannelConformance:
             assert self._texts() == ["2"]
 
     def test_the_highest_priority_is_handled_first(self) -> None:
-        """Without one it is 0; of equal ones the first sent is the first handled."""
+        """The default is 0; among equal ones the first sent is the first handled."""
         if not self.channel.supports_priority:
             self._refuses(priority=1)
             return
@@ -605,7 +605,7 @@ class ChannelConformance:
         assert self._texts() == ["high", "first", "second", "low"]
 
     def test_the_messages_of_one_key_are_handled_as_they_were_sent(self) -> None:
-        """Priority does not count among them."""
+        """Among them priorities are ignored."""
         if not self.channel.supports_ordering:
             with pytest.raises(InvalidOption):
                 self.channel.check_option("ordering_key", "text")
@@ -645,7 +645,7 @@ class ChannelConformance:
     def test_what_is_no_time_or_number_raises_at_the_send(
         self, name: str, value: Any
     ) -> None:
-        """Nothing is sent then."""
+        """Then nothing is sent."""
         if name == "priority" and value == 10**20:
             return
         self._refuses(**{name: value})

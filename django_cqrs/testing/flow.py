@@ -1,4 +1,4 @@
-"""Follow messages through a test: what was sent, what waits, and what time brings."""
+"""Follow messages through a test: sent ones, waiting ones, and the effects of time."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from django_cqrs.messages import Message
 
 
 class Waiting(Protocol):
-    """A channel whose messages wait where a test can reach them."""
+    """A channel with waiting messages that a test can handle."""
 
     def run(self, limit: int | None, *, registry: Registry | None, using: str) -> int:
-        """Handle what is due."""
+        """Handle due messages."""
         ...
 
     def advance(self, span: timedelta, *, using: str) -> None:
-        """Let time pass for what waits."""
+        """Let time pass for waiting messages."""
         ...
 
 
 class Flow:
     """
-    Records what passes the buses, and runs channels inside the test's transaction.
+    Records the messages on the buses, and runs channels in the test's transaction.
 
     ::
 
@@ -42,8 +42,8 @@ class Flow:
             flow.advance(hours=24)      # what was delayed falls due
             flow.run("mail")
 
-    It works in Django's ``TestCase`` and under pytest-django's ``db``: nothing needs a
-    commit. The pytest fixture ``flow`` gives one for the length of a test.
+    It works in Django's ``TestCase`` and with pytest-django's ``db``, and needs no
+    commit. The pytest fixture ``flow`` provides one for a test.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Flow:
         Follow the messages of one registry.
 
         Args:
-            registry: by default that of the project.
+            registry: the registry; by default the project's.
             using: the alias of the database that channels store messages in.
 
         """
@@ -63,7 +63,7 @@ class Flow:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Begin to record."""
+        """Start recording."""
         self._stack.enter_context(
             self.registry.tapped(lambda kind, m: self.messages.append((kind, m)))
         )
@@ -75,22 +75,22 @@ class Flow:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the recording."""
+        """Stop recording."""
         self._stack.close()
 
     @property
     def sent(self) -> list[Any]:
-        """The commands that were dispatched, in order, nested ones included."""
+        """The dispatched commands, in order, including nested ones."""
         return self._payloads(Kind.COMMAND)
 
     @property
     def asked(self) -> list[Any]:
-        """The queries that were asked, in order."""
+        """The queries, in order."""
         return self._payloads(Kind.QUERY)
 
     @property
     def published(self) -> list[Any]:
-        """The events that were published, in order, also those nobody listens to."""
+        """The published events, in order, including those without a handler."""
         return self._payloads(Kind.EVENT)
 
     def _payloads(self, kind: Kind) -> list[Any]:
@@ -98,19 +98,19 @@ class Flow:
 
     def run(self, *aliases: str, limit: int | None = None) -> int:
         """
-        Handle what is due in channels, and what that sends to them, until nothing is.
+        Handle the due messages of channels, and all that these send there.
 
         Args:
-            aliases: of the channels.
-            limit: stop after so many messages of each.
+            aliases: the aliases of the channels.
+            limit: stop after this number of messages of each.
 
         Returns:
-            How many messages were handled.
+            The number of handled messages.
 
         Raises:
-            Exception: whatever a handler raises, unchanged. Its message waits for
+            Exception: the exception of a handler, unchanged. Its message waits for
                 another attempt, as in production.
-            TypeError: a channel keeps nothing that could be run.
+            TypeError: a channel cannot be run here, since it keeps no messages.
 
         """
         total = 0
@@ -130,13 +130,13 @@ class Flow:
 
     def advance(self, **span: float) -> None:
         """
-        Let time pass for what waits in any channel: it falls due, or expires.
+        Let time pass for waiting messages of all channels: they fall due, or expire.
 
         Args:
-            span: as for a timedelta, ``hours=24``.
+            span: the arguments of a timedelta, such as ``hours=24``.
 
-        The clock itself is not moved: what reads it is a matter for a library such
-        as time-machine.
+        The clock itself does not change: use a library such as time-machine for code
+        that reads it.
 
         """
         passed = timedelta(**span)

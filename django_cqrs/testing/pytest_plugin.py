@@ -1,4 +1,4 @@
-"""The pytest plug-in: fixtures, imported when they are used and not before."""
+"""The pytest plug-in: fixtures that are imported only when used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def flow(db: None) -> Iterator[Flow]:  # noqa: ARG001 - it opens the database
-    """Record what passes the buses, and run channels in the test's transaction."""
+    """Record the messages on the buses, and run channels in the test's transaction."""
     from django_cqrs.testing.flow import Flow
 
     with Flow() as recorded:

@@ -39,11 +39,11 @@ from django_cqrs.views.requests import Wanted, aggregate_id_in, read_json, read_
 
 
 class _Unsupported(Exception):
-    """The body is of another media type."""
+    """The body has an unsupported media type."""
 
 
 class _MessageView(View):
-    """What the four views share: from a request to a message, and to a response."""
+    """The base of the four views: from a request to a message, and to a response."""
 
     bus: Any
     route: str | None = None
@@ -53,10 +53,10 @@ class _MessageView(View):
 
     def __init__(self, **initkwargs: Any) -> None:
         """
-        Take what was given to ``as_view()``.
+        Take the arguments of ``as_view()``.
 
         Raises:
-            TypeError: neither a route nor a message class is said, or both are.
+            TypeError: neither a route nor a message class is given, or both are.
 
         """
         super().__init__(**initkwargs)
@@ -67,7 +67,7 @@ class _MessageView(View):
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
-        """Return the view function, once the arguments are known to fit together."""
+        """Return the view function, after checking its arguments."""
         view = super().as_view(**initkwargs)
         cls(**initkwargs)
         return view
@@ -75,7 +75,7 @@ class _MessageView(View):
     # From the request to the payload -------------------------------------------------
 
     def _sound(self) -> Wanted:
-        """Return what is wanted, if requests can say it."""
+        """Return the wanted payload, if requests can express it."""
         wanted = self._wanted()
         fault = None if wanted.type is None else wanted.type.fault
         if fault is not None:
@@ -99,10 +99,10 @@ class _MessageView(View):
     @classmethod
     def cqrs_problems(cls, initkwargs: Mapping[str, Any]) -> Iterator[Problem]:
         """
-        Yield what is wrong with a view, for the system check.
+        Yield the problems of a view, for the system check.
 
         Args:
-            initkwargs: what ``as_view()`` was given.
+            initkwargs: the arguments of ``as_view()``.
 
         """
         view = cls(**initkwargs)
@@ -170,10 +170,10 @@ class _MessageView(View):
         text = convert_result(result, JSON)
         return HttpResponse(text, status=self.status or 200, content_type=JSON)
 
-    # Refusals ------------------------------------------------------------------------
+    # Errors --------------------------------------------------------------------------
 
     def _refusal_of(self, error: Exception) -> HttpResponse:
-        """Answer an error that is named or is the request's; raise another."""
+        """Answer an error that is listed or is the request's; raise any other."""
         for cls in type(error).__mro__:
             if cls in self.errors:
                 return self.refusal(problem(self.errors[cls], str(error)))
@@ -184,7 +184,7 @@ class _MessageView(View):
 
     def refusal(self, details: dict[str, Any]) -> HttpResponse:
         """
-        Return the response that carries problem details: a place to add to them.
+        Return the response with problem details; override it to add to them.
 
         Args:
             details: ``title``, ``status``, ``detail`` and perhaps ``errors``.
@@ -195,10 +195,11 @@ class _MessageView(View):
 
 class _Commands(_MessageView):
     """
-    What the views of commands share.
+    The shared part of the views of commands.
 
-    A JSON body is the payload: an object's fields for a class, and for a handler of
-    one plain value that value. What the URL's path captures is added to the fields.
+    A JSON body is the payload: an object's fields for a class, or the value itself for
+        a handler of one plain value. Values captured from the URL's path are added to
+        the fields.
     """
 
     bus: CommandBus = command_bus
@@ -235,45 +236,45 @@ class CommandView(_Commands):
 
         path("api/tickets/", CommandView.as_view(message=OpenTicket, status=201))
 
-    It works under WSGI and under ASGI, with Django's mixins for permissions, with
-    CSRF protection, and can be derived from as any view of Django's.
+    It works under WSGI and under ASGI, with CSRF protection and with Django's mixins
+    for permissions, and you can derive from it as from any Django view.
 
     Attributes:
         route: the routing key of the command; give this or `message`.
         message: the class of the command.
-        bus: the bus that it goes through.
+        bus: the bus that dispatches it.
         status: the status of an answer; by default 200, and 204 without a result.
             A command for a handler on a channel is always answered with 202.
-        errors: exceptions of handlers that are answered with problem details, and
-            the status of each: ``{TicketClosed: 409}``. Their text is shown.
+        errors: exceptions of handlers that are answered with problem details, each with
+            its status: ``{TicketClosed: 409}``. Their text is shown.
 
     """
 
     def headers_from(self, request: HttpRequest) -> GivenHeaders:
-        """Return the headers of the message. There are none but the request's own."""
+        """Return the headers of the message; by default only the request's own."""
         return {}
 
     def post(self, request: HttpRequest, *_args: Any, **_kwargs: Any) -> HttpResponse:
-        """Dispatch the command that the body says."""
+        """Dispatch the command in the body."""
         __traceback_hide__ = True
         return self._answer(request, self.headers_from(request))
 
 
 class AsyncCommandView(_Commands):
     """
-    The twin of :class:`CommandView` for asynchronous decorators and overrides.
+    The counterpart of :class:`CommandView` for async decorators and overrides.
 
-    The command runs in the thread of the database all the same, in one hop.
+    The command still runs in the database's thread, in one hop.
     """
 
     async def headers_from(self, request: HttpRequest) -> GivenHeaders:
-        """Return the headers of the message. There are none but the request's own."""
+        """Return the headers of the message; by default only the request's own."""
         return {}
 
     async def post(
         self, request: HttpRequest, *_args: Any, **_kwargs: Any
     ) -> HttpResponse:
-        """Dispatch the command that the body says."""
+        """Dispatch the command in the body."""
         __traceback_hide__ = True
         headers = await self.headers_from(request)
         response: HttpResponse = await in_thread(self._answer)(request, headers)
@@ -282,10 +283,10 @@ class AsyncCommandView(_Commands):
 
 class _Queries(_MessageView):
     """
-    What the views of queries share.
+    The shared part of the views of queries.
 
-    The query string's parameters are the payload's fields, or by its parameter's name
-    the plain value that a handler takes. What the path captures is added.
+    The query string's parameters are the payload's fields, or the plain value of a
+    handler, by its parameter's name. Values captured from the path are added.
     """
 
     bus: QueryBus = query_bus
@@ -314,33 +315,33 @@ class QueryView(_Queries):
     Attributes:
         route: the routing key of the query; give this or `message`.
         message: the class of the query.
-        bus: the bus that it goes through.
+        bus: the bus that answers it.
         status: the status of the answer, by default 200.
         errors: as for :class:`CommandView`.
 
     """
 
     def headers_from(self, request: HttpRequest) -> GivenHeaders:
-        """Return the headers of the message. There are none but the request's own."""
+        """Return the headers of the message; by default only the request's own."""
         return {}
 
     def get(self, request: HttpRequest, *_args: Any, **_kwargs: Any) -> HttpResponse:
-        """Ask the query that the URL says."""
+        """Ask the query in the URL."""
         __traceback_hide__ = True
         return self._answer(request, self.headers_from(request))
 
 
 class AsyncQueryView(_Queries):
-    """The twin of :class:`QueryView` for asynchronous decorators and overrides."""
+    """The counterpart of :class:`QueryView` for async decorators and overrides."""
 
     async def headers_from(self, request: HttpRequest) -> GivenHeaders:
-        """Return the headers of the message. There are none but the request's own."""
+        """Return the headers of the message; by default only the request's own."""
         return {}
 
     async def get(
         self, request: HttpRequest, *_args: Any, **_kwargs: Any
     ) -> HttpResponse:
-        """Ask the query that the URL says."""
+        """Ask the query in the URL."""
         __traceback_hide__ = True
         headers = await self.headers_from(request)
         response: HttpResponse = await in_thread(self._answer)(request, headers)

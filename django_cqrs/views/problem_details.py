@@ -30,15 +30,14 @@ PROBLEM_JSON: Final = "application/problem+json"
 
 def problem_of(error: Exception) -> dict[str, Any] | None:
     """
-    Return the problem details of an error that is the request's fault.
+    Return the problem details of an error that the request caused.
 
-    They name the fields that are wrong and what is wrong with them. They hold no
-    value that was sent, and nothing about the code: what a developer has to know of
-    it is logged.
+    They name the wrong fields and their faults. They contain no value that was sent,
+    and nothing about the code: details for developers are logged.
 
     Returns:
-        The members of the JSON object, ``status`` among them; None where the error
-        is the code's own fault or none of this package's.
+        The members of the JSON object, including ``status``; None if the code is at
+        fault, or the error is not one of this package.
 
     """
     if isinstance(error, NoHandlerFound) and error.at_entrance:
@@ -65,11 +64,11 @@ OF_OBJECTS: Final = (
     *(AggregateNotFound, InvalidIdentifier),
     *(AggregateAlreadyExists, ConcurrencyError),
 )
-"""What is wrong with the object that a message is for."""
+"""The faults of the object that a message is for."""
 
 
 def _status_of_object(error: Exception) -> tuple[int, str] | None:
-    """Return what is said of an object that the request's own message is for."""
+    """Return the status and text for the object of the request's own message."""
     if not isinstance(error, OF_OBJECTS) or not error.at_entrance:
         return None
     if isinstance(error, ConcurrencyError):
@@ -84,21 +83,21 @@ def _status_of_object(error: Exception) -> tuple[int, str] | None:
 
 
 def _is_of_request(error: MessageConversionError) -> bool:
-    # Headers are the request's as well, and converted for each handler that asks.
+    # Headers belong to the request too, and are converted for each handler with them.
     if any(each.code == CODES_FAULT for each in error.errors):
-        return False  # no other payload would have done
+        return False  # no other payload would have worked
     of_headers = all(each.path.startswith("headers.") for each in error.errors)
     return error.at_entrance or of_headers
 
 
 def problem(status: int, detail: str, **members: Any) -> dict[str, Any]:
-    """Return problem details of the type ``about:blank``: the title says the status."""
+    """Return problem details of the type ``about:blank``: the title is the status's."""
     details = {"detail": detail} if detail else {}
     return {"title": HTTPStatus(status).phrase, "status": status, **details, **members}
 
 
 def response_to(details: Mapping[str, Any]) -> HttpResponse:
-    """Return problem details as a response; the request's transaction is undone."""
+    """Return problem details as a response, and undo the request's transaction."""
     roll_back_request()
     return HttpResponse(
         json.dumps(details), status=details["status"], content_type=PROBLEM_JSON
@@ -107,10 +106,10 @@ def response_to(details: Mapping[str, Any]) -> HttpResponse:
 
 def roll_back_request() -> None:
     """
-    Have the transactions of ``ATOMIC_REQUESTS`` rolled back, not committed.
+    Roll back the transactions of ``ATOMIC_REQUESTS`` instead of committing.
 
-    Whoever answers an exception with a response hides it from Django, which would
-    commit what the request had written before.
+    Answering an exception with a response hides it from Django, which would commit the
+    earlier writes of the request.
     """
     for connection in connections.all(initialized_only=True):
         if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block:

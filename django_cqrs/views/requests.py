@@ -1,4 +1,4 @@
-"""What a request sends, read as the payload of a message."""
+"""Read requests as payloads of messages."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from django_cqrs.exceptions import FieldError, MessageConversionError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the payload of a view's messages is to be."""
+    """The payload that a view's messages need."""
 
     type: PayloadType | None
-    """None where the handler looks at no payload."""
+    """None if the handler does not read the payload."""
     name: str | None = None
-    """The handler's parameter, where a routing key leads to it."""
+    """The handler's parameter, if it is found by a routing key."""
     is_optional: bool = False
 
     @property
     def fields(self) -> dict[str, Any] | None:
-        """The fields by name, none of them for a dict; None for one plain value."""
+        """The fields by name, empty for a dict; None for one plain value."""
         if self.type is None:
             return None
         found = [_fields_of(member) for member in self.type.members]
@@ -40,7 +40,7 @@ class Wanted:
         return {name: each for fields in known for name, each in fields.items()}
 
     def nothing(self) -> Any:
-        """Return the payload of a request that says none."""
+        """Return the payload of a request without data."""
         assert self.type is not None  # noqa: S101 - else nobody asks
         return None if self.is_optional else self.type.from_python(None)
 
@@ -73,16 +73,16 @@ def _fields_of(member: Any) -> dict[str, Any] | None:
 
 
 class _Keys(typing.NamedTuple):
-    """Under which keys a field may be sent."""
+    """The keys under which a field may be sent."""
 
     name: str
     paths: tuple[tuple[Any, ...], ...]
-    """Its aliases; one that leads into another value has several steps."""
+    """Its aliases; one for a nested value has several steps."""
     by_name: bool
-    """Whether its own name is taken as well."""
+    """Whether its own name is accepted as well."""
 
     def place_of(self, key: str) -> tuple[str, ...]:
-        """Return where a value belongs that the URL has under a key."""
+        """Return the place of a value that the URL has under a key."""
         if (key == self.name and self.by_name) or (key,) in self.paths:
             return (key,)
         of_text = [path for path in self.paths if all(isinstance(k, str) for k in path)]
@@ -94,7 +94,7 @@ def _keys_of(member: Any) -> dict[str, _Keys]:
     """Return the keys of each field of a type, by the field's name."""
     try:
         schema = core_schema_of(member)
-    except mistakes():  # said where it is converted
+    except mistakes():  # the conversion reports it
         return {}
     named = {each["ref"]: each for each in schemas_in(schema) if "ref" in each}
     by_name = by_alias = None
@@ -133,7 +133,7 @@ def _paths_of(field: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:
 
 
 def _rivals_of(wanted: Wanted, key: str) -> Iterator[_Keys]:
-    """Yield the fields that a key of the URL gives, one of each type it may be for."""
+    """Yield the fields that a key of the URL sets, one for each possible type."""
     for member in wanted.type.members if wanted.type is not None else ():
         for each in _keys_of(member).values():
             if key == each.name or (key,) in each.paths:
@@ -141,7 +141,7 @@ def _rivals_of(wanted: Wanted, key: str) -> Iterator[_Keys]:
 
 
 def _has(sent: Any, path: Sequence[str | int]) -> bool:
-    """Return whether something was sent under a path of keys."""
+    """Return whether a value was sent under a path of keys."""
     for step in path:
         try:
             sent = sent[step]
@@ -154,10 +154,10 @@ def _with_given(
     wanted: Wanted, own: dict[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """
-    Return what was sent with the URL's values, each under a key that its field takes.
+    Return the body's values with the URL's, each under a key that its field accepts.
 
     Raises:
-        MessageConversionError: a field is given twice, under whatever keys.
+        MessageConversionError: a field is given twice, under any of its keys.
 
     """
     __traceback_hide__ = True
@@ -186,7 +186,7 @@ def _with_given(
 
 
 def _takes_many(annotation: Any) -> bool:
-    """Return whether a field has several values, so that a query string repeats it."""
+    """Return whether a field has several values, repeated in a query string."""
     for member in union_members(annotation):
         origin = typing.get_origin(member) or member
         is_many = isinstance(origin, type) and issubclass(origin, Collection)
@@ -197,16 +197,16 @@ def _takes_many(annotation: Any) -> bool:
 
 def aggregate_id_in(wanted: Wanted, endpoint: Any, given: Mapping[str, Any]) -> Any:
     """
-    Return the identifier that the URL's path gives beside a payload without fields.
+    Return the identifier in the URL's path, for a payload without fields.
 
     Args:
-        wanted: what the payload is to be.
-        endpoint: the handler's.
-        given: what the path captures.
+        wanted: the wanted payload.
+        endpoint: the handler's endpoint.
+        given: the values captured from the path.
 
     Returns:
-        One value, or for several parts a dict; None where the payload has fields, the
-        handler does not belong to an aggregate, or the path lacks some of them.
+        One value, or a dict for several parts; None if the payload has fields, the
+        handler does not belong to an aggregate, or the path lacks a part.
 
     """
     storage = getattr(endpoint.subject, "storage", None)
@@ -225,7 +225,7 @@ def aggregate_id_in(wanted: Wanted, endpoint: Any, given: Mapping[str, Any]) -> 
 
 
 def read_json(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> Any:
-    """Return the payload that a body says, the URL's fields added to an object's."""
+    """Return the payload in a body, with the URL's fields added to an object's."""
     __traceback_hide__ = True
     if wanted.type is None:
         PayloadType(Any).from_json(text or b"null")
@@ -242,21 +242,21 @@ def read_json(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> Any:
 
 
 def _with_fields(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> bytes:
-    """Add fields to the text of a JSON object; leave alone what is none."""
+    """Add fields to the text of a JSON object; leave other texts unchanged."""
     __traceback_hide__ = True
     if not given:
         return text
     try:
         own = json.loads(text or b"{}")
     except (ValueError, RecursionError):
-        return text  # what is wrong with it is said where it is converted
+        return text  # the conversion reports its faults
     if not isinstance(own, dict):
         return text
     return json.dumps(_with_given(wanted, own, given)).encode()
 
 
 def read_query(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any:
-    """Return the payload that a query string says, the URL's fields added."""
+    """Return the payload in a query string, with the URL's fields added."""
     __traceback_hide__ = True
     if wanted.type is None:
         return None
@@ -275,7 +275,7 @@ def read_query(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any
 
 
 def _read_value(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any:
-    """Return a payload that is not an object: it goes by its parameter's name."""
+    """Return a payload that is not an object, from its parameter's name."""
     __traceback_hide__ = True
     assert wanted.type is not None  # noqa: S101 - None is read elsewhere
     value = None

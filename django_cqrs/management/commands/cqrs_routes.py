@@ -1,4 +1,4 @@
-"""``manage.py cqrs_routes``: list which handler takes which message."""
+"""``manage.py cqrs_routes``: list the messages and their handlers."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ COLUMNS = {
     "priority": "Priority",
     "interceptors": "Interceptors",
 }
-# Where a line may end: after a folder, a module or a word of a name, before a number.
+# Places to break a line: after a folder, a module or a word of a name, before a number.
 WORD_END = re.compile(r"(?<=[/_ ])|(?<=\.)(?!py:)|(?=:\d)|(?<=[a-z])(?=[A-Z])")
-# Shown only where a route has one.
+# Shown only if a route has one.
 OPTIONAL = ("channel", "priority", "interceptors")
 
 
 class Command(BaseCommand):
-    """Show which handler takes which message. Uses no database."""
+    """Show messages and their handlers. Does not use the database."""
 
     help = (
         "Shows the handler of each command and query, and the handlers of each "
         "event. With a message's name, explains that message. Exits with 1 if a "
         "system check of the routes fails."
     )
-    # The routes are shown all the more where a check fails.
+    # The routes are even more useful when a check fails.
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take a message to explain, or filters and a format."""
+        """Add a message to explain, the filters and a format."""
         parser.add_argument(
             "name",
             nargs="?",
@@ -97,7 +97,7 @@ class Command(BaseCommand):
         message: str | None,
         **_options: Any,
     ) -> None:
-        """Print the listing, then the checks that fail."""
+        """Print the listing, then the failed checks."""
         if app is not None and app not in labels():
             self._refuse("app", app, labels())
         if name is not None:
@@ -163,7 +163,7 @@ class Command(BaseCommand):
         return "\n\n".join(parts)
 
     def _width(self) -> int | None:
-        """Return the terminal's width; None where nobody reads lines of a width."""
+        """Return the terminal's width; None if the output is not a terminal."""
         return shutil.get_terminal_size().columns if self.stdout.isatty() else None
 
     def _report_checks(self) -> None:
@@ -181,7 +181,7 @@ class Command(BaseCommand):
 
 
 def _table(rows: list[EndpointRow], form: str, width: int | None) -> str:
-    """Return rows of one kind as a table; in a terminal, no wider than it is."""
+    """Return rows of one kind as a table, no wider than the terminal."""
     columns = {
         column: heading
         for column, heading in COLUMNS.items()
@@ -190,7 +190,7 @@ def _table(rows: list[EndpointRow], form: str, width: int | None) -> str:
     headers = list(columns.values())
     cells = [[_cell(row, column) for column in columns] for row in rows]
     if width is not None and _width_of(headers, cells) > width:
-        # The file says which module it is: the function's own name is enough.
+        # The file implies the module, so the function's own name is enough.
         columns = {
             "short_handler" if c == "handler" else c: columns[c] for c in columns
         }
@@ -205,7 +205,7 @@ def _table(rows: list[EndpointRow], form: str, width: int | None) -> str:
 
 
 def _face_table(faces: list[InterfaceRow], form: str, width: int | None) -> str:
-    """Return the methods of business interfaces as a table, as wide as may be."""
+    """Return the methods of business interfaces as a table that fits a width."""
     cells = [
         [
             f"{BROKEN} {face.method} ({face.problem})" if face.problem else face.method,
@@ -248,7 +248,7 @@ def _width_of(headers: list[str], cells: list[list[str]]) -> int:
 def _fitting(
     headers: list[str], cells: list[list[str]], width: int | None
 ) -> list[list[str]]:
-    """Return cells whose lines fit: the widest column gives way, step by step."""
+    """Return cells with lines that fit: the widest column shrinks step by step."""
     if width is None or _width_of(headers, cells) <= width:
         return cells
     widths = _widest(headers, cells)
@@ -262,7 +262,7 @@ def _fitting(
 
 
 def _wrapped(text: str, width: int) -> str:
-    """Return text in lines of a width, broken where a word of code ends."""
+    """Return text in lines of a width, broken after words of code."""
     lines = [""]
     for word in WORD_END.split(text):
         if len(lines[-1]) + len(word.rstrip()) > width and lines[-1]:
