@@ -1,4 +1,4 @@
-"""Plans: how one function is called with a message."""
+"""Plans: the arguments of one function, filled from a message."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from django_cqrs.problems import Problem
 Resolver = Callable[[Message], Any]
 
 READING = "reading"
-"""The attribute by which a resolver that locks names its twin for queries."""
+"""The attribute of a locking resolver with its counterpart for queries."""
 UNLOCKED = "unlocked"
-"""The same, of the twin for handlers that write without a lock on what they read."""
+"""The attribute with its counterpart for handlers that write without locking reads."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,21 +34,21 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Given:
-    """What the caller itself gives, by a name: an interceptor's ``proceed``, say."""
+    """A value that the caller provides, such as an interceptor's ``proceed``."""
 
     name: str
 
 
 Source = Constant | Given | Resolver
-"""What fills a parameter."""
+"""The source of a parameter's value."""
 
 Bound = Callable[[Message], Any]
-"""A function with all of its parameters filled, given a message."""
+"""A function of a message, with all of its parameters filled."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Argument:
-    """One parameter and what fills it."""
+    """One parameter and its source."""
 
     name: str
     positional: bool
@@ -58,10 +58,10 @@ class Argument:
 @dataclasses.dataclass(frozen=True, slots=True)
 class ArgumentPlan:
     """
-    How one function is called with a message: compiled once, at start-up.
+    The plan for calling one function with a message: compiled once, at start-up.
 
-    `payload` is what the payload parameter takes and `payload_name` its name, None
-    where there is no such parameter; `problems` what stands in the way of any call.
+    `payload` is the type of the payload parameter and `payload_name` its name, None
+    without such a parameter; `problems` are the reasons why it cannot be called.
     """
 
     arguments: tuple[Argument, ...] = ()
@@ -84,12 +84,12 @@ class ArgumentPlan:
 
     @property
     def reading(self) -> ArgumentPlan:
-        """The plan of who only reads: what would lock, does not."""
+        """The plan for a reader: without locks."""
         return self._with_twins(READING)
 
     @property
     def unlocked(self) -> ArgumentPlan:
-        """The plan of who may write, where what would lock does not."""
+        """The plan for a writer without locks."""
         return self._with_twins(UNLOCKED)
 
     def _with_twins(self, name: str) -> ArgumentPlan:
@@ -119,14 +119,14 @@ class ArgumentPlan:
 
     @property
     def given(self) -> frozenset[str]:
-        """The names of what the caller has to give beside the message."""
+        """The names of the values that the caller provides beside the message."""
         sources = (argument.source for argument in self.arguments)
         return frozenset(each.name for each in sources if isinstance(each, Given))
 
     def bind_given(
         self, function: Callable[..., Any]
     ) -> Callable[[Message, Mapping[str, Any]], Any]:
-        """Return the function as one of the message and of what the caller gives."""
+        """Return the function as a function of the message and the caller's values."""
         positional = [
             _given_resolver(each.source) for each in self.arguments if each.positional
         ]
@@ -151,7 +151,7 @@ def payload_of(message: Message) -> Any:
 
 
 def message_itself(message: Message) -> Message:
-    """Return the message that is handled."""
+    """Return the message being handled."""
     return message
 
 
@@ -209,7 +209,7 @@ def _given_resolver(
 
 
 def header_converter(name: str, wanted: Any) -> Callable[[Any], Any]:
-    """Return what makes a header's value one of the type that is wanted."""
+    """Return a function that converts a header's value to the wanted type."""
     wanted = bare_type(wanted)
     if wanted in (EMPTY, Any, object):
         return lambda value: value
@@ -239,7 +239,7 @@ _TEXTUAL = (int, float, UUID, Decimal, datetime, Enum)
 
 
 def text_of_header(value: Any) -> str:
-    """Return a header's value as the text that a channel would carry."""
+    """Return a header's value as text, as a channel would carry it."""
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, datetime):

@@ -1,4 +1,4 @@
-"""How a handler's parameters are filled: its signature, read once, as a plan."""
+"""Plan how a handler's parameters are filled, from its signature."""
 
 from __future__ import annotations
 
@@ -61,54 +61,53 @@ from django_cqrs.sync import sync_callable
 
 
 class ServiceSource(Protocol):
-    """What a plan asks for the objects that parameters need."""
+    """The services that plans use for parameters."""
 
     overrides: dict[Any, Callable[..., Any]]
-    """What is called instead of a factory or a class, by that."""
+    """The replacements of factories and classes."""
 
     def plan_of_init(self, cls: type, names: Names = NO_NAMES) -> ArgumentPlan:
-        """Return the plan by which a service is built, once for all messages."""
+        """Return the plan that builds a service, once for all messages."""
         ...
 
     def plan_of_need(
         self, need: Any, *, payload: Any, once: bool, names: Names
     ) -> ArgumentPlan:
-        """Return the plan of a factory or of a class that something needs."""
+        """Return the plan of a factory or a class that is a dependency."""
         ...
 
     def resolver_of(self, cls: type) -> Resolver:
-        """Return what gives a message an instance of `cls`."""
+        """Return the resolver of an instance of `cls`."""
         ...
 
     def dependency(self, factory: Any, plan: ArgumentPlan) -> Resolver:
-        """Return what gives a message what a ``Depends`` factory makes."""
+        """Return the resolver of a ``Depends`` factory's result."""
         ...
 
 
 Filler = Callable[[Any, Any], "Constant | Resolver | None"]
 """
-From a bare annotation, and the services of a registry, to what fills it.
-
-It is None where the annotation is not the filler's.
+A function from a bare annotation and a registry's services to a source. It returns None
+for annotations of other fillers.
 """
 
 _fillers: list[Filler] = []
 
 
 def register_filler(filler: Filler) -> None:
-    """Let a higher floor fill the parameters that its own types annotate."""
+    """Let a higher layer fill parameters annotated with its own types."""
     _fillers.append(filler)
 
 
 def method_callable(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """
-    Return what calls a method as Python does: the object's own, overridden or not.
+    Return a function that calls a method as Python does, overridden or not.
 
-    A stand-in for a service that lacks the method is given to that of the class.
+    A replacement of a service that lacks the method is passed to the class's own.
 
     Args:
-        function: the method as its class has it.
-        name: of the attribute.
+        function: the method, as defined by its class.
+        name: the name of the attribute.
 
     """
     run = sync_callable(function)
@@ -127,17 +126,17 @@ _METHOD_CALL = method_callable(print, "").__code__
 
 
 def method_called_in(frame: types.FrameType) -> tuple[type, str] | None:
-    """Return which method of which class a frame calls, None for other frames."""
+    """Return the class and the method that a frame calls, None for other frames."""
     if frame.f_code is not _METHOD_CALL:
         return None
     return type(frame.f_locals["receiver"]), frame.f_locals["name"]
 
 
 class Unfillable(Exception):
-    """What a filler raises where the annotation is its own and cannot be filled."""
+    """Raised by a filler whose own annotation cannot be filled."""
 
     def __init__(self, reason: str, rule: Rule = Rule.UNFILLABLE_PARAMETER) -> None:
-        """Say why, and which kind of mistake that is."""
+        """Give the reason, and the kind of mistake."""
         super().__init__(reason)
         self.rule = rule
 
@@ -158,21 +157,21 @@ def plan_of(
 
     Args:
         function: a plain function, or one of a class's.
-        services: where services come from.
+        services: the source of services.
         owner: the class that holds it.
         has_receiver: whether the first parameter of an owned function is its
             instance or class, which the caller binds.
-        payload: what the payload may be: ``TAKES_PAYLOAD`` for a handler, whose
-            own parameter decides; an annotation, for what helps a handler of that
-            payload; None for what sees no payload, such as an ``__init__``.
-        once: whether it is called once for all messages, so that nothing of one
-            message may be given to it.
-        given: tells which parameters the caller itself gives.
-        names: what is visible to who needs it, for the annotations of a function
-            or class that is local as well.
+        payload: the possible payload: ``TAKES_PAYLOAD`` for a handler, whose own
+            parameter decides; an annotation, for dependencies of a handler with that
+            payload; None for functions without a payload, such as an ``__init__``.
+        once: whether it is called once for all messages, so that no message's data may
+            be passed to it.
+        given: tells which parameters the caller provides.
+        names: the names visible to the dependent, for the annotations of a function or
+            class that is local as well.
 
     Returns:
-        A plan. What is wrong stands in its `problems`; nothing is raised.
+        A plan. Faults are in its `problems`; nothing is raised.
 
     """
     where = place_of(function)
@@ -217,7 +216,7 @@ def plan_of(
 
 
 def _is_type(annotation: Any) -> bool:
-    """Return whether something is a class or one of the forms of ``typing``."""
+    """Return whether an object is a class or one of the forms of ``typing``."""
     return isinstance(annotation, type) or type(annotation).__module__ in _TYPING
 
 
@@ -250,13 +249,13 @@ def on_service(
 
 
 def on_object(plan: ArgumentPlan, find: Resolver) -> ArgumentPlan:
-    """Return the plan of a method, called on what is found for the message."""
+    """Return the plan of a method, called on the object found for the message."""
     receiver = Argument("self", positional=True, source=find)
     return dataclasses.replace(plan, arguments=(receiver, *plan.arguments))
 
 
 TAKES_PAYLOAD = EMPTY
-"""The payload of a handler: whatever its first untaken parameter says."""
+"""The payload of a handler: given by its first parameter without another source."""
 
 
 class _Planner:
@@ -319,7 +318,7 @@ class _Planner:
         )
 
     def _takes_payload(self, parameter: inspect.Parameter) -> bool:
-        """Return whether no mark and no filler takes a parameter, and it may be it."""
+        """Return whether a parameter may be the payload: no mark or filler takes it."""
         annotation = parameter.annotation
         bare = sole_type(annotation)
         if (
@@ -336,7 +335,7 @@ class _Planner:
     def _is_filled(self, annotation: Any) -> bool:
         try:
             return any(filler(annotation, self.services) for filler in _fillers)
-        except Unfillable:  # it says so when it is asked in earnest
+        except Unfillable:  # it raises again when it is really filled
             return True
 
     def _source_or_problem(
@@ -414,7 +413,7 @@ class _Planner:
         raise Unfillable(reason)
 
     def _filled(self, annotation: Any) -> Constant | Resolver | None:
-        """Return what a higher floor fills an annotation with, None if it does not."""
+        """Return a higher layer's source for an annotation, None without one."""
         for filler in _fillers:
             source = filler(annotation, self.services)
             if source is not None:
@@ -435,7 +434,7 @@ class _Planner:
         def get(message: Message) -> Any:
             held = aggregate_headers_of(message) if of_aggregate else message._user
             value = held.get(name, EMPTY)
-            if type(value) is exact:  # convert() says the same, at a call's price
+            if type(value) is exact:  # the same as convert(), without a call
                 return value
             if value is not EMPTY:
                 return convert(value)
@@ -451,7 +450,7 @@ class _Planner:
         return get
 
     def _is_message(self, annotation: Any) -> bool:
-        """Return whether a class is one that the payload is of."""
+        """Return whether a class is one of the payload's classes."""
         if self.payload is None or self.payload is EMPTY:
             return False
         return is_plain_class(annotation) and annotation in union_members(self.payload)
@@ -492,7 +491,7 @@ class _Planner:
             )
             raise Unfillable(msg)
         if conf.resolve("SERVICE_RESOLVER") is not None:
-            self.uses_dependencies = True  # it is asked once per message
+            self.uses_dependencies = True  # it is called once per message
         elif not self.services.overrides.keys() & {cls, made}:
             if is_protocol(made) or inspect.isabstract(made):
                 msg = (
@@ -504,7 +503,7 @@ class _Planner:
         return self.services.resolver_of(cls)
 
     def _implied_service(self, cls: type) -> Resolver:
-        """Return what gives a service by a class that nothing marks as one."""
+        """Return the resolver of a service whose class is not marked as one."""
         if conf.resolve("SERVICE_RESOLVER") is not None:
             return self._service(cls)
         if cls in self.services.overrides:
@@ -523,7 +522,7 @@ class _Planner:
         return resolver
 
     def _refuse_second_message(self, cls: type, inner: list[Problem]) -> None:
-        """Refuse a class of values where only a service could stand."""
+        """Refuse a class of values in the place of a service."""
         if not inner:
             return
         del self.problems[-len(inner) :]
@@ -545,7 +544,7 @@ def _is_mark(mark: Any) -> bool:
 
 
 def _shown(mark: Any) -> str:
-    """Return a mark as it is written."""
+    """Return a mark as written in code."""
     if isinstance(mark, Header):
         return f"Header({mark.name!r})"
     if isinstance(mark, Depends):
@@ -563,7 +562,7 @@ def _may_be_a_service(annotation: Any) -> bool:
 
 
 def _value_or_foreign(cls: type) -> str | None:
-    """Return why nobody means a service by a class, None where one may."""
+    """Return why a class cannot be meant as a service, None if it can."""
     if message_name_of(cls) is not None:
         return "a message, and a handler takes only one"
     if issubclass(cls, BaseException):
@@ -578,7 +577,7 @@ def _value_or_foreign(cls: type) -> str | None:
     return None
 
 
-# Classes of values: nobody means a service by one of these.
+# Classes of values, which are never meant as services.
 _NO_SERVICES = frozenset(
     {bool, bytes, date, datetime, Decimal, dict, float, frozenset, int, list, object}
     | {set, str, time, timedelta, tuple, type(None), UUID, Any, EMPTY}
@@ -586,7 +585,7 @@ _NO_SERVICES = frozenset(
 
 
 def _may_be(payload: Any, annotation: Any) -> bool:
-    """Return whether a payload of one annotation may be given to the other."""
+    """Return whether a payload of one annotation fits the other."""
     if payload is EMPTY or annotation is EMPTY:
         return True
     theirs = [m for m in union_members(payload) if isinstance(m, type)]

@@ -1,4 +1,4 @@
-"""The objects that handlers are given: services, and what ``Depends`` makes."""
+"""The objects passed to handlers: services, and results of ``Depends``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from django_cqrs.sync import sync_callable
 
 
 class Dependencies:
-    """What ``Depends`` made for one message, to be closed after it."""
+    """The results of ``Depends`` for one message, to be closed after it."""
 
     __slots__ = ("made", "stack")
 
@@ -30,7 +30,7 @@ class Dependencies:
 
 
 def with_dependencies(run: Callable[[Message], Any]) -> Callable[[Message], Any]:
-    """Return `run` followed by the closing of what was made for the message."""
+    """Return `run`, after which the message's dependencies are closed."""
 
     def run_then_close(message: Message) -> Any:
         around = getattr(message, "_dependencies", None)
@@ -38,7 +38,7 @@ def with_dependencies(run: Callable[[Message], Any]) -> Callable[[Message], Any]
         try:
             result = run(message)
         except BaseException as error:
-            # A generator sees the failure but cannot make it go away.
+            # A generator sees the failure but cannot suppress it.
             dependencies.stack.__exit__(type(error), error, error.__traceback__)
             raise
         finally:
@@ -50,10 +50,10 @@ def with_dependencies(run: Callable[[Message], Any]) -> Callable[[Message], Any]
 
 
 class Services:
-    """The objects that handlers are given: one store for each registry."""
+    """The objects passed to handlers: one store for each registry."""
 
     def __init__(self, owner: Any = None) -> None:
-        """Serve the registry `owner`, whose buses the fillers give."""
+        """Serve the registry `owner`, whose buses the fillers provide."""
         self.owner = owner
         self.overrides: dict[Any, Callable[..., Any]] = {}
         self._instances: dict[type, Any] = {}
@@ -65,7 +65,7 @@ class Services:
         self._lock = threading.RLock()
 
     def is_unbuildable(self, wanted: Any) -> bool:
-        """Return whether nothing gives a class but what a test puts in its place."""
+        """Return whether a class can only come from a test's replacement."""
         return (
             isinstance(wanted, type)
             and (is_protocol(wanted) or inspect.isabstract(wanted))
@@ -74,11 +74,11 @@ class Services:
 
     @contextmanager
     def override(self, wanted: Any, replacement: Callable[..., Any]) -> Iterator[None]:
-        """Have `replacement` called instead of a ``Depends`` factory or a class."""
+        """Call `replacement` instead of a ``Depends`` factory or a class."""
         before = dict(self.overrides)
         self.overrides[wanted] = replacement
         self._plans.clear()
-        # A service built now may hold a replacement, one built before does not.
+        # A service built now may hold a replacement; one built before does not.
         self._hidden.append(self._instances)
         self._instances = {}
         try:
@@ -97,7 +97,7 @@ class Services:
             self._plans.clear()
 
     def plan_of_init(self, cls: type, names: Names = NO_NAMES) -> ArgumentPlan:
-        """Return the plan by which a service is built, once for all messages."""
+        """Return the plan that builds a service, once for all messages."""
         plan = self._plans.get(cls)
         if plan is None:
             plan = self.plan_of_need(cls, payload=None, once=True, names=names)
@@ -108,10 +108,10 @@ class Services:
         self, need: Any, *, payload: Any, once: bool, names: Names
     ) -> ArgumentPlan:
         """
-        Return the plan of a factory or of a class that something needs.
+        Return the plan of a factory or a class that is a dependency.
 
         Args:
-            need: what is called.
+            need: the factory or the class.
             payload: as for :func:`plan_of`.
             once: whether it is called once for all messages.
             names: as for :func:`plan_of`.
@@ -140,7 +140,7 @@ class Services:
                 self._planning.pop()
 
     def resolver_of(self, cls: type) -> Resolver:
-        """Return what gives a message an instance of `cls`."""
+        """Return the resolver of an instance of `cls`."""
         implementation = conf.implementation_of(cls)
         if implementation is not cls:
             return self._resolver_of_interface(cls, implementation)
@@ -196,7 +196,7 @@ class Services:
         return with_dependencies(plan.bind(cls))(Message())
 
     def dependency(self, factory: Callable[..., Any], plan: ArgumentPlan) -> Resolver:
-        """Return what gives a message the product of a ``Depends`` factory."""
+        """Return the resolver of a ``Depends`` factory's result."""
         call = plan.bind(_callable_of(factory))
         closes = inspect.isgeneratorfunction(factory)
 

@@ -40,7 +40,7 @@ class Unroutable:
     problem: Problem
 
     def wants(self, kind: Kind, cls: type, key: str | None) -> bool:
-        """Return whether it speaks of a message class, or of a key if one is given."""
+        """Return whether it concerns a message class, or a key if one is given."""
         if self.declaration.kind is not kind:
             return False
         own = self.declaration.key
@@ -53,7 +53,7 @@ class Unroutable:
 
 
 def _mentions(function: Callable[..., Any], cls: type[Any]) -> bool:
-    """Return whether a parameter's annotation names a class, even one unevaluated."""
+    """Return whether a parameter's annotation names a class, even unevaluated."""
     name = re.compile(rf"\b{re.escape(cls.__name__)}\b")
     for parameter, annotation in _annotations_of(inspect.unwrap(function)).items():
         for member in union_members(annotation):
@@ -76,10 +76,10 @@ def _annotations_of(function: Any) -> dict[str, Any]:
 
 
 class RouteDiagnosis(RouteIndex):
-    """The mistakes between endpoints, and what to say where no route was found."""
+    """The mistakes between endpoints, and the texts for messages without a route."""
 
     def __init__(self, discovery: Discovery, services: Services) -> None:
-        """Compile what was discovered. Mistakes become `problems`, not errors."""
+        """Compile the declarations. Mistakes become `problems`, not errors."""
         super().__init__(discovery, services)
         self._broken = self._find_broken()
         self._unroutable: Final = tuple(self._find_unroutable(discovery))
@@ -100,7 +100,7 @@ class RouteDiagnosis(RouteIndex):
 
     @property
     def late_problems(self) -> list[Problem]:
-        """What was decorated after the routes were compiled."""
+        """The declarations that were decorated after the routes were compiled."""
         return self._discovery.late()
 
     def _find_broken(self) -> dict[Endpoint, Problem]:
@@ -126,7 +126,7 @@ class RouteDiagnosis(RouteIndex):
         return broken
 
     def _find_unroutable(self, discovery: Discovery) -> Iterator[Unroutable]:
-        """Yield what no look-up can lead to, so that nobody misses it in silence."""
+        """Yield declarations that no look-up finds, so that none is lost silently."""
         for endpoint, problem in self._broken.items():
             for declaration in declarations_of(endpoint.function):
                 by_class = declaration.kind is endpoint.kind and declaration.key is None
@@ -138,7 +138,7 @@ class RouteDiagnosis(RouteIndex):
                     yield Unroutable(problem.obj, declaration, problem)
 
     def _find_ambiguous_pairs(self) -> Iterator[tuple[Problem, list[Endpoint]]]:
-        """Yield the methods of one class of which a message means more than a pair."""
+        """Yield methods of one class that share a message without being a pair."""
         for kind in (Kind.COMMAND, Kind.EVENT):
             routes: dict[Any, list[Endpoint]]
             routes = {**self._by_class[kind], **self._by_key[kind]}
@@ -178,7 +178,7 @@ class RouteDiagnosis(RouteIndex):
                             )
 
     def _find_nameless(self) -> Iterator[Problem]:
-        """Yield the classes that handlers on channels take and no channel can store."""
+        """Yield the classes taken by handlers on channels that no channel can store."""
         named = set(self.types)
         for endpoint in self.endpoints:
             if endpoint.channel is None or endpoint.kind is Kind.QUERY:
@@ -200,7 +200,7 @@ class RouteDiagnosis(RouteIndex):
                     )
 
     def _find_unknown_outputs(self) -> Iterator[Problem]:
-        """Yield the handlers whose results are to go where nobody takes them."""
+        """Yield the handlers whose ``output=`` has no handler."""
         for endpoint in self.endpoints:
             for output in endpoint.own.outputs:
                 keys = self._by_key[Kind.COMMAND]
@@ -223,7 +223,7 @@ class RouteDiagnosis(RouteIndex):
     def _refuse_unroutable(
         self, kind: Kind, *, cls: type = object, key: str | None = None
     ) -> None:
-        """Raise where a declaration that leads nowhere seems to want the message."""
+        """Raise if an unroutable declaration seems to be meant for the message."""
         for lost in self._unroutable:
             if lost.wants(kind, cls, key):
                 raise InvalidHandler(str(lost.problem))
@@ -296,7 +296,7 @@ def location_of(endpoint: Endpoint) -> str:
 
 
 def _definer_of(endpoint: Endpoint) -> type | None:
-    """Return the class that holds the function of a method, which its heirs have."""
+    """Return the class that defines a method's function, which subclasses share."""
     name = endpoint.function.__name__
     bases = endpoint.owner.__mro__ if endpoint.owner is not None else ()
     return next((base for base in bases if name in vars(base)), endpoint.owner)
@@ -305,7 +305,7 @@ def _definer_of(endpoint: Endpoint) -> type | None:
 def duplicate_handlers(
     kind: Kind, wanted: str, endpoints: Iterable[Endpoint]
 ) -> Problem:
-    """Return that a command or a query has more than one handler."""
+    """Return the problem of a command or a query with more than one handler."""
     endpoints = list(endpoints)
     places = " and ".join(location_of(endpoint) for endpoint in endpoints)
     hint = (
@@ -328,7 +328,7 @@ _PAIR = 2
 
 
 def too_many_actions(kind: Kind, route: Any, rivals: list[Endpoint]) -> Problem:
-    """Return that a message leads to more than a factory and an action."""
+    """Return the problem of a message for more than a factory and an action."""
     wanted = repr(route) if isinstance(route, str) else name_of_type(route)
     places = " and ".join(location_of(endpoint) for endpoint in rivals)
     return Problem(
@@ -347,7 +347,7 @@ def ambiguous_handlers(
     bases: tuple[type | None, ...],
     routes: dict[type, list[Endpoint]],
 ) -> Problem:
-    """Return that two handlers are equally near to a message class."""
+    """Return the problem of two handlers that are equally near to a message class."""
     endpoints = [routes[base][0] for base in bases if base is not None]
     places = " and ".join(location_of(endpoint) for endpoint in endpoints)
     return Problem(
@@ -359,7 +359,7 @@ def ambiguous_handlers(
 
 
 def _is_stored_by_name(cls: Any) -> bool:
-    """Return whether a payload's type is a class of objects, not a value or a base."""
+    """Return whether a payload's type is a concrete class, not a value or a base."""
     return (
         is_plain_class(cls)
         and cls not in (object, Any, inspect.Parameter.empty)

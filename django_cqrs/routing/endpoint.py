@@ -1,4 +1,4 @@
-"""Endpoints, the places around them, and the objects that they are called on."""
+"""Endpoints, the join points around them, and the objects that they are called on."""
 
 from __future__ import annotations
 
@@ -37,38 +37,38 @@ class Endpoint:
     kind: Kind
     name: str
     app: str | None
-    """The label of the app that it belongs to, None outside all apps."""
+    """The label of its app, None outside all apps."""
     function: Callable[..., Any]
-    """What is called: plain, or bound to its class."""
+    """The callable: plain, or bound to its class."""
     owner: type | None
-    """The class whose method it is."""
+    """The class that has it as a method."""
     attribute: str | None
     """The name of that method in the class."""
     plan: ArgumentPlan
     keys: tuple[str, ...]
-    """The routing keys, and for events the patterns, that lead here."""
+    """Its routing keys, and for events the patterns."""
     classes: tuple[type, ...]
-    """The classes that lead here."""
+    """The classes that it handles."""
     policies: Policies
     order: int
     """Its place in the order of registration."""
     problems: tuple[Problem, ...]
     subject: Subject | None = None
-    """What finds and keeps the object that its method is called on."""
+    """Finds and saves the object that its method is called on."""
     is_factory: bool = False
-    """Whether it makes such an object, and is not called on one."""
+    """Whether it creates such an object, instead of being called on one."""
     action: Endpoint | None = None
-    """What is called instead of this factory where the object is there already."""
+    """The endpoint that is called instead of this factory if the object exists."""
     own: Policies = _NOTHING_SAID
-    """What its own decorators say; `policies` has what its partner says as well."""
+    """The policies of its own decorators; `policies` includes those of its partner."""
     partners: tuple[str, ...] = ()
     """The names of the factories and actions that share its messages."""
     is_alone_somewhere: bool = True
-    """Whether a message leads here that leads to no factory."""
+    """Whether a message is routed here that is not routed to a factory."""
 
     @property
     def role(self) -> HandlerRole:
-        """What it is to the objects of its class."""
+        """Its role for the objects of its class."""
         if self.subject is None:
             return HandlerRole.PLAIN
         if self.partners:
@@ -78,17 +78,17 @@ class Endpoint:
 
     @property
     def method(self) -> str | None:
-        """The name of a method that is called on an object; None for another one."""
+        """The name of a method that is called on an object; otherwise None."""
         return None if self.is_factory or self.owner is None else self.attribute
 
     @property
     def priority(self) -> int:
-        """The higher the earlier, among the handlers of one event."""
+        """Handlers of one event with a higher priority are called earlier."""
         return self.policies.priority or 0
 
     @property
     def channel(self) -> str | None:
-        """The alias of the channel its messages wait in; None is called at once."""
+        """The alias of the channel that its messages wait in; None: called at once."""
         channel = self.policies.channel
         if channel is True:
             return DEFAULT_CHANNEL_ALIAS
@@ -96,7 +96,7 @@ class Endpoint:
 
     @property
     def alias(self) -> str | None:
-        """The database that its declaration, or its objects, ask for now."""
+        """The present database of its declaration, or of its objects."""
         if self.policies.using is not None or self.subject is None:
             return self.policies.using
         return self.subject.write_alias()
@@ -114,7 +114,7 @@ class Endpoint:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its name, those that it had, and those of the action beside it."""
+        """Its name, its former names, and those of the action beside it."""
         beside = () if self.action is None else self.action.names
         return (self.name, *self.policies.aliases, *beside)
 
@@ -135,13 +135,13 @@ class Endpoint:
 
 
 def payload_types_of(endpoint: Endpoint) -> tuple[Any, ...]:
-    """Return the types of payload that an endpoint takes."""
+    """Return the payload types that an endpoint accepts."""
     return endpoint.plan.payload.members if endpoint.plan.payload else ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JoinPoint:
-    """Where an interceptor may stand: an endpoint, the bus used, the payload's type."""
+    """A place for interceptors: an endpoint, the bus used, the payload's type."""
 
     endpoint: Endpoint
     bus: Any
@@ -149,7 +149,7 @@ class JoinPoint:
 
     @property
     def views(self) -> Iterator[JoinPoint]:
-        """It as a factory's, and as that of the action which may be called instead."""
+        """Itself for a factory, and for the action that may be called instead."""
         yield self
         if self.endpoint.action is not None:
             yield dataclasses.replace(self, endpoint=self.endpoint.action)
@@ -159,77 +159,78 @@ Run = Callable[[Message], Any]
 
 
 class Role(ABC):
-    """What a decorator says that the objects of a class are."""
+    """The role that a decorator gives the objects of a class."""
 
     decorator: str
-    """How it is written, for hints: ``@aggregate``."""
+    """Its name in code, for hints: ``@aggregate``."""
 
     @abstractmethod
     def subject_of(self, owner: type, services: Services) -> Subject:
-        """Return what finds and keeps the objects of a class in this role."""
+        """Return the subject that finds and saves a class's objects in this role."""
 
 
 class Subject(ABC):
-    """Finds the object that a method is called on, and keeps it afterwards."""
+    """Finds the object that a method is called on, and saves it afterwards."""
 
     owner: type
     has_an_end: bool = False
-    """Whether an object can be over, is kept then, and takes no more messages."""
+    """Whether an object can end: it is then kept, and accepts no more messages."""
 
     @abstractmethod
     def write_alias(self) -> str:
-        """Return the database alias that objects are kept in, asked per message."""
+        """Return the database alias for saving, asked per message."""
 
     @abstractmethod
     def read_alias(self) -> str:
-        """Return the database alias that objects are only read from."""
+        """Return the database alias for reading only."""
 
     @abstractmethod
     def identifier_given(self, given: Any, message: Message) -> Any:
         """
-        Return what ``aggregate_id=`` gives, of the plain values that a header may have.
+        Return the identifier in ``aggregate_id=``, as plain values for a header.
 
         Args:
-            given: by the call.
-            message: that is for the object.
+            given: the argument of the call.
+            message: the message for the object.
 
         Raises:
-            InvalidIdentifier: it cannot be one.
+            InvalidIdentifier: it cannot be an identifier.
 
         """
 
     @abstractmethod
     def problems_of(self, endpoint: Any) -> Iterator[Problem]:
-        """Yield what keeps an endpoint from working."""
+        """Yield the problems of an endpoint."""
 
     @abstractmethod
     def result_of(self, endpoint: Any) -> Any:
-        """Return the type of what a dispatch gives back."""
+        """Return the type of a dispatch's result."""
 
     @abstractmethod
     def address(self, endpoint: Any, cls: type) -> Callable[[Message], str]:
         """
-        Return what says which object a message is for, before it waits in a channel.
+        Return a function that names the object of a message for a channel.
 
         Args:
             endpoint: the handler.
-            cls: of the payloads.
+            cls: the class of the payloads.
 
         Returns:
-            A function to a text such as ``shop.Order:7``, empty where nothing says.
+            A function to a text such as ``shop.Order:7``, empty if the object is
+            unknown.
 
         """
 
     @abstractmethod
     def surround(self, run: Run, point: JoinPoint, alias: str) -> Run:
         """
-        Return `run` with the finding of the object before it, the keeping after it.
+        Return `run` with the object found before it, and saved after it.
 
         Args:
-            run: calls the method on the message's subject, which is None where
-                a class-method is to make the object.
-            point: where this is.
-            alias: of the database.
+            run: calls the method on the message's subject, which is None if a
+                class-method creates the object.
+            point: the join point.
+            alias: the alias of the database.
 
         """
 

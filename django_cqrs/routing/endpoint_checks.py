@@ -1,4 +1,4 @@
-"""What can be wrong with the policies of an endpoint, and with what it promises."""
+"""Checks of an endpoint's policies, and of its declared results."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _are_keys(value: object) -> bool:
     return bool(several) and all(map(_is_text, several))
 
 
-# The others are compared with what there is: databases, channels, attributes.
+# The others are compared with databases, channels and attributes that exist.
 _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("a name", _is_text),
     "aliases": ("names", lambda value: all(map(_is_text, value))),
@@ -53,7 +53,7 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def with_sound_values(
     policies: Policies, function: Callable[..., Any]
 ) -> tuple[Policies, list[Problem]]:
-    """Return policies without the values they cannot have, and a problem for each."""
+    """Return policies without invalid values, and a problem for each of those."""
     unsaid: dict[str, Any] = {}
     problems = []
     for field in dataclasses.fields(policies):
@@ -74,7 +74,7 @@ def with_sound_values(
 
 
 def are_equal(name: str, one: Any, other: Any) -> bool:
-    """Return whether two values of a keyword say the same."""
+    """Return whether two values of a keyword have the same meaning."""
     if name == "channel":
         one, other = (
             DEFAULT_CHANNEL_ALIAS if each is True else each for each in (one, other)
@@ -86,9 +86,9 @@ def are_equal(name: str, one: Any, other: Any) -> bool:
 
 def problems_of(endpoint: Endpoint) -> Iterator[Problem]:
     """
-    Yield what is wrong with an endpoint's policies and results.
+    Yield the problems of an endpoint's policies and results.
 
-    What a factory and an action share is reported where it is written.
+    A problem shared by a factory and an action is reported where it is written.
     """
     yield from _database(endpoint)
     yield from _places(endpoint)
@@ -111,7 +111,7 @@ def _database(endpoint: Endpoint) -> Iterator[Problem]:
 
 
 def _places(endpoint: Endpoint) -> Iterator[Problem]:
-    """Yield the keywords that mean nothing where they stand."""
+    """Yield the keywords that have no effect on this kind of handler."""
     where, is_waiting = place_of(endpoint.function), endpoint.channel is not None
     roles = [endpoint.role]
     if endpoint.role is HandlerRole.PAIR and endpoint.is_alone_somewhere:
@@ -198,7 +198,7 @@ def _channel(endpoint: Endpoint) -> Iterator[Problem]:
 def _option_faults(
     channel: Channel, policies: Policies
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield the policies that a channel cannot keep: what is wrong, what to do."""
+    """Yield the policies that a channel does not support: the fault, and the fix."""
     for name in ("delay", "expires", "priority", "ordering_key"):
         value = getattr(policies, name)
         if value is None:

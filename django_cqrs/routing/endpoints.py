@@ -1,4 +1,4 @@
-"""From declarations to endpoints."""
+"""Make endpoints from declarations."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _endpoints(
             own=policies,
             order=0,
             problems=tuple(problems),
-            # A query of the class itself is about no object of it.
+            # A query of the class itself does not concern an object.
             subject=None if is_static and kind is Kind.QUERY else subject,
             is_factory=is_static,
         )
@@ -128,7 +128,7 @@ def _callable_and_plan(
         has_receiver=not isinstance(handler, staticmethod),
         payload=TAKES_PAYLOAD,
     )
-    if inner is handler:  # an instance's method, whose first argument it is
+    if inner is handler:  # an instance's method, with the instance as first argument
         if subject is None:
             plan = on_service(plan, owner, services)
         else:
@@ -195,7 +195,7 @@ def _routing_classes(
 
 def _refuse_generators(kind: Kind, function: Any, problems: list[Problem]) -> None:
     is_async = inspect.isasyncgenfunction(function)
-    # An answer may be lazy: who asks reads it.
+    # An answer may be lazy, and is read by the caller.
     is_lost = kind is not Kind.QUERY and inspect.isgeneratorfunction(function)
     if is_async or is_lost:
         problems.append(

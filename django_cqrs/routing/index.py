@@ -23,7 +23,7 @@ from django_cqrs.routing.endpoints import PATTERN_SIGNS, endpoints_of
 
 
 def _checked(endpoint: Endpoint) -> Endpoint:
-    """Return an endpoint with what is wrong with its policies and its class."""
+    """Return an endpoint with the problems of its policies and its class."""
     if endpoint.plan.problems:
         return endpoint
     problems = [*endpoint.problems, *problems_of(endpoint)]
@@ -34,14 +34,14 @@ def _checked(endpoint: Endpoint) -> Endpoint:
 
 def sharing(endpoints: Sequence[Endpoint], messages: Sequence[type]) -> list[Endpoint]:
     """
-    Return endpoints, factories and actions with the keywords that they share.
+    Return endpoints, with factories and actions sharing their keywords.
 
-    A factory and an action of one class that a message leads to are one handler for
-    it: whichever of them has a keyword, it counts for both.
+    A factory and an action of one class are one handler for a shared message: a keyword
+    on either of them counts for both.
 
     Args:
-        endpoints: of one registry.
-        messages: the message classes that are known beside those of handlers.
+        endpoints: the endpoints of one registry.
+        messages: the known message classes, besides those of handlers.
 
     """
     groups: defaultdict[Any, list[Endpoint]] = defaultdict(list)
@@ -114,7 +114,7 @@ def _sharing_of_group(
 def _reach(
     endpoint: Endpoint, known: Iterable[type], keys: Iterable[str]
 ) -> frozenset[Any]:
-    """Return what leads to an endpoint, of the classes and the keys that are known."""
+    """Return the known classes and keys that are routed to an endpoint."""
     return frozenset(
         [
             *(cls for cls in known if _is_reached_by(endpoint, cls)),
@@ -124,7 +124,7 @@ def _reach(
 
 
 def _is_reached_by(endpoint: Endpoint, cls: type) -> bool:
-    """Return whether objects of a class lead to an endpoint, others aside."""
+    """Return whether objects of a class would reach an endpoint if it were alone."""
     name = message_name_of(cls)
     if name is not None and _listens_to(endpoint, name.name):
         return True
@@ -144,7 +144,7 @@ def _listens_to(endpoint: Endpoint, key: str) -> bool:
 def _is_subclass(cls: type, base: type) -> bool:
     try:
         return issubclass(cls, base)
-    except TypeError:  # a Protocol with data: only an object can tell
+    except TypeError:  # a Protocol with data: only objects can be tested
         return False
 
 
@@ -160,7 +160,7 @@ def _unequal(name: str, one: Endpoint, other: Endpoint) -> Problem:
 
 
 def _named_classes(discovery: Discovery) -> Iterator[type]:
-    """Yield the message classes that modules or a registry name by themselves."""
+    """Yield the message classes that modules or a registry name themselves."""
     yield from discovery.messages
     for found in discovery.handlers:
         if isinstance(found.target, type) and message_name_of(found.target):
@@ -168,10 +168,10 @@ def _named_classes(discovery: Discovery) -> Iterator[type]:
 
 
 class RouteIndex:
-    """The endpoints of one registry, by what leads to them."""
+    """The endpoints of one registry, by class, key and pattern."""
 
     def __init__(self, discovery: Discovery, services: Services) -> None:
-        """Compile what was discovered, and sort it by what leads there."""
+        """Compile the discovered declarations, and index them by their routes."""
         endpoints: list[Endpoint] = []
         for found in discovery.handlers:
             endpoints.extend(endpoints_of(found, services))
@@ -225,15 +225,15 @@ class RouteIndex:
             and not is_protocol(member)
         ]
         said = [*_named_classes(discovery), *members]
-        # What @dataclass(slots=True) copied, and earlier loads of a module, live on
-        # as subclasses: the last one is meant.
+        # Classes that @dataclass(slots=True) copied, and those of earlier imports of a
+        # module, remain as subclasses: the last one counts.
         derived: dict[Any, type] = {
             load_of(each): each for member in members for each in subclasses_of(member)
         }
         return [*said, *derived.values()]
 
     def paired(self, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
-        """Return endpoints, the factory and the action of one class made one."""
+        """Return endpoints, with the factory and the action of one class made one."""
         found = list(dict.fromkeys(endpoints))
         for factory in [each for each in found if each.subject and each.is_factory]:
             rivals = [
@@ -261,10 +261,10 @@ class RouteIndex:
         self, factory: Endpoint, action: Endpoint
     ) -> tuple[Endpoint, Endpoint]:
         """
-        Return two that share a message of which nobody could know before.
+        Return two endpoints that share a message, as could not be known before.
 
         Raises:
-            InvalidHandler: their keywords are not equal.
+            InvalidHandler: their keywords differ.
 
         """
         both = [
@@ -278,11 +278,11 @@ class RouteIndex:
 
     def with_action(self, endpoint: Endpoint, payload: Any) -> Endpoint:
         """
-        Return what a message was stored for: the pair, where it was for one of a pair.
+        Return the endpoint that a message was stored for, or its pair.
 
         Args:
-            endpoint: whose name the message has, the factory or the action.
-            payload: of the message.
+            endpoint: the endpoint of the message's name, the factory or the action.
+            payload: the message's payload.
 
         """
         __traceback_hide__ = True
@@ -299,14 +299,14 @@ class RouteIndex:
     def _with_own_name(
         self, kind: Kind, cls: type, endpoints: list[Endpoint]
     ) -> list[Endpoint]:
-        """Return these and those that its own ``@message`` name leads to."""
+        """Return these and the endpoints of the class's own ``@message`` name."""
         name = message_name_of(cls)
         if name is None:
             return endpoints
         return list(dict.fromkeys([*endpoints, *self._by_key[kind].get(name.name, ())]))
 
     def _by_nature(self, kind: Kind, payload: Any) -> list[Endpoint]:
-        """Return the endpoints by what an object is without deriving from it."""
+        """Return the endpoints of an object's types that it does not derive from."""
         routes = self._by_class[kind]
         found = [
             endpoint
@@ -318,18 +318,18 @@ class RouteIndex:
 
 
 def turn_of(endpoint: Endpoint) -> tuple[int, bool, int]:
-    """Return what the handlers of one event are sorted by."""
+    """Return the sort key for the handlers of one event."""
     return -endpoint.priority, endpoint.subject is None, endpoint.order
 
 
 def _meet(payload: Any, one: Endpoint, other: Endpoint) -> bool:
-    """Return whether an object that leads to the one endpoint leads to the other."""
+    """Return whether one object can reach both endpoints."""
     cls = type(payload)
     if _is_reached_by(one, cls) and _is_reached_by(other, cls):
         return True
     routed, also = set(one.classes), set(other.classes)
     if one.kind is not Kind.EVENT:
-        # The nearest class decides, or else what the object is by nature.
+        # The nearest class decides, or else the types that it does not derive from.
         natures = {each for each in routed | also if is_protocol(each)}
         routed, also = routed & (also | natures), also & (routed | natures)
     return all(
@@ -343,9 +343,9 @@ def nearest_route(
     """
     Return the first class of the MRO that has a route, and its rivals.
 
-    A rival is not an ancestor of it and stands no further from `cls`, counted in steps
-    of inheritance: two bases of one class, say. ``object`` and Protocols come last
-    and are not looked at here.
+    A rival is not an ancestor of it and is no further from `cls`, counted in steps of
+    inheritance: two bases of one class, for example. ``object`` and Protocols come last
+    and are not considered here.
     """
     found = [
         base
@@ -376,18 +376,18 @@ def _steps(cls: type, base: type) -> int:
 
 
 def load_of(cls: type) -> tuple[Any, ...]:
-    """Return what two classes have in common that are one class of the source."""
+    """Return the identity of a class that repeated imports have in common."""
     return cls.__module__, cls.__qualname__, message_name_of(cls)
 
 
 def _heirs(cls: type) -> Iterator[type]:
-    """Yield the subclasses of a message class; of a Protocol, nobody knows them."""
+    """Yield the subclasses of a message class; those of a Protocol are unknown."""
     return iter(()) if is_protocol(cls) else subclasses_of(cls)
 
 
 def subclasses_of(cls: type) -> Iterator[type]:
     """Yield all subclasses of a class, each before its own."""
-    subclasses: list[type] = type.__subclasses__(cls)  # a metaclass may take no cls
+    subclasses: list[type] = type.__subclasses__(cls)  # a metaclass may not accept cls
     for each in subclasses:
         yield each
         yield from subclasses_of(each)

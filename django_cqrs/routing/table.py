@@ -1,4 +1,4 @@
-"""The route table: which endpoints take a message."""
+"""The route table: finds the endpoints of a message."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RouteTable(RouteDiagnosis):
         Return the endpoint.
 
         Raises:
-            InvalidHandler: it is broken, with the text of its check.
+            InvalidHandler: its declaration is broken, with the text of the check.
 
         """
         for each in self._parts.get(endpoint, (endpoint,)):
@@ -43,10 +43,10 @@ class RouteTable(RouteDiagnosis):
 
     def endpoint_named(self, name: str) -> Endpoint:
         """
-        Return the endpoint of a name, an old one included.
+        Return the endpoint of a name, including old names.
 
         Raises:
-            UnknownEndpoint: no handler has it.
+            UnknownEndpoint: no handler has this name.
             InvalidHandler: its declaration is broken.
 
         """
@@ -60,7 +60,7 @@ class RouteTable(RouteDiagnosis):
         return self.ensure_sound(endpoint)
 
     def problem_of(self, endpoint: Endpoint) -> Problem | None:
-        """Return what its route raises, None where it works."""
+        """Return the problem of its route, None if it works."""
         if endpoint in self._broken:
             return self._broken[endpoint]
         for problem in self.problems:
@@ -70,11 +70,11 @@ class RouteTable(RouteDiagnosis):
 
     def handler_of(self, kind: Kind, payload: Any) -> Endpoint:
         """
-        Return the one endpoint that takes an object.
+        Return the one endpoint of an object.
 
         Raises:
-            NoHandlerFound: there is none.
-            DuplicateHandler: there are several, none nearer than the others.
+            NoHandlerFound: no handler takes it.
+            DuplicateHandler: there are several, and none is nearer than the others.
             InvalidHandler: its declaration is broken.
 
         """
@@ -103,10 +103,10 @@ class RouteTable(RouteDiagnosis):
 
     def handler_of_key(self, kind: Kind, key: str) -> Endpoint | None:
         """
-        Return the one endpoint of a routing key, or None where a message class has it.
+        Return the one endpoint of a routing key, or None for a message class's name.
 
         Raises:
-            NoHandlerFound: nothing has this key.
+            NoHandlerFound: no handler has this key.
             DuplicateHandler: several endpoints have it.
             InvalidHandler: its declaration is broken.
 
@@ -123,10 +123,10 @@ class RouteTable(RouteDiagnosis):
 
     def named_class(self, key: str) -> type | None:
         """
-        Return the message class that ``@message`` gave this name.
+        Return the message class with this ``@message`` name.
 
         Raises:
-            InvalidHandler: two classes have it.
+            InvalidHandler: two classes have this name.
 
         """
         if key in self.types.clashes:
@@ -137,11 +137,11 @@ class RouteTable(RouteDiagnosis):
         self, payload: Any, sent_by: str | None = None
     ) -> tuple[Endpoint, ...]:
         """
-        Return the endpoints that an event reaches, in the order they are called.
+        Return the endpoints that an event reaches, in the order of their calls.
 
         Args:
             payload: the event.
-            sent_by: a name it was published by, beside its class's own.
+            sent_by: the name it was published under, besides its class's own.
 
         Raises:
             InvalidHandler: the declaration of one of them is broken.
@@ -165,7 +165,7 @@ class RouteTable(RouteDiagnosis):
 
     def subscribers_of_key(self, key: str) -> tuple[Endpoint, ...]:
         """
-        Return the endpoints that listen to a name itself, in order.
+        Return the endpoints that listen to a name, in order.
 
         Raises:
             InvalidHandler: the declaration of one of them is broken.
@@ -174,7 +174,7 @@ class RouteTable(RouteDiagnosis):
         return self._in_order(self._listening_to(key))
 
     def _listening_to(self, key: str) -> list[Endpoint]:
-        self.named_class(key)  # raises where two classes have it
+        self.named_class(key)  # raises if two classes have it
         self._refuse_unroutable(Kind.EVENT, key=key)
         return [
             *self._by_key[Kind.EVENT].get(key, ()),
