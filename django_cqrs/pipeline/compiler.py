@@ -1,4 +1,4 @@
-"""What runs from a bus, or from a channel, to a handler: stages put together once."""
+"""Compile runs: the stages from a bus, or from a channel, to a handler."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ from django_cqrs.sync import sync_callable
 
 
 class Pipelines:
-    """Compiles what handles a message, with the interceptors of one registry."""
+    """Compiles the runs of messages, with the interceptors of one registry."""
 
     def __init__(self, interceptors: Sequence[Interceptor]) -> None:
-        """Take compiled interceptors, the outermost first."""
+        """Take compiled interceptors, outermost first."""
         self.interceptors: tuple[Interceptor, ...] = tuple(interceptors)
 
     def handling(
@@ -63,19 +63,19 @@ class Pipelines:
         is_direct: bool = False,
     ) -> Run:
         """
-        Return what handles a command or a query, whole: from message to result.
+        Return the whole run of a command or a query, from message to result.
 
         Args:
-            point: a sound endpoint, the bus and the payload's type.
-            using: the alias that the caller asks for, before the endpoint's own.
+            point: a valid endpoint, the bus and the payload's type.
+            using: the caller's alias, which overrides the endpoint's own.
             retry: the bus's policy.
-            key: what the bus tells duplicates by.
-            is_direct: whether it goes past the bus: without the interceptors that
-                look at it, and without its transaction.
+            key: the bus's key for duplicates.
+            is_direct: whether the bus is bypassed: without the interceptors that look
+                at it, and without its transaction.
 
         Raises:
-            InvalidHandler: an interceptor that stands here is broken.
-            InvalidOption: the bus has a key, and nothing can remember it.
+            InvalidHandler: an interceptor at this point is broken.
+            InvalidOption: the bus has a key, and no installed app can remember it.
 
         """
         found = self._at(point, *_HANDLING)
@@ -99,13 +99,13 @@ class Pipelines:
 
     def subscription(self, point: JoinPoint) -> Run:
         """
-        Return what handles an event at once, to be run while the event is current.
+        Return the run of an event's direct handler, while the event is current.
 
-        The handlers of one event share what ``Depends`` makes for it: their publisher
-        sees to that.
+        The handlers of one event share their ``Depends`` results, which the publisher
+        manages.
 
         Raises:
-            InvalidHandler: an interceptor that stands here is broken.
+            InvalidHandler: an interceptor at this point is broken.
 
         """
         found = self._at(point, *_HANDLING)
@@ -121,16 +121,16 @@ class Pipelines:
         using: str | None = None,
     ) -> Run:
         """
-        Return what handles a message that comes out of a channel.
+        Return the run of a message from a channel.
 
         Args:
-            point: a sound endpoint, the bus of its kind and the payload's type.
-            opens_transaction: False where the caller's savepoint is to be the
-                endpoint's transaction.
-            using: the alias of an endpoint that names none.
+            point: a valid endpoint, the bus of its kind and the payload's type.
+            opens_transaction: False if the caller's savepoint is the endpoint's
+                transaction.
+            using: the alias for an endpoint that does not name one.
 
         Raises:
-            InvalidHandler: an interceptor that stands here is broken.
+            InvalidHandler: an interceptor at this point is broken.
 
         """
         found = [
@@ -139,9 +139,9 @@ class Pipelines:
             if not each.interception.pointcut.looks_at_bus
         ]
         if point.endpoint.subject is not None:
-            using = None  # its objects say where they are
+            using = None  # its objects decide
         mode = Mode(
-            # Messages may still wait for an event handler that has no channel now.
+            # Messages may still wait for an event handler that no longer has a channel.
             is_atomic=point.endpoint.policies.atomic is not False,
             opens_transaction=opens_transaction,
         )
@@ -160,20 +160,20 @@ class Pipelines:
         key: BusKey | None = None,
     ) -> Run:
         """
-        Return what sends a message to a channel: interceptors, then `put`.
+        Return the run that sends a message to a channel: interceptors, then `put`.
 
-        Those that look at the bus stand here, since only the sender has one.
+        Interceptors that look at the bus run here, since only the sender has one.
 
         Args:
-            point: the endpoint that it is for, the bus and the payload's type.
-            put: sends it.
+            point: the receiving endpoint, the bus and the payload's type.
+            put: sends the message.
             alias_of: returns the database that a message is stored in.
             retry: the bus's policy, for the transaction that its key needs.
-            key: what the bus tells duplicates by.
+            key: the bus's key for duplicates.
 
         Raises:
-            InvalidHandler: an interceptor that stands here is broken.
-            InvalidOption: the bus has a key, and nothing can remember it.
+            InvalidHandler: an interceptor at this point is broken.
+            InvalidOption: the bus has a key, and no installed app can remember it.
 
         """
         before_channel = self._at(point, When.PRE_SEND)
@@ -199,13 +199,13 @@ class Pipelines:
         self, endpoint: Endpoint, buses: Sequence[Any], known: MessageTypes
     ) -> list[Interceptor]:
         """
-        Return the interceptors that may stand around an endpoint, outermost first.
+        Return the interceptors that may apply to an endpoint, outermost first.
 
         Args:
             endpoint: the handler.
-            buses: those that may be used.
-            known: the message classes, of which the handler may take more than it
-                names.
+            buses: the buses that may be used.
+            known: the message classes, since the handler may accept more of them than
+                it names.
 
         """
         if not self.interceptors:
@@ -221,7 +221,7 @@ class Pipelines:
     def problems_of(
         self, endpoints: Iterable[Endpoint], buses: Sequence[Any]
     ) -> Iterator[Problem]:
-        """Yield what is wrong with interceptors, alone and where they stand."""
+        """Yield the problems of interceptors, alone and at their join points."""
         for each in self.interceptors:
             yield from each.problems
         sound = [each for each in self.interceptors if not each.problems]
@@ -235,7 +235,7 @@ class Pipelines:
     def plans_at(
         self, endpoints: Sequence[Endpoint], bus: Any, types: Sequence[type]
     ) -> list[ArgumentPlan]:
-        """Return the plans of endpoints called at once, and of their interceptors."""
+        """Return the plans of directly called endpoints, and of their interceptors."""
         plans = []
         for endpoint, cls in zip(endpoints, types, strict=True):
             if endpoint.channel is None:
@@ -261,7 +261,7 @@ class Pipelines:
         retry: InstantRetry | None = None,
         key: BusKey | None = None,
     ) -> Run:
-        """Put the stages together: once, or where objects say so, once a database."""
+        """Combine the stages: once, or once per database if objects decide on it."""
         endpoint = point.endpoint
         zones = _zones(interceptors)
 
@@ -283,21 +283,21 @@ class Pipelines:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
-    """What the way that a message has come by asks of the stages."""
+    """The demands on the stages of one way of handling a message."""
 
     is_atomic: bool
     """Whether the handler runs in a transaction."""
     opens_transaction: bool = True
-    """Whether that is opened here; it may be a savepoint of the caller's."""
+    """Whether that is opened here; the caller's savepoint may replace it."""
     makes_dependencies: bool = True
-    """Whether what ``Depends`` makes is closed here; the publisher may do it."""
+    """Whether ``Depends`` results are closed here; the publisher may do it."""
     answers: bool = False
-    """Whether the result goes to the sender, so that a repeated command has it too."""
+    """Whether the sender gets the result, so that a repeated command gets it too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StageContext:
-    """Where stages are put together: around which endpoint, and with what."""
+    """The context in which stages are combined: the endpoint and its settings."""
 
     point: JoinPoint
     alias: str
@@ -308,9 +308,9 @@ class StageContext:
     outer: Sequence[Interceptor]
     """The interceptors outside the retry."""
     middle: Sequence[Interceptor]
-    """Those between the retry and the transaction."""
+    """The interceptors between the retry and the transaction."""
     inner: Sequence[Interceptor]
-    """Those inside the transaction."""
+    """The interceptors inside the transaction."""
 
     @property
     def endpoint(self) -> Endpoint:
@@ -319,16 +319,16 @@ class StageContext:
 
     @property
     def attempted(self) -> list[ArgumentPlan]:
-        """The plans of all that a retry would call again."""
+        """The plans of everything that a retry would call again."""
         return [*self.endpoint.plans, *_plans_of((*self.middle, *self.inner))]
 
 
 Stage = Callable[[Run, StageContext], Run]
-"""Returns a run with something around it, or the run itself where nothing is to be."""
+"""Returns a run with a stage around it, or the run itself without need for it."""
 
 
 def with_dependencies_of_message(run: Run, context: StageContext) -> Run:
-    """Close, after the message, what ``Depends`` made for it."""
+    """Close the message's ``Depends`` results after it."""
     plans = _plans_of(context.outer)
     if context.retry is None:
         plans += context.attempted
@@ -337,25 +337,25 @@ def with_dependencies_of_message(run: Run, context: StageContext) -> Run:
 
 
 def with_outer_interceptors(run: Run, context: StageContext) -> Run:
-    """Call the interceptors that see a message once, however often it is tried."""
+    """Call the interceptors that see a message once, not once for each attempt."""
     return intercepted(run, context.outer, context.point)
 
 
 def with_retry(run: Run, context: StageContext) -> Run:
-    """Try again what failed, as the bus says."""
+    """Retry failures, as the bus is configured."""
     if context.retry is None:
         return run
     return retried(run, context.retry, context.alias, context.endpoint.name)
 
 
 def with_dependencies_of_attempt(run: Run, context: StageContext) -> Run:
-    """Close, after each attempt, what ``Depends`` made for it."""
+    """Close the attempt's ``Depends`` results after it."""
     is_needed = context.retry is not None and _use_dependencies(context.attempted)
     return with_dependencies(run) if is_needed else run
 
 
 def with_middle_interceptors(run: Run, context: StageContext) -> Run:
-    """Call the interceptors that stand outside the transaction."""
+    """Call the interceptors outside the transaction."""
     # Outside the transaction there is no object yet, only a service.
     has_object = context.endpoint.subject is not None
     target = nobody if has_object else target_of(context.point)
@@ -363,7 +363,7 @@ def with_middle_interceptors(run: Run, context: StageContext) -> Run:
 
 
 def with_transaction(run: Run, context: StageContext) -> Run:
-    """Open the transaction, or have an object's event handler run in the sender's."""
+    """Open the transaction, or run an object's event handler in the sender's."""
     endpoint = context.endpoint
     if context.mode.is_atomic:
         opens = context.mode.opens_transaction
@@ -378,12 +378,12 @@ def with_transaction(run: Run, context: StageContext) -> Run:
 
 
 def with_transaction_observers(run: Run, context: StageContext) -> Run:
-    """Tell those that write down, in the transaction, what happens in it."""
+    """Call the observers that record, in the transaction, what happens in it."""
     return observed_in_transaction(run, context.point, context.alias)
 
 
 def with_key_of_bus(run: Run, context: StageContext) -> Run:
-    """Handle once what the bus tells to be the same."""
+    """Handle messages with the same key of the bus once."""
     if context.key is None:
         return run
     answers = context.mode.answers
@@ -391,17 +391,17 @@ def with_key_of_bus(run: Run, context: StageContext) -> Run:
 
 
 def with_key_of_endpoint(run: Run, context: StageContext) -> Run:
-    """Handle once what the handler's own key tells to be the same."""
+    """Handle messages with the same key of the handler once."""
     return once(run, context.point, context.alias, answers=context.mode.answers)
 
 
 def with_output(run: Run, context: StageContext) -> Run:
-    """Send the result on to the command that ``output=`` names."""
+    """Send the result to the command in ``output=``."""
     return _sent_on(run, context.point)
 
 
 def with_inner_interceptors(run: Run, context: StageContext) -> Run:
-    """Call the interceptors inside the transaction; find and keep the object there."""
+    """Call the interceptors inside the transaction; find and save the object there."""
     point, subject = context.point, context.endpoint.subject
     stage = None
     if subject is not None:
@@ -423,9 +423,9 @@ STAGES: Final[tuple[Stage, ...]] = (
     with_inner_interceptors,
 )
 """
-What stands around a handler, the outermost first.
+The stages around a handler, outermost first.
 
-Around all of it a message becomes the current one, and observers see it begin and end.
+Outside them a message becomes the current one, and observers see it begin and end.
 """
 
 
@@ -435,7 +435,7 @@ _HANDLING = (When.BEFORE, When.AROUND, When.AFTER)
 def _zones(
     interceptors: Sequence[Interceptor],
 ) -> tuple[list[Interceptor], list[Interceptor], list[Interceptor]]:
-    """Part interceptors by where they stand to the retry and to the transaction."""
+    """Divide interceptors by their place relative to the retry and the transaction."""
     outer: list[Interceptor] = []
     middle: list[Interceptor] = []
     inner: list[Interceptor] = []
@@ -452,7 +452,7 @@ def _zones(
 def _sent_once(
     run: Run, point: JoinPoint, key: BusKey, retry: InstantRetry | None, alias: str
 ) -> Run:
-    """Return `run`, which sends, for the first message of each key of the bus."""
+    """Return `run`, which sends, limited to the first message of each bus key."""
     name = point.endpoint.name
     run = once_on_bus(run, point, alias, key, answers=False)
     run = in_transaction(run, alias, name)
@@ -469,10 +469,10 @@ def _unremembered(endpoint: Endpoint) -> str:
 
 def _sent_on(run: Run, point: JoinPoint) -> Run:
     """
-    Return `run` with its result sent to the commands that ``output=`` names.
+    Return `run`, with its result sent to the commands in ``output=``.
 
-    That is what a dispatch gives back: of an object that was made, its identifier. A
-    factory may say what else is to be sent.
+    The result is that of a dispatch: the identifier of a new object. A factory may
+    return the values to send instead.
     """
     endpoint, registry = point.endpoint, point.bus.registry
     outputs = endpoint.policies.outputs
@@ -533,7 +533,7 @@ def _call_of_one(endpoint: Endpoint) -> Run:
     if endpoint.kind is Kind.QUERY:
         plan = plan.reading
     elif endpoint.kind is Kind.EVENT and endpoint.channel is not None:
-        plan = plan.unlocked  # it may take long, and no command waits for it
+        plan = plan.unlocked  # it may take long, and must not block commands
     return plan.bind(function)
 
 
@@ -548,7 +548,7 @@ def _use_dependencies(plans: Iterable[ArgumentPlan]) -> bool:
 def _points(
     endpoint: Endpoint, buses: Sequence[Any], known: MessageTypes | None = None
 ) -> Iterator[JoinPoint]:
-    """Yield where an interceptor may stand: by the bus, and by the payload's class."""
+    """Yield the join points of interceptors, by the bus and the payload's class."""
     payload = endpoint.plan.payload
     types: list[type | None] = [None]
     if payload is not None:
@@ -563,7 +563,7 @@ def _points(
 def _taken_by(
     payload: PayloadType, named: Sequence[type], known: MessageTypes
 ) -> Iterable[type]:
-    """Return the known classes that a handler takes as they are."""
+    """Return the known classes that a handler accepts without conversion."""
     if payload.takes_anything:
         return known
     return dict.fromkeys(cls for each in named for cls in known.subclasses_of(each))

@@ -25,17 +25,17 @@ from django_cqrs.messages import (
 from django_cqrs.routing.endpoint import Endpoint
 
 TRACE = "django_cqrs.trace"
-"""Where the headers of an envelope hold the context of a trace, an object of text."""
+"""The header of an envelope with the context of a trace, an object of text."""
 
 AGGREGATE_ID = "django_cqrs.aggregate_id"
-"""Where they hold the identifier that the sender gave."""
+"""The header with the identifier that the sender gave."""
 
 UNSET = "django_cqrs.unset"
-"""Where they hold which fields of pydantic models were not given, by their paths."""
+"""The header with the unset fields of pydantic models, by their paths."""
 
 
 def headers_of(message: Message) -> dict[str, Any]:
-    """Return the headers that an envelope of a message takes along."""
+    """Return the headers of a message for its envelope."""
     __traceback_hide__ = True
     headers = {**message._user, **aggregate_headers_of(message)}
     trace = handling_of(message).trace
@@ -54,7 +54,7 @@ def encode(
 
     Raises:
         UnknownMessage: its class is not registered.
-        MessageConversionError: it would not come back as it is.
+        MessageConversionError: it could not be restored unchanged.
 
     """
     __traceback_hide__ = True
@@ -66,7 +66,7 @@ def encode(
 
 
 def unset_of(endpoint: Endpoint, payload: Any) -> Unset:
-    """Return the fields of a payload that were not given, where it needs them back."""
+    """Return the unset fields of a payload, if its restoration needs them."""
     __traceback_hide__ = True
     if is_value_type(type(payload)):
         wanted = endpoint.plan.payload or PayloadType(Any)
@@ -76,11 +76,11 @@ def unset_of(endpoint: Endpoint, payload: Any) -> Unset:
 
 def decode(endpoint: Endpoint, types: MessageTypes, envelope: Envelope) -> Any:
     """
-    Return the payload of an envelope, as the endpoint's handler takes it.
+    Return the payload of an envelope, in the type of the endpoint's handler.
 
     Raises:
         UnknownMessage: no registered class has its name.
-        MessageConversionError: the text is not one of its class.
+        MessageConversionError: the text does not fit its class.
 
     """
     __traceback_hide__ = True
@@ -111,11 +111,11 @@ def encode_headers(headers: Mapping[str, HeaderValue]) -> bytes:
     Return the user's headers as a JSON object.
 
     Raises:
-        InvalidHeader: a value has no JSON form, an Enum's for example.
+        InvalidHeader: a value has no JSON form, such as an Enum.
 
     """
     __traceback_hide__ = True
-    if not headers:  # mostly so
+    if not headers:  # the usual case
         return _NO_HEADERS
     try:
         return json.dumps(to_jsonable(headers), allow_nan=False).encode()
@@ -126,14 +126,14 @@ def encode_headers(headers: Mapping[str, HeaderValue]) -> bytes:
 
 def decode_headers(text: bytes) -> dict[str, Any]:
     """
-    Return the user's headers, of the types that JSON has.
+    Return the user's headers, in JSON's types.
 
     Raises:
         MessageConversionError: the text is not a JSON object.
 
     """
     __traceback_hide__ = True
-    if text == _NO_HEADERS:  # mostly so
+    if text == _NO_HEADERS:  # the usual case
         return {}
     try:
         headers = json.loads(text)
@@ -149,11 +149,11 @@ def decode_headers(text: bytes) -> dict[str, Any]:
 
 def message_of(envelope: Envelope, payload: Any, scope: Any = None) -> Message:
     """
-    Return the message that was sent, its identity and headers as they were.
+    Return the message that was sent, with its identity and headers.
 
     Args:
-        envelope: as it was stored.
-        payload: read from it.
+        envelope: the envelope, as stored.
+        payload: the payload read from it.
         scope: the bus scope that surrounds its handling, if any.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The stage that has a message handled once: a later one of its key is a duplicate."""
+"""The idempotency stage: later messages with the same key are duplicates."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ logger: Final = logging.getLogger("django_cqrs.pipeline")
 
 
 def idempotency_key_of(endpoint: Endpoint) -> KeySource | None:
-    """Return where an endpoint's key is, or that of the action beside it."""
+    """Return the key source of an endpoint, or of the action beside it."""
     source: KeySource | None = endpoint.policies.idempotency_key
     return source
 
 
 def once(run: Run, point: JoinPoint, alias: str, *, answers: bool) -> Run:
     """
-    Have `run` run for the first message of each key of an endpoint.
+    Limit `run` to the first message of each key of an endpoint.
 
     Args:
-        run: what is run inside, in the transaction that the key is entered in.
-        point: where this is.
+        run: the inner run, in the transaction in which the key is entered.
+        point: the join point.
         alias: the database of that transaction.
-        answers: whether somebody waits for what `run` returns, so that it is kept
-            for the duplicates.
+        answers: whether a sender waits for the result of `run`, so that it is kept for
+            duplicates.
 
     """
     endpoint = point.endpoint
@@ -74,18 +74,18 @@ def once(run: Run, point: JoinPoint, alias: str, *, answers: bool) -> Run:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BusKey:
-    """What a bus tells duplicates by, and what it does with one."""
+    """A bus's key for duplicates, and its handling of them."""
 
     source: KeySource
     replays: bool | Header = False
-    """Whether what the first one sent is sent again; a header may say so."""
+    """Whether the messages of the first one are sent again; a header may decide."""
 
     def __post_init__(self) -> None:
         """
-        Refuse what cannot be a key of a bus.
+        Refuse an invalid key of a bus.
 
         Raises:
-            InvalidOption: it is none, or no two messages have the same.
+            InvalidOption: it is invalid, or no two messages would share it.
 
         """
         faults = list(faults_of(self.source, ()))
@@ -99,12 +99,12 @@ class BusKey:
             raise InvalidOption(msg)
 
     def __str__(self) -> str:
-        """Return whose key it is."""
+        """Return the owner of the key."""
         return f"A CommandBus keyed by {self.source!r}"
 
     @property
     def space(self) -> str:
-        """What sets its keys apart from those that are taken from somewhere else."""
+        """The prefix that separates its keys from those of other sources."""
         if isinstance(self.source, Header):
             return f"bus:header:{self.source.name}"
         if isinstance(self.source, str):
@@ -116,14 +116,14 @@ def once_on_bus(
     run: Run, point: JoinPoint, alias: str, key: BusKey, *, answers: bool
 ) -> Run:
     """
-    Have `run` run for the first message of each key that a bus sends to an endpoint.
+    Limit `run` to the first message of each key that a bus sends to an endpoint.
 
     Args:
-        run: what is run inside, in the transaction that the key is entered in.
-        point: where this is.
+        run: the inner run, in the transaction in which the key is entered.
+        point: the join point.
         alias: the database of that transaction.
-        key: of the bus.
-        answers: whether `run` returns what the handler does.
+        key: the bus's key.
+        answers: whether `run` returns the handler's result.
 
     Raises:
         InvalidOption: no installed app remembers keys.
@@ -178,7 +178,7 @@ def _once(
         drops: list[bool] = []  # of this attempt
         handling.drops = drops
         result = run(message)
-        if drops:  # nobody has handled it, so a later one is not a duplicate
+        if drops:  # it was not handled, so a later one is not a duplicate
             around += drops
             inbox.forget(alias, owner, key)
             return result
@@ -195,10 +195,10 @@ def _once(
 
 def inbox_for(whose: str) -> Inbox:
     """
-    Return where keys are remembered.
+    Return the inbox that remembers keys.
 
     Raises:
-        InvalidHandler: no installed app has such a place.
+        InvalidHandler: no installed app provides an inbox.
 
     """
     inbox = find_inbox()
@@ -208,13 +208,13 @@ def inbox_for(whose: str) -> Inbox:
 
 
 def _owners(endpoint: Endpoint, space: str = "") -> tuple[str, tuple[str, ...]]:
-    """Return the names that an endpoint's keys are kept under, now and before."""
+    """Return the present and former names that own an endpoint's keys."""
     owner, *former = (as_key(f"{space}{name}") for name in endpoint.names)
     return owner, tuple(former)
 
 
 def log_duplicate(message: Message, endpoint: Endpoint) -> None:
-    """Say that a message is not handled."""
+    """Log that a duplicate is not handled."""
     logger.info(
         "Message for %s is a duplicate and was not handled",
         endpoint.name,
@@ -227,19 +227,19 @@ def log_duplicate(message: Message, endpoint: Endpoint) -> None:
 
 
 class Answer:
-    """What a dispatch gives back, to JSON text and back again."""
+    """Converts the result of a dispatch to JSON text and back."""
 
     def __init__(self, point: JoinPoint) -> None:
-        """Take the type that the command promises, or else its handler's."""
+        """Use the type that the command declares, or else its handler's."""
         self._place = point.endpoint.place
         self._type = PayloadType(_result_type_at(point))
 
     def write(self, result: Any) -> bytes | None:
         """
-        Return a result as it is kept.
+        Return a result in stored form.
 
         Raises:
-            UnexpectedResult: it would not come back as it is.
+            UnexpectedResult: it could not be restored unchanged.
 
         """
         if result is None:
@@ -259,7 +259,7 @@ class Answer:
         return b"%b%b%b%b}" % (_UNSET, json.dumps(unset).encode(), _VALUE, text)
 
     def read(self, text: bytes | None) -> Any:
-        """Return the result that was kept."""
+        """Return a stored result."""
         if text is None:
             return None
         if not text.startswith(_UNSET):
@@ -272,7 +272,7 @@ class Answer:
         return result
 
 
-# Around a result with models in it: which of their fields were not given.
+# Around a result with models: their unset fields.
 _UNSET: Final = b'{"django_cqrs.unset":'
 _VALUE: Final = b',"value":'
 
@@ -294,12 +294,12 @@ def _returned_by(endpoint: Endpoint) -> Any:
     return endpoint.plan.returns
 
 
-# ------------------------------------------------------------------------ what was sent
+# ----------------------------------------------------------------- replayed messages
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Output:
-    """A message that was sent to a channel, as it is kept for duplicates."""
+    """A message that was sent to a channel, as kept for duplicates."""
 
     using: str
     channel: str
@@ -307,15 +307,15 @@ class Output:
 
 
 class Outputs:
-    """The messages that handling one has sent: kept as JSON, and sent again."""
+    """The messages that the handling of one has sent: kept as JSON, and sent again."""
 
     def __init__(self, on: bool | Header, deliver: Callable[..., None]) -> None:
         """
-        Take what handles them where a channel does so in this process.
+        Take the handling of messages, for channels that do it in this process.
 
         Args:
             on: True, or a header without which a duplicate sends nothing.
-            deliver: handles a message, ``using=`` the database it was sent in.
+            deliver: handles a message, ``using=`` the database that it was sent in.
 
         """
         self._header = on.name if isinstance(on, Header) else None
@@ -323,25 +323,25 @@ class Outputs:
         self._type = PayloadType(list[Output])
 
     def write(self, sent: Sequence[Sent]) -> bytes | None:
-        """Return messages as they are kept, in the order of their sending."""
+        """Return messages in stored form, in the order of sending."""
         outputs = [
             Output(each.alias, each.sink.alias, each.entry.envelope)
             for each in sent
-            if isinstance(each.entry, Delivery)  # no entry of the journal, say
+            if isinstance(each.entry, Delivery)  # not an entry of the journal
         ]
         outputs.sort(key=lambda output: output.envelope.sequence)
         return self._type.to_json(outputs) if outputs else None
 
     def send_again(self, text: bytes | None, message: Message) -> None:
         """
-        Send what was kept once more: the same messages, by ids, headers and times.
+        Send kept messages again: the same ones, by ids, headers and times.
 
         Args:
-            text: what was kept, if anything.
-            message: the duplicate; in its transaction they are sent.
+            text: the kept messages, if any.
+            message: the duplicate, in whose transaction they are sent.
 
         Raises:
-            InvalidChannel: a channel of theirs is not there now.
+            InvalidChannel: one of their channels no longer exists.
 
         """
         if text is None or not self._is_wanted(message):

@@ -1,4 +1,4 @@
-"""Interceptors at their places: compiled once, then put around what they are for."""
+"""Interceptors: compiled once, then wrapped around the runs that they apply to."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ _reset_current = current.reset
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MarkerParameter:
-    """A parameter that is given a marker, and what it gets where there is none."""
+    """A parameter for a marker, with its value if there is none."""
 
     marker: type[Marker]
     otherwise: Any
 
     def at(self, point: JoinPoint) -> Any:
-        """Return what the parameter gets, ``Parameter.empty`` where that is lacking."""
+        """Return the parameter's value, ``Parameter.empty`` if it has none."""
         for view in point.views:
             found = marker_at(view, self.marker)
             if found is not None:
@@ -67,7 +67,7 @@ class Interceptor:
     function: Callable[..., Any]
     plan: ArgumentPlan
     markers: Mapping[str, MarkerParameter]
-    """The parameters that get a marker, by their names."""
+    """The parameters for markers, by name."""
     problems: tuple[Problem, ...]
 
     @property
@@ -76,11 +76,11 @@ class Interceptor:
         return place_of(self.function)
 
     def is_at(self, point: JoinPoint) -> bool:
-        """Return whether it stands at a point."""
+        """Return whether it applies to a join point."""
         return any(map(self.interception.pointcut.matches, point.views))
 
     def problem_at(self, point: JoinPoint) -> Problem | None:
-        """Return what keeps it from standing where its pointcut puts it, if any."""
+        """Return the problem of using it where its pointcut applies, if any."""
         if self.problems:
             return self.problems[0]
         place = point.endpoint.place
@@ -106,7 +106,7 @@ class Interceptor:
         return None
 
     def bound_at(self, point: JoinPoint) -> ArgumentPlan:
-        """Return its plan with the point's markers, and its payload as it takes it."""
+        """Return its plan with the join point's markers, and the payload converted."""
         sources: dict[str | None, Constant | Resolver] = {
             name: Constant(wanted.at(point)) for name, wanted in self.markers.items()
         }
@@ -122,7 +122,7 @@ class Interceptor:
 
 
 def interceptors_of(functions: Iterable[Any], services: Services) -> list[Interceptor]:
-    """Return declared interceptors, compiled, the outermost first."""
+    """Return declared interceptors, compiled, outermost first."""
     found = []
     for function in dict.fromkeys(functions):
         interception = interception_of(function)
@@ -193,14 +193,14 @@ def _marker_parameter(parameter: inspect.Parameter) -> MarkerParameter | None:
 
 
 def takes_class(wanted: PayloadType, cls: type) -> bool:
-    """Return whether objects of a class are taken as they are."""
+    """Return whether objects of a class are accepted without conversion."""
     return wanted.takes_anything or any(
         is_plain_class(member) and is_subclass(cls, member) for member in wanted.members
     )
 
 
 def _may_take(wanted: PayloadType, cls: type) -> bool:
-    """Return whether objects of a class are taken, or can be made into what is."""
+    """Return whether objects of a class are accepted, or can be converted."""
     return takes_class(wanted, cls) or not all(
         is_plain_class(member) and not issubclass(member, dict)
         for member in wanted.members
@@ -208,11 +208,11 @@ def _may_take(wanted: PayloadType, cls: type) -> bool:
 
 
 def nobody(_message: Message) -> None:
-    """Return what stands for a target where no object's method is called."""
+    """Return the target of handlers without an object: None."""
 
 
 def target_of(point: JoinPoint) -> Run:
-    """Return what finds the object whose method the handler is."""
+    """Return a function that finds the object whose method the handler is."""
     if point.endpoint.subject is not None:
         return subject_of
     owner, arguments = point.endpoint.owner, point.endpoint.plan.arguments
@@ -231,15 +231,15 @@ def intercepted(
     Return `run` with interceptors around it: before, around, `run`, after.
 
     Args:
-        run: what is run inside.
-        interceptors: the outermost first.
-        point: where this is.
+        run: the inner run.
+        interceptors: the interceptors, outermost first.
+        point: the join point.
         target: finds the object whose method the handler is.
-        stage: what stands between ``before`` and ``around``, and between ``around``
-            and ``after``.
+        stage: a stage between ``before`` and ``around``, and between ``around`` and
+            ``after``.
 
     Raises:
-        InvalidHandler: an interceptor is broken, or cannot stand here.
+        InvalidHandler: an interceptor is broken, or cannot apply here.
 
     """
     kinds: dict[When, list[Interceptor]] = {when: [] for when in When}
@@ -318,12 +318,12 @@ def _then(run: Run, interceptor: Interceptor, point: JoinPoint) -> Run:
 def _replaced(
     message: Message, outcome: Any, interceptor: Interceptor, point: JoinPoint
 ) -> Message:
-    """Return the message that goes on instead, its payload as the handler takes it."""
+    """Return the message to continue with, its payload in the handler's type."""
     wanted = point.endpoint.plan.payload
     replaced: Message = outcome
     if not isinstance(outcome, Message):
         replaced = message.replace(payload=outcome)
-    elif outcome.message_id != message.message_id:  # made anew, not with replace()
+    elif outcome.message_id != message.message_id:  # constructed, not from replace()
         replaced = message.replace(payload=outcome.payload)
     if wanted is None or replaced.payload is message.payload:
         return replaced
@@ -338,7 +338,7 @@ def _replaced(
 
 
 def _stopped(interceptor: Interceptor, point: JoinPoint) -> None:
-    """End a message's way; raise where its sender was promised a result."""
+    """Stop a message; raise if its sender was promised a result."""
     cls = point.payload_type
     promised = Any if cls is None else result_type_of(cls)
     if cls is not None and promised not in (Any, None, type(None)):

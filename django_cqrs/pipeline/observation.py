@@ -1,8 +1,8 @@
 """
-Who watches messages go by: signals, the debug log, tracing.
+Observers of messages: signals, the debug log, tracing.
 
-An observer wraps what handles or sends a message. It is asked when that is compiled,
-so where nobody watches, nothing of this is in a message's way.
+An observer wraps the runs that handle or send a message. It is asked when they are
+compiled, so without observers nothing slows messages down.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger: Final = logging.getLogger("django_cqrs.pipeline")
 
 
 class Step(enum.Enum):
-    """What is observed of a message."""
+    """An observed step of a message."""
 
     HANDLE = "handle"
     """A handler is called where the message is sent."""
@@ -33,7 +33,7 @@ class Step(enum.Enum):
 
 
 Observer = Callable[[Run, JoinPoint, Step], Run]
-"""Returns what it is given, itself around it; where it does not watch, as it is."""
+"""Returns the given run, wrapped in itself; unchanged if it does not observe it."""
 
 TransactionObserver = Callable[[Run, JoinPoint, str], Run]
 """Like Observer, but called inside the handler's transaction with its alias."""
@@ -43,27 +43,27 @@ _transaction_observers: list[TransactionObserver] = []
 
 
 def add_observer(observer: Observer) -> None:
-    """Have an observer asked, once, about everything that is compiled from now on."""
+    """Add an observer, to be asked about every run that is compiled from now on."""
     if observer not in _observers:
         _observers.append(observer)
         tell_change()
 
 
 def remove_observer(observer: Observer) -> None:
-    """Take an observer out of everything."""
+    """Remove an observer from all runs."""
     _observers.remove(observer)
     tell_change()
 
 
 def add_transaction_observer(observer: TransactionObserver) -> None:
-    """Have an observer asked, once, about all handlers compiled from now on."""
+    """Add an observer, to be asked about all handlers compiled from now on."""
     if observer not in _transaction_observers:
         _transaction_observers.append(observer)
         tell_change()
 
 
 def observed(run: Run, point: JoinPoint, step: Step) -> Run:
-    """Return `run` with all who watch it around it, those added last outermost."""
+    """Return `run` wrapped in its observers, those added last outermost."""
     for observer in (_signalled, _logged, *_observers):
         run = observer(run, point, step)
     if point.endpoint.action is not None and step is not Step.SEND:
@@ -72,10 +72,10 @@ def observed(run: Run, point: JoinPoint, step: Step) -> Run:
 
 
 def _named(run: Run) -> Run:
-    """Have it known which of a factory and an action has run."""
+    """Record whether the factory or the action has run."""
 
     def run_named(message: Message) -> Any:
-        # A worker that wants to know it gives a message of its own.
+        # A worker that needs to know provides a record of its own.
         handling = message.handling
         before = handling.ran
         if before is None:
@@ -83,20 +83,20 @@ def _named(run: Run) -> Run:
         try:
             return run(message)
         finally:
-            handling.ran = before  # another handler of the event has another one
+            handling.ran = before  # another handler of the event has its own
 
     return run_named
 
 
 def observed_in_transaction(run: Run, point: JoinPoint, alias: str) -> Run:
-    """Return `run` with all around it who watch from inside the transaction."""
+    """Return `run` wrapped in the observers inside the transaction."""
     for observe in _transaction_observers:
         run = observe(run, point, alias)
     return run
 
 
 def label_of(point: JoinPoint) -> str:
-    """Return what people call the messages here: by name, class or routing key."""
+    """Return the name of the messages here for people: name, class or routing key."""
     cls, endpoint = point.payload_type, point.endpoint
     if cls is not None and (name := message_name_of(cls)) is not None:
         return name.name
@@ -113,7 +113,7 @@ def name_of_error(error: BaseException) -> str:
 
 
 def _signalled(run: Run, point: JoinPoint, step: Step) -> Run:
-    """Have the signals about messages sent, where somebody listens."""
+    """Send the signals about messages, if they have receivers."""
     has_receivers = message_handled.receivers or message_failed.receivers
     if step is Step.SEND or not has_receivers:
         return run
@@ -145,7 +145,7 @@ def _signalled(run: Run, point: JoinPoint, step: Step) -> Run:
 
 
 def _logged(run: Run, point: JoinPoint, step: Step) -> Run:
-    """Have a line logged for each message, if the logger is now at DEBUG."""
+    """Log a line for each message, if the logger is now at DEBUG."""
     if not logger.isEnabledFor(logging.DEBUG):
         return run
     label, endpoint = label_of(point), point.endpoint.name

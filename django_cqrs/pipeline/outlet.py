@@ -1,4 +1,4 @@
-"""Messages into envelopes, envelopes into channels, and back again."""
+"""Send messages: into envelopes, into channels, and back again."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ Seconds = timedelta | float
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SendOptions:
-    """What one call says about its message's way; None is "as declared"."""
+    """The options of one call for sending its message; None means "as declared"."""
 
     delay: Seconds | None = None
     expires: Seconds | None = None
     priority: int | None = None
 
     def given(self) -> list[str]:
-        """Return the names of what is said."""
+        """Return the names of the given options."""
         return [
             field.name
             for field in dataclasses.fields(self)
@@ -59,7 +59,7 @@ class SendOptions:
         Refuse an option that the channel does not support, or an invalid value.
 
         Raises:
-            InvalidOption: something is.
+            InvalidOption: one of them is not supported, or invalid.
 
         """
         for name in self.given():
@@ -72,7 +72,7 @@ NO_OPTIONS = SendOptions()
 def send_options(
     delay: Seconds | None, expires: Seconds | None, priority: int | None
 ) -> SendOptions:
-    """Return what one call says; ``NO_OPTIONS`` itself where it says nothing."""
+    """Return the options of one call; ``NO_OPTIONS`` itself without any."""
     if delay is None and expires is None and priority is None:
         return NO_OPTIONS
     return SendOptions(delay, expires, priority)
@@ -87,12 +87,12 @@ class _Deliverer:
         self, deliver: Callable[..., None], using: str, retry: Retry | None
     ) -> None:
         """
-        Take what handles an envelope, and what is to be known of the endpoint.
+        Take the function that handles an envelope, and the endpoint's settings.
 
         Args:
             deliver: called with the envelope and ``using=``.
-            using: the database, on which a handler that names none runs.
-            retry: the endpoint's policy, for a channel in this process that keeps it.
+            using: the database of a handler that does not name one.
+            retry: the endpoint's policy, for a channel that retries in this process.
 
         """
         self._deliver = deliver
@@ -105,7 +105,7 @@ class _Deliverer:
 
 
 class Outlet:
-    """Where the messages of one endpoint on a channel leave."""
+    """Sends the messages for one endpoint on a channel."""
 
     def __init__(
         self,
@@ -118,11 +118,11 @@ class Outlet:
 
         Args:
             endpoint: a handler on a channel.
-            types: the message classes, by their names on the wire.
-            deliver: handles an envelope, ``using=`` the database it was sent in.
+            types: the message classes, by their stored names.
+            deliver: handles an envelope, ``using=`` the database that it was sent in.
 
         Raises:
-            InvalidChannel: the endpoint's channel cannot be made.
+            InvalidChannel: the endpoint's channel cannot be created.
 
         """
         assert endpoint.channel is not None  # noqa: S101 - for the type checker
@@ -139,15 +139,15 @@ class Outlet:
 
     def put(self, message: Message) -> None:
         """
-        Send a message, or hold it back where its publisher does so.
+        Send a message, or hold it back if its publisher does so.
 
         Raises:
-            UnknownMessage: its payload's class has no name on the wire.
-            MessageConversionError: the payload would not come back as it is.
+            UnknownMessage: its payload's class has no stored name.
+            MessageConversionError: the payload could not be restored unchanged.
             InvalidHeader: a header's value has no JSON form.
-            InvalidOption: it would expire before it is due, or after all time.
-            InvalidKey: its ordering key is not there, or cannot be one.
-            MissingHeader: the header that is to be its ordering key is not there.
+            InvalidOption: it would expire before it is due, or beyond the last date.
+            InvalidKey: its ordering key is missing or invalid.
+            MissingHeader: the header with its ordering key is missing.
 
         """
         __traceback_hide__ = True
@@ -167,7 +167,7 @@ class Outlet:
             send(scope, connections[alias], self.channel, delivery)
 
     def alias_for(self, message: Message) -> str:
-        """Return the database that the message is stored in: that of its data."""
+        """Return the database that stores the message: that of its data."""
         return self._alias_in(scope_of(message), message)
 
     def _alias_in(self, scope: BusScope | None, message: Message) -> str:
@@ -244,9 +244,9 @@ def _after(now: datetime, span: Seconds, name: str) -> datetime:
 
 def release(message: Message, held: list[tuple[str, Channel, Delivery]]) -> None:
     """
-    Send what a publisher held back until its synchronous handlers had succeeded.
+    Send the messages held back until the publisher's direct handlers succeeded.
 
-    Outside any transaction all of it is stored in one.
+    Outside any transaction they are all stored in one.
     """
     scope = scope_of(message)
     for alias in dict.fromkeys(alias for alias, _, _ in held):

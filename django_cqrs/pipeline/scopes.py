@@ -1,9 +1,9 @@
 """
-Bus scopes: what a command sends waits until the command has succeeded.
+Bus scopes: messages sent by a command wait until the command has succeeded.
 
-A scope buffers while its connection is as deep in transactions as it was at the
-scope's entry. What is sent deeper, inside an ``atomic()`` of the user's own, is
-written at once, so that it shares the fate of the writes around it.
+A scope buffers while its connection is as deep in transactions as at the scope's entry.
+Messages sent deeper, inside an ``atomic()`` of the user's own, are written at once, so
+that they share the fate of the writes around them.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ Stack = tuple[Any, ...]
 
 
 class Sink(Protocol):
-    """Where messages are written: the sending side of a channel."""
+    """A destination of messages: the sending side of a channel."""
 
     def write(self, connection: BaseDatabaseWrapper, entries: Sequence[Any]) -> None:
-        """Write entries, in their order, in the transaction that is open, if any."""
+        """Write entries, in order, in the open transaction, if any."""
         ...
 
     def write_last(
         self, connection: BaseDatabaseWrapper, entries: Sequence[Any]
     ) -> None:
-        """Write them when nothing follows in the open transaction but its commit."""
+        """Write entries if only the commit follows in the open transaction."""
         ...
 
 
 def stack_of(connection: BaseDatabaseWrapper) -> Stack:
-    """Return how deep in transactions a connection is, comparable by equality."""
+    """Return the transaction depth of a connection, comparable by equality."""
     return (connection.in_atomic_block, *connection.savepoint_ids)
 
 
 class BusScope:
-    """What one command has sent and its transaction has not yet written."""
+    """The messages that one command has sent and its transaction has yet to write."""
 
     __slots__ = ("_cause", "_stack", "buffer", "connection", "is_open", "recording")
 
     recording: Recording
-    """What keeps account of what is sent in here; mostly there is none."""
+    """Records the messages sent in here; usually there is none."""
 
     def __init__(
         self, connection: BaseDatabaseWrapper, cause: Message | Origin
@@ -66,7 +66,7 @@ class BusScope:
 
     @property
     def parent(self) -> BusScope | None:
-        """The scope of the command that sent this one; seldom asked for."""
+        """The scope of the command that sent this one; seldom needed."""
         scope: BusScope | None = scope_of(self._cause)
         return scope
 
@@ -77,11 +77,11 @@ class BusScope:
         """
         Write the buffer inside its transaction, or keep it.
 
-        It is kept for the parent where the parent's own transaction is the next
-        one out: then all is written in one go at the very end.
+        It is kept for the parent if the parent's own transaction is the next one out:
+        then everything is written in one statement at the very end.
 
         Args:
-            is_last: whether nothing follows in its transaction but the end of it.
+            is_last: whether only the end of its transaction follows.
 
         """
         if not self._is_just_inside_parent():
@@ -95,7 +95,7 @@ class BusScope:
         )
 
     def hand_over(self) -> None:
-        """Give what was kept to the parent, once the transaction has succeeded."""
+        """Pass kept messages to the parent, once the transaction has succeeded."""
         if self.buffer:
             parent = self.parent_on(self.connection)
             assert parent is not None  # noqa: S101 - write_or_keep() has seen to it
@@ -104,14 +104,14 @@ class BusScope:
             self.buffer = []
 
     def drop(self) -> None:
-        """End the scope of a command that failed: nothing of it is sent."""
+        """End the scope of a failed command: none of its messages are sent."""
         self.is_open = False
         self.buffer = []
         self._stack = ()
 
     @property
     def is_dropped(self) -> bool:
-        """Whether its command failed, and with it all that was written in it."""
+        """Whether its command failed, and all of its writes with it."""
         return not self._stack
 
     def parent_on(self, connection: BaseDatabaseWrapper) -> BusScope | None:
@@ -131,13 +131,13 @@ def send(
     scope: BusScope | None, connection: BaseDatabaseWrapper, sink: Sink, entry: Any
 ) -> None:
     """
-    Send an entry as the scope says: buffered with it, or written at once.
+    Send an entry through a scope: buffered in it, or written at once.
 
     Args:
         scope: the innermost scope, or None outside any.
-        connection: the connection of the data that the entry speaks of.
-        sink: where it goes.
-        entry: whatever the sink takes.
+        connection: the connection of the data that the entry concerns.
+        sink: the destination.
+        entry: an entry in the sink's form.
 
     """
     send_all(scope, connection, [(sink, entry)])
@@ -148,7 +148,7 @@ def send_all(
     connection: BaseDatabaseWrapper,
     entries: Sequence[tuple[Sink, Any]],
 ) -> None:
-    """Send entries, each with its sink, as :func:`send` does with one."""
+    """Send entries, each with its sink, like :func:`send`."""
     taker = scope
     if scope is not None and scope.connection is not connection:
         taker = scope.parent_on(connection)
@@ -167,8 +167,8 @@ def _write(
     *,
     is_last: bool = False,
 ) -> None:
-    """Write the entries of each sink in one go."""
-    if is_last and len(entries) == 1:  # mostly so
+    """Write the entries of each sink together."""
+    if is_last and len(entries) == 1:  # the usual case
         [(sink, entry)] = entries
         sink.write_last(connection, [entry])
         return
@@ -189,27 +189,27 @@ class Sent(NamedTuple):
     """One entry that was sent."""
 
     alias: str
-    """Of the database that it speaks of."""
+    """The alias of the database that it concerns."""
     sink: Any
     entry: Any
 
 
 class Recording:
     """
-    Keeps account of what the command of a scope sends, and those that it sends.
+    Records the messages sent by a scope's command, and by the commands inside it.
 
-    What was written in a block of the user's own counts, unless the block was rolled
-    back: as Django forgets callbacks with a savepoint, so their account is one.
+    Messages in a block of the user's own count, unless the block was rolled back: they
+    are recorded by a callback, which Django forgets with the savepoint.
     """
 
     def __init__(self, scope: BusScope) -> None:
-        """Begin, with the scope's command."""
+        """Start with the scope's command."""
         self._scope = scope
         self._committed: list[Sent] = []
         scope.recording = self
 
     def sent(self) -> list[Sent]:
-        """Return what was sent up to now and will commit, or has."""
+        """Return the messages sent so far that will be committed, or have been."""
         sent = list(self._committed)
         for connection in connections.all(initialized_only=True):
             for _, callback, *_ in connection.run_on_commit:
@@ -220,7 +220,7 @@ class Recording:
 
 
 class _Account(OwnCallback):
-    """What was sent past the scopes that record: an ``on_commit`` callback."""
+    """A record of messages that bypassed the scopes: an ``on_commit`` callback."""
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class _Account(OwnCallback):
         self._connection = connection
 
     def __call__(self) -> None:
-        # captureOnCommitCallbacks() calls what it leaves registered.
+        # captureOnCommitCallbacks() calls callbacks and leaves them registered.
         if not self._connection.in_atomic_block:
             for each in self.recordings:
                 each._committed += self.sent
@@ -246,14 +246,14 @@ def _record(
     entries: Sequence[tuple[Sink, Any]],
 ) -> None:
     """
-    Tell the recordings of a scope and those around it what went past their buffers.
+    Add messages that bypassed the buffers to a scope's and its parents' recordings.
 
     Args:
-        scope: the innermost one that the entries went past.
-        taker: the one that took them, where it did: it and those around it are not
-            told. None for the database.
-        connection: that of the entries.
-        entries: what went past.
+        scope: the innermost scope that the entries bypassed.
+        taker: the scope that buffered them: it and those around it are not informed.
+            None if they went to the database.
+        connection: the connection of the entries.
+        entries: the entries.
 
     """
     recordings = []

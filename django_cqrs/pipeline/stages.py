@@ -36,7 +36,7 @@ _reset_current = current.reset
 
 
 def handle_payload(handler: Callable[[Any], Any]) -> Run:
-    """Do what :func:`while_current` does in one frame less, and take no time."""
+    """Do the same as :func:`while_current` with one frame less, and set no time."""
 
     def run(message: Message) -> Any:
         token = _set_current(message)
@@ -50,12 +50,12 @@ def handle_payload(handler: Callable[[Any], Any]) -> Run:
 
 def while_current(run: Run, *, takes_time: bool = True) -> Run:
     """
-    Have messages sent by `run` inherit from the message it handles.
+    Let messages sent by `run` inherit from the message that it handles.
 
     Args:
-        run: what is run inside.
-        takes_time: whether the message was sent just now; one out of a channel has
-            its time already.
+        run: the inner run.
+        takes_time: whether the message was sent just now; one from a channel has its
+            time already.
 
     """
 
@@ -73,13 +73,13 @@ def while_current(run: Run, *, takes_time: bool = True) -> Run:
 
 def in_transaction(run: Run, alias: str, name: str, *, opens: bool = True) -> Run:
     """
-    Have `run` commit as a whole or leave nothing, in a bus scope of its own.
+    Make `run` commit as a whole or not at all, in a bus scope of its own.
 
     Args:
-        run: what is run inside.
+        run: the inner run.
         alias: the database alias.
         name: the endpoint's name, for errors.
-        opens: False where somebody else's savepoint is this transaction.
+        opens: False if somebody else's savepoint is this transaction.
 
     """
     block: Any = nullcontext()
@@ -110,7 +110,7 @@ def in_transaction(run: Run, alias: str, name: str, *, opens: bool = True) -> Ru
 
 
 def inside_transaction(run: Run, alias: str, name: str) -> Run:
-    """Have `run` run in the transaction that is open, or else in one of its own."""
+    """Run `run` in the open transaction, or in one of its own."""
     in_its_own = in_transaction(run, alias, name)
 
     def run_inside(message: Message) -> Any:
@@ -124,7 +124,7 @@ def inside_transaction(run: Run, alias: str, name: str) -> Run:
 def on_alias(
     compile_for: Callable[[str], Run], alias_of: Callable[[Message], str]
 ) -> Run:
-    """Return what handles a message on the database that is asked for just then."""
+    """Return a run that handles a message on the database chosen at that time."""
     runs: dict[str, Run] = {}
 
     def run_there(message: Message) -> Any:
@@ -139,7 +139,7 @@ def on_alias(
 
 class UntouchedDriver:
     """
-    What has the place of the driver's connection until that is first used.
+    A stand-in for the driver's connection until its first use.
 
     ``touch`` is called at every use, and returns the driver's connection.
     """
@@ -147,19 +147,19 @@ class UntouchedDriver:
     __slots__ = ("_touch",)
 
     def __init__(self, touch: Callable[[], Any]) -> None:
-        """Stand in for what `touch` returns."""
+        """Stand in for the result of `touch`."""
         object.__setattr__(self, "_touch", touch)
 
     def __getattribute__(self, name: str) -> Any:
-        """Use the driver's connection; `isinstance()` may ask for its class as well."""
+        """Read from the driver's connection; `isinstance()` may read its class too."""
         return getattr(object.__getattribute__(self, "_touch")(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set it on the driver's connection."""
+        """Set the attribute on the driver's connection."""
         setattr(object.__getattribute__(self, "_touch")(), name, value)
 
     def __delattr__(self, name: str) -> None:
-        """Delete it from the driver's connection."""
+        """Delete the attribute from the driver's connection."""
         delattr(object.__getattribute__(self, "_touch")(), name)
 
     def __enter__(self) -> Any:
@@ -171,7 +171,7 @@ class UntouchedDriver:
         return object.__getattribute__(self, "_touch")().__exit__(*failure)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """Call the driver's connection: SQLite's makes a statement of it."""
+        """Call the driver's connection: SQLite's returns a statement."""
         return object.__getattribute__(self, "_touch")()(*args, **options)
 
 
@@ -182,10 +182,10 @@ def is_broken(connection: BaseDatabaseWrapper) -> bool:
     if connection.vendor != "postgresql":
         return False
     if type(connection.connection) is UntouchedDriver:
-        return False  # nothing was asked of it
-    # Any error ends a transaction here, also of a statement that Django does not
-    # watch (a query, plain SQL), and COMMIT then rolls back and reports success.
-    # psycopg makes an object for its `info`, which is what psycopg2 has alone.
+        return False  # it was not used
+    # Any error breaks a transaction here, even in a statement that Django does not see
+    # (a query, plain SQL), and COMMIT then rolls back and reports success.
+    # psycopg creates an object for its `info`, the only source in psycopg2.
     raw = connection.connection
     session = getattr(raw, "pgconn", None) or getattr(raw, "info", None)
     return getattr(session, "transaction_status", None) == _IN_ERROR
@@ -217,7 +217,7 @@ def _broken_inside(name: str, connection: BaseDatabaseWrapper) -> BrokenTransact
 
 
 def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
-    """Have `run` tried again, where this is the outermost transaction and attempt."""
+    """Retry `run`, if this is the outermost transaction and attempt."""
 
     def run_retried(message: Message) -> Any:
         __traceback_hide__ = True
@@ -231,7 +231,7 @@ def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
             except Exception as error:
                 if not retry.is_worth(error):
                     raise
-                message._payload = _copied(sent)  # what was sent, for each attempt
+                message._payload = _copied(sent)  # the sent payload, for each attempt
                 logger.warning(
                     "%s failed with %s and is retried (%d of %d)",
                     name_run(message, name),
@@ -249,7 +249,7 @@ def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
     return run_retried
 
 
-# What no handler can change.
+# Types that no handler can change.
 _FIXED: Final = (
     *(bool, int, float, complex, str, bytes, type(None), range, Enum),
     *(date, time, timedelta, tzinfo, Decimal, UUID),
@@ -257,7 +257,7 @@ _FIXED: Final = (
 
 
 def _copied(payload: Any) -> Any:
-    """Return a copy that shares nothing which can be changed, where one can be made."""
+    """Return a copy that shares no mutable state, if one can be made."""
     if _is_fixed(payload):
         return payload
     try:
@@ -267,7 +267,7 @@ def _copied(payload: Any) -> Any:
 
 
 def _is_fixed(value: object) -> bool:
-    """Tell of the commonest values that nothing in them can change: it is quicker."""
+    """Return whether a common value is immutable: a quick check."""
     if isinstance(value, _FIXED):
         return True
     kind: Any = type(value)
@@ -283,7 +283,7 @@ def _is_fixed(value: object) -> bool:
 
 
 def is_inside_transaction(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether a transaction is open; a test case's own does not count."""
+    """Return whether a transaction is open, except a test case's own."""
     blocks = getattr(connection, "atomic_blocks", ())
     return any(not getattr(block, "_from_testcase", False) for block in blocks)
 
