@@ -1,4 +1,4 @@
-"""The code that the three buses share."""
+"""The shared code of the three buses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Host(Protocol):
         ...
 
     def deliver(self, envelope: Envelope) -> None:
-        """Handle a message that comes out of a channel."""
+        """Handle a message from a channel."""
         ...
 
     def with_taps(self, kind: Kind, run: Run) -> Run:
@@ -50,7 +50,7 @@ class Host(Protocol):
         ...
 
     def adopt(self, bus: Any) -> None:
-        """Have a bus forget its routes when they change."""
+        """Make a bus forget its routes when they change."""
         ...
 
 
@@ -59,7 +59,7 @@ class BaseBus:
 
     kind: Kind
     default_registry: ClassVar[Host]
-    """The project's, which a bus uses that is given none."""
+    """The registry of a bus that is given none: the project's."""
     _key: BusKey | None = None
 
     def __init__(self, *, registry: Host | None = None) -> None:
@@ -71,7 +71,7 @@ class BaseBus:
         self._by_key: dict[tuple[str | None, type], Any] = {}
         self._compiled: dict[Any, Any] = {}
         self.registry.adopt(self)
-        # One hop for the whole of it: the transaction is the thread's.
+        # One hop for all of it, since the transaction belongs to the thread.
         method = getattr(self, BUS_METHODS[self.kind].partition(".")[2])
         self._in_thread = in_thread(method)
 
@@ -97,7 +97,7 @@ class BaseBus:
         if headers:
             message._add_headers(headers)
         if using is not None:
-            connections[using]  # raises where there is no such alias
+            connections[using]  # raises for an unknown alias
             message._using = using
         if options is not NO_OPTIONS:
             message.handling.options = options
@@ -113,7 +113,7 @@ class BaseBus:
         return outlet
 
     def _check_options(self, endpoint: Endpoint, options: SendOptions) -> None:
-        """Refuse options that an endpoint's way does not have."""
+        """Refuse options that do not apply to the endpoint."""
         if options is NO_OPTIONS:
             return
         given = options.given()
@@ -179,7 +179,7 @@ class SingleHandlerBus(BaseBus):
         content_type: str | None,
         using: str | None,
     ) -> tuple[Endpoint, Any, Run]:
-        """Find the endpoint; convert the payload to what it takes."""
+        """Find the endpoint, and convert the payload to its type."""
         __traceback_hide__ = True
         try:
             return self._found_run_for(payload, route, content_type, using)
@@ -196,7 +196,8 @@ class SingleHandlerBus(BaseBus):
     ) -> tuple[Endpoint, Any, Run]:
         __traceback_hide__ = True
         self._check_address(payload, route, content_type)
-        # Taken before the table: a reset in between must not find stale routes here.
+        # Read before the table: after a reset in between, no stale route may be found
+        # here.
         by_type, by_key, compiled = self._by_type, self._by_key, self._compiled
         given = payload
         table = self.registry.routes
@@ -220,7 +221,7 @@ class SingleHandlerBus(BaseBus):
             run = compiled[key] = self.registry.with_taps(self.kind, run)
         if using is None and wanted is None:
             by_type[type(payload)] = run
-        # Callers cannot make these grow: only keys that handlers have lead here.
+        # Callers cannot make these grow: only handlers' keys get here.
         elif (
             using is None
             and content_type is None
@@ -253,7 +254,7 @@ class SingleHandlerBus(BaseBus):
 
 
 def read_payload(wanted: PayloadType, payload: Any, content_type: str | None) -> Any:
-    """Return a payload as a type says, from an object or from text."""
+    """Return a payload of a type, from an object or from text."""
     __traceback_hide__ = True
     if content_type is None:
         return wanted.from_python(payload)
@@ -264,10 +265,10 @@ def read_payload(wanted: PayloadType, payload: Any, content_type: str | None) ->
 def converted_payload(
     endpoint: Endpoint, payload: Any, content_type: str | None
 ) -> Any:
-    """Return a payload as an endpoint takes it."""
+    """Return a payload in the endpoint's type."""
     __traceback_hide__ = True
     wanted = endpoint.plan.payload
-    if wanted is None:  # nobody looks at it, but broken text is refused all the same
+    if wanted is None:  # it is not used, but invalid text is refused all the same
         return read_payload(PayloadType(Any), payload, content_type)
     has_default = endpoint.plan.payload_default is not inspect.Parameter.empty
     if payload is None and content_type is None and has_default:
@@ -276,5 +277,5 @@ def converted_payload(
 
 
 def is_at_entrance() -> bool:
-    """Return whether no message is being handled here: a chain of them begins."""
+    """Return whether no message is being handled, so that a chain begins here."""
     return not isinstance(current_message(), Message)

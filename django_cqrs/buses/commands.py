@@ -26,7 +26,7 @@ class CommandBus(SingleHandlerBus):
     """
     Sends a command to its one handler, in a transaction.
 
-    An instance of your own has policies of its own::
+    An instance of your own has its own policies::
 
         webhook_bus = CommandBus(
             instant_retry=InstantRetry(3, on=DEADLOCKS),
@@ -45,19 +45,19 @@ class CommandBus(SingleHandlerBus):
         registry: Host | None = None,
     ) -> None:
         """
-        Make a bus of your own.
+        Create a bus of your own.
 
         Args:
-            instant_retry: which failures are worth another attempt at once.
-            idempotency_key: what tells a duplicate, which is not handled and gets the
-                first one's answer: an attribute of the payload, a header, or a
-                callable that gets the message.
-            replay_outputs: whether a duplicate has the messages sent again that the
-                first one sent to channels; a header: where it is there and true.
-            registry: whose handlers it reaches; by default those of the project.
+            instant_retry: the failures to retry at once.
+            idempotency_key: the key by which duplicates are recognised, which are not
+                handled and get the first one's answer: an attribute of the payload, a
+                header, or a callable that takes the message.
+            replay_outputs: whether a duplicate sends again the messages that the first
+                one sent to channels; a header: if it is present and true.
+            registry: the registry with the handlers; by default the project's.
 
         Raises:
-            InvalidOption: the arguments do not fit together.
+            InvalidOption: the arguments cannot be combined.
 
         """
         key = None
@@ -112,28 +112,29 @@ class CommandBus(SingleHandlerBus):
         priority: int | None = None,
     ) -> Any:
         """
-        Send a command and return what its handler returns.
+        Send a command and return its handler's result.
 
         Args:
             payload: the command; with `route`, any value or none.
-            route: a routing key, where a class does not lead to the handler.
-            aggregate_id: the identifier of the aggregate that is to act.
-            headers: read by handlers and passed on to what they send.
-            content_type: ``"application/json"`` where the payload is such text.
-            using: the database alias of the transaction, before the handler's own.
+            route: a routing key, if the payload's class does not decide.
+            aggregate_id: the identifier of the aggregate that handles it.
+            headers: handlers read them and pass them on to messages that they send.
+            content_type: ``"application/json"`` if the payload is such text.
+            using: the database alias of the transaction; it overrides the handler's
+                own.
             delay: for a handler on a channel, in seconds or a timedelta.
             expires: likewise.
             priority: likewise; higher first.
 
         Raises:
-            NoHandlerFound: nothing takes it.
+            NoHandlerFound: no handler takes it.
             DuplicateHandler: more than one handler takes it.
             InvalidHandler: its handler's declaration is broken.
-            MessageConversionError: the payload is not what the handler takes.
-            InvalidHeader: a header is reserved or cannot travel.
-            MissingHeader: the handler requires a header that is not there.
-            InvalidOption: the arguments do not fit together.
-            BrokenTransaction: the transaction around it can only be rolled back.
+            MessageConversionError: the payload does not fit the handler.
+            InvalidHeader: a header is reserved or cannot be stored.
+            MissingHeader: a header that the handler requires is missing.
+            InvalidOption: the arguments cannot be combined.
+            BrokenTransaction: the enclosing transaction can only be rolled back.
             SynchronousDispatch: an event loop is running here.
 
         """
@@ -196,7 +197,7 @@ class CommandBus(SingleHandlerBus):
         expires: Seconds | None = None,
         priority: int | None = None,
     ) -> R: ...
-    # For mypy, which tries a wrong R of the context first: it would go on to Any.
+    # For mypy, which first tries a wrong R from the context and would then use Any.
     @overload
     async def adispatch(
         self,
@@ -238,7 +239,7 @@ class CommandBus(SingleHandlerBus):
         expires: Seconds | None = None,
         priority: int | None = None,
     ) -> Any:
-        """Do what :meth:`dispatch` does, in one hop to the thread of the database."""
+        """Do the same as :meth:`dispatch`, in one hop to the database's thread."""
         __traceback_hide__ = True
         return await self._in_thread(
             payload,

@@ -1,4 +1,4 @@
-"""The event bus: all handlers, one after the other."""
+"""The event bus: all handlers, one after another."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
 
 
 class EventBus(BaseBus):
-    """Publishes an event to all of its handlers, one after the other."""
+    """Publishes an event to all of its handlers, one after another."""
 
     kind = Kind.EVENT
 
@@ -44,26 +44,26 @@ class EventBus(BaseBus):
         """
         Call every handler of an event, by priority and then by registration.
 
-        The first that raises ends it: its exception reaches the caller, and the
-        handlers after it are not called.
+        The first exception ends the call: it is passed to the caller, and later
+        handlers are not called.
 
         Args:
             payload: the event; with `route`, any value or none.
-            route: an event's name, where its class does not say it.
-            headers: read by handlers and passed on to what they send.
-            content_type: ``"application/json"`` where the payload is such text.
-            using: a database alias, for handlers to read from their message.
+            route: an event's name, if its class does not decide.
+            headers: handlers read them and pass them on to messages that they send.
+            content_type: ``"application/json"`` if the payload is such text.
+            using: a database alias, which handlers can read from their message.
             delay: for handlers on a channel, in seconds or a timedelta.
             expires: likewise.
             priority: likewise; higher first.
 
         Raises:
             InvalidHandler: the declaration of one of its handlers is broken.
-            MessageConversionError: the payload is not what its name or a handler
-                says. No handler was called.
-            InvalidHeader: a header is reserved or cannot travel.
-            MissingHeader: a handler requires a header that is not there.
-            InvalidOption: the arguments do not fit together.
+            MessageConversionError: the payload does not fit its name or a handler. No
+                handler was called.
+            InvalidHeader: a header is reserved or cannot be stored.
+            MissingHeader: a header that a handler requires is missing.
+            InvalidOption: the arguments cannot be combined.
             SynchronousDispatch: an event loop is running here.
 
         """
@@ -84,7 +84,7 @@ class EventBus(BaseBus):
                 return
         self._refuse_running_loop()
         self._check_address(payload, route, content_type)
-        by_type = self._by_type  # taken before the table: as in _run_for()
+        by_type = self._by_type  # read before the table: as in _run_for()
         table = self.registry.routes
         try:
             named = None if route is None else table.named_class(route)
@@ -101,7 +101,7 @@ class EventBus(BaseBus):
             else:
                 if named is not None:
                     payload = read_payload(PayloadType(named), payload, content_type)
-                # An object of a subclass has not the name, but may be sent by it.
+                # An object of a subclass does not have the name, but may be sent by it.
                 sent_by = None if type(payload) is named else route
                 endpoints = table.subscribers_of(payload, sent_by)
                 cached = by_type.get(type(payload)) if sent_by is None else None
@@ -120,11 +120,11 @@ class EventBus(BaseBus):
 
     def publish_recorded(self, payload: Any, headers: Mapping[str, Any]) -> None:
         """
-        Publish an event that an aggregate has recorded, from inside its handling.
+        Publish an event that an aggregate has recorded, while handling a message.
 
         Args:
             payload: the event.
-            headers: what the message says of the aggregate; they are not passed on.
+            headers: the headers about the aggregate; they are not passed on.
 
         """
         __traceback_hide__ = True
@@ -150,7 +150,7 @@ class EventBus(BaseBus):
         expires: Seconds | None = None,
         priority: int | None = None,
     ) -> None:
-        """Do what :meth:`publish` does, in one hop to the thread of the database."""
+        """Do the same as :meth:`publish`, in one hop to the database's thread."""
         __traceback_hide__ = True
         await self._in_thread(
             payload,
@@ -164,7 +164,7 @@ class EventBus(BaseBus):
         )
 
     def _compile_for(self, endpoints: tuple[Endpoint, ...], payload: Any) -> Run:
-        """Return what handles the events of one class."""
+        """Return the run for events of one class."""
         __traceback_hide__ = True
         if not endpoints:
             return _do_nothing
@@ -179,14 +179,14 @@ class EventBus(BaseBus):
         return self._compile(endpoints, [cls] * len(endpoints), None)
 
     def _compile_alone(self, endpoints: tuple[Endpoint, ...], cls: type) -> Run:
-        """Return what sends to the one handler there is, which is on a channel."""
+        """Return the run that sends to the only handler, which is on a channel."""
         _, [(_, send_at_once)], _ = self._parts_of(endpoints, [cls])
         send_by_itself = self._compile(endpoints, [cls], None)
 
         def run_alone(message: Message) -> None:
             scope = scope_of(message)
             if scope is not None and scope.is_open and message.using is None:
-                # In the command's transaction, and with nothing to hold it back for.
+                # In the command's transaction, with no handler to wait for.
                 send_at_once(message)
             else:
                 send_by_itself(message)
@@ -194,7 +194,7 @@ class EventBus(BaseBus):
         return run_alone
 
     def _compile_in_turn(self, endpoints: tuple[Endpoint, ...], cls: type) -> Run:
-        """Return what calls handlers in turn, which all take the event as it is."""
+        """Return the run that calls handlers in turn, with the event unconverted."""
         at_once, _sendings, uses_dependencies = self._parts_of(
             endpoints, [cls] * len(endpoints)
         )
@@ -217,13 +217,13 @@ class EventBus(BaseBus):
         payloads: list[Any] | None,
     ) -> Run:
         """
-        Return what calls handlers in turn, then sends to channels.
+        Return the run that calls handlers in turn, then sends to channels.
 
         Args:
-            endpoints: in their order.
-            types: of the payload that each is given.
-            payloads: what each is given; None for the message's own, converted
-                where a handler takes its JSON form.
+            endpoints: the endpoints, in order.
+            types: the type of each one's payload.
+            payloads: each one's payload; None for the message's own, converted if a
+                handler takes its JSON form.
 
         """
         compiled, key = self._compiled, (endpoints, tuple(types))
@@ -255,7 +255,7 @@ class EventBus(BaseBus):
     def _parts_of(
         self, endpoints: tuple[Endpoint, ...], types: list[type]
     ) -> tuple[list[tuple[int, Run]], list[tuple[int, Run]], bool]:
-        """Return what is called at once, what sends, and whether Depends is used."""
+        """Return direct calls, sends, and whether Depends is used."""
         pipelines = self.registry.pipelines
         at_once: list[tuple[int, Run]] = []
         sendings: list[tuple[int, Run]] = []
@@ -272,7 +272,7 @@ class EventBus(BaseBus):
 
 
 def _given(endpoint: Endpoint, payload: Any) -> Any:
-    """Return what an endpoint is given of an object: a channel stores it whole."""
+    """Return an endpoint's payload for an object: a channel stores it unconverted."""
     __traceback_hide__ = True
     if endpoint.channel is not None:
         return payload
@@ -284,10 +284,10 @@ def _with(message: Message, payload: Any) -> Message:
 
 
 def _is_taken_at_once(endpoint: Endpoint, payload: Any) -> bool:
-    """Return whether an endpoint is called here and now, with the object as it is."""
+    """Return whether an endpoint is called at once, with the unconverted object."""
     wanted = endpoint.plan.payload
     return endpoint.channel is None and (wanted is None or wanted.takes(payload))
 
 
 def _do_nothing(_message: Message) -> None:
-    """Handle an event that nobody listens to."""
+    """Handle an event that has no handler."""

@@ -1,4 +1,4 @@
-"""The query bus: one handler, whose result is the answer."""
+"""The query bus: one handler, with the answer as its result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django_cqrs.messages import Message, Query
 
 
 class QueryBus(SingleHandlerBus):
-    """Asks a query's one handler, in no transaction."""
+    """Sends a query to its one handler, without a transaction."""
 
     kind = Kind.QUERY
 
@@ -76,27 +76,28 @@ class QueryBus(SingleHandlerBus):
         returns: Any = None,
     ) -> Any:
         """
-        Ask a query and return the answer.
+        Send a query and return the answer.
 
         Args:
             payload: the query; with `route`, any value or none.
-            route: a routing key, where a class does not lead to the handler.
-            aggregate_id: the identifier of the aggregate that is asked.
-            headers: read by the handler and passed on to what it sends.
-            content_type: ``"application/json"`` where the payload is such text.
-            using: a database alias, for the handler to read from its message.
+            route: a routing key, if the payload's class does not decide.
+            aggregate_id: the identifier of the aggregate that answers.
+            headers: the handler reads them and passes them on to messages that it
+                sends.
+            content_type: ``"application/json"`` if the payload is such text.
+            using: a database alias, which the handler can read from its message.
             returns: a type to convert the answer to, or ``"application/json"``
                 for JSON text.
 
         Raises:
-            NoHandlerFound: nothing takes it.
+            NoHandlerFound: no handler takes it.
             DuplicateHandler: more than one handler takes it.
             InvalidHandler: its handler's declaration is broken.
-            MessageConversionError: the payload is not what the handler takes, or
-                the answer does not convert.
-            InvalidHeader: a header is reserved or cannot travel.
-            MissingHeader: the handler requires a header that is not there.
-            InvalidOption: the arguments do not fit together.
+            MessageConversionError: the payload does not fit the handler, or the answer
+                cannot be converted.
+            InvalidHeader: a header is reserved or cannot be stored.
+            MissingHeader: a header that the handler requires is missing.
+            InvalidOption: the arguments cannot be combined.
             SynchronousDispatch: an event loop is running here.
 
         """
@@ -176,7 +177,7 @@ class QueryBus(SingleHandlerBus):
         using: str | None = None,
         returns: None = None,
     ) -> R: ...
-    # For mypy, which tries a wrong R of the context first: it would go on to Any.
+    # For mypy, which first tries a wrong R from the context and would then use Any.
     @overload
     async def aask(
         self,
@@ -212,7 +213,7 @@ class QueryBus(SingleHandlerBus):
         using: str | None = None,
         returns: Any = None,
     ) -> Any:
-        """Do what :meth:`ask` does, in one hop to the thread of the database."""
+        """Do the same as :meth:`ask`, in one hop to the database's thread."""
         __traceback_hide__ = True
         return await self._in_thread(
             payload,

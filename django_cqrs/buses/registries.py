@@ -1,4 +1,4 @@
-"""The registry that ties the buses to handlers, and the project's own."""
+"""The registry that connects the buses with handlers, and the project's own."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Registry:
     """
     Handlers, their route table, and the three buses that use it.
 
-    There is a global one, filled by the app config. A test builds its own::
+    The app config fills a global one. A test builds its own::
 
         registry = Registry()
         registry.add(open_ticket)
@@ -54,7 +54,7 @@ class Registry:
     """
 
     def __init__(self, source: Callable[[], Discovery] | None = None) -> None:
-        """Start with no handlers, or with what `source` finds when it is asked."""
+        """Start without handlers, or with the result of `source` when it is needed."""
         self._source = source
         self._added: list[Found] = []
         self._services = Services(self)
@@ -65,11 +65,11 @@ class Registry:
         self._lock = threading.RLock()
         _registries.add(self)
         self._is_compiling = False
-        # In the order of their making. Those that nobody else keeps are forgotten.
+        # In the order of creation. Those that nobody else holds are forgotten.
         self._buses: WeakKeyDictionary[BaseBus, None] = WeakKeyDictionary()
         self._direct: dict[Kind, CommandBus | QueryBus] = {}
         self.implementations: dict[type, Any] = {}
-        """What implements a business interface here, by the interface."""
+        """The implementations of business interfaces, by the interface."""
         self.command_bus: CommandBus = CommandBus(registry=self)
         self.query_bus: QueryBus = QueryBus(registry=self)
         self.event_bus: EventBus = EventBus(registry=self)
@@ -79,10 +79,10 @@ class Registry:
         Add a handler, a class with handlers, a message class or an interceptor.
 
         Returns:
-            What was given, so that it can be used as a decorator.
+            The argument, so that you can use this as a decorator.
 
         Raises:
-            TypeError: nothing is decorated.
+            TypeError: the argument is not decorated.
 
         """
         target: Any = handler_or_class
@@ -104,14 +104,14 @@ class Registry:
         return handler_or_class
 
     def reset(self) -> None:
-        """Forget the compiled table: it is made anew when it is next asked for."""
+        """Forget the compiled table, which is compiled again on the next access."""
         with self._lock:
             self._table = None
             self._services.reset()
             self._forget_runs()
 
     def _forget_runs(self) -> None:
-        """Put together anew what handles messages, on the same routes and services."""
+        """Compile the runs again, with the same routes and services."""
         with self._lock:
             self._consumptions = {}
             for bus in list(self._buses):
@@ -120,7 +120,7 @@ class Registry:
     @property
     def routes(self) -> RouteTable:
         """
-        The route table, compiled when it is first asked for.
+        The route table, compiled on first access.
 
         Raises:
             AppRegistryNotReady: Django has not loaded the apps yet.
@@ -161,7 +161,7 @@ class Registry:
 
     @property
     def problems(self) -> list[Problem]:
-        """Every mistake in what is declared here: what the system checks report."""
+        """All mistakes in the declarations, as the system checks report them."""
         table = self.routes
         found = [
             problem
@@ -176,7 +176,7 @@ class Registry:
         return [*table.problems, *table.late_problems, *dict.fromkeys(found)]
 
     def interceptors_around(self, endpoint: Endpoint) -> list[Interceptor]:
-        """Return what may stand around an endpoint, whichever bus is used."""
+        """Return the possible interceptors of an endpoint, whichever bus is used."""
         buses = self._buses_of(endpoint.kind)
         return self.pipelines.around(endpoint, buses, self.routes.types)
 
@@ -193,7 +193,7 @@ class Registry:
         return buses[kind]
 
     def direct_bus_of(self, kind: Kind) -> CommandBus | QueryBus:
-        """Return a bus that leads straight to handlers: no bus's interceptors apply."""
+        """Return a bus that calls handlers directly: no bus's interceptors apply."""
         if kind not in self._direct:
             bus: CommandBus | QueryBus
             bus = (CommandBus if kind is Kind.COMMAND else QueryBus)(registry=self)
@@ -209,20 +209,20 @@ class Registry:
 
     def deliver(self, envelope: Envelope, *, using: str | None = None) -> None:
         """
-        Handle a message that comes out of a channel.
+        Handle a message from a channel.
 
         Args:
-            envelope: as it was stored.
-            using: the database that the message was sent in, which is that of a
-                handler that names none.
+            envelope: the envelope, as stored.
+            using: the database that the message was sent in, for handlers that do not
+                name one.
 
         Raises:
-            UnknownEndpoint: no handler has the name that it is addressed to.
+            UnknownEndpoint: no handler has the name in its address.
             UnknownMessage: no registered class has its payload's name.
-            MessageConversionError: its payload is not what the handler takes.
+            MessageConversionError: its payload does not fit the handler.
             InvalidHandler: the handler's declaration is broken.
             SynchronousDispatch: an event loop is running here.
-            Exception: whatever the handler raises, unchanged.
+            Exception: the exception of the handler, unchanged.
 
         """
         __traceback_hide__ = True
@@ -241,25 +241,25 @@ class Registry:
         ran: Ran | None = None,
     ) -> tuple[Endpoint, Callable[[], Any]]:
         """
-        Read a message that comes out of a channel; return what is to handle it.
+        Read a message from a channel; return a function that handles it.
 
         Args:
-            envelope: as it was stored.
-            scope: the bus scope that is to take what its handler sends.
-            opens_transaction: False where the caller's savepoint is the handler's
+            envelope: the envelope, as stored.
+            scope: the bus scope for messages that its handler sends.
+            opens_transaction: False if the caller's savepoint is the handler's
                 transaction.
-            using: the database that the message was stored in, which is that of a
-                handler that names none.
-            note: what its handling is to be noted in, where the caller keeps that.
-            ran: what is to say which of a factory and an action has run.
+            using: the database that the message was stored in, for handlers that do not
+                name one.
+            note: the caller's note for the handling, if it keeps one.
+            ran: records whether the factory or the action has run.
 
         Returns:
             The endpoint, and a function that handles the message.
 
         Raises:
-            UnknownEndpoint: no handler has the name that it is addressed to.
+            UnknownEndpoint: no handler has the name in its address.
             UnknownMessage: no registered class has its payload's name.
-            MessageConversionError: its payload is not what the handler takes.
+            MessageConversionError: its payload does not fit the handler.
             InvalidHandler: the handler's declaration is broken.
 
         """
@@ -271,7 +271,7 @@ class Registry:
         pair = table.with_action(endpoint, payload)
         if pair is not endpoint:
             if not envelope.name and pair.name != endpoint.name:
-                # A plain value is what the factory takes, as it was at the sending.
+                # A plain value is the factory's payload, as it was when sent.
                 payload = decode(pair, table.types, envelope)
             endpoint = pair
         key = endpoint, type(payload), opens_transaction, using
@@ -292,14 +292,14 @@ class Registry:
     @contextmanager
     def tapped(self, tap: Callable[[Kind, Message], None]) -> Iterator[None]:
         """
-        Have a function told of every message that passes the buses, for a test.
+        Call a function with every message that passes the buses, for a test.
 
         Args:
             tap: called before the handlers, with the kind and the message.
 
         """
         self._taps.append(tap)
-        self._forget_runs()  # not the services: a fake keeps what it has recorded
+        self._forget_runs()  # not the services: a fake keeps its recordings
         try:
             yield
         finally:
@@ -307,7 +307,7 @@ class Registry:
             self._forget_runs()
 
     def adopt(self, bus: BaseBus) -> None:
-        """Have a bus forget its routes when they change."""
+        """Make a bus forget its routes when they change."""
         self._buses[bus] = None
 
     def with_taps(self, kind: Kind, run: Run) -> Run:
@@ -329,12 +329,12 @@ class Registry:
         Replace a dependency inside a ``with`` block, for a test.
 
         Args:
-            wanted: the factory of a ``Depends``, or the class of a service; a
-                Protocol or an abstract class as well.
-            replacement: called with nothing; what it returns is given instead.
+            wanted: the factory of a ``Depends``, or the class of a service; Protocols
+                and abstract classes are allowed.
+            replacement: called without arguments; its result is used instead.
 
         """
-        # A handler that asks for what nobody can build is broken outside the block.
+        # A handler with an unbuildable dependency is broken outside the block.
         was_unbuildable = self._services.is_unbuildable(wanted)
         with self._services.override(wanted, replacement):
             if was_unbuildable:
@@ -346,13 +346,13 @@ class Registry:
                     self._compile_anew()
 
     def _compile_anew(self) -> None:
-        """Forget the routes and what runs on them, and keep the services."""
+        """Forget the routes and their runs, and keep the services."""
         with self._lock:
             self._table = None
             self._forget_runs()
 
     def __repr__(self) -> str:
-        """Return the number of endpoints, where they are known."""
+        """Return the number of endpoints, if it is known."""
         count = len(self._table.endpoints) if self._table else "uncompiled"
         return f"<Registry endpoints={count}>"
 
@@ -375,10 +375,10 @@ def _bus_filler(annotation: Any, services: Services) -> Constant | Resolver | No
 
 def _own_bus(cls: type[BaseBus], services: Services) -> Resolver | None:
     """
-    Return what gives the one bus of a class of one's own that a registry has.
+    Return the resolver of a registry's only bus of a custom class.
 
     Raises:
-        Unfillable: it has none, and nothing else gives one, or it has several.
+        Unfillable: it has none, and no other source, or it has several.
 
     """
     found = [bus for bus in list(services.owner._buses) if type(bus) is cls]
@@ -409,7 +409,7 @@ def _own_bus(cls: type[BaseBus], services: Services) -> Resolver | None:
 register_filler(_bus_filler)
 
 registry: Registry = Registry(discover)
-"""The handlers of the installed apps."""
+"""The registry of the installed apps."""
 
 BaseBus.default_registry = registry
 

@@ -343,7 +343,7 @@ def nearest_route(
     """
     Return the first class of the MRO that has a route, and its rivals.
 
-    A rival is not an ancestor of it and is no further from `cls`, counted in steps of
+    A rival is not an ancestor of it and not further from `cls`, counted in steps of
     inheritance: two bases of one class, for example. ``object`` and Protocols come last
     and are not considered here.
     """
