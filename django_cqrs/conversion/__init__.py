@@ -1,4 +1,4 @@
-"""Payloads to JSON and back, and the converters and upcasters of the project."""
+"""Payloads to JSON and back, with the project's converters and upcasters."""
 
 from __future__ import annotations
 

@@ -37,12 +37,12 @@ from django_cqrs.conversion.schemas import (
 from django_cqrs.exceptions import FieldError, MessageConversionError
 
 CODES_FAULT = "no_converter"
-"""The code of what no payload could have helped: a class is at fault."""
+"""The code of errors that no payload could have avoided: a class is at fault."""
 
 
 @dataclasses.dataclass(slots=True)
 class Converters:
-    """The two directions of one class, as far as they are registered."""
+    """The registered directions of one class."""
 
     load: tuple[Any, Callable[[Any], Any]] | None = None
     dump: tuple[Any, Callable[[Any], Any]] | None = None
@@ -55,15 +55,15 @@ class Adapter:
     """
     Converts one type: JSON text strictly, Python values laxly.
 
-    Every method raises :class:`MessageConversionError` with all that is wrong.
+    Every method raises :class:`MessageConversionError` with all faults.
     """
 
     def __init__(self, target: Any) -> None:
         """
         Compile the conversion of `target`.
 
-        A type that cannot be converted makes an adapter all the same, whose every
-        use raises: `reason` says why, and `path` where in it.
+        A type that cannot be converted still creates an adapter, and every use of it
+        raises: `reason` says why, and `path` where in the type.
         """
         self.name: str = name_of_type(target)
         self._target = target
@@ -78,14 +78,14 @@ class Adapter:
 
     @property
     def fault(self) -> str | None:
-        """What of the type no JSON can be made into, and where; None if nothing."""
+        """The part of the type without a JSON form, and its place; None if none."""
         path, reason = self.path, self.reason
         if reason is None and self._compiled.fault is not None:
             path, reason = dotted(self._compiled.fault[0]), self._compiled.fault[1]
         return f"{path}: {reason}" if path and reason else reason
 
     def from_json(self, text: str | bytes | bytearray) -> Any:
-        """Read JSON text strictly: no string stands for a number."""
+        """Read JSON text strictly: a string is not accepted as a number."""
         __traceback_hide__ = True
         if not isinstance(text, (str, bytes, bytearray)):
             given = type(text).__qualname__
@@ -99,11 +99,11 @@ class Adapter:
         return self._read_text(Compiled.read_json, octets)
 
     def from_stored_json(self, text: bytes | bytearray) -> Any:
-        """Read strictly what a channel has carried, as it went."""
+        """Read a channel's text strictly, restoring the value that was written."""
         return self._read_text(Compiled.read_stored, text)
 
     def from_python(self, value: Any) -> Any:
-        """Read a Python value laxly: a string may stand for a number."""
+        """Read a Python value laxly: a string is accepted as a number."""
         __traceback_hide__ = True
         return self._read(Compiled.read_python, value)
 
@@ -113,7 +113,7 @@ class Adapter:
         return bytes(self._write(Compiled.write_json, value))
 
     def to_exact_json(self, value: Any) -> bytes | None:
-        """Write JSON text that says more of times and numbers; None if none can."""
+        """Write JSON text with exact times and numbers; None if none can be written."""
         if self.reason or not self._compiled.has_marks:
             return None
         try:
@@ -123,11 +123,11 @@ class Adapter:
 
     @property
     def has_models(self) -> bool:
-        """Whether a part of it may know which of its fields were given."""
+        """Whether a part of it may record which of its fields were given."""
         return not self.reason and self._compiled.has_models
 
     def to_plain_json(self, value: Any) -> bytes | None:
-        """Write JSON text that is certain to come back as it is; None if it is not."""
+        """Write JSON text that certainly restores the value; None if uncertain."""
         return None if self.reason else self._compiled.write_plain(value)
 
     def to_jsonable(self, value: Any) -> Any:
@@ -152,7 +152,7 @@ class Adapter:
         try:
             return read(self._compiled, value)
         except ValidationError as error:
-            # pydantic quotes what it refuses: no report may show that.
+            # pydantic quotes refused values, which no report may show.
             count = error.error_count()
             is_long = count > MOST_ERRORS
             cause = None if is_long or masking_of(self._target).is_marked else error
@@ -164,10 +164,10 @@ class Adapter:
 
     def _beginning(self, read: Callable[[Compiled, Any], Any], value: Any) -> Any:
         """
-        Return what pydantic says of the beginning of each list in a value, or None.
+        Return pydantic's result for the start of each list in a value, or None.
 
-        To list a million errors takes it a gigabyte, and there is no other way to know
-        the first of them.
+        Listing a million errors takes a gigabyte, and there is no other way to get the
+        first of them.
         """
         __traceback_hide__ = True
         from pydantic_core import ValidationError
@@ -181,7 +181,7 @@ class Adapter:
             if not MOST_ERRORS < error.error_count() <= _TOO_MANY:
                 return None
             kinds = {each["type"] for each in error.errors(include_url=False)}
-            return None if "too_short" in kinds else error  # it may be by the cut
+            return None if "too_short" in kinds else error  # the cut may have caused it
         except (*REFUSALS, RecursionError):
             return None
         return None
@@ -200,23 +200,23 @@ class Adapter:
 
 @functools.cache
 def cached_adapter(target: Any) -> Adapter:
-    """Return the adapter of a type that can be a key."""
+    """Return the adapter of a hashable type."""
     return Adapter(target)
 
 
 def adapter_of(target: Any) -> Adapter:
-    """Return the adapter of a type, built when it is first asked for."""
+    """Return the adapter of a type, built on first use."""
     try:
         return cached_adapter(target)
-    except TypeError:  # an annotation that cannot be hashed
+    except TypeError:  # an unhashable annotation
         return Adapter(target)
 
 
 def _formless_part(annotation: Any, around: tuple[Any, ...] = ()) -> Fault | None:
     """
-    Return the path of the part of a type that has no JSON form, and what it is.
+    Return the path of the part of a type without a JSON form, and its description.
 
-    None where no single part is to blame.
+    None if no single part is to blame.
     """
     members = union_members(annotation)
     if annotation in around or len(around) > DEEP:
@@ -246,7 +246,7 @@ def _formless_part(annotation: Any, around: tuple[Any, ...] = ()) -> Fault | Non
 
 
 def _annotated_names(cls: type) -> dict[str, tuple[Any, type]]:
-    """Return the annotation of each field of a class, and the class that has it."""
+    """Return the annotation of each field of a class, and the class that defines it."""
     names = field_names(cls)
     if names is None and is_typed_dict(cls):
         names = tuple(cls.__annotations__)
@@ -276,13 +276,13 @@ def _first_fault(
     return None
 
 
-# What may become NaN or infinity where nothing says that it is a number: a literal of
+# Text that may become NaN or infinity where no type requires a number: a literal with
 # fewer digits and a shorter exponent is below 1e300.
 _UNREAL = re.compile(rb"NaN|Infinity|[eE]\+?[0-9]{3}|[0-9]{200}")
 
 
-# The digits as one, and what begins an exponent as another: each is found by a plain
-# search, which takes a twentieth of the time of the expression.
+# All digits as one character, and starts of exponents as another: a plain search for
+# each takes a twentieth of the time of the expression.
 _SIGNS = bytes(
     {**dict.fromkeys(b"0123456789", 48), **dict.fromkeys(b"eE", 101)}.get(each, 32)
     for each in range(256)
@@ -290,11 +290,11 @@ _SIGNS = bytes(
 
 
 def _may_be_unreal(text: bytes | bytearray) -> bool:
-    """Return whether a text is to be searched for what `_UNREAL` finds."""
+    """Return whether a text needs the search for `_UNREAL`."""
     if b"NaN" in text or b"Infinity" in text:
         return True
     signs = text.translate(_SIGNS, b"+")
-    # Of 200 digits in a row, every 64th is three at the least.
+    # Of 200 digits in a row, at least three are each a 64th one.
     return b"e000" in signs or b"000" in signs[::64]
 
 
@@ -311,7 +311,7 @@ def _real(literal: str) -> float:
 
 
 MOST_ERRORS: typing.Final = 100
-"""So many wrong fields are told of; whoever sends a million wants no answer."""
+"""The maximum number of faulty fields in an error; a million would help nobody."""
 
 _LONGEST_TEXT = 500
 
@@ -320,7 +320,7 @@ _TOO_MANY = 5000
 
 
 def _cut(value: Any) -> Any:
-    """Return a value with the beginning of each list in it."""
+    """Return a value with each of its lists shortened to its start."""
     if isinstance(value, dict):
         return {key: _cut(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -337,7 +337,7 @@ def _field_errors(error: Any, count: int) -> list[FieldError]:
         )
         for fault in error.errors(include_url=False, include_input=False)[:MOST_ERRORS]
     ]
-    if count > 1:  # a key that was sent may be as long as the body, and in each path
+    if count > 1:  # a key may be as long as the body, and is in each path
         errors = [
             each._replace(path=_shortened(each.path), message=_shortened(each.message))
             for each in errors
@@ -349,11 +349,11 @@ def _field_errors(error: Any, count: int) -> list[FieldError]:
 
 
 def _shortened(text: str) -> str:
-    """Return the beginning of a long text."""
+    """Return the start of a long text."""
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
 
-# What pydantic says with a part of the value in it.
+# pydantic's errors that quote a part of the value.
 _SENTENCES = {
     "union_tag_invalid": "Input's tag is not one of those expected",
     "uuid_parsing": "Input should be a valid UUID",
@@ -369,10 +369,10 @@ def _sentence_of(fault: Mapping[str, Any]) -> str:
 
 def _tidy(part: str) -> str:
     """
-    Return part of a path with functions left out of it.
+    Return a part of a path without the functions in it.
 
-    The members of a union are parts of a path, and a type that is read by a function
-    is ``list[function-after[Money(), str]]`` there, where ``list[Money]`` will do.
+    The members of a union are parts of a path, and a type that a function reads is
+    ``list[function-after[Money(), str]]`` there, although ``list[Money]`` is enough.
     """
     while len(part) < _LONGEST_TYPE and (begin := _FUNCTION.search(part)):
         end, depth = begin.end(), 1
@@ -385,12 +385,12 @@ def _tidy(part: str) -> str:
 
 _FUNCTION = re.compile(r"function-[a-z]+\[(?P<name>[^()]*)\(\)")
 
-_LONGEST_TYPE = 1000  # more is a key of the payload, and not ours to take apart
+_LONGEST_TYPE = 1000  # anything longer is a key of the payload, and must not be changed
 
 
 def to_jsonable(value: Any) -> Any:
     """
-    Return the JSON form of a value, by what it is.
+    Return the JSON form of a value, by its class.
 
     Dataclasses, models and NamedTuples become dicts.
 
@@ -407,7 +407,7 @@ def to_jsonable(value: Any) -> Any:
 
 def to_json(value: Any) -> str:
     """
-    Return the JSON text of a value, by what it is.
+    Return the JSON text of a value, by its class.
 
     Raises:
         MessageConversionError: part of it has no JSON form.
@@ -419,7 +419,7 @@ def to_json(value: Any) -> str:
         text = json.dumps(
             form, allow_nan=False, ensure_ascii=False, separators=(",", ":")
         )
-        text.encode()  # half of a surrogate pair would come out only here
+        text.encode()  # a lone surrogate would only fail here
     except ValueError as error:
         raise _not_json(value, error) from error
     return text
@@ -463,11 +463,11 @@ def _not_json(value: Any, error: Exception) -> MessageConversionError:
 
 
 def is_subclass(cls: type, base: type) -> bool:
-    """Return whether objects of a class are, or may be, of another."""
+    """Return whether objects of a class are, or may be, instances of another."""
     try:
         return issubclass(cls, base)
-    except TypeError:  # a Protocol with data: only an object can tell
+    except TypeError:  # a Protocol with data: only an object can be tested
         return True
 
 
-DEEP = 20  # a value that holds itself has no end
+DEEP = 20  # a value that contains itself has no end

@@ -1,4 +1,4 @@
-"""Whether a value of one type may stand where another is annotated."""
+"""Compatibility of annotations: may a value of one type be used as another?"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from django_cqrs.conversion.converters import has_converter
 
 
 def fits(returned: Any, promised: Any) -> bool:
-    """Return whether a value of one annotation may well be one of the other."""
+    """Return whether a value of one annotation may have the other type."""
     if Any in (returned, promised) or returned is inspect.Parameter.empty:
         return True
     if bare_type(promised) is object:
@@ -55,7 +55,7 @@ def _fits_one(returned: Any, promised: Any) -> bool:
     if wanted is typing.Literal:
         return False
     if not isinstance(origin, type) or not isinstance(wanted, type):
-        return True  # such as Never: who can tell?
+        return True  # unknown, such as Never
     try:
         if not issubclass(origin, (wanted, *_PROMOTED.get(wanted, ()))):
             return False
@@ -66,7 +66,7 @@ def _fits_one(returned: Any, promised: Any) -> bool:
     return all(map(fits, ours, theirs))
 
 
-# Type checkers take the one for the other.
+# Type checkers accept the one as the other.
 _PROMOTED: dict[type, tuple[type, ...]] = {float: (int,), complex: (int, float)}
 
 
@@ -74,12 +74,12 @@ def may_become(given: Any, wanted: Any, *, of_result: bool = False) -> bool:
     """
     Return whether a value of one annotation may be converted to another.
 
-    Only what is certain to fail is refused: a string may be a number.
+    Only certain failures are refused: a string may be a number.
 
     Args:
-        given: the annotation of what is there.
-        wanted: the annotation of what it should be.
-        of_result: whether it is an answer, whose objects are taken apart first.
+        given: the annotation of the existing value.
+        wanted: the annotation of the converted value.
+        of_result: whether it is an answer, whose objects are first split into fields.
 
     """
     return all(
@@ -99,7 +99,7 @@ def _may_one_become(given: Any, wanted: Any, of_result: bool) -> bool:
     ours = typing.get_origin(given) or given
     theirs = typing.get_origin(wanted) or wanted
     if not isinstance(ours, type) or not isinstance(theirs, type):
-        return True  # a Literal, a NewType, a type variable: who can tell?
+        return True  # unknown: a Literal, a NewType, a type variable
     if is_protocol(ours) and ours.__module__ not in _STANDARD:
         return True
     if is_protocol(theirs) and theirs.__module__ not in _STANDARD:

@@ -1,4 +1,4 @@
-"""Converters: functions of the project that read and write types of its own."""
+"""Converters: functions with which a project reads and writes its own types."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from django_cqrs.problems import Problem, Rule
 
 F = TypeVar("F", bound=Callable[[Any], Any])
 
-# A converter has one of these on its JSON side, plain or parametrised.
+# The JSON side of a converter is one of these, plain or parametrised.
 JSON_TYPES = (str, int, float, bool, list, dict, type(None))
 
 converter_problems: list[Problem] = []
-"""What is wrong with declared converters, for the system check."""
+"""The problems of declared converters, for the system check."""
 
 
 def converter(function: F) -> F:
     """
-    Register how a class of yours is written in JSON, or read from it.
+    Register a function that writes a class of yours as JSON, or reads it.
 
-    Two functions make a pair, told apart by their annotations: ``(Money) -> str``
-    writes, ``(str) -> Money`` reads. One side is str, int, float, bool, list or
-    dict. A ValueError, ArithmeticError or TypeError raised while reading is an
-    error of the field. Returns the function itself.
+    Two functions form a pair, distinguished by their annotations: ``(Money) -> str``
+    writes, ``(str) -> Money`` reads. One side is str, int, float, bool, list or dict. A
+    ValueError, ArithmeticError or TypeError raised while reading is an error of the
+    field. Returns the function itself.
     """
     try:
         source, target = _sides_of(function)
@@ -56,7 +56,7 @@ def converter(function: F) -> F:
 
 
 def has_converter(cls: Any) -> bool:
-    """Return whether a ``@converter`` speaks of exactly this class."""
+    """Return whether a ``@converter`` is registered for exactly this class."""
     return cls in registered_converters
 
 
@@ -97,7 +97,7 @@ def _report_converter(function: Callable[..., Any], reason: str) -> None:
 
 
 def _core_schema(_cls: type, source: Any, handler: Any) -> Any:
-    """Tell pydantic how the classes of ``@converter`` are read and written."""
+    """Return pydantic's schema for the classes of ``@converter``."""
     from pydantic_core import (
         PydanticCustomError,
         PydanticSerializationUnexpectedValue,
@@ -105,7 +105,7 @@ def _core_schema(_cls: type, source: Any, handler: Any) -> Any:
     )
 
     pair = registered_converters.get(source)
-    if pair is None:  # a subclass: the pair speaks of its base alone
+    if pair is None:  # a subclass: the pair is only for its base
         return handler(source)
     name = source.__qualname__
 

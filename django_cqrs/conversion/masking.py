@@ -29,29 +29,29 @@ from django_cqrs.conversion.schemas import (
 )
 
 MASK: Final = "••••••"
-"""What stands in place of a sensitive value."""
+"""The replacement of a sensitive value."""
 
 SENSITIVE: Final = "django_cqrs_sensitive"
-"""The key of a schema's metadata that says so."""
+"""The key of a schema's metadata that marks it as sensitive."""
 
 Path = tuple[str | int, ...]
-"""Where something stands in JSON: keys and numbers from the top."""
+"""A place in JSON: keys and numbers from the top."""
 
 Masker = Callable[[Path, Any], Any]
-"""From a place and the sensitive value there to what is shown instead."""
+"""A function from a place and its sensitive value to the replacement."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sensitive:
     """
-    ``Annotated[str, Sensitive()]``: operators do not see the value of this field.
+    ``Annotated[str, Sensitive()]``: operators do not see this field's value.
 
-    Handlers get it, and it is stored, as ever; the admin and the commands mask it.
+    Handlers get it, and it is stored as usual; the admin and the commands mask it.
     """
 
     @staticmethod
     def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
-        """Mark the schema of what is annotated; nothing is converted differently."""
+        """Mark the schema of the annotated type, without changing its conversion."""
         schema = handler(source)
         return {**schema, "metadata": {**schema.get("metadata", {}), SENSITIVE: True}}
 
@@ -61,7 +61,7 @@ class Sensitive:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _JsonShape:
-    """What the JSON at one place may be. The members of a union all add to it."""
+    """The possible JSON at one place. All members of a union add to it."""
 
     hides: bool = False
     takes_anything: bool = False
@@ -72,12 +72,12 @@ class _JsonShape:
     """The masking of keys that are not fields."""
     items: list[_JsonShape] = dataclasses.field(default_factory=list)
     rest: _JsonShape | None = None
-    """Of the items after those."""
+    """The shape of the items after those."""
     links: list[_JsonShape] = dataclasses.field(default_factory=list)
-    """What else may be here."""
+    """Other shapes that are possible here."""
 
 
-# What holds a schema, and is read from the JSON that this one takes.
+# Schemas that wrap another one and have its JSON.
 _AROUND = {
     "chain": "steps",
     "custom-error": "schema",
@@ -100,7 +100,7 @@ _LISTS = frozenset({"frozenset", "generator", "list", "set"})
 
 
 class _Compiler:
-    """Reads the schemas of one type into shapes."""
+    """Compiles the schemas of one type into shapes."""
 
     def __init__(self) -> None:
         self.is_marked = False
@@ -117,7 +117,7 @@ class _Compiler:
         return shape
 
     def _marks(self, schema: Schema) -> bool:
-        """Return whether something in a schema is marked, wherever in it."""
+        """Return whether any part of a schema is marked."""
         todo, seen = [schema], set()
         while todo:
             for each in schemas_in(todo.pop()):
@@ -157,7 +157,7 @@ class _Compiler:
         is_ours = LOAD in schema.get("metadata", {})
         tuple_fields = fields_of_named_tuple(schema)
         if str(serialization.get("type")).startswith("function") and not is_ours:
-            # Its JSON is whatever that function makes of it.
+            # That function may produce any JSON.
             self._fill_opaque(shape, schema)
         elif tuple_fields is not None:
             self._fill(shape, tuple_fields)
@@ -192,7 +192,7 @@ class _Compiler:
             self._fill_opaque(shape, schema)
 
     def _fill_opaque(self, shape: _JsonShape, schema: Schema) -> None:
-        """Take anything, and hide all of it where something in it is marked."""
+        """Accept anything, and hide all of it if any part is marked."""
         if self._marks(schema):
             shape.hides = True
         else:
@@ -231,7 +231,7 @@ class _Compiler:
 
 
 def _names_of(name: str, field: Schema) -> set[str]:
-    """Return all keys that a field may stand under."""
+    """Return all keys that a field may have."""
     names = {name, field.get("serialization_alias") or name}
     alias = field.get("validation_alias") or name
     if isinstance(alias, str):
@@ -244,7 +244,7 @@ def _names_of(name: str, field: Schema) -> set[str]:
 
 def _with_links(shapes: Iterable[_JsonShape]) -> list[_JsonShape]:
     found = list(dict.fromkeys(shapes))
-    for each in found:  # it grows meanwhile
+    for each in found:  # it grows in this loop
         found += [link for link in dict.fromkeys(each.links) if link not in found]
     return found
 
@@ -253,14 +253,14 @@ def _with_links(shapes: Iterable[_JsonShape]) -> list[_JsonShape]:
 
 
 class Masking:
-    """What operators do not see of the JSON of one type: compiled once."""
+    """The hidden parts of one type's JSON: compiled once."""
 
     def __init__(self, target: Any) -> None:
         """
-        Find what is marked in a type.
+        Find the marks in a type.
 
         `reason` says why its JSON must not be shown at all: a type that cannot be
-        converted cannot be read either.
+        converted cannot be examined either.
         """
         self.reason: str | None = None
         compiler = _Compiler()
@@ -275,15 +275,15 @@ class Masking:
 
     def mask(self, value: Any, masker: Masker) -> Any:
         """
-        Return JSON with what is not to be seen replaced.
+        Return JSON with its hidden values replaced.
 
-        Shown is what stands where the type has something, and something of this kind,
-        that is not marked. So what an older version, or a broken payload, had
-        elsewhere is masked.
+        A value is shown if the type has a value of this kind at its place, and it is
+        not marked. So values that an older version, or an invalid payload, had
+        elsewhere are masked.
 
         Args:
             value: the JSON, as dicts, lists and scalars.
-            masker: gets the place and the value of what is to be replaced.
+            masker: takes the place and the value to be replaced.
 
         Raises:
             RecursionError: it is nested too deeply.
@@ -298,10 +298,10 @@ def _cached_masking(target: Any) -> Masking:
 
 
 def masking_of(target: Any) -> Masking:
-    """Return the masking of a type, made when it is first asked for."""
+    """Return the masking of a type, created on first use."""
     try:
         return _cached_masking(target)
-    except TypeError:  # an annotation that cannot be hashed
+    except TypeError:  # an unhashable annotation
         return Masking(target)
 
 
@@ -360,15 +360,15 @@ def _of_item(here: list[_JsonShape], place: int, *, is_free: bool) -> list[_Json
 
 def redactor_of(values: Iterable[Any]) -> Callable[[str], str]:
     """
-    Return a function that masks, in a text, what quotes any of some values.
+    Return a function that masks quotations of some values in a text.
 
-    Found is a value as JSON has it and as Python writes it, in whatever case; also if
-    it is percent-encoded, escaped for HTML or JSON, or the repr of bytes, and these one
-    in the other; in hex and base64 from four characters on. Part of one, or what else a
-    handler has made of it, is not.
+    It finds values as written in JSON and in Python, in any case; also if they are
+    percent-encoded, escaped for HTML or JSON, or the repr of bytes, and combinations of
+    these; in hex and base64 from four characters on. It does not find parts of values,
+    or values that a handler has computed from them.
 
     Args:
-        values: JSON; of a container its parts.
+        values: JSON values; the parts of containers.
 
     """
     forms = {form for leaf in _leaves(values) for form in _forms_of(leaf) if form}
@@ -390,7 +390,7 @@ def redactor_of(values: Iterable[Any]) -> Callable[[str], str]:
 
 
 def without_input(text: str) -> str:
-    """Mask what pydantic says of a value that it refuses, in full or in part."""
+    """Mask the refused value that pydantic quotes, in full or in part."""
     return _INPUT.sub(rf"\1{MASK}", text)
 
 
@@ -398,7 +398,7 @@ _INPUT = re.compile(r"(input_value=)[^\n]*?(?=, input_type=|\]$|$)", re.MULTILIN
 
 
 def _without(spans: Iterable[tuple[int, int]], text: str) -> str:
-    """Return a text with masks in place of parts of it."""
+    """Return a text with parts of it replaced by masks."""
     parts, end = [], 0
     for start, stop in sorted(spans):
         if start >= end:
@@ -408,18 +408,18 @@ def _without(spans: Iterable[tuple[int, int]], text: str) -> str:
 
 
 class _Layer:
-    """A text, or what is below the escapes of another one."""
+    """A text, or the text below the escapes of another one."""
 
     def __init__(self, text: str, above: _Layer | None = None) -> None:
         self.text = text
         self._above = above
-        # Of each run of escapes: where what it says begins, how long that is, and
-        # where the run begins and ends in the text above.
+        # For each run of escapes: the start and the length of its decoded text, and the
+        # start and the end of the run in the text above.
         self._places: list[int] = []
         self._runs: list[tuple[int, int, int]] = []
 
     def below(self, escapes: re.Pattern[str], read: Callable[[str], str]) -> _Layer:
-        """Return the text with escapes read, each run of them as one."""
+        """Return the text with escapes decoded, each run of them as one."""
         layer = _Layer("", self)
         parts: list[str] = []
         here = length = 0
@@ -436,7 +436,7 @@ class _Layer:
         return layer
 
     def origin_of(self, start: int, end: int) -> tuple[int, int]:
-        """Return where a part of the text comes from, in the topmost one."""
+        """Return the origin of a part of the text, in the topmost text."""
         if self._above is None:
             return start, end
         first, _ = self._origin_of_one(start)
@@ -454,12 +454,12 @@ class _Layer:
         return behind + further, behind + further + 1
 
 
-# An escape may stand in another: a URL in JSON in HTML.
+# Escapes may be nested: a URL in JSON in HTML.
 _DEPTH = 3
 
 
 def _layers(text: str) -> Iterator[_Layer]:
-    """Yield a text and all that is below its escapes, no text twice."""
+    """Yield a text and all texts below its escapes, none twice."""
     layers = [_Layer(text)]
     seen = {text}
     yield layers[0]
@@ -520,16 +520,16 @@ _ESCAPES: tuple[tuple[re.Pattern[str], Callable[[str], str]], ...] = (
     ),
 )
 
-# What is encoded with a value is masked with it: so its beginning is enough.
+# Data encoded together with a value is masked with it, so the start is enough.
 _BEGINNING = 64
 _CODE = re.compile(r"[0-9A-Za-z+/_-]*={0,2}")
 _FROM_URLS = str.maketrans("-_", "+/")
-# Of base64 the first characters are made of what stands before a value as well.
+# The first characters of base64 also depend on the data before a value.
 _SHARED = (0, 2, 3)
 
 
 def _codes(form: str) -> Iterator[str]:
-    """Yield a form in hex, and in base64 wherever it is in what is encoded."""
+    """Yield a form in hex, and in base64 at each possible alignment."""
     content = form.encode(errors="replace")[:_BEGINNING]
     yield content.hex()
     for before, shared in enumerate(_SHARED):
@@ -538,7 +538,7 @@ def _codes(form: str) -> Iterator[str]:
 
 
 def _coded(codes: Iterable[str], text: str) -> Iterator[tuple[int, int]]:
-    """Yield where a text has any of some codes, each with what goes on behind it."""
+    """Yield the spans of some codes in a text, each with its continuation."""
     for place in {text.translate(_FROM_URLS), text.lower()}:
         if len(place) != len(text):  # a letter that is two in lower case
             continue
@@ -563,7 +563,7 @@ def _leaves(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _forms_of(value: Any) -> Iterator[str]:
-    """Yield how a value may be written in the text of an error."""
+    """Yield the forms in which the text of an error may quote a value."""
     if value is None:
         return
     yield str(value)
@@ -577,7 +577,7 @@ def _forms_of(value: Any) -> Iterator[str]:
     yield json.dumps(value)[1:-1]
     yield json.dumps(value, ensure_ascii=False)[1:-1]
     if len(value) <= _BYTES_READ:
-        with contextlib.suppress(ValueError):  # bytes, as JSON has them
+        with contextlib.suppress(ValueError):  # bytes in their JSON form
             yield repr(base64.b64decode(value, validate=True))[2:-1]
     for read in _READERS:
         with contextlib.suppress(ValueError, OverflowError):
@@ -599,7 +599,7 @@ _READERS: tuple[Callable[[str], Any], ...] = (
 
 _BYTES_READ = 1024
 
-# What is shorter is masked only where it stands alone.
+# Shorter values are masked only if they stand alone.
 _TELLING = 4
 
 

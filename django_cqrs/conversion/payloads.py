@@ -1,4 +1,4 @@
-"""Payloads as handlers take them, and results as callers do."""
+"""Payloads in the types of handlers, and results in the types of callers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JSON = "application/json"
 
 def convert_result(value: Any, target: Any) -> Any:
     """
-    Convert what a query returned to a type, or to JSON text.
+    Convert the result of a query to a type, or to JSON text.
 
     Args:
         value: objects, dicts, model instances, or an iterable of these.
@@ -31,7 +31,7 @@ def convert_result(value: Any, target: Any) -> Any:
             ``"application/json"``.
 
     Raises:
-        MessageConversionError: it does not convert.
+        MessageConversionError: it cannot be converted.
 
     """
     __traceback_hide__ = True
@@ -57,7 +57,7 @@ def _listed(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return objects as dicts of their fields, so that another type can be made."""
+    """Return objects as dicts of their fields, for conversion to another type."""
     names = field_names(type(value))
     if names is None and hasattr(value, "_meta"):
         fields = getattr(value._meta, "concrete_fields", ())
@@ -74,7 +74,7 @@ def check_content_type(content_type: str) -> None:
     Accept JSON, with or without parameters.
 
     Raises:
-        MessageConversionError: it is another media type.
+        MessageConversionError: it is a different media type.
 
     """
     essence = content_type.partition(";")[0].strip().lower()
@@ -84,10 +84,10 @@ def check_content_type(content_type: str) -> None:
 
 
 class PayloadType:
-    """What a payload parameter takes, and how other values are made into it."""
+    """The type of a payload parameter, with the conversion of other values."""
 
     def __init__(self, annotation: Any) -> None:
-        """Take an annotation apart; ``Parameter.empty`` takes anything."""
+        """Analyse an annotation; ``Parameter.empty`` accepts anything."""
         self.annotation = annotation
         self.members: tuple[Any, ...] = union_members(annotation)
         self.takes_anything: bool = any(
@@ -103,25 +103,25 @@ class PayloadType:
 
     @property
     def fault(self) -> str | None:
-        """What of it no JSON can be made into, and where; None if nothing."""
+        """The part of it without a JSON form, and its place; None if there is none."""
         return None if self.takes_anything else self._adapter.fault
 
     def takes(self, value: Any) -> bool:
-        """Return whether a value is taken as it is."""
+        """Return whether a value is accepted without conversion."""
         if self.takes_anything or isinstance(value, self._classes):
             return True
         return value is None and self.takes_none
 
     def takes_all_of(self, cls: type) -> bool:
-        """Return whether each object of exactly this class is taken as it is."""
+        """Return whether every object of exactly this class is accepted unconverted."""
         return self.takes_anything or cls in self._classes
 
     def from_python(self, value: Any) -> Any:
         """
-        Return a value as it is where the annotation allows it, else converted.
+        Return a value unchanged if the annotation allows it, otherwise converted.
 
         Raises:
-            MessageConversionError: it is not what the handler takes.
+            MessageConversionError: it does not fit the handler.
 
         """
         __traceback_hide__ = True
@@ -146,7 +146,7 @@ class PayloadType:
         Read JSON text strictly.
 
         Raises:
-            MessageConversionError: it is broken, or not what the handler takes.
+            MessageConversionError: it is invalid, or does not fit the handler.
 
         """
         __traceback_hide__ = True
@@ -154,25 +154,25 @@ class PayloadType:
 
     def from_stored_json(self, text: bytes) -> Any:
         """
-        Read what :meth:`to_json` has written, as it went.
+        Read text from :meth:`to_json`, restoring the value that was written.
 
         Raises:
-            MessageConversionError: it is broken, or not what the handler takes.
+            MessageConversionError: it is invalid, or does not fit the handler.
 
         """
         return self._adapter.from_stored_json(text)
 
     def unset_in(self, value: Any) -> Unset:
-        """Return which fields of the models in a value were not given."""
+        """Return the unset fields of the models in a value."""
         __traceback_hide__ = True
         return unset_in(self._adapter, value)
 
     def to_json(self, value: Any) -> bytes:
         """
-        Write a value as JSON text in UTF-8, certain that it comes back as it is.
+        Write a value as JSON text in UTF-8, verified to restore the same value.
 
         Raises:
-            MessageConversionError: it would not.
+            MessageConversionError: it would not be restored.
 
         """
         __traceback_hide__ = True

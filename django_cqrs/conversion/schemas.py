@@ -1,8 +1,9 @@
 """
-Our rules of reading and writing, put into pydantic's core schemas.
+The package's own rules of reading and writing, added to pydantic's core schemas.
 
-Left alone, pydantic would let a ``TypeError`` of a ``__post_init__`` pass, read NaN
-from JSON, write a NamedTuple as a list, and refuse to read one with an unknown key.
+Without them, pydantic would not catch a ``TypeError`` of a ``__post_init__``, would
+read NaN from JSON, write a NamedTuple as a list, and refuse to read one with an unknown
+key.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from zoneinfo import ZoneInfo
 Schema = Any
 """A core schema: a dict with a ``type``."""
 
-# What user code may raise to refuse a value; anything else is a bug and passes.
+# The exceptions by which user code refuses a value; others are bugs and propagate.
 REFUSALS = (ValueError, ArithmeticError, TypeError)
 
 LOAD = "django_cqrs_load"
@@ -31,7 +32,7 @@ LOAD = "django_cqrs_load"
 
 
 Plain = tuple[type, list[tuple[str, frozenset[type]]]]
-"""A dataclass, and by field the types of values that JSON keeps as they are."""
+"""A dataclass, with the types by field that JSON restores unchanged."""
 
 
 class Compiled:
@@ -39,12 +40,12 @@ class Compiled:
 
     def __init__(self, schema: Schema, validator: Any, serializer: Any) -> None:
         """
-        Build what reads and writes a type.
+        Build the reader and the writer of a type.
 
         Args:
-            schema: that pydantic made of it.
-            validator: that pydantic built of the schema.
-            serializer: likewise.
+            schema: pydantic's schema of the type.
+            validator: pydantic's validator of the schema.
+            serializer: pydantic's serializer of the schema.
 
         """
         from pydantic_core import SchemaSerializer, SchemaValidator
@@ -60,44 +61,44 @@ class Compiled:
         )
         self.writer: Any = _built(SchemaSerializer, written, schema, serializer)
         self.plain: Plain | None = _plain_fields(schema)
-        """None where there is anything that JSON may not keep."""
+        """None if it has any part that JSON may not restore."""
         self._read, self._written = ours, written
         self.fault: Fault | None = unreadable_part(schema)
-        """What of it no JSON can be made into, if anything."""
+        """The part of it without a JSON form, if any."""
         parts = schemas_in(schema)
         self.has_models: bool = any(each["type"] == "model" for each in parts)
-        """Whether a part of it may know which of its fields were given."""
+        """Whether a part of it may record which of its fields were given."""
         self.has_marks: bool = any(each["type"] in _MARKED for each in parts)
-        """Whether a part of it may say more in the exact form than in the usual one."""
+        """Whether the exact form of a part of it may hold more than the usual one."""
 
     @cached_property
     def stored_reader(self) -> tuple[Any, bool | None]:
-        """What reads what a channel carries, and whether it does so strictly."""
+        """The reader of a channel's text, and whether it is strict."""
         schema, is_strict = _strictly(_with(_stored_rule, self._read))
         return _validator(_with(_zone_rule, schema)), is_strict
 
     @cached_property
     def marked_reader(self) -> tuple[Any, bool | None]:
-        """The same for text with marks of :func:`_marked` in it."""
+        """The same for text with the marks of :func:`_marked`."""
         schema, is_strict = _strictly(_with(_stored_rule, self._read))
         return _validator(_with(_mark_rule, schema)), is_strict
 
     @cached_property
     def exact_writer(self) -> Any:
-        """What writes such marks where they are needed."""
+        """The writer of such marks where they are needed."""
         from pydantic_core import SchemaSerializer
 
         schema = _with(_exact_rule, self._written)
         return _built(SchemaSerializer, schema, None, None)
 
     def read_stored(self, text: bytes | bytearray) -> Any:
-        """Read strictly what :meth:`write_json` or :meth:`write_exact` has written."""
+        """Read text of :meth:`write_json` or :meth:`write_exact` strictly."""
         has_marks = _MARK_END in text
         reader, is_strict = self.marked_reader if has_marks else self.stored_reader
         return reader.validate_json(text, strict=is_strict)
 
     def write_exact(self, value: Any) -> Any:
-        """Write JSON text that says of times and numbers what JSON alone does not."""
+        """Write JSON text with details of times and numbers that JSON alone lacks."""
         __traceback_hide__ = True
         return self.exact_writer.to_json(value, **_WRITING)
 
@@ -122,9 +123,9 @@ class Compiled:
 
     def write_plain(self, value: Any) -> bytes | None:
         """
-        Write JSON text that is certain, without a look, to come back as it is.
+        Write JSON text that certainly restores the value, without a comparison.
 
-        None where that is not so, or not known.
+        None if that is not so, or not known.
         """
         if self.plain is None:
             return None
@@ -141,38 +142,38 @@ class Compiled:
             ):
                 return None
         try:
-            text: bytes = self.writer.to_json(value)  # nothing that options change
-        except REFUSALS:  # half of a surrogate pair
+            text: bytes = self.writer.to_json(value)  # options change nothing here
+        except REFUSALS:  # a lone surrogate
             return None
         return text
 
 
 _MISSING: Final = object()
-# Integers of any length are written, but those that are too long are not read.
+# Integers of any length are written, but too long ones cannot be read.
 _LEAST: Final = -(2**63)
 _GREATEST: Final = 2**63 - 1
 _WRITING: dict[str, Any] = {"by_alias": True, "round_trip": True, "warnings": "none"}
 
 
 def compiled(target: Any) -> Compiled:
-    """Return the converter of a type; raise pydantic's error if there is none."""
+    """Return the converter of a type; raise pydantic's error if it has none."""
     from pydantic import TypeAdapter
 
     try:
         adapter = TypeAdapter(target)
-    except AttributeError as error:  # an object of a dataclass in place of the class
+    except AttributeError as error:  # an instance of a dataclass instead of the class
         msg = f"it is, or contains, an object in place of a class: {error}"
         raise TypeError(msg) from error
     schema = adapter.core_schema
-    schema["type"]  # raises where a name in an annotation stands for nothing yet
+    schema["type"]  # raises if an annotation has a name that is not yet defined
     return Compiled(schema, adapter.validator, adapter.serializer)
 
 
 def _plain_fields(schema: Schema) -> Plain | None:
     """
-    Return the class and the fields of a dataclass that has no rules of its own.
+    Return the class and the fields of a dataclass without rules of its own.
 
-    None where there is anything in its schema that is not known to change nothing.
+    None if its schema has any part that is not known to be harmless.
     """
     if (
         schema["type"] != "dataclass"
@@ -212,7 +213,7 @@ _PLAIN: Final = {"bool": bool, "float": float, "int": int, "str": str, "uuid": U
 
 
 def _plain_types(schema: Schema) -> frozenset[type] | None:
-    """Return the types of the values that a schema keeps as they are."""
+    """Return the types of the values that a schema leaves unchanged."""
     kind, keys = schema["type"], schema.keys()
     if kind in _PLAIN and keys <= {"type", "metadata"}:
         return frozenset({_PLAIN[kind]})
@@ -225,7 +226,7 @@ def _plain_types(schema: Schema) -> frozenset[type] | None:
 
 
 def mistakes() -> tuple[type[Exception], ...]:
-    """Return what is raised where a type cannot be converted."""
+    """Return the exceptions of types that cannot be converted."""
     from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
     from pydantic_core import SchemaError
 
@@ -239,16 +240,16 @@ def mistakes() -> tuple[type[Exception], ...]:
 
 
 def core_schema_of(target: Any) -> Schema:
-    """Return the schema that pydantic makes of a type; raise what it raises."""
+    """Return pydantic's schema of a type; pass on its exceptions."""
     from pydantic import TypeAdapter
 
     schema = TypeAdapter(target).core_schema
-    schema["type"]  # raises where a name in an annotation stands for nothing yet
+    schema["type"]  # raises if an annotation has a name that is not yet defined
     return schema
 
 
 def schemas_in(schema: Schema) -> list[Schema]:
-    """Return a schema and all that it holds."""
+    """Return a schema and all schemas inside it."""
     found: list[Schema] = []
 
     def look(each: Schema) -> Schema:
@@ -260,11 +261,11 @@ def schemas_in(schema: Schema) -> list[Schema]:
 
 
 Fault = tuple[tuple[str, ...], str]
-"""The path of what has no JSON form, and what is to say of it."""
+"""The path of a part without a JSON form, and its description."""
 
 
 def unreadable_part(schema: Schema) -> Fault | None:
-    """Return the first part of a schema that no JSON can be made into, if any."""
+    """Return the first part of a schema without a JSON form, if any."""
     kind = schema["type"]
     if kind in _UNREADABLE:
         cls = schema.get("cls")
@@ -322,7 +323,7 @@ def _first_of(named: Iterable[tuple[str, Schema]]) -> Fault | None:
 
 
 def refusable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` with every refusal made an error of the field."""
+    """Return `function` with every refusal turned into an error of the field."""
     from pydantic_core import PydanticCustomError, ValidationError
 
     def call(*args: Any) -> Any:
@@ -338,7 +339,7 @@ def refusable(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-# Where a core schema holds other schemas. Not listed: what holds values.
+# The places of schemas inside a core schema; places of values are not listed.
 _INNER = frozenset(
     {
         "arguments_schema",
@@ -362,9 +363,9 @@ _INNER = frozenset(
 
 def _with(rule: Callable[[Schema], Schema], schema: Schema) -> Schema:
     """
-    Return a schema with a rule applied to all that it holds, innermost first.
+    Return a schema with a rule applied to all schemas in it, innermost first.
 
-    What the rule leaves alone is the very object that was given.
+    Parts that the rule does not change stay the same objects.
     """
     if isinstance(schema, (list, tuple)):
         items = [_with(rule, each) for each in schema]
@@ -389,13 +390,13 @@ def _validator(schema: Schema) -> Any:
 
 
 def _built(build: Any, ours: Schema, theirs: Schema, built: Any) -> Any:
-    """Return what is built of a schema, or what pydantic built where it is its own."""
+    """Return the validator of a schema; pydantic's if the schema is unchanged."""
     if ours is theirs:
         return built
     try:
-        # A model brings its own reader along, which knows none of our rules.
+        # A model has its own validator, which does not have our rules.
         return build(ours, _use_prebuilt=False)
-    except TypeError:  # a pydantic without this switch
+    except TypeError:  # this pydantic lacks the switch
         return build(ours)
 
 
@@ -404,10 +405,10 @@ def _built(build: Any, ours: Schema, theirs: Schema, built: Any) -> Any:
 
 def _json_rule(schema: Schema) -> Schema:
     """
-    Add our rules of reading JSON.
+    Add the package's rules of reading JSON.
 
-    Functions come after their schema here, never around it: what they are handed is
-    a Python value, and a string would then be no date, strictly read.
+    Functions come after their schema here, never around it: they get a Python value,
+    and in strict mode a string would then not be a date.
     """
     kind = schema["type"]
     if kind == "json-or-python":
@@ -427,7 +428,7 @@ def _json_rule(schema: Schema) -> Schema:
 
 
 def _python_rule(schema: Schema) -> Schema:
-    """Add our rules of reading Python values."""
+    """Add the package's rules of reading Python values."""
     wrapped = {key: value for key, value in schema.items() if key != "ref"}
     if schema["type"] == "dataclass" and schema.get("post_init"):
 
@@ -449,7 +450,7 @@ def _python_rule(schema: Schema) -> Schema:
 
 
 def _writing_rule(schema: Schema) -> Schema:
-    """Write a NamedTuple as an object, like any other class with fields."""
+    """Write a NamedTuple as an object, as for any other class with fields."""
     from pydantic_core import PydanticSerializationUnexpectedValue
 
     cls = _named_tuple(schema)
@@ -474,29 +475,29 @@ def _writing_rule(schema: Schema) -> Schema:
 
 class _Bytes:
     """
-    Rules by which bytes are base64 in JSON.
+    Rules for bytes as base64 in JSON.
 
-    Not those of a class that says by its configuration, or by a serializer, how it
-    writes them.
+    They do not apply to a class whose configuration, or a serializer, defines the form
+    of its bytes.
     """
 
     def __init__(self, schema: Schema) -> None:
         self._theirs = set(_bytes_of_users(schema, is_users=False))
 
     def json_rule(self, schema: Schema) -> Schema:
-        """Read base64, and nothing else."""
+        """Read base64 and nothing else."""
         if schema["type"] == "union":
             return _text_first(schema)
         if not self._is_ours(schema):
             return schema
         read = _after(_named(bytes, _from_base64), {"type": "str"})
         whole = schema.keys() <= {"type", "metadata"}
-        # The bounds of the bytes hold as well.
+        # The length limits of the bytes apply as well.
         ours = read if whole else {"type": "chain", "steps": [read, schema]}
         return {**ours, "metadata": {_BYTES: True}}
 
     def python_rule(self, schema: Schema) -> Schema:
-        """Read base64 where there is text."""
+        """Read base64 from text."""
         if schema["type"] == "union":
             return _text_first(schema)
         if not self._is_ours(schema):
@@ -519,7 +520,7 @@ class _Bytes:
 
 
 def _bytes_of_users(schema: Schema, *, is_users: bool) -> Iterator[int]:
-    """Yield the identities of the schemas of bytes that have rules of their own."""
+    """Yield the identities of bytes schemas with rules of their own."""
     if isinstance(schema, (list, tuple)):
         for each in schema:
             yield from _bytes_of_users(each, is_users=is_users)
@@ -545,7 +546,7 @@ def _text_first(schema: Schema) -> Schema:
     """
     Return a union that never reads text as bytes.
 
-    Else the content of a text would decide.
+    Otherwise the content of a text would decide.
     """
     choices = schema["choices"]
     if not any(_BYTES in _choice_of(each).get("metadata", {}) for each in choices):
@@ -556,7 +557,7 @@ def _text_first(schema: Schema) -> Schema:
 
 
 _BYTES: Final = "django_cqrs_bytes"
-"""The key of a schema's metadata that says that it is ours, of bytes."""
+"""The key of a schema's metadata that marks the package's own bytes schemas."""
 
 
 def _choice_of(choice: Any) -> Schema:
@@ -595,10 +596,10 @@ def _written_by(function: Callable[[Any], Any], kind: str = "str") -> Schema:
 
 def _stored_rule(schema: Schema) -> Schema:
     """
-    Add our rules of reading what a channel carries: all comes back as it went.
+    Add the package's rules of reading a channel's text: values are restored unchanged.
 
-    Nobody outside has written it. So fields that ``__init__`` does not take are read
-    as well, and a whole number where a float is expected stays a whole number.
+    The text was written by this package. So fields that ``__init__`` does not accept
+    are read as well, and a whole number stays one where a float is expected.
     """
     kind = schema["type"]
     if kind == "float":
@@ -616,7 +617,7 @@ def _float_or_int(schema: Schema) -> Schema:
             "custom_error_type": "number_in_bounds",
             "custom_error_message": "Input should be a valid number within its bounds",
         }
-    # A database may hand out a large float as a whole number: 1e16 of PostgreSQL.
+    # A database may return a large float as a whole number: 1e16 in PostgreSQL.
     small = {"le": _EXACT, "ge": -_EXACT, **whole}
     choices = [schema, {"type": "int", **small}]
     return {"type": "union", "choices": choices, **error}
@@ -627,7 +628,7 @@ _BOUNDS: Final = frozenset({"ge", "gt", "le", "lt", "multiple_of"})
 
 
 def _late_fields(schema: Schema) -> frozenset[str]:
-    """Return the names of the fields of a dataclass that ``__init__`` does not take."""
+    """Return the names of a dataclass's fields that ``__init__`` does not accept."""
     arguments = schema["schema"]
     if arguments["type"] != "dataclass-args":
         return frozenset()
@@ -637,7 +638,7 @@ def _late_fields(schema: Schema) -> frozenset[str]:
 
 
 def _with_late_fields(schema: Schema, late: frozenset[str]) -> Schema:
-    """Read a dataclass with all of its fields: the late ones are not made anew."""
+    """Read a dataclass with all of its fields: late ones are not computed again."""
     cls, arguments = schema["cls"], schema["schema"]
     fields = []
     for each in arguments["fields"]:
@@ -691,7 +692,7 @@ _MARK: Final = re.compile(
 
 
 def _exact_rule(schema: Schema) -> Schema:
-    """Write the zone and the fold of a time, and a whole number as what it is."""
+    """Write the zone and the fold of a time, and whole numbers as such."""
     if "serialization" in schema:
         return schema
     if schema["type"] in ("datetime", "time"):
@@ -726,7 +727,7 @@ def _number(value: Any) -> Any:
 
 def _marked(value: datetime | time) -> str:
     """
-    Return a time with its zone and its fold, in the manner of RFC 9557.
+    Return a time with its zone and its fold, in the style of RFC 9557.
 
     ``2026-10-25T02:30:00+01:00[Europe/Berlin][fold=1]``
     """
@@ -734,15 +735,13 @@ def _marked(value: datetime | time) -> str:
     named = ""
     if isinstance(zone, ZoneInfo) and zone.key:
         named = f"[{zone.key}]"
-    elif (
-        offset is not None and offset % _MINUTE
-    ):  # which pydantic reads without seconds
+    elif offset is not None and offset % _MINUTE:  # pydantic reads that without seconds
         named = f"[{_OFFSET}]"
     return f"{value.isoformat()}{named}{'[fold=1]' if value.fold else ''}"
 
 
 def _unmarked(cls: Any, text: str) -> Any:
-    """Return the time that :func:`_marked` has written."""
+    """Return the time in a text of :func:`_marked`."""
     from pydantic_core import PydanticCustomError
 
     found = _MARK.fullmatch(text)
@@ -764,7 +763,7 @@ def _unmarked(cls: Any, text: str) -> Any:
 
 
 def _zone_rule(schema: Schema) -> Schema:
-    """Read a time with the offset that Python's own class has, not pydantic's."""
+    """Read a time with Python's own class for the offset, not pydantic's."""
     if schema["type"] not in _CLOCKS:
         return schema
     return _after(_named(_CLOCKS[schema["type"]], _with_own_zone), schema)
@@ -792,23 +791,23 @@ def _mark_rule(schema: Schema) -> Schema:
         if not isinstance(value, str):
             fault: Any = f"{kind}_type"
             raise PydanticKnownError(fault)
-        if not value.endswith("]"):  # as everywhere else: text is a time in JSON alone
+        if not value.endswith("]"):  # as everywhere else: text is a time only in JSON
             return _with_own_zone(plain.validate_json(json.dumps(value), strict=True))
         return _with_own_zone(inner(refusable(_unmarked)(cls, value)))
 
     lax = {
         **schema,
         "strict": False,
-    }  # it is handed text, which is not a time, strictly
+    }  # it gets text, which is not a time in strict mode
     return _function("wrap", _named(cls, read), lax)
 
 
 def _strictly(schema: Schema) -> tuple[Schema, bool | None]:
     """
-    Return a schema and whether JSON is read strictly by it.
+    Return a schema, and whether it reads JSON strictly.
 
-    Where a model's own functions come before its fields, strings may stand for dates
-    and the like, for the reason told in :func:`_json_rule`; never for numbers.
+    Where a model's own functions come before its fields, strings are accepted as dates
+    and the like, for the reason given in :func:`_json_rule`; never as numbers.
     """
     early: list[Schema] = []
 
@@ -829,7 +828,7 @@ def _strictly(schema: Schema) -> tuple[Schema, bool | None]:
 
 
 def _filled(cls: Any) -> Callable[[Any], Any]:
-    """Return what makes an object of a dataclass of its fields' values."""
+    """Return a function that restores a dataclass's object from its fields' values."""
 
     def make(values: tuple[dict[str, Any], tuple[Any, ...] | None]) -> Any:
         fields, init_only = values
@@ -843,12 +842,12 @@ def _filled(cls: Any) -> Callable[[Any], Any]:
 
 
 def fields_of_named_tuple(schema: Schema) -> Schema | None:
-    """Return the schema of a dict of its fields where a schema is a NamedTuple's."""
+    """Return the schema of a dict of a NamedTuple's fields; None for other schemas."""
     return None if _named_tuple(schema) is None else _fields_of(schema)
 
 
 def _named_tuple(schema: Schema) -> Any:
-    """Return the class of a NamedTuple's schema; None for any other."""
+    """Return the class of a NamedTuple's schema; None for other schemas."""
     if schema["type"] not in ("named-tuple", "call"):  # the latter before 2.14
         return None
     cls = schema.get("cls") or schema.get("function")
@@ -882,7 +881,7 @@ def _function(when: str, function: Callable[..., Any], schema: Schema) -> Schema
 
 
 def _named(cls: type, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a function the name of the class it makes, for the paths of errors."""
+    """Give a function the name of the class it returns, for the paths of errors."""
     function.__name__ = cls.__name__
     return function
 

@@ -1,4 +1,4 @@
-"""Payloads as channels store them: under a name, as JSON that reads back the same."""
+"""Stored payloads: a name, and JSON that restores the same value."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class MessageTypes:
 
     def __init__(self, classes: Iterable[type], *, of_apps: bool = False) -> None:
         """
-        Give every class its name: its own, or ``app_label.ClassName``.
+        Name every class: its own name, or ``app_label.ClassName``.
 
         Args:
             classes: the message classes.
-            of_apps: whether these are all that the installed apps had declared.
+            of_apps: whether these are all classes that the installed apps had declared.
 
         """
         self._is_of_apps = of_apps
@@ -93,7 +93,7 @@ class MessageTypes:
         return iter(self._names)
 
     def subclasses_of(self, base: type) -> Sequence[type]:
-        """Return those whose objects may be of a class, each in the order of names."""
+        """Return the subclasses of a class, virtual ones too, in the order of names."""
         if type(base).__subclasscheck__ is type.__subclasscheck__:
             return self._by_base.get(base, ())
         # An ABC or a Protocol decides by itself.
@@ -112,12 +112,12 @@ class MessageTypes:
         return found
 
     def named_classes(self) -> Iterable[tuple[type, MessageName]]:
-        """Return the classes that have a name, and that name."""
+        """Return the classes that have a name, each with that name."""
         return self._names.items()
 
     def name_of(self, cls: type) -> MessageName:
         """
-        Return the name and version that a class is stored under.
+        Return the stored name and version of a class.
 
         Raises:
             UnknownMessage: it is not registered, or has no name of its own.
@@ -137,7 +137,7 @@ class MessageTypes:
             raise UnknownMessage(msg) from None
 
     def _why_late(self, cls: type) -> str | None:
-        """Return what is to say of a class that nobody has told us of in time."""
+        """Return a sentence about a class that was declared too late."""
         own = message_name_of(cls)
         if own is None or cls in self._why_not:
             return None
@@ -159,17 +159,17 @@ class MessageTypes:
         )
 
     def why_nameless(self, cls: type) -> str | None:
-        """Return why a class has no name on the wire, None where it has one."""
+        """Return why a class has no stored name, None if it has one."""
         if cls in self._names:
             return None
         return self._why_not.get(cls, "no handler's annotation mentions it")
 
     def class_of(self, name: str) -> type:
         """
-        Return the class of a name, an old one included.
+        Return the class of a name, including old names.
 
         Raises:
-            UnknownMessage: no registered class has it.
+            UnknownMessage: no registered class has this name.
 
         """
         try:
@@ -182,7 +182,7 @@ class MessageTypes:
             raise UnknownMessage(msg) from None
 
     def named(self, name: str) -> type | None:
-        """Return the class that ``@message`` gave this name for routing, if any."""
+        """Return the class with this ``@message`` name for routing, if any."""
         cls = self._classes.get(name)
         if cls is None:
             return None
@@ -191,12 +191,12 @@ class MessageTypes:
 
     def encode(self, payload: Any) -> tuple[MessageName, bytes]:
         """
-        Return an object's name and JSON text, certain that it comes back as it is.
+        Return an object's name and JSON text, verified to restore the same object.
 
         Raises:
             UnknownMessage: its class is not registered.
-            MessageConversionError: a field holds what its annotation does not say,
-                NaN, or an object of a subclass whose own fields would be lost.
+            MessageConversionError: a field's value does not fit its annotation, is NaN,
+                or is an object of a subclass whose own fields would be lost.
 
         """
         __traceback_hide__ = True
@@ -208,14 +208,14 @@ class MessageTypes:
         Return the object that was stored under a name.
 
         Args:
-            name: it was stored under.
+            name: the name that it was stored under.
             text: its JSON.
-            version: it was stored in; None is the present one.
+            version: the version that it was stored in; None is the present one.
 
         Raises:
             UnknownMessage: no registered class has this name, or only an older
                 version of one.
-            MessageConversionError: the text is not one of its class.
+            MessageConversionError: the text does not fit its class.
 
         """
         __traceback_hide__ = True
@@ -240,16 +240,16 @@ def from_stored_json(
     Decode stored JSON, following renames and upcasting old versions.
 
     Args:
-        adapter: of the present shape.
+        adapter: the adapter of the present shape.
         text: its JSON.
         own: the present name and version.
-        name: it was stored under.
-        version: it was stored in; None is the present one.
-        holder: the class, as errors call it.
+        name: the name that it was stored under.
+        version: the version that it was stored in; None is the present one.
+        holder: the name of the class in errors.
 
     Raises:
-        UnknownMessage: it is of a version that this process does not know yet.
-        MessageConversionError: the text is not of this shape.
+        UnknownMessage: this process does not yet know its version.
+        MessageConversionError: the text does not have this shape.
 
     """
     if version is None or version == own.version:
@@ -269,25 +269,25 @@ def from_stored_json(
 
 def to_stored_json(adapter: Adapter, payload: Any, *, beside: bool = True) -> bytes:
     """
-    Write a payload as JSON text in UTF-8, certain that it comes back as it is.
+    Write a payload as JSON text in UTF-8, verified to restore the same value.
 
     Args:
-        adapter: of its type.
+        adapter: the adapter of its type.
         payload: an object or a plain value.
-        beside: whether what the object holds beside its fields counts as well.
+        beside: whether attributes beside the object's fields count as well.
 
     Raises:
-        MessageConversionError: part of it would not, with its path.
+        MessageConversionError: a part would not be restored; with its path.
 
     """
     __traceback_hide__ = True
     plain = adapter.to_plain_json(payload)
-    if plain is not None:  # mostly so
+    if plain is not None:  # the usual case
         return plain
     try:
         text = adapter.to_json(payload)
     except MessageConversionError as error:
-        if adapter.reason is not None:  # and where
+        if adapter.reason is not None:  # with its place
             raise
         path = dotted(_unwritable(payload))
         errors = [fault._replace(path=path) for fault in error.errors]
@@ -306,7 +306,7 @@ def to_stored_json(adapter: Adapter, payload: Any, *, beside: bool = True) -> by
 
 
 class _Loss(NamedTuple):
-    """What is wrong with what came back."""
+    """The fault of a restored value."""
 
     errors: list[FieldError]
     is_read: bool = True
@@ -317,7 +317,7 @@ _BESIDE = "it is not a field of its class"
 
 
 def _loss(adapter: Adapter, payload: Any, text: bytes, *, beside: bool) -> _Loss | None:
-    """Return what text would lose of a payload, None if nothing."""
+    """Return the loss when a payload is restored from text, None if there is none."""
     __traceback_hide__ = True
     try:
         back = adapter.from_stored_json(text)
@@ -336,7 +336,7 @@ def _loss(adapter: Adapter, payload: Any, text: bytes, *, beside: bool) -> _Loss
 
 
 class _Difference(NamedTuple):
-    """A part that did not come back: where it is, and what is known of the reason."""
+    """A part that was not restored: its place, and the known facts about the reason."""
 
     path: tuple[Any, ...] = ()
     why: str = ""
@@ -344,9 +344,9 @@ class _Difference(NamedTuple):
 
 def _difference(sent: Any, back: Any) -> _Difference | None:
     """
-    Return the first part that did not come back, None if all did.
+    Return the first part that was not restored, None if all were.
 
-    A class's own ``==`` is not asked: it may overlook what is lost.
+    A class's own ``==`` is not used, since it may ignore losses.
     """
     cls = type(sent)
     if cls in _SIMPLE and cls is type(back):
@@ -434,9 +434,9 @@ def _difference_of_sets(sent: Any, back: Any) -> _Difference | None:
 
 
 def _difference_of_times(sent: Any, back: Any) -> _Difference | None:
-    """Compare what the clock shows, the fold and the zone."""
+    """Compare the clock time, the fold and the zone."""
     cls = type(sent)
-    # Who sets the clock in a test puts a class of their own in the place of Python's.
+    # Libraries that set the clock in tests replace Python's class with their own.
     if cls is not type(back) and cls is not getattr(dt, type(back).__name__):
         return _Difference(why=_why_of_types(cls, type(back)))
     walls = sent.replace(tzinfo=None), back.replace(tzinfo=None)
@@ -459,16 +459,16 @@ def _is_same_zone(sent: Any, back: Any) -> bool:
         return False
     if isinstance(sent, ZoneInfo) or isinstance(back, ZoneInfo):
         return type(sent) is type(back) and sent.key == back.key
-    offset = sent.utcoffset(None)  # None where it depends on the day
+    offset = sent.utcoffset(None)  # None if it depends on the day
     if offset is None or offset != back.utcoffset(None):
         return False
-    # pydantic has a class of its own for what it has read.
+    # pydantic returns a class of its own.
     is_read = type(sent).__module__.startswith("pydantic_core")
     return is_read or bool(sent.tzname(None) == back.tzname(None))
 
 
 def _more_attributes(value: Any) -> set[str]:
-    """Return the names of an object's attributes that are neither fields nor cached."""
+    """Return an object's attributes that are neither fields nor cached."""
     names = field_names(type(value))
     if names is None:
         return set()
@@ -483,32 +483,32 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 def _came_back(sent: Any, back: Any) -> bool:
-    """Compare what has no parts."""
+    """Compare values without parts."""
     cls: Any = type(sent)
-    if cls.__eq__ is object.__eq__:  # a value object that does not say
+    if cls.__eq__ is object.__eq__:  # a value object without equality
         return bool(to_jsonable(sent) == to_jsonable(back))
     return bool(sent == back)
 
 
 def fields_given(value: Any) -> set[str] | None:
-    """Return the names of the fields that a model was given; None for others."""
+    """Return the names of the fields that were given to a model; None for others."""
     given = getattr(value, "__pydantic_fields_set__", None)
     return given if isinstance(given, set) else None
 
 
 Unset = list[tuple[list[str], list[str]]]
-"""By the path of each model in a payload, the fields that it was not given."""
+"""The unset fields of each model in a payload, by its path."""
 
 
 def unset_in(adapter: Adapter, payload: Any) -> Unset:
     """
-    Return which fields of the models in a payload hold their defaults, not given.
+    Return the fields of the models in a payload that hold defaults, not given values.
 
-    JSON does not say so, and ``model_dump(exclude_unset=True)`` wants to know it.
+    JSON does not hold this, and ``model_dump(exclude_unset=True)`` needs it.
 
     Args:
-        adapter: of the payload's type.
-        payload: an object, or a container of such.
+        adapter: the adapter of the payload's type.
+        payload: an object, or a container of objects.
 
     """
     __traceback_hide__ = True
@@ -531,9 +531,9 @@ def _unset_in(value: Any, path: tuple[str, ...] = ()) -> Unset:
 
 def restore_unset(payload: Any, unset: Unset) -> None:
     """
-    Have the models in a payload know again which fields they were not given.
+    Restore the unset fields of the models in a payload.
 
-    What is not there now, since an upcaster has changed it, is passed over.
+    Parts that no longer exist, because of an upcaster, are skipped.
     """
     __traceback_hide__ = True
     for path, names in unset:
@@ -547,7 +547,7 @@ def restore_unset(payload: Any, unset: Unset) -> None:
 
 
 def _unwritable(value: Any) -> tuple[Any, ...]:
-    """Return the path of the first part that has no JSON form."""
+    """Return the path of the first part without a JSON form."""
     path: list[Any] = []
     while len(path) < DEEP:
         for key, part in (_parts(value) or {}).items():
@@ -563,7 +563,7 @@ def _unwritable(value: Any) -> tuple[Any, ...]:
 
 
 def _parts(value: Any) -> Mapping[Any, Any] | None:
-    """Return what a value consists of, by name, key or number; None for one piece."""
+    """Return the parts of a value, by name, key or number; None if it has none."""
     names = field_names(type(value))
     if names is not None:
         parts = {name: getattr(value, name) for name in names if hasattr(value, name)}

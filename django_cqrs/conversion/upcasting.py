@@ -1,4 +1,4 @@
-"""Stored payloads of an older shape, brought to the present one."""
+"""Convert stored payloads of an older shape to the present one."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _upcasters: dict[tuple[str, int], Upcaster] = {}
 
 def upcaster(name: str, /, *, version: int) -> Callable[[U], U]:
     """
-    Register how a stored payload of one version becomes one of the next.
+    Register a function that converts stored payloads of one version to the next.
 
-    The function takes the JSON form of that version, as a dict, and returns that of
-    the version after it::
+    The function takes the JSON form of that version, as a dict, and returns that of the
+    next version::
 
         @upcaster("order.placed", version=1)
         def add_currency(payload: dict[str, Any]) -> dict[str, Any]:
             return {**payload, "currency": "EUR"}
 
-    Where a version has no upcaster, its shape is taken to be that of the next. A
-    ValueError, ArithmeticError, LookupError or TypeError that it raises is an error
-    of the payload.
+    A version without an upcaster is assumed to have the shape of the next. A
+    ValueError, ArithmeticError, LookupError or TypeError that the function raises is an
+    error of the payload.
 
     Args:
         name: the message's name, or the alias that it was stored under.
-        version: of the payload that the function takes.
+        version: the version of the payload that the function takes.
 
     """
     if not isinstance(name, str) or not isinstance(version, int):
@@ -53,7 +53,7 @@ def declared_upcasters() -> list[tuple[str, int, Upcaster]]:
 
 
 def has_upcasters(names: tuple[str, ...], version: int, wanted: int) -> bool:
-    """Return whether something stands between a stored version and the present one."""
+    """Return whether upcasters apply between a stored version and the present one."""
     return any(
         (name, step) in _upcasters for name in names for step in range(version, wanted)
     )
@@ -61,13 +61,14 @@ def has_upcasters(names: tuple[str, ...], version: int, wanted: int) -> bool:
 
 def upcast(payload: Any, names: tuple[str, ...], version: int, wanted: int) -> Any:
     """
-    Bring the JSON form of a payload from its version to the present one.
+    Convert the JSON form of a payload from its version to the present one.
 
     Args:
-        payload: as it was stored.
-        names: the message's name and its aliases, the one it was stored under first.
-        version: that it was stored in.
-        wanted: the present one.
+        payload: the payload, as stored.
+        names: the message's name and its aliases; first the one that it was stored
+            under.
+        version: the version that it was stored in.
+        wanted: the present version.
 
     Raises:
         MessageConversionError: an upcaster refuses it.
