@@ -32,7 +32,7 @@ class Kind(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Policies:
-    """How an endpoint is run. None is "not said here"."""
+    """The policies of an endpoint. None means "not given here"."""
 
     name: str | None = None
     aliases: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Policies:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The routing keys that ``output=`` names."""
+        """The routing keys in ``output=``."""
         output = self.output
         return (output,) if isinstance(output, str) else tuple(output or ())
 
@@ -74,14 +74,14 @@ class Declaration:
 
 
 class Declared(NamedTuple):
-    """A decorated function or class of a module, and which load of it that was."""
+    """A decorated function or class, and the import of its module that it is from."""
 
     target: Any
     spec: ModuleSpec | None
 
     @property
     def is_current(self) -> bool:
-        """Return whether the module has not been loaded anew since."""
+        """Return whether the module has not been imported again since."""
         return self.spec is not None and self.spec is _spec_of(self.target)
 
 
@@ -90,7 +90,7 @@ def _spec_of(target: Any) -> ModuleSpec | None:
 
 
 declared: list[Declared] = []
-"""Decorated functions, methods and classes of modules, in that very order."""
+"""Decorated functions, methods and classes of modules, in the order of decoration."""
 
 
 def declarations_of(handler: object) -> tuple[Declaration, ...]:
@@ -118,11 +118,11 @@ def _static(cls: type, name: str) -> Any:
 
 def remember(target: Any, frame: FrameType) -> None:
     """
-    Remember a decorated function or class of a module, to be discovered there.
+    Remember a decorated function or class of a module, for discovery.
 
-    For one that is local, the names visible where it is decorated are kept instead.
-    Annotations are strings under ``from __future__ import annotations``; those of
-    a handler written inside a function name classes that no module holds.
+    For a local one, the names visible where it is decorated are kept instead.
+    Annotations are strings under ``from __future__ import annotations``; those of a
+    handler inside a function name classes that no module has.
     """
     if LOCAL not in target.__qualname__:
         declared.append(declaration_of(target))
@@ -131,12 +131,12 @@ def remember(target: Any, frame: FrameType) -> None:
 
 
 def declaration_of(target: Any) -> Declared:
-    """Return a function or class with the load of its module that it belongs to."""
+    """Return a function or class, with the import of its module that it is from."""
     return Declared(target, _spec_of(target))
 
 
 def names_around(frame: FrameType) -> dict[str, Any]:
-    """Return the names that a function or class written inside a call may use."""
+    """Return the names that a function or class inside a function may use."""
     names: dict[str, Any] = {}
     around: FrameType | None = frame
     while around is not None:
@@ -162,12 +162,12 @@ ROLE = "__cqrs_role__"
 
 def take_role(cls: C, role: Any, *, depth: int = 2) -> C:
     """
-    Put a role on a class, and have it discovered.
+    Give a class a role, and register it for discovery.
 
     Args:
         cls: the class.
-        role: what its objects are.
-        depth: how many frames up the decorator was applied.
+        role: the role of its objects.
+        depth: the number of frames to the one that the decorator was applied in.
 
     Raises:
         TypeError: it is not a class.
@@ -182,5 +182,5 @@ def take_role(cls: C, role: Any, *, depth: int = 2) -> C:
 
 
 def role_of(cls: object) -> Any:
-    """Return the role of exactly this class, None where it has none."""
+    """Return the role of exactly this class, None if it has none."""
     return vars(cls).get(ROLE) if isinstance(cls, type) else None

@@ -1,4 +1,4 @@
-"""The decorators. They mark a function or a class and do nothing else."""
+"""The decorators. They only mark a function or a class."""
 
 from __future__ import annotations
 
@@ -103,38 +103,38 @@ def command_handler(
     idempotency_key: KeySource | None = None,
 ) -> Any:
     """
-    Declare the handler of a command: by the class it takes, or by a routing key.
+    Declare the handler of a command, by its parameter's class or by a routing key.
 
     Args:
         route: the routing key; without one the first parameter's class routes.
         name: the endpoint's stable name; else ``app_label.qualified_name``.
-        aliases: names the endpoint had before.
+        aliases: former names of the endpoint.
         using: the database alias of its transaction; else ``"default"``.
-        atomic: False runs it outside any transaction of the bus's own.
+        atomic: False runs it outside any transaction of the bus.
         channel: the alias of the channel that its messages wait in, or True for
             ``"default"``; without one it is called at once.
-        delay: how long they wait at least, in seconds or a timedelta.
-        expires: how long after the sending they are dropped, likewise.
-        priority: which of them is handled first in the channel; higher first.
-        retry: what happens to a message whose handling failed, on a channel that
-            tries again.
-        identifier: which aggregate or saga the message is for: an attribute of the
-            payload by its name, a ``Header``, a callable that gets the message, or
-            a dict of these where it takes several to say so.
-        on_missing: ``"ignore"`` drops a message whose aggregate or saga is not
-            there; ``"raise"``, the default, raises.
-        output: the routing key of a command, or several, that what the handler
-            returns is sent to, unless it is None.
-        ordering_key: where the key is whose messages are handled one at a time, in
-            the order of sending, on a channel that keeps it. A string is an
-            attribute of the payload, ``Header("x")`` a header, a callable gets the
-            message. A message whose key is None has no order.
-        idempotency_key: where the key is, likewise, by which a message is told from a
-            duplicate of one that was handled. A duplicate is not handled, and gives
-            back what the first one's handler returned.
+        delay: the minimum time that they wait, in seconds or a timedelta.
+        expires: the time after sending at which they are dropped, likewise.
+        priority: the order of handling in the channel; higher first.
+        retry: the policy for messages whose handling failed, on a channel that retries
+            them.
+        identifier: the source of the aggregate's or saga's identifier: an attribute of
+            the payload by its name, a ``Header``, a callable that takes the message, or
+            a dict of these for an identifier of several parts.
+        on_missing: ``"ignore"`` drops a message whose aggregate or saga does not exist;
+            ``"raise"``, the default, raises.
+        output: the routing key of a command, or several, that get the handler's result,
+            unless it is None.
+        ordering_key: the source of the key whose messages are handled one at a time, in
+            order of sending, on a channel that supports it. A string is an attribute of
+            the payload, ``Header("x")`` a header; a callable takes the message. A
+            message whose key is None has no order.
+        idempotency_key: the source, likewise, of the key that identifies duplicates of
+            handled messages. A duplicate is not handled, and returns the result of the
+            first one's handler.
 
     Returns:
-        The function itself: calling it runs it with no bus.
+        The function itself: calling it does not involve a bus.
 
     """
     return _decorator(
@@ -179,14 +179,15 @@ def query_handler(
     identifier: Any = None,
 ) -> Any:
     """
-    Declare the handler of a query: by the class it takes, or by a routing key.
+    Declare the handler of a query, by its parameter's class or by a routing key.
 
     Args:
         route: the routing key; without one the first parameter's class routes.
         name: the endpoint's stable name; else ``app_label.qualified_name``.
-        aliases: names the endpoint had before.
-        channel: none: who asks waits for the answer. A check refuses it.
-        identifier: which aggregate or saga is asked, as for a command.
+        aliases: former names of the endpoint.
+        channel: not allowed, since the sender waits for the answer. A check refuses it.
+        identifier: the source of the identifier of the aggregate or saga, as for a
+            command.
 
     Returns:
         The function itself. No transaction is opened around it.
@@ -244,37 +245,36 @@ def event_handler(
     idempotency_key: KeySource | None = None,
 ) -> Any:
     """
-    Declare a handler of events: by the classes it takes, by name or by pattern.
+    Declare a handler of events, by its parameter's classes, by name or by pattern.
 
     Args:
         route: an event's name, or a pattern in the manner of
             :func:`fnmatch.fnmatchcase` (``"order.*"``, where ``*`` also matches
             dots); without one the first parameter's classes route.
         name: the endpoint's stable name; else ``app_label.qualified_name``.
-        aliases: names the endpoint had before.
+        aliases: former names of the endpoint.
         using: the database alias of its transaction, on a channel.
         atomic: False, on a channel, runs it outside any transaction of its own.
         channel: the alias of the channel that its events wait in, or True for
             ``"default"``; without one it is called at once.
-        delay: how long they wait at least, in seconds or a timedelta.
-        expires: how long after the sending they are dropped, likewise.
-        priority: higher is called first, or handled first in the channel; 0 where
-            it is not given.
-        retry: what happens to a message whose handling failed, on a channel that
-            tries again.
-        identifier: which aggregate or saga the message is for: an attribute of the
-            payload by its name, a ``Header``, a callable that gets the message, or
-            a dict of these where it takes several to say so.
-        on_missing: ``"ignore"`` drops a message whose aggregate or saga is not
-            there; ``"raise"``, the default, raises.
-        output: the routing key of a command, or several, that what the handler
-            returns is sent to, unless it is None.
-        ordering_key: where the key is whose events are handled one at a time, in
-            the order of sending, on a channel that keeps it. A string is an
-            attribute of the event, ``Header("x")`` a header, a callable gets the
-            message. An event whose key is None has no order.
-        idempotency_key: where the key is, likewise, by which an event on a channel is
-            told from a duplicate of one that was handled. A duplicate is not handled.
+        delay: the minimum time that they wait, in seconds or a timedelta.
+        expires: the time after sending at which they are dropped, likewise.
+        priority: higher is called first, or handled first in the channel; 0 by default.
+        retry: the policy for messages whose handling failed, on a channel that retries
+            them.
+        identifier: the source of the aggregate's or saga's identifier: an attribute of
+            the payload by its name, a ``Header``, a callable that takes the message, or
+            a dict of these for an identifier of several parts.
+        on_missing: ``"ignore"`` drops a message whose aggregate or saga does not exist;
+            ``"raise"``, the default, raises.
+        output: the routing key of a command, or several, that get the handler's result,
+            unless it is None.
+        ordering_key: the source of the key whose events are handled one at a time, in
+            order of sending, on a channel that supports it. A string is an attribute of
+            the event, ``Header("x")`` a header; a callable takes the message. An event
+            whose key is None has no order.
+        idempotency_key: the source, likewise, of the key that identifies duplicates of
+            handled events on a channel. A duplicate is not handled.
 
     Returns:
         The function itself.
@@ -302,10 +302,10 @@ def event_handler(
 
 def service(cls: C) -> C:
     """
-    Register a class: its decorated methods are handlers, others may be given it.
+    Register a class: its decorated methods are handlers, and others may depend on it.
 
-    One instance is built, when first needed, its ``__init__`` filled as a
-    handler's parameters are; or ``SERVICE_RESOLVER`` gives one per message.
+    One instance is built on first use, with its ``__init__`` filled like a handler's
+    parameters; or ``SERVICE_RESOLVER`` provides one per message.
     """
     if not isinstance(cls, type):
         msg = f"@service decorates a class, not {cls!r}."

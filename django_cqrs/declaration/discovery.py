@@ -48,13 +48,13 @@ class Discovery:
     interceptors: list[Any] = dataclasses.field(default_factory=list)
     problems: list[Problem] = dataclasses.field(default_factory=list)
     is_of_apps: bool = False
-    """Whether it is all that the installed apps declare."""
+    """Whether it holds everything that the installed apps declare."""
 
     def late(self) -> list[Problem]:
         """
-        Report what was decorated since, in modules that discovery does not import.
+        Report later declarations, in modules that discovery does not import.
 
-        The views of a project, for example, are imported when the first request comes.
+        The views of a project, for example, are imported at the first request.
         """
         if not self.is_of_apps:
             return []
@@ -83,10 +83,10 @@ def _place_of(target: Any) -> tuple[Any, Any]:
 
 def discover() -> Discovery:
     """
-    Import ``messages``, then ``handlers``, of every installed app; return all there.
+    Import ``messages``, then ``handlers``, of every installed app; return all found.
 
-    Aggregates and sagas are found in whichever module of an app they stand. A missing
-    module is passed over; an error inside one is raised unchanged.
+    Aggregates and sagas are found in any module of an app. A missing module is skipped;
+    an error inside one is raised unchanged.
     """
     settings = conf.current()
     for name in map(str, (settings.MESSAGES_MODULE, settings.HANDLERS_MODULE)):
@@ -119,7 +119,7 @@ def discover() -> Discovery:
 
 
 def _roles_by_app(current: list[Any]) -> defaultdict[str, list[type]]:
-    """Return the classes that have a role, by the label of the app they belong to."""
+    """Return the classes with a role, by the labels of their apps."""
     by_app: defaultdict[str, list[type]] = defaultdict(list)
     for target in current:
         config = apps.get_containing_app_config(target.__module__)
@@ -134,7 +134,7 @@ def _roles_by_app(current: list[Any]) -> defaultdict[str, list[type]]:
 
 
 def _import_submodules(package: ModuleType | None) -> None:
-    """Import what a package holds, as a module's whole text is run."""
+    """Import the content of a package, as running a single module would."""
     if package is None or not hasattr(package, "__path__"):
         return
     for _finder, name, is_package in pkgutil.iter_modules(package.__path__):
@@ -145,7 +145,7 @@ def _import_submodules(package: ModuleType | None) -> None:
 
 
 def _handlers_modules(name: str) -> list[ModuleType]:
-    """Return the module of this name and those within it, as far as imported."""
+    """Return the imported modules of this name, and those inside."""
     inside = sorted(each for each in sys.modules if each.startswith(f"{name}."))
     return [module for each in (name, *inside) if (module := sys.modules.get(each))]
 
@@ -153,7 +153,7 @@ def _handlers_modules(name: str) -> list[ModuleType]:
 def _targets_of(
     module: ModuleType, declared_in_it: list[Any], handlers_module: str
 ) -> list[Any]:
-    """Return what a module takes from elsewhere or makes in a call, then its own."""
+    """Return a module's imported or dynamic declarations, then its own."""
     held = [
         value
         for value in _values_of(module)
@@ -175,10 +175,10 @@ def _targets_of(
 
 def _values_of(module: ModuleType) -> list[Any]:
     """
-    Return what a module holds under its names.
+    Return the values of a module's names.
 
-    From Python 3.15 on a name may be imported lazily: the namespace then holds a
-    stand-in, and only the attribute is the thing itself.
+    From Python 3.15 on a name may be imported lazily: the namespace then has a
+    stand-in, and only the attribute is the real value.
     """
     return [getattr(module, name) for name in list(vars(module))]
 
@@ -199,10 +199,10 @@ def _is_in_handlers_module(module: str, handlers_module: str) -> bool:
 
 def _as_held(module: ModuleType, target: Any) -> Any:
     """
-    Return what a module holds under a name, where that is the target in new clothes.
+    Return the value that a module has for a target, if it wraps the target.
 
-    A decorator of the user's above ours is then run too, and a class is the one
-    that ``@dataclass(slots=True)`` made of it.
+    A decorator of the user's above ours then runs too, and a class is the one that
+    ``@dataclass(slots=True)`` created.
     """
     held = getattr(module, target.__name__, target)
     if isinstance(target, type):
@@ -229,7 +229,7 @@ def _messages() -> list[type]:
 
 
 def _at(module: ModuleType | None, qualified_name: str) -> Any:
-    """Return what stands under a name in a module, or None."""
+    """Return the value of a name in a module, or None."""
     held: Any = module
     for name in qualified_name.split("."):
         held = getattr(held, name, None)
@@ -239,7 +239,7 @@ def _at(module: ModuleType | None, qualified_name: str) -> Any:
 def _strays(
     current: list[Any], handlers: list[Found], interceptors: list[Any]
 ) -> list[Problem]:
-    """Report what is decorated in the installed apps and that nothing routes to."""
+    """Report declarations in the installed apps that have no route."""
     routed = {_innermost(each) for each in interceptors}
     for found in handlers:
         if isinstance(found.target, type):
@@ -283,7 +283,7 @@ def _strays(
 
 
 def _hidden(current: list[Any]) -> list[Problem]:
-    """Report handlers whose module holds a wrapper that does not say what it wraps."""
+    """Report handlers hidden by a wrapper without ``__wrapped__``."""
     problems = []
     for target in current:
         held = getattr(sys.modules.get(target.__module__), target.__name__, None)
@@ -309,16 +309,15 @@ def _hidden(current: list[Any]) -> list[Problem]:
 def _holds(cell: Any, target: FunctionType) -> bool:
     try:
         return cell.cell_contents is target
-    except ValueError:  # it is empty
+    except ValueError:  # the file is empty
         return False
 
 
 def unimported() -> list[Problem]:
     """
-    Report handlers in modules of the installed apps that nothing has imported.
+    Report handlers in modules of the installed apps that were never imported.
 
-    Their text is read, not run. Tests and migrations are passed over, and packages that
-    are installed rather than written here.
+    Their text is read, not run. Tests, migrations and third-party packages are skipped.
     """
     problems = []
     for config in apps.get_app_configs():
@@ -351,11 +350,11 @@ def _is_passed_over(name: str) -> bool:
 
 
 def _decorated_in(file: Path) -> Iterator[str]:
-    """Yield the names of what stands decorated at the top of a file or of a class."""
+    """Yield the names of decorated objects at the top of a file or a class."""
     try:
         text = file.read_bytes()
         if not any(each.encode() in text for each in _DECORATORS):
-            return  # mostly so
+            return  # the usual case
         tree = ast.parse(text)
     except (OSError, SyntaxError, ValueError):
         return

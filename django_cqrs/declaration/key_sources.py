@@ -1,4 +1,4 @@
-"""Keys of messages, for their order and to recognize duplicates."""
+"""Keys of messages, for ordering and for recognising duplicates."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from django_cqrs.messages import Message
 from django_cqrs.plain import as_plain
 
 KeySource = str | Header | Callable[[Message], object]
-"""An attribute of the payload, a header, or a callable that gets the message."""
+"""An attribute of the payload, a header, or a callable that takes the message."""
 
 KeyReader = Callable[[Message], str | None]
 
 MAX_LENGTH: Final = 255
-"""Of a key as it is stored; a longer one is stored as its hash."""
+"""The maximum length of a stored key; a longer one is stored as its hash."""
 
 _SIMPLE = (str, int, UUID, Decimal, date)
 
 
 def is_key_source(source: object) -> bool:
-    """Return whether a key can be had from something at all."""
+    """Return whether an object can be a source of keys."""
     return bool(source) and (isinstance(source, (str, Header)) or callable(source))
 
 
 def key_reader(source: KeySource, what: str, whose: str) -> KeyReader:
     """
-    Return what reads a key from a message: text, or None for a message without one.
+    Return a function that reads a message's key: text, or None without one.
 
     Args:
-        source: where the key is.
-        what: the keyword that it was given by.
+        source: the source of the key.
+        what: the keyword that it was given for.
         whose: the endpoint or the bus, for errors.
 
     """
@@ -68,10 +68,10 @@ def key_reader(source: KeySource, what: str, whose: str) -> KeyReader:
 
 def as_key(value: object) -> str:
     """
-    Return a key as it is stored: what is too long, or ends in a space, as a hash.
+    Return a key for storage; too long ones, or with a space at the end, as a hash.
 
     Raises:
-        InvalidKey: the value is of no type that a key can be of.
+        InvalidKey: keys cannot have the type of this value.
 
     """
     if isinstance(value, Enum):
@@ -93,24 +93,24 @@ def as_key(value: object) -> str:
 
 
 def joined(texts: Iterable[str]) -> str:
-    """Return several texts as one; no two sequences of texts give the same."""
+    """Return several texts as one; different sequences give different texts."""
     return ",".join(map(repr, texts))
 
 
 def storable_key(text: str, *, room: int = MAX_LENGTH) -> str:
     """
-    Return a text that every database takes and tells from others.
+    Return a text that every database accepts and distinguishes.
 
     Args:
-        text: what is to be stored.
-        room: for how many characters there is room.
+        text: the text to store.
+        room: the maximum number of characters.
 
     Returns:
-        The text itself; its hash where it is longer, ends in a space, holds NUL or a
+        The text itself; its hash if it is longer, ends in a space, contains NUL or a
         lone surrogate, or looks like a hash.
 
     """
-    # A database may not tell text from the same text with a space at its end.
+    # A database may ignore a space at the end of a text.
     if (
         len(text) > room
         or text != text.rstrip()
@@ -132,7 +132,7 @@ def _hash_of(text: str) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether a text is whole: it holds no half of a surrogate pair."""
+    """Return whether a text is valid Unicode: without lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -177,12 +177,12 @@ def _attribute_getter(name: str, what: str, whose: str) -> Callable[[Message], o
 
 def faults_of(source: object, members: tuple[Any, ...] | None) -> Iterator[str]:
     """
-    Yield the faults of a key's source.
+    Yield the faults of a key source.
 
     Args:
-        source: what was given.
-        members: the types that the payload may have, as annotated; None where the
-            handler takes none.
+        source: the given value.
+        members: the possible types of the payload, as annotated; None if the handler
+            takes none.
 
     """
     if isinstance(source, Header) and source.name in ("timestamp", "causation_id"):
@@ -202,7 +202,7 @@ def faults_of(source: object, members: tuple[Any, ...] | None) -> Iterator[str]:
 
 
 def _lacks(member: Any, name: str) -> bool:
-    """Return whether no object of a type can have an attribute, as far as one knows."""
+    """Return whether no object of a type can have an attribute, as far as is known."""
     if not is_plain_class(member) or member in (object, Any):
         return False
     if is_protocol(member) or issubclass(member, Mapping):

@@ -1,8 +1,8 @@
 """
-Where each keyword of the decorators may stand, in one table.
+The table of keywords: the handlers for which each one has an effect.
 
-The checks read it, and the table of the reference is compared with it. So no keyword of
-a decorator is without a rule.
+The checks read it, and the table in the reference is compared with it, so every keyword
+of a decorator has a rule.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from django_cqrs.declaration.declarations import Kind
 
 
 class HandlerRole(enum.StrEnum):
-    """What a handler is to the objects of its class; the value ends a check's text."""
+    """A handler's role for the objects of its class; the value ends a check's text."""
 
     PLAIN = "is called on no aggregate or saga"
     FACTORY = "makes a new object, which no message names"
@@ -33,17 +33,17 @@ _MISSABLE = frozenset({HandlerRole.ACTION, HandlerRole.SAGA_PAIR})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Where:
-    """Where a keyword does what the reference says, among handlers of one kind."""
+    """The handlers of one kind for which a keyword has its documented effect."""
 
     text: str
-    """As the reference has it."""
+    """The text in the reference."""
     at_once: frozenset[HandlerRole] = _NONE
     """Handlers that are called at once."""
     waiting: frozenset[HandlerRole] = _NONE
     """Handlers on a channel."""
 
     def fits(self, role: HandlerRole, *, is_waiting: bool) -> bool:
-        """Return whether the keyword means something for a handler."""
+        """Return whether the keyword has an effect for a handler."""
         return role in (self.waiting if is_waiting else self.at_once)
 
 
@@ -58,7 +58,7 @@ MISSABLE: Final = Where("of an action, or of a saga's pair", _MISSABLE, _MISSABL
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Keyword:
-    """One keyword: where it may stand, by the kind of message."""
+    """One keyword: the handlers that it is for, by kind of message."""
 
     name: str
     command: Where
@@ -66,7 +66,7 @@ class Keyword:
     query: Where = NOWHERE
 
     def where(self, kind: Kind) -> Where:
-        """Return where it may stand among the handlers of a kind of message."""
+        """Return the handlers that it is for, for one kind of message."""
         return {
             Kind.COMMAND: self.command,
             Kind.EVENT: self.event,
@@ -96,4 +96,4 @@ KEYWORDS: Final = {
 """Every keyword that a handler's decorator takes, by its name."""
 
 OWN: Final = frozenset({"name", "aliases"})
-"""The keywords that a factory and an action do not share: each has a name."""
+"""The keywords that a factory and an action do not share: each has its own name."""

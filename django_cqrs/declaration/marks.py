@@ -1,4 +1,4 @@
-"""Marks in ``Annotated``: where the value of a parameter comes from."""
+"""Marks in ``Annotated``: the sources of parameters' values."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Header:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Depends:
     """
-    ``Annotated[Gateway, Depends(open_gateway)]``: what the factory returns.
+    ``Annotated[Gateway, Depends(open_gateway)]``: the result of the factory.
 
-    It is called once per message, its own parameters are filled like a handler's,
-    and a generator is continued after the message, as ``contextlib`` does.
+    It is called once per message, its own parameters are filled like a handler's, and a
+    generator resumes after the message, as in ``contextlib``.
     """
 
     factory: Callable[..., Any]
