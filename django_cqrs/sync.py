@@ -10,12 +10,14 @@ from asyncio import CancelledError, _get_running_loop
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import copy_context
-from typing import Any
+from typing import Any, TypeVar
 
 from asgiref.sync import async_to_sync, sync_to_async
 
 from django_cqrs.exceptions import SynchronousDispatch
 from django_cqrs.messages import current
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _UNSET: Any = object()
 _LONGEST_PASS = 1.0
@@ -106,8 +108,6 @@ def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
 
     async def hop(*args: Any, **kwargs: Any) -> Any:
         __traceback_hide__ = True
-        # Each name travels through several calls, and what is None is as not given.
-        kwargs = {name: each for name, each in kwargs.items() if each is not None}
         token = current.set(current.get())
         before = copy_context()
         try:
@@ -125,6 +125,23 @@ def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         return result
 
     return hop
+
+
+def twin_of(function: Callable[..., Any]) -> Callable[[F], F]:
+    """
+    Return a decorator of a function's async twin: ``help()`` shows what both take.
+
+    Args:
+        function: it names each keyword; the twin passes on those that it is given.
+
+    """
+
+    def mark(twin: F) -> F:
+        sign: Any = twin
+        sign.__signature__ = inspect.signature(function)
+        return twin
+
+    return mark
 
 
 def refuse_running_loop(entrance: str, instead: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import _get_running_loop
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 from django_cqrs.buses.bus import (
     GivenHeaders,
@@ -12,6 +12,7 @@ from django_cqrs.buses.bus import (
     SingleHandlerBus,
     current_message,
 )
+from django_cqrs.buses.keywords import AnyDispatchKeywords, DispatchKeywords
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.declaration.key_sources import KeySource
 from django_cqrs.declaration.marks import Header
@@ -20,6 +21,7 @@ from django_cqrs.messages import Command, Message
 from django_cqrs.pipeline.idempotency import BusKey
 from django_cqrs.pipeline.outlet import Seconds, send_options
 from django_cqrs.retries import InstantRetry
+from django_cqrs.sync import twin_of
 
 
 class CommandBus(SingleHandlerBus):
@@ -76,27 +78,12 @@ class CommandBus(SingleHandlerBus):
         payload: Command[R],
         *,
         route: None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
         content_type: None = None,
-        using: str | None = None,
-        delay: Seconds | None = None,
-        expires: Seconds | None = None,
-        priority: int | None = None,
+        **keywords: Unpack[DispatchKeywords],
     ) -> R: ...
     @overload
     def dispatch(
-        self,
-        payload: Any = None,
-        *,
-        route: str | None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
-        delay: Seconds | None = None,
-        expires: Seconds | None = None,
-        priority: int | None = None,
+        self, payload: Any = None, **keywords: Unpack[AnyDispatchKeywords]
     ) -> Any: ...
     def dispatch(
         self,
@@ -189,13 +176,8 @@ class CommandBus(SingleHandlerBus):
         payload: Command[R],
         *,
         route: None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
         content_type: None = None,
-        using: str | None = None,
-        delay: Seconds | None = None,
-        expires: Seconds | None = None,
-        priority: int | None = None,
+        **keywords: Unpack[DispatchKeywords],
     ) -> R: ...
     # For mypy, which first tries a wrong R from the context and would then use Any.
     @overload
@@ -204,51 +186,17 @@ class CommandBus(SingleHandlerBus):
         payload: Command[Any],
         *,
         route: None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
         content_type: None = None,
-        using: str | None = None,
-        delay: Seconds | None = None,
-        expires: Seconds | None = None,
-        priority: int | None = None,
+        **keywords: Unpack[DispatchKeywords],
     ) -> object: ...
     @overload
     async def adispatch(
-        self,
-        payload: Any = None,
-        *,
-        route: str | None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
-        delay: Seconds | None = None,
-        expires: Seconds | None = None,
-        priority: int | None = None,
+        self, payload: Any = None, **keywords: Unpack[AnyDispatchKeywords]
     ) -> Any: ...
+    @twin_of(dispatch)
     async def adispatch(
-        self,
-        payload: Any = None,
-        *,
-        route: str | None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
-        delay: Seconds | None = None,
-        expires: Seconds | None = None,
-        priority: int | None = None,
+        self, payload: Any = None, **keywords: Unpack[AnyDispatchKeywords]
     ) -> Any:
         """Do the same as :meth:`dispatch`, in one hop to the database's thread."""
         __traceback_hide__ = True
-        return await self._in_thread(
-            payload,
-            route=route,
-            aggregate_id=aggregate_id,
-            headers=headers,
-            content_type=content_type,
-            using=using,
-            delay=delay,
-            expires=expires,
-            priority=priority,
-        )
+        return await self._in_thread(payload, **keywords)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncio import _get_running_loop
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from django_cqrs.buses.bus import (
     BaseBus,
@@ -14,6 +14,7 @@ from django_cqrs.buses.bus import (
     is_at_entrance,
     read_payload,
 )
+from django_cqrs.buses.keywords import PublishKeywords
 from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.exceptions import MessageConversionError
@@ -22,6 +23,7 @@ from django_cqrs.parameters.services import with_dependencies
 from django_cqrs.pipeline.outlet import Seconds, release, send_options
 from django_cqrs.pipeline.stages import while_current
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
+from django_cqrs.sync import twin_of
 
 
 class EventBus(BaseBus):
@@ -138,30 +140,13 @@ class EventBus(BaseBus):
         message._aggregate = headers
         run(message)
 
+    @twin_of(publish)
     async def apublish(
-        self,
-        payload: Any = None,
-        *,
-        route: str | None = None,
-        headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
-        delay: Seconds | None = None,
-        expires: Seconds | None = None,
-        priority: int | None = None,
+        self, payload: Any = None, **keywords: Unpack[PublishKeywords]
     ) -> None:
         """Do the same as :meth:`publish`, in one hop to the database's thread."""
         __traceback_hide__ = True
-        await self._in_thread(
-            payload,
-            route=route,
-            headers=headers,
-            content_type=content_type,
-            using=using,
-            delay=delay,
-            expires=expires,
-            priority=priority,
-        )
+        await self._in_thread(payload, **keywords)
 
     def _compile_for(self, endpoints: tuple[Endpoint, ...], payload: Any) -> Run:
         """Return the run for events of one class."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from asyncio import _get_running_loop
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 from django_cqrs.buses.bus import GivenHeaders, R, SingleHandlerBus, current_message
+from django_cqrs.buses.keywords import AnyAskKeywords, AskKeywords
 from django_cqrs.conversion.payloads import convert_result
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.messages import Message, Query
+from django_cqrs.sync import twin_of
 
 
 class QueryBus(SingleHandlerBus):
@@ -21,24 +23,16 @@ class QueryBus(SingleHandlerBus):
         self,
         payload: Any = None,
         *,
-        route: str | None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
         returns: Literal["application/json"],
+        **keywords: Unpack[AnyAskKeywords],
     ) -> str: ...
     @overload
     def ask(
         self,
         payload: Any = None,
         *,
-        route: str | None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
         returns: type[R],
+        **keywords: Unpack[AnyAskKeywords],
     ) -> R: ...
     @overload
     def ask(
@@ -46,23 +40,17 @@ class QueryBus(SingleHandlerBus):
         payload: Query[R],
         *,
         route: None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
         content_type: None = None,
-        using: str | None = None,
         returns: None = None,
+        **keywords: Unpack[AskKeywords],
     ) -> R: ...
     @overload
     def ask(
         self,
         payload: Any = None,
         *,
-        route: str | None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
         returns: Any = None,
+        **keywords: Unpack[AnyAskKeywords],
     ) -> Any: ...
     def ask(
         self,
@@ -146,24 +134,16 @@ class QueryBus(SingleHandlerBus):
         self,
         payload: Any = None,
         *,
-        route: str | None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
         returns: Literal["application/json"],
+        **keywords: Unpack[AnyAskKeywords],
     ) -> str: ...
     @overload
     async def aask(
         self,
         payload: Any = None,
         *,
-        route: str | None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
         returns: type[R],
+        **keywords: Unpack[AnyAskKeywords],
     ) -> R: ...
     @overload
     async def aask(
@@ -171,11 +151,9 @@ class QueryBus(SingleHandlerBus):
         payload: Query[R],
         *,
         route: None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
         content_type: None = None,
-        using: str | None = None,
         returns: None = None,
+        **keywords: Unpack[AskKeywords],
     ) -> R: ...
     # For mypy, which first tries a wrong R from the context and would then use Any.
     @overload
@@ -184,43 +162,26 @@ class QueryBus(SingleHandlerBus):
         payload: Query[Any],
         *,
         route: None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
         content_type: None = None,
-        using: str | None = None,
         returns: None = None,
+        **keywords: Unpack[AskKeywords],
     ) -> object: ...
     @overload
     async def aask(
         self,
         payload: Any = None,
         *,
-        route: str | None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
         returns: Any = None,
+        **keywords: Unpack[AnyAskKeywords],
     ) -> Any: ...
+    @twin_of(ask)
     async def aask(
         self,
         payload: Any = None,
         *,
-        route: str | None = None,
-        aggregate_id: Any = None,
-        headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
         returns: Any = None,
+        **keywords: Unpack[AnyAskKeywords],
     ) -> Any:
         """Do the same as :meth:`ask`, in one hop to the database's thread."""
         __traceback_hide__ = True
-        return await self._in_thread(
-            payload,
-            route=route,
-            aggregate_id=aggregate_id,
-            headers=headers,
-            content_type=content_type,
-            using=using,
-            returns=returns,
-        )
+        return await self._in_thread(payload, returns=returns, **keywords)

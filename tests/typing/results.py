@@ -64,6 +64,21 @@ async def asynchronously() -> None:
     assert_type(await query_bus.aask(FindTickets()), list[TicketRow])
     await command_bus.adispatch(CloseTicket(1))
     await event_bus.apublish(Plain())
+    assert_type(
+        await command_bus.adispatch(
+            OpenTicket("lamp"),
+            headers={"executor_id": 1},
+            using="other",
+            aggregate_id=1,
+            delay=timedelta(hours=1),
+            expires=60,
+            priority=5,
+        ),
+        UUID,
+    )
+    assert_type(await command_bus.adispatch(OpenTicket("lamp"), route="a"), Any)
+    assert_type(await query_bus.aask(GetTicket(1), using="other"), TicketRow)
+    await event_bus.apublish({"title": "lamp"}, route="ticket.opened", delay=5)
 
 
 async def asynchronously_wrongly() -> None:
@@ -124,6 +139,15 @@ def arguments_wrongly() -> None:
     query_bus.ask(GetTicket(1), delay=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     event_bus.publish(Plain(), returns=str)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     event_bus.dispatch(Plain())  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+async def arguments_wrongly_asynchronously() -> None:
+    await command_bus.adispatch(OpenTicket("lamp"), rout="a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await command_bus.adispatch(OpenTicket("lamp"), delay="soon")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await command_bus.adispatch(route=Plain)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    await query_bus.aask(GetTicket(1), delay=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await event_bus.apublish(Plain(), returns=str)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await event_bus.apublish(Plain(), priority="high")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def generic_code(command: Command[UUID], query: Query[TicketRow]) -> None:
