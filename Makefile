@@ -48,7 +48,8 @@ test: $(stamp)-test
 # PostgreSQL server.
 soak: $(stamp)-test
 	@CQRS_SOAK=1 $(bin)/python -m pytest tests/outbox/test_chaos.py \
-	  tests/outbox/test_machine.py tests/outbox/worker/test_worker.py $(ARGS)
+	  tests/outbox/test_machine.py tests/outbox/worker/test_worker.py \
+	  tests/test_properties.py $(ARGS)
 
 # In an environment of its own: the packages are in the versions that the page names.
 tried: VENV := $(VENV)-tried
