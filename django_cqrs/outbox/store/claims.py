@@ -20,6 +20,7 @@ from django_cqrs.outbox.store.rows import (
     SEQUENCE,
     Claimed,
     Taking,
+    in_query,
 )
 from django_cqrs.outbox.store.single_round_trip import SingleRoundTripClaims
 
@@ -149,6 +150,6 @@ class Claims(Ordering):
         query = self._queries.get((state, channel, limit, columns))
         if query is None:
             rows = self._in_turn(self.rows().filter(channel=channel, state=state))
-            query = rows.values_list(*columns)[:limit]
+            query = rows.values_list(*in_query(columns))[:limit]
             self._queries[state, channel, limit, columns] = query
         return query

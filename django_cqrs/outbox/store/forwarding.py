@@ -17,6 +17,7 @@ from django_cqrs.outbox.store.rows import (
     Claimed,
     Group,
     Taking,
+    in_query,
 )
 
 
@@ -66,7 +67,7 @@ class Forwarding(Claims):
         self, rows: QuerySet[OutboxMessage], taking: Taking, limit: int
     ) -> list[tuple[Any, ...]]:
         """Take the messages of a query; where they have keys, in key order."""
-        query = self._in_turn(rows).values_list(*taking.columns)[:limit]
+        query = self._in_turn(rows).values_list(*in_query(taking.columns))[:limit]
         found = self._taken(query, taking)
         return self._take_in_order(rows, taking, limit) if found is None else found
 
@@ -107,7 +108,7 @@ class Forwarding(Claims):
         Messages that somebody else holds, or that were taken back, are left out.
         """
         rows = self.rows().filter(pk__in=keys, state=State.FORWARDED)
-        query = self._in_turn(rows).values_list(*CLAIMED_COLUMNS)
+        query = self._in_turn(rows).values_list(*in_query(CLAIMED_COLUMNS))
         taking = Taking(State.FORWARDED, owner, lease)
         found = self._taken(query, taking)
         if found is None:

@@ -15,7 +15,7 @@ from django.db.models import QuerySet
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
 from django_cqrs.outbox.store.dialects import ADVISORY_LOCK, PATIENCE
 from django_cqrs.outbox.store.groups import LOOK, Block, Candidate, Groups, Pair
-from django_cqrs.outbox.store.rows import PLACE_COLUMNS, Group, Taking
+from django_cqrs.outbox.store.rows import PLACE_COLUMNS, Group, Taking, in_query
 from django_cqrs.outbox.store.table import Table
 
 
@@ -98,7 +98,7 @@ class Ordering(Table):
     ) -> list[Candidate]:
         """Return the next messages, including those of keys that are held."""
         found = rows.order_by("-priority", "sequence").values_list(
-            "sequence", *PLACE_COLUMNS, *columns
+            "sequence", *PLACE_COLUMNS, *in_query(columns)
         )
         return [
             Candidate(pk, sequence, self._group_of(endpoint, key), tuple(row))
@@ -187,8 +187,9 @@ class Ordering(Table):
         there = {each.pk: each.row for each in seen}
         more = [pk for pk in chosen if pk not in there]
         if more:
-            rows = self.rows().filter(pk__in=more).values_list(*taking.columns)
-            there.update((row[0], row) for row in rows)
+            rows = self.rows().filter(pk__in=more)
+            columns = in_query(taking.columns)
+            there.update((row[0], row) for row in rows.values_list(*columns))
         found = [there[pk] for pk in chosen if pk in there]
         # Messages parked behind the first ready one are taken too.
         also = State.PARKED if taking.state is State.READY else None

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Case, Expression, F, Func, IntegerField, When
+from django.db.models.lookups import LessThanOrEqual
 
 from django_cqrs.channels.channel import Envelope
 from django_cqrs.outbox.models import State
 from django_cqrs.outbox.times import as_sent, as_stored
+
+LARGEST_CLAIMED: Final = 64 * 2**10
+"""The most bytes of payload and headers that a claim reads of one message."""
 
 CLAIMED_COLUMNS = (
     "id",
@@ -31,9 +36,51 @@ CLAIMED_COLUMNS = (
     "attempts",
     "channel",
     "subject",
+    "size",  # of payload and headers, which are NULL in a row that is too large
     "ordering_key",  # the last column of every row that is taken
 )
 """The columns that a claim reads."""
+
+_CONTENT: Final = "payload", "headers"
+
+
+def in_sql(column: str, table: str = "") -> str:
+    """
+    Return the SQL for a column of :data:`CLAIMED_COLUMNS`.
+
+    Args:
+        column: its name.
+        table: the name of the table, if the statement has several.
+
+    """
+    own = f"{table}." if table else ""
+    size = " + ".join(f"LENGTH({own}{name})" for name in _CONTENT)
+    if column == "size":
+        return f"{size} AS size"
+    if column in _CONTENT:
+        small = f"{size} <= {LARGEST_CLAIMED}"
+        return f"CASE WHEN {small} THEN {own}{column} END AS {column}"
+    return f"{own}{column}"
+
+
+def in_query(columns: Iterable[str]) -> list[str | Expression]:
+    """Return what `values_list()` takes for columns of :data:`CLAIMED_COLUMNS`."""
+    return [_IN_QUERY.get(column, column) for column in columns]
+
+
+def _bytes_of(column: str) -> Func:
+    # Django's Length counts the characters of what MySQL takes for text.
+    return Func(F(column), function="LENGTH", output_field=IntegerField())
+
+
+_SIZE: Final = _bytes_of("payload") + _bytes_of("headers")
+_IN_QUERY: Final[dict[str, Expression]] = {
+    "size": _SIZE,
+    **{
+        name: Case(When(LessThanOrEqual(_SIZE, LARGEST_CLAIMED), then=F(name)))
+        for name in _CONTENT
+    },
+}
 
 ENDPOINT = CLAIMED_COLUMNS.index("endpoint")
 _ATTEMPTS = CLAIMED_COLUMNS.index("attempts")
@@ -74,6 +121,10 @@ class Claimed:
     """Whether it has killed as many workers as it may, and must not be tried."""
     group: Group | None = dataclasses.field(default=None, repr=False)
     """Its ordering group: its endpoint's present name, and its key."""
+    size: int = 0
+    """The number of bytes of its payload and headers."""
+    is_loaded: bool = True
+    """Whether they have been read: the worker reads large ones when it needs them."""
 
 
 PLACE_COLUMNS = "id", "endpoint", "ordering_key"
@@ -125,6 +176,9 @@ def values_of(envelope: Envelope) -> dict[str, Any]:
 def claimed_from(row: tuple[Any, ...], group: Group | None) -> Claimed:
     """Return the message of a row of :data:`CLAIMED_COLUMNS`."""
     values: dict[str, Any] = dict(zip(CLAIMED_COLUMNS, row, strict=True))
+    is_loaded = values["payload"] is not None
+    if not is_loaded:
+        values |= dict.fromkeys(_CONTENT, b"")
     envelope = envelope_of(values)
     return Claimed(
         values["id"],
@@ -133,6 +187,8 @@ def claimed_from(row: tuple[Any, ...], group: Group | None) -> Claimed:
         values["channel"],
         values["ordering_key"],
         group=group,
+        size=values["size"],
+        is_loaded=is_loaded,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
@@ -39,6 +40,32 @@ class Settlement(Table):
                 locked = held.select_for_update(skip_locked=True)
                 keys = list(locked.values_list("pk", flat=True))
             return self._held(owner, keys).update(lease_expires_at=LeaseEnd(lease))
+
+    def load(self, owner: str, claimed: Sequence[Claimed]) -> list[Claimed]:
+        """
+        Read the payloads and headers that were too large for the claim.
+
+        Args:
+            owner: the name of the claim.
+            claimed: messages of that claim.
+
+        Returns:
+            The messages that the owner still holds, in the same order.
+
+        """
+        rows = self._held(owner, [each.pk for each in claimed])
+        read = rows.values_list("pk", "payload", "headers")
+        there = {pk: (bytes(payload), bytes(headers)) for pk, payload, headers in read}
+        found = []
+        for each in claimed:
+            if each.pk not in there:
+                continue
+            payload, headers = there.pop(each.pk)
+            envelope = dataclasses.replace(
+                each.envelope, payload=payload, headers=headers
+            )
+            found.append(dataclasses.replace(each, envelope=envelope, is_loaded=True))
+        return found
 
     def held(self, owner: str, keys: Sequence[int]) -> set[int]:
         """Return the messages that an owner still holds."""

@@ -27,7 +27,7 @@ from django_cqrs.outbox.store.dialects import (
     to_last_result,
 )
 from django_cqrs.outbox.store.leases import lease_end, lease_value
-from django_cqrs.outbox.store.rows import Taking
+from django_cqrs.outbox.store.rows import Taking, in_sql
 
 # Any writer may have put any number into a row, so this must not overflow.
 ATTEMPTED: Final = (
@@ -135,7 +135,7 @@ class SingleRoundTripClaims:
         """
         key = ("in order", *taking.columns)
         if key not in self._statements:
-            own = ", ".join(f"own.{column}" for column in taking.columns)
+            own = ", ".join(in_sql(column, "own") for column in taking.columns)
             unmixed = (
                 f"own.state = {State.READY.value} "  # noqa: S608 - no value in it
                 "AND NOT EXISTS (SELECT 1 FROM mixed)"
@@ -166,7 +166,7 @@ class SingleRoundTripClaims:
         return table
 
     def _next(self, columns: Sequence[str]) -> str:
-        names = ", ".join(dict.fromkeys((*columns, *_TURN)))
+        names = ", ".join(map(in_sql, dict.fromkeys((*columns, *_TURN))))
         return (
             f"SELECT {names} FROM {self._table} "  # noqa: S608 - no value in it
             f"WHERE channel = %s AND state = {State.READY.value} "

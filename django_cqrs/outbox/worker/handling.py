@@ -67,6 +67,9 @@ class ClaimHandler:
 
     # The seconds after which a transaction is ended, so that others get the locks.
     transaction_time = 0.05
+    # The most bytes of large messages that are in memory at once, unless a single
+    # message has more.
+    loaded_bytes = 4 * 2**20
 
     def __init__(
         self,
@@ -188,6 +191,7 @@ class ClaimHandler:
 
     def _handle_some(self, owner: str, claimed: Sequence[Claimed]) -> Sequence[Claimed]:
         """Handle messages in one transaction; return those it had no time for."""
+        claimed = self._loaded(owner, claimed)
         batch = Batch()
         try:
             self._handle_batch(owner, claimed, batch)
@@ -210,6 +214,33 @@ class ClaimHandler:
         while outside and not self._progress.is_ending() and not self._rests(claimed):
             self._handle_outside(owner, *outside.pop(0))
         return [*(each for each, _ in outside), *left]
+
+    def _loaded(self, owner: str, claimed: Sequence[Claimed]) -> Sequence[Claimed]:
+        """Read the next large messages, up to a number of bytes, if one is first."""
+        if claimed[0].is_loaded:
+            return claimed
+        size = count = 0
+        for each in claimed:
+            if count and size + each.size > self.loaded_bytes:
+                break
+            size += each.size
+            count += 1
+        first = claimed[:count]
+        large = [each for each in first if not each.is_loaded]
+        there = {each.pk: each for each in self._store.load(owner, large)}
+        found = []
+        for each in first:
+            if each.is_loaded or each.pk in there:
+                found.append(there.get(each.pk, each))
+            else:
+                logger.warning(
+                    "Message %s for %s is left to another worker: its lease expired",
+                    each.envelope.message_id,
+                    one_line(each.envelope.endpoint),
+                    extra=log_extra(each),
+                )
+                self._lose(owner, each)
+        return [*found, *claimed[count:]]
 
     def _rolled_back(
         self, owner: str, begun: Sequence[Claimed], error: BaseException
@@ -282,6 +313,8 @@ class ClaimHandler:
         before = started = time.monotonic()
         for each in claimed:
             name = each.envelope.endpoint
+            if not each.is_loaded:
+                break  # it is read when the memory of the ones before it is free
             if (batch.done or batch.failures) and habits.is_slow(name):
                 break  # no message that is done waits for it
             batch.taken += 1
