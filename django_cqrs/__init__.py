@@ -1,4 +1,4 @@
-"""Commands, queries and events for Django: the front door."""
+"""Commands, queries and events for Django: the public interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the address of a list in the admin may ask for: what its page offers."""
+"""Restrict the lookups in an admin list's address to those that its page offers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _LARGEST_KEY = 2**63 - 1
 
 class OfferedLookupsMixin(_ModelAdmin):
     """
-    Admits in the address of a list the parameters of its own filters alone.
+    Allows only the parameters of a list's own filters in its address.
 
-    Django admits every lookup of a local field, so that somebody who may only look at
-    a list could ask for a value that the list masks, one character at a time.
+    Django allows every lookup of a local field, so a user who may only view a list
+    could probe a value that the list masks, one character at a time.
     """
 
     def lookup_allowed(
@@ -49,15 +49,15 @@ class OfferedLookupsMixin(_ModelAdmin):
             )
             try:
                 field = get_fields_from_path(self.model, path)[-1]
-            except FieldDoesNotExist:  # the admin's own check says so
+            except FieldDoesNotExist:  # the admin's own check reports it
                 continue
             found: Any = make(field, request, {}, self.model, self, field_path=path)
             yield from found.expected_parameters()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return the rows; none where the address has a text that no row can have."""
+        """Return the rows; none if the address has a text that no row can contain."""
         rows = super().get_queryset(request)
-        # PostgreSQL refuses a NUL, whatever the column.
+        # PostgreSQL refuses NUL in any column.
         texts = (text for _, values in request.GET.lists() for text in values)
         return rows.none() if any("\0" in text for text in texts) else rows
 
@@ -68,7 +68,7 @@ class OfferedLookupsMixin(_ModelAdmin):
         *args: Any,
         **options: Any,
     ) -> HttpResponse | None:
-        """Do what was chosen; refuse keys that no row can have."""
+        """Run the chosen action; refuse keys that no row can have."""
         keys = request.POST.getlist(helpers.ACTION_CHECKBOX_NAME)
         if all(_is_key(key) for key in keys):
             return super().response_action(request, queryset, *args, **options)

@@ -1,4 +1,4 @@
-"""What annotations say: the members, names and marks of types, and signatures."""
+"""Read annotations: the members, names and marks of types, and signatures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOCAL = "<locals>"
 
 
 def _read_field_names(cls: Any) -> tuple[str, ...] | None:
-    """Return the names of a class's fields; None where it has no such thing."""
+    """Return the names of a class's fields; None if it has no fields."""
     if dataclasses.is_dataclass(cls):
         return tuple(field.name for field in dataclasses.fields(cls))
     if issubclass(cls, tuple):
@@ -30,11 +30,11 @@ def _read_field_names(cls: Any) -> tuple[str, ...] | None:
 
 field_names: Callable[[type], tuple[str, ...] | None]
 field_names = functools.cache(_read_field_names)
-"""The names of a class's fields; None where it has no such thing."""
+"""The names of a class's fields; None if it has no fields."""
 
 
 def union_members(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, aliases and ``Annotated`` taken off."""
+    """Return the members of a union, without aliases and ``Annotated``."""
     annotation = bare_type(annotation)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return tuple(
@@ -50,7 +50,7 @@ def bare_type(annotation: Any) -> Any:
     while True:
         if typing.get_origin(annotation) is typing.Annotated:
             annotation = typing.get_args(annotation)[0]
-        elif hasattr(annotation, "__value__"):  # a `type` statement's alias
+        elif hasattr(annotation, "__value__"):  # the alias of a `type` statement
             annotation = annotation.__value__
         elif isinstance(annotation, TypeVar):
             annotation = annotation.__bound__ or object
@@ -59,7 +59,7 @@ def bare_type(annotation: Any) -> Any:
 
 
 def is_plain_class(annotation: Any) -> bool:
-    """Return whether ``isinstance`` can be asked about an annotation."""
+    """Return whether an annotation can be used with ``isinstance``."""
     return (
         isinstance(annotation, type)
         and not isinstance(annotation, types.GenericAlias)
@@ -69,7 +69,7 @@ def is_plain_class(annotation: Any) -> bool:
 
 
 def is_typed_dict(annotation: Any) -> bool:
-    """Return whether an annotation is a TypedDict, of whichever typing module."""
+    """Return whether an annotation is a TypedDict, from either typing module."""
     return (
         isinstance(annotation, type)
         and issubclass(annotation, dict)
@@ -78,26 +78,26 @@ def is_typed_dict(annotation: Any) -> bool:
 
 
 def is_protocol(annotation: Any) -> bool:
-    """Return whether an annotation is a Protocol itself, not a class that has one."""
+    """Return whether an annotation is a Protocol itself, not an implementation."""
     return bool(getattr(annotation, "_is_protocol", False))
 
 
 def is_opaque_protocol(annotation: Any) -> bool:
-    """Return whether it is a Protocol that ``isinstance`` cannot decide."""
+    """Return whether it is a Protocol that ``isinstance`` cannot test."""
     return is_protocol(annotation) and not getattr(
         annotation, "_is_runtime_protocol", False
     )
 
 
 def name_of_type(annotation: Any) -> str:
-    """Return a type's name as one would say it: ``OpenTicket``, ``list[int]``."""
+    """Return a type's name for people: ``OpenTicket``, ``list[int]``."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return annotation.__qualname__.rpartition("<locals>.")[2]
     return str(annotation).replace("typing.", "")
 
 
 def usual_name(cls: type) -> str:
-    """Return what messages call the id of a class: ``order_line_id``."""
+    """Return the usual name of a class's id in messages: ``order_line_id``."""
     words = re.sub(
         r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__
     )
@@ -112,12 +112,12 @@ _VALUES = (
 
 
 def is_value_type(cls: type) -> bool:
-    """Return whether an annotation reads such a value back: it needs no name."""
+    """Return whether the annotation alone restores a stored value, without a name."""
     return issubclass(cls, _VALUES) and not hasattr(cls, "_fields")
 
 
 def dotted(path: Iterable[Any]) -> str:
-    """Return the steps of a path, joined by dots."""
+    """Return the steps of a path, joined with dots."""
     return ".".join(map(str, path))
 
 
@@ -151,12 +151,12 @@ def signature_of(
     function: Callable[..., Any], owner: type, names: Names = NO_NAMES
 ) -> tuple[list[inspect.Parameter], Any]:
     """
-    Return the evaluated parameters of a class's function, and what it returns.
+    Return the evaluated parameters of a class's function, and its return annotation.
 
     Args:
-        function: as it stands in the class.
+        function: the function as defined in the class.
         owner: the class.
-        names: what is visible where the class is, if it is local.
+        names: the names visible to the class, if it is local.
 
     Raises:
         Exception: an annotation cannot be evaluated.
@@ -168,7 +168,7 @@ def signature_of(
 def read_signature(
     function: Callable[..., Any], names: Names
 ) -> tuple[list[inspect.Parameter], Any]:
-    """Return the evaluated parameters of a callable, and what it returns."""
+    """Return the evaluated parameters of a callable, and its return annotation."""
     hinted: Any = function
     while isinstance(hinted, functools.partial):
         hinted = hinted.func
@@ -190,7 +190,7 @@ def read_signature(
 
 
 def marks_of(annotation: Any) -> tuple[Any, ...]:
-    """Return the marks of an annotation, those inside an alias or a union too."""
+    """Return the marks of an annotation, including those inside an alias or a union."""
     if hasattr(annotation, "__value__"):
         return marks_of(annotation.__value__)
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
@@ -202,13 +202,13 @@ def marks_of(annotation: Any) -> tuple[Any, ...]:
 
 
 def sole_type(annotation: Any) -> Any:
-    """Return an annotation without what is around it, ``| None`` included."""
+    """Return an annotation without its wrappers, including ``| None``."""
     members = [each for each in union_members(annotation) if each is not type(None)]
     return members[0] if len(members) == 1 else bare_type(annotation)
 
 
 def place_of(function: Any) -> str:
-    """Return the dotted path of a function or class, or of what an object is."""
+    """Return the dotted path of a function or class, or of an object's class."""
     while isinstance(function, functools.partial):
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)

@@ -8,7 +8,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class DjangoCQRSConfig(AppConfig):
-    """The core: no models, no table."""
+    """The core, without models or tables."""
 
     name = "django_cqrs"
     label = "django_cqrs"

@@ -1,4 +1,4 @@
-"""Callbacks of ``on_commit``: they belong to the message that left them behind."""
+"""Connect callbacks of ``on_commit`` with the message that registered them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from django_cqrs.messages import NOBODY, Message, Origin, current
 
 
 class OwnCallback:
-    """A callback of this package's: it needs no message, and is found by its class."""
+    """A callback of this package: it needs no message, and is found by its class."""
 
 
 class _Bound:
-    """A callback and the message that was being handled when it was registered."""
+    """A callback and the message that was being handled at its registration."""
 
     __slots__ = ("__wrapped__", "_message")
 
@@ -33,17 +33,17 @@ class _Bound:
             current.reset(token)
 
     def __getattr__(self, name: str) -> Any:
-        """Have the attributes of the callback: Django logs its name."""
+        """Forward the callback's attributes: Django logs its name."""
         return getattr(self.__wrapped__, name)
 
 
 def bind_callbacks() -> None:
     """
-    Have what an ``on_commit`` callback sends inherit from the message around it.
+    Let messages sent by an ``on_commit`` callback inherit from the enclosing message.
 
-    Who commits, and when, is not the handler's affair: a worker commits many messages
-    at once, and a request with ``ATOMIC_REQUESTS`` after the last of them. So the
-    message is taken along when the callback is registered, on every connection.
+    The time of the commit does not depend on the handler: a worker commits many
+    messages at once, and a request with ``ATOMIC_REQUESTS`` after its last one. So the
+    message is kept when the callback is registered, on every connection.
     """
     connection_created.connect(_bind, dispatch_uid="django_cqrs.callbacks")
     for connection in connections.all(initialized_only=True):
@@ -51,7 +51,7 @@ def bind_callbacks() -> None:
 
 
 def _bind(connection: BaseDatabaseWrapper, **_: Any) -> None:
-    """Put ours before the ``on_commit`` of one connection, which may be anybody's."""
+    """Wrap the ``on_commit`` of one connection, which others may have wrapped."""
     if "on_commit" in vars(connection):  # it was opened before
         return
     register = connection.on_commit

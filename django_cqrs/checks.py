@@ -1,4 +1,4 @@
-"""System checks: every mistake in a declaration, with an id, a hint and the place."""
+"""System checks: every mistake in a declaration, with an id, a hint and its place."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def as_check_message(problem: Problem) -> CheckMessage:
 
 
 def check_settings(**_kwargs: Any) -> list[CheckMessage]:
-    """Check that ``DJANGO_CQRS`` has keys that mean something and values that work."""
+    """Check that ``DJANGO_CQRS`` has known keys and valid values."""
     return [as_check_message(problem) for problem in _settings_problems()]
 
 
@@ -53,10 +53,10 @@ def check_routes(**_kwargs: Any) -> list[CheckMessage]:
 
 
 def _views() -> list[Any]:
-    """Import and return all views: they may hold interfaces that no handler needs."""
+    """Import and return all views: they may have interfaces that no handler needs."""
     if not getattr(settings, "ROOT_URLCONF", None):
         return []
-    # What is wrong there, Django's own check of it reports.
+    # Django's own check reports errors in it.
     with suppress(Exception):
         return list(_views_in(get_resolver().url_patterns))
     return []
@@ -71,7 +71,7 @@ def _views_in(patterns: Iterable[Any]) -> Iterator[Any]:
 
 
 def _view_problems(views: Iterable[Any]) -> Iterator[Problem]:
-    """Ask the views of messages what is wrong with them."""
+    """Yield the problems of the views of messages."""
     found: dict[str, Problem] = {}
     for view in views:
         cls: Any = getattr(view, "view_class", None)
@@ -83,10 +83,10 @@ def _view_problems(views: Iterable[Any]) -> Iterator[Problem]:
 
 def check_registry(subject: Registry) -> list[CheckMessage]:
     """
-    Check one registry, such as one that a test has built.
+    Check one registry, for example in a test.
 
     Returns:
-        The messages that ``manage.py check`` would print of it.
+        The messages that ``manage.py check`` would print for it.
 
     """
     found = [
@@ -99,14 +99,14 @@ def check_registry(subject: Registry) -> list[CheckMessage]:
 
 
 def check_channels(**_kwargs: Any) -> list[CheckMessage]:
-    """Check that every configured channel can be made, and ask it what it lacks."""
+    """Check that every configured channel can be created, and run its own checks."""
     found: list[CheckMessage] = []
     used = [endpoint.channel for endpoint in registry.routes.endpoints]
     for alias in channels:
         try:
             found += channels[alias].check()
         except InvalidChannel as error:
-            if alias not in used:  # else the check of its handlers says so
+            if alias not in used:  # otherwise the check of its handlers reports it
                 hint = "Fix it, or remove it: no handler uses it."
                 problem = Problem(Rule.UNKNOWN_CHANNEL, str(error), hint)
                 found.append(as_check_message(problem))
@@ -171,7 +171,7 @@ def _settings_problems() -> Iterator[Problem]:
 
 
 def _is_span(value: object) -> bool:
-    """Return whether a value is a time that something can be kept for."""
+    """Return whether a value is a time for which rows can be kept."""
     try:
         return bool(as_timedelta(value, ""))
     except InvalidOption:
@@ -179,7 +179,7 @@ def _is_span(value: object) -> bool:
 
 
 def _upcaster_problems(subject: Registry) -> Iterator[Problem]:
-    """Yield upcasters of names that no class has, and of versions still to come."""
+    """Yield upcasters for unknown names, and for future versions."""
     named = {
         each: (own, cls)
         for cls, own in (*subject.routes.types.named_classes(), *named_documents())
@@ -238,7 +238,7 @@ def _payload_problems(subject: Registry) -> Iterator[Problem]:
 def _formless(
     endpoint: Endpoint, wanted: PayloadType, types: Iterable[type]
 ) -> Iterator[Problem]:
-    """Yield what a channel's handler takes and no channel can store."""
+    """Yield the types taken by a channel's handler that no channel can store."""
     if endpoint.channel is None or endpoint.kind is Kind.QUERY:
         return
     classes = tuple(each for each in wanted.members if is_plain_class(each))

@@ -1,4 +1,4 @@
-"""The time by which delays, leases and windows are counted."""
+"""The clock for delays, leases and windows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from django.utils import timezone
 
 def now() -> datetime:
     """
-    Return the time with its zone, also where the project uses none.
+    Return the time with its zone, even if the project uses none.
 
-    By the clock on the wall an hour comes twice in a year, and another does not come.
+    On a local clock one hour a year comes twice, and another one never.
     """
     return timezone.now() if settings.USE_TZ else datetime.now(UTC)

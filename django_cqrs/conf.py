@@ -23,19 +23,19 @@ class Settings:
     CHANNELS: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Alias to ``{"BACKEND": path, "OPTIONS": {...}}``, as in CACHES and TASKS."""
     HANDLERS_MODULE: str = "handlers"
-    """The module, or package, of each app that holds its handlers."""
+    """The module, or package, of each app with its handlers."""
     MESSAGES_MODULE: str = "messages"
-    """The module of each app that holds its message classes."""
+    """The module of each app with its message classes."""
     SERVICE_RESOLVER: str | Callable[[type], Any] | None = None
-    """A callable, or the path of one: from a class to an instance of it."""
+    """A callable, or its path: from a class to an instance of it."""
     REQUEST_HEADERS: str | Callable[..., Mapping[str, Any]] | None = None
-    """A callable, or the path of one: from an HTTP request to headers."""
+    """A callable, or its path: from an HTTP request to headers."""
     IDEMPOTENCY_WINDOW: timedelta | float = timedelta(days=7)
     """How long an ``idempotency_key`` is remembered, as a timedelta or in seconds."""
     JOURNAL: timedelta | float | None = None
-    """How long what became of each message is kept; None for not at all."""
+    """How long the outcome of each message is kept; None disables the journal."""
     SERVICES: Mapping[str | type, str | type] = dataclasses.field(default_factory=dict)
-    """What is given where an interface is asked for: classes, or their paths."""
+    """The classes, or their paths, that are used in place of interfaces."""
 
 
 KEYS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -43,7 +43,7 @@ KEYS = tuple(field.name for field in dataclasses.fields(Settings))
 
 def configured() -> dict[str, Any]:
     """
-    Return ``settings.DJANGO_CQRS`` as it stands, unknown keys and all.
+    Return ``settings.DJANGO_CQRS`` unchanged, including unknown keys.
 
     Raises:
         ImproperlyConfigured: it is not a dictionary.
@@ -58,14 +58,14 @@ def configured() -> dict[str, Any]:
 
 @functools.cache
 def current() -> Settings:
-    """Return the settings in force. Unknown keys are a check's business."""
+    """Return the present settings. A check reports unknown keys."""
     given = configured()
     return Settings(**{key: given[key] for key in KEYS if key in given})
 
 
 def resolve(key: str) -> Any:
     """
-    Return the callable that a setting holds or names, or None.
+    Return the callable in a setting, given as itself or as a path, or None.
 
     Raises:
         ImproperlyConfigured: the path cannot be imported, or is not callable.
@@ -109,10 +109,10 @@ def _class_of(named: object) -> type:
 
 def implementation_of(cls: type) -> type:
     """
-    Return the class that ``SERVICES`` gives for a class, which is else its own.
+    Return the class that ``SERVICES`` has for a class; by default the class itself.
 
     Raises:
-        ImproperlyConfigured: the setting names what is not a class.
+        ImproperlyConfigured: the setting does not name a class.
 
     """
     return _services().get(cls, cls)

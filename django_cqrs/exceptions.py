@@ -1,5 +1,5 @@
 """
-Every error this package raises, under one base.
+All errors of this package, with one base.
 
 * CQRSError
   + InvalidHandler · also ImproperlyConfigured
@@ -27,7 +27,7 @@ Every error this package raises, under one base.
   + BrokenTransaction · also TransactionManagementError
   + SynchronousDispatch · also SynchronousOnlyOperation
 
-A handler's own exception is none of these: it reaches the caller unchanged.
+Exceptions raised by handlers are not wrapped: they reach the caller unchanged.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ __all__ = [
 
 
 class CQRSError(Exception):
-    """The base of every error of this package: catch it to catch them all."""
+    """The base of all errors of this package."""
 
 
 class InvalidHandler(CQRSError, ImproperlyConfigured):
@@ -83,7 +83,7 @@ class InvalidHandler(CQRSError, ImproperlyConfigured):
 
 
 class DuplicateHandler(InvalidHandler):
-    """Two handlers answer one command or query, and one is all there may be."""
+    """Two handlers take one command or query, and only one is allowed."""
 
 
 class InvalidChannel(CQRSError, ImproperlyConfigured):
@@ -111,36 +111,36 @@ class UnknownMessage(CQRSError, LookupError):
 
 
 class InvalidOption(CQRSError, ValueError):
-    """The arguments given to a bus do not fit together, or not this route."""
+    """A bus's arguments cannot be combined, or do not apply to this route."""
 
 
 class InvalidHeader(CQRSError, ValueError):
-    """A header's name is reserved, or its value could not cross a channel."""
+    """A header's name is reserved, or its value cannot be stored in a channel."""
 
 
 class FieldError(NamedTuple):
     """The fault of one field of a payload."""
 
     path: str
-    """Where it is, dotted: ``lines.0.quantity``; empty for the payload itself."""
+    """Its place, dotted: ``lines.0.quantity``; empty for the payload itself."""
     message: str
-    """What is wrong with it, in a sentence without the value."""
+    """The fault in a sentence, without the value."""
     code: str
     """A short stable word for the kind of mistake, such as ``missing``."""
 
 
 class MessageConversionError(CQRSError, ValueError):
     """
-    A payload, header or answer could not be made its type, or JSON and back.
+    A payload, header or answer could not be converted to its type, or to and from JSON.
 
     Attributes:
-        target: the name of the type that was wanted.
-        errors: a :class:`FieldError` for every field that is wrong, at least one.
-        at_entrance: whether it was the first message of its chain that was refused,
-            before any handler was called: then the fault is in what came from
-            outside. A handler's own sending, and an answer, are the code's fault.
-        what: what was to be converted: ``payload``, ``header`` (or all ``headers``),
-            or ``answer``.
+        target: the name of the wanted type.
+        errors: a :class:`FieldError` for every invalid field, at least one.
+        at_entrance: whether the first message of its chain was refused, before any
+            handler was called: then the outside input is at fault. For messages sent by
+            a handler, and for answers, the code is.
+        what: the converted thing: ``payload``, ``header`` (or all ``headers``), or
+            ``answer``.
 
     """
 
@@ -148,7 +148,7 @@ class MessageConversionError(CQRSError, ValueError):
     what: str = "payload"
 
     def __init__(self, target: str, errors: Sequence[FieldError]) -> None:
-        """Name the target type and all faults of the given value."""
+        """Take the name of the target type, and all faults of the value."""
         self.target = target
         self.errors: list[FieldError] = list(errors)
         super().__init__(target, self.errors)
@@ -171,24 +171,24 @@ class MissingHeader(ParameterError, LookupError):
 
 
 class InvalidKey(CQRSError, ValueError):
-    """A message lacks the key that its handler or bus wants, or it cannot be one."""
+    """A message lacks the key that its handler or bus needs, or the key is invalid."""
 
 
 class InvalidEvent(CQRSError, ValueError):
-    """A recorded event, or an output, has a value that is known only after the save."""
+    """A recorded event, or an output, has a value that is only known after the save."""
 
 
 class UnexpectedResult(CQRSError, ValueError):
-    """A result is not of its annotated type, or cannot be kept for duplicates."""
+    """A result does not have its annotated type, or cannot be kept for duplicates."""
 
 
 class AggregateNotFound(CQRSError, ObjectDoesNotExist):
     """
-    No object has the identifier, or the message names none.
+    No object has the identifier, or the message has none.
 
     Attributes:
         at_entrance: as for :class:`MessageConversionError`.
-        is_named: whether the message names one; False where it does not say which.
+        is_named: whether the message has an identifier; False if it has none.
 
     """
 
@@ -198,7 +198,7 @@ class AggregateNotFound(CQRSError, ObjectDoesNotExist):
 
 class AggregateAlreadyExists(CQRSError):
     """
-    A factory made an object whose identifier another one has.
+    A factory made an object whose identifier is in use.
 
     Attributes:
         at_entrance: as for :class:`MessageConversionError`.
@@ -210,7 +210,7 @@ class AggregateAlreadyExists(CQRSError):
 
 class ConcurrencyError(CQRSError):
     """
-    Somebody else has changed the object since it was loaded, or was seen.
+    Somebody else has changed the object since it was loaded, or seen by the sender.
 
     Attributes:
         at_entrance: as for :class:`MessageConversionError`.
@@ -221,20 +221,20 @@ class ConcurrencyError(CQRSError):
 
 
 class DocumentNotFound(CQRSError, ObjectDoesNotExist):
-    """A collection has nothing under this key."""
+    """A collection has no value under this key."""
 
 
 class DocumentAlreadyExists(CQRSError):
-    """A collection has something under this key already."""
+    """A collection already has a value under this key."""
 
 
 class StatementTooLarge(CQRSError, ValueError):
-    """A message or a document is larger than the database's server takes at once."""
+    """A message or a document is larger than the database's server accepts."""
 
 
 class InvalidIdentifier(CQRSError, ValueError):
     """
-    A value cannot be an identifier: a list, or text for a number.
+    A value cannot be an identifier: a list, for example, or text for a number.
 
     Attributes:
         at_entrance: as for :class:`MessageConversionError`.
@@ -253,4 +253,4 @@ class BrokenTransaction(CQRSError, TransactionManagementError):
 
 
 class SynchronousDispatch(CQRSError, SynchronousOnlyOperation):
-    """A synchronous bus method was called where an event loop runs."""
+    """A synchronous bus method was called in a running event loop."""

@@ -1,4 +1,4 @@
-"""The inbox: the stored keys of messages that are to be handled once."""
+"""The inbox: the stored keys of messages that must be handled only once."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from django_cqrs.problems import Problem, Rule
 
 
 class FirstResult(NamedTuple):
-    """What was kept of the first message of a key."""
+    """The kept results of a key's first message."""
 
     result: bytes | None
-    """What its handler returned, as JSON text; None where that was None."""
+    """Its handler's result, as JSON text; None if that was None."""
     outputs: bytes | None
-    """What it sent, where that was to be kept."""
+    """The messages that it sent, if they were to be kept."""
 
 
 class Inbox(Protocol):
-    """Remembers keys in the transaction that is open, and so forgets with it."""
+    """Remembers keys in the open transaction, and forgets them if it is rolled back."""
 
     def enter(
         self,
@@ -35,18 +35,18 @@ class Inbox(Protocol):
         """
         Remember a key, before its message is handled.
 
-        Where another transaction has just entered the same, this waits for its end.
+        If another transaction has just entered the same key, this waits for its end.
         On PostgreSQL above READ COMMITTED it then fails with a serialization error.
 
         Args:
             using: the alias of the database.
-            owner: whose key it is; another's is another key.
+            owner: the owner of the key; other owners have other keys.
             key: the key.
-            message_id: that of the message that has it.
-            former: the names that the owner had before.
+            message_id: the id of the message with the key.
+            former: the former names of the owner.
 
         Returns:
-            None where the key is new; else what is kept of its first message.
+            None if the key is new; otherwise the kept results of its first message.
 
         """
         ...
@@ -60,11 +60,11 @@ class Inbox(Protocol):
         result: bytes | None,
         outputs: bytes | None,
     ) -> None:
-        """Keep what came of the message whose key was entered."""
+        """Keep the results of the message whose key was entered."""
         ...
 
     def forget(self, using: str, owner: str, key: str) -> None:
-        """Take out a key that was entered, since its message was dropped."""
+        """Remove a key that was entered, since its message was dropped."""
         ...
 
 
@@ -72,12 +72,12 @@ _offered: dict[str, Inbox] = {}
 
 
 def offer_inbox(app: str, inbox: Inbox) -> None:
-    """Let an app, named by its path, remember keys wherever it is installed."""
+    """Register an app's inbox by the app's path, for projects that install it."""
     _offered[app] = inbox
 
 
 def find_inbox() -> Inbox | None:
-    """Return the inbox of an installed app, None where no app offers one."""
+    """Return the inbox of an installed app, None if no app provides one."""
     for app, inbox in _offered.items():
         if apps.is_installed(app):
             return inbox
@@ -85,7 +85,7 @@ def find_inbox() -> Inbox | None:
 
 
 def no_inbox(whose: str, function: Any = None) -> Problem:
-    """Return what is wrong where keys are to be remembered and no app can."""
+    """Return the problem of a key that no installed app can remember."""
     return Problem(
         Rule.UNREMEMBERED_KEY,
         f"{whose} has idempotency_key=, but no installed app stores keys.",

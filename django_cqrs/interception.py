@@ -1,9 +1,9 @@
 """
 Interceptors: code around handlers, declared once and selected by a pointcut.
 
-Lower precedence stands further out. Two stages of our own have a precedence, so
-that yours can stand outside or inside them; between two stages ``before`` runs
-first, then ``around``, then the handler or the next stage, then ``after``.
+Lower precedence is further out. Two of the package's stages have a precedence, so that
+yours can be outside or inside them. Between two stages ``before`` runs first, then
+``around``, then the handler or the next stage, then ``after``.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ __all__ = [
 ]
 
 RETRY: Final = -2000
-"""Where a bus's instant retry stands; what is lower runs once for all attempts."""
+"""The precedence of a bus's instant retry; lower ones run once for all attempts."""
 
 TRANSACTION: Final = -1000
-"""Where a command's transaction stands; lower is outside it, the rest inside."""
+"""The precedence of a command's transaction; lower is outside, the rest inside."""
 
 
 class Stop(enum.Enum):
@@ -50,23 +50,23 @@ class Stop(enum.Enum):
     STOP = "STOP"
 
     def __repr__(self) -> str:
-        """Return the name it is used by."""
+        """Return its name in code."""
         return "STOP"
 
 
 STOP: Final = Stop.STOP
-"""What ``before`` and ``pre_send`` return to end the message's way here."""
+"""The result by which ``before`` and ``pre_send`` stop the message here."""
 
 
 class Proceed(Protocol):
-    """What ``around`` calls to go on, and gets the handler's result from."""
+    """What ``around`` calls to continue; it returns the handler's result."""
 
     def __call__(self) -> Any:
-        """Run what stands inside: the next interceptor, or the handler."""
+        """Run the next interceptor inside, or the handler."""
 
 
 class Bus(Protocol):
-    """What a pointcut sees of a bus: a command bus, a query bus or an event bus."""
+    """A bus as a pointcut sees it: a command bus, a query bus or an event bus."""
 
     @property
     def kind(self) -> Kind:
@@ -76,23 +76,23 @@ class Bus(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pointcut:
-    """Which handlers an interceptor is for. Join with ``&``, ``|`` and ``~``."""
+    """The handlers of an interceptor. Combine pointcuts with ``&``, ``|`` and ``~``."""
 
     matches: Callable[[JoinPoint], bool]
     text: str
     looks_at_bus: bool = False
-    """Whether it is decided where the bus is used, not where the handler runs."""
+    """Whether it is evaluated where the bus is used, not where the handler runs."""
 
     def __and__(self, other: Pointcut) -> Pointcut:
-        """Match where both do."""
+        """Match if both match."""
         return self._joined(other, "&", lambda p: self.matches(p) and other.matches(p))
 
     def __or__(self, other: Pointcut) -> Pointcut:
-        """Match where either does."""
+        """Match if either matches."""
         return self._joined(other, "|", lambda p: self.matches(p) or other.matches(p))
 
     def __invert__(self) -> Pointcut:
-        """Match where this one does not."""
+        """Match if this one does not."""
         return Pointcut(
             lambda p: not self.matches(p), f"~{self.text}", self.looks_at_bus
         )
@@ -110,16 +110,16 @@ class Pointcut:
         return Pointcut(matches, text, self.looks_at_bus or other.looks_at_bus)
 
     def __repr__(self) -> str:
-        """Return it as it was written."""
+        """Return it as written in code."""
         return self.text
 
 
 class _Pointcuts:
-    """The pointcuts there are: use the one object, :data:`pointcut`."""
+    """The available pointcuts: use the one object, :data:`pointcut`."""
 
     def handler(self, pattern: str) -> Pointcut:
         """
-        Match handlers by endpoint name or dotted path, in the manner of ``fnmatch``.
+        Match handlers by endpoint name or dotted path, in the style of ``fnmatch``.
 
         Args:
             pattern: such as ``"billing.*"``, where ``*`` also matches dots.
@@ -137,7 +137,7 @@ class _Pointcuts:
         )
 
     def message(self, cls: type) -> Pointcut:
-        """Match messages of a class, its subclasses included."""
+        """Match messages of a class, including its subclasses."""
         try:
             issubclass(object, cls)
         except TypeError:
@@ -152,7 +152,7 @@ class _Pointcuts:
         )
 
     def marked(self, marker: type[Marker]) -> Pointcut:
-        """Match handlers that carry a marker, or whose class or message does."""
+        """Match handlers with a marker on them, on their class or on their message."""
         if not (isinstance(marker, type) and issubclass(marker, Marker)):
             msg = f"pointcut.marked() takes a class of markers, not {marker!r}."
             raise TypeError(msg)
@@ -164,8 +164,8 @@ class _Pointcuts:
         """
         Match messages sent through one bus, or through any bus of a class.
 
-        For a handler on a channel, such an interceptor runs where the message is
-        sent; every other runs where it is handled.
+        For a handler on a channel, such an interceptor runs where the message is sent;
+        all others run where it is handled.
         """
         if not isinstance(getattr(bus, "kind", None), Kind):
             msg = f"pointcut.bus() takes a bus or a class of buses, not {bus!r}."
@@ -204,8 +204,8 @@ class Marker:
         @command_handler
         def close(command: CloseTicket) -> None: ...
 
-    ``pointcut.marked(RequiresPermission)`` finds it, and an interceptor's parameter
-    of that type gets the marker itself: the handler's before its class's before the
+    ``pointcut.marked(RequiresPermission)`` finds it, and an interceptor's parameter of
+    that type gets the marker itself: the handler's before its class's before the
     message's.
     """
 
@@ -217,14 +217,14 @@ class Marker:
 
 
 def _own_markers(holder: Any) -> tuple[Marker, ...]:
-    """Return what one function or class is marked with, the innermost first."""
+    """Return the markers of one function or class, innermost first."""
     held = vars(holder) if isinstance(holder, type) else getattr(holder, "__dict__", {})
     own: tuple[Marker, ...] = held.get(MARKERS, ())
     return own
 
 
 def marker_at(point: JoinPoint, marker: type[T]) -> T | None:
-    """Return the marker of a type that stands nearest to a handler, if any."""
+    """Return the nearest marker of a type around a handler, if any."""
     function = getattr(point.endpoint.function, "__func__", point.endpoint.function)
     for holder in (
         function,
@@ -284,8 +284,8 @@ def before(where: Pointcut, /, *, precedence: int = 0) -> Callable[[F], F]:
     ``Message.replace``), or :data:`STOP`.
 
     Args:
-        where: which handlers.
-        precedence: lower stands further out, see :data:`TRANSACTION`.
+        where: the handlers.
+        precedence: lower is further out, see :data:`TRANSACTION`.
 
     """
     return _decorator(When.BEFORE, where, precedence)
@@ -293,14 +293,14 @@ def before(where: Pointcut, /, *, precedence: int = 0) -> Callable[[F], F]:
 
 def around(where: Pointcut, /, *, precedence: int = 0) -> Callable[[F], F]:
     """
-    Run a function around handlers: it calls its ``Proceed`` parameter to go on.
+    Run a function around handlers: it calls its ``Proceed`` parameter to continue.
 
-    What it returns is the result. A parameter ``target`` gets the object whose
-    method the handler is, None for a plain function.
+    Its return value is the result. A parameter ``target`` gets the object whose method
+    the handler is, None for a plain function.
 
     Args:
-        where: which handlers.
-        precedence: lower stands further out, see :data:`TRANSACTION`.
+        where: the handlers.
+        precedence: lower is further out, see :data:`TRANSACTION`.
 
     """
     return _decorator(When.AROUND, where, precedence)
@@ -310,12 +310,11 @@ def after(where: Pointcut, /, *, precedence: int = 0) -> Callable[[F], F]:
     """
     Run a function after handlers that returned; a parameter ``result`` gets it.
 
-    What it returns takes the result's place, unless it is None.
+    Its return value replaces the result, unless it is None.
 
     Args:
-        where: which handlers.
-        precedence: lower stands further out and so runs later, see
-            :data:`TRANSACTION`.
+        where: the handlers.
+        precedence: lower is further out and so runs later, see :data:`TRANSACTION`.
 
     """
     return _decorator(When.AFTER, where, precedence)
@@ -323,13 +322,13 @@ def after(where: Pointcut, /, *, precedence: int = 0) -> Callable[[F], F]:
 
 def pre_send(where: Pointcut, /, *, precedence: int = 0) -> Callable[[F], F]:
     """
-    Run a function when a message is about to enter a channel.
+    Run a function before a message enters a channel.
 
-    It returns what ``before`` may; where it raises, or stops, nothing is sent.
+    It returns the same as ``before``; if it raises, or stops, nothing is sent.
 
     Args:
-        where: which handlers.
-        precedence: lower is run earlier.
+        where: the handlers.
+        precedence: lower runs earlier.
 
     """
     return _decorator(When.PRE_SEND, where, precedence)

@@ -1,4 +1,4 @@
-"""Messages and headers, and which message is being handled here and now."""
+"""Messages and headers, and the message that is being handled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 
 HeaderValue = str | int | float | bool | UUID | Decimal | datetime | enum.Enum | None
-"""What a header may hold. The last four become text on a channel."""
+"""The possible values of a header. The last four become text on a channel."""
 
 OWN_HEADERS = ("message_id", "correlation_id", "causation_id", "timestamp")
 RESERVED_HEADERS = frozenset(
@@ -47,19 +47,19 @@ _NO_AGGREGATE: Mapping[str, Any] = {}
 
 
 class Command(Generic[R_co]):
-    """A base that names the result: ``class OpenTicket(Command[UUID])``."""
+    """A base that declares the result: ``class OpenTicket(Command[UUID])``."""
 
     __slots__ = ()
 
 
 class Query(Generic[R_co]):
-    """A base that names the result: ``class GetTicket(Query[TicketRow])``."""
+    """A base that declares the result: ``class GetTicket(Query[TicketRow])``."""
 
     __slots__ = ()
 
 
 def result_type_of(cls: type) -> Any:
-    """Return the R of ``Command[R]`` or ``Query[R]``, ``Any`` where none is said."""
+    """Return the R of ``Command[R]`` or ``Query[R]``, ``Any`` if it is not given."""
     found = _result_said_by(cls)
     return Any if isinstance(found, TypeVar) else found
 
@@ -77,7 +77,7 @@ def _result_said_by(cls: type) -> Any:
 
 
 def _with_arguments(said: Any, generic: Any, arguments: list[Any]) -> Any:
-    """Return what a generic base says of the result, its type variables replaced."""
+    """Return the result type of a generic base, its type variables replaced."""
     parameters = getattr(generic, "__parameters__", ())
     arguments = arguments or [Any] * len(parameters)
     if len(arguments) != len(parameters):  # a variadic one
@@ -90,7 +90,7 @@ def _with_arguments(said: Any, generic: Any, arguments: list[Any]) -> Any:
 
 
 def _evaluated(annotation: Any, cls: type) -> Any:
-    """Return a type argument; one in quotes is looked up where its class stands."""
+    """Return a type argument; one in quotes is evaluated in its class's module."""
     holder = types.SimpleNamespace(__annotations__={"result": annotation})
     try:
         names = vars(sys.modules[cls.__module__])
@@ -101,34 +101,34 @@ def _evaluated(annotation: Any, cls: type) -> Any:
 
 class Handling:
     """
-    What the floors keep with a message while it is sent and handled.
+    The state that the layers keep with a message while it is sent and handled.
 
-    A message has none until a floor writes into it: most messages need none.
+    It is created when a layer writes to it: most messages need none.
     """
 
     # Pipeline.
     subject: Any = None
-    """The object that its handler is called on; None where one is to be made."""
+    """The object that its handler is called on; None if one is to be created."""
     is_retried: bool = False
-    """Whether a retry stands around it, so that what it sends needs none."""
+    """Whether a retry is active around it, so that nested messages need none."""
     drops: list[bool] | None = None
-    """Whether each key that it is handled under was met before, the outermost first."""
+    """A True for each note that it was dropped; None if no key is remembered."""
     output: list[Any] | None = None
-    """What a factory says is to be sent on, in place of the identifier."""
+    """The values that a factory wants sent, in place of the identifier."""
     ran: Ran | None = None
-    """Which of a factory and an action has run."""
+    """Whether the factory or the action has run."""
     options: Any = None
-    """The options that it is sent with, where there are any."""
+    """The options that it is sent with, if any."""
     held: list[Any] | None = None
-    """What is put into channels once all handlers of the event have been called."""
+    """The messages for channels, sent after all handlers of the event were called."""
     # Around it.
     note: Any = None
-    """What the journal notes of it."""
+    """The journal's note on it."""
     trace: dict[str, str] | None = None
     """The context of the trace that it is sent in."""
 
     def passed_on(self) -> Handling:
-        """Return what a copy of the message has of it: it is sent, and called, anew."""
+        """Return the part for a copy of the message, to be sent and handled again."""
         copy = Handling()
         vars(copy).update(vars(self))
         copy.subject = copy.trace = None
@@ -140,9 +140,9 @@ _UNHANDLED: Final = Handling()
 
 class Origin:
     """
-    Where a chain of messages begins: what the first one inherits.
+    The start of a chain of messages: the values that the first one inherits.
 
-    It has the face of a message as far as a message looks at its cause.
+    It has those attributes of a message that are read of a cause.
     """
 
     __slots__ = ("_scope", "_user", "correlation_id", "message_id")
@@ -163,10 +163,10 @@ class Origin:
 _ORIGIN = Origin()
 
 NOBODY = _ORIGIN
-"""What is current where no message is handled, and no headers are inherited."""
+"""The current origin if no message is handled, and no headers are inherited."""
 
 current: ContextVar[Message | Origin] = ContextVar("django_cqrs", default=_ORIGIN)
-"""The message being handled, or the origin that the next one begins at."""
+"""The message being handled, or the origin of the next one."""
 
 
 _MILLISECOND: Final = 1_000_000
@@ -175,9 +175,9 @@ _last = 0
 
 def sending_time() -> int:
     """
-    Return the present time in nanoseconds, later than at the call before.
+    Return the present time in nanoseconds, later than the result of the last call.
 
-    A clock that goes back by more than a millisecond takes it along.
+    If the clock goes back by more than a millisecond, so does the result.
     """
     global _last  # noqa: PLW0603 - what two threads do to it at once, does no harm
     now = time.time_ns()
@@ -189,21 +189,21 @@ def sending_time() -> int:
 
 def id_of(nanoseconds: int) -> UUID:
     """
-    Return a new id, a UUIDv7 of a time: ids sort as their times do, to the nanosecond.
+    Return a new id, a UUIDv7 of a time: ids sort by their times, to the nanosecond.
 
-    Behind the 48 bits of milliseconds stand 20 of what is left of the time, where RFC
-    9562 (6.2, method 3) has room for it, and 54 that are random.
+    After the 48 bits of milliseconds come 20 of the rest of the time, where RFC 9562
+    (6.2, method 3) allows it, and 54 random bits.
     """
     global _beginning  # noqa: PLW0603 - each thread takes both of it at once
     begin, front = _beginning
     rest = nanoseconds - begin
-    if not 0 <= rest < _MILLISECOND:  # many ids are of the millisecond of the last one
+    if not 0 <= rest < _MILLISECOND:  # many ids have the millisecond of the last one
         milliseconds, rest = divmod(nanoseconds, _MILLISECOND)
         front = (milliseconds << 26 | _VERSION_AND_VARIANT) << 54
         _beginning = nanoseconds - rest, front
-    # The rest is in two parts, of 12 and of 8 bits, with the variant between them.
+    # The rest has two parts, of 12 and of 8 bits, with the variant between them.
     parted = (rest >> 8) * 0x400 + (rest & 0xFF)
-    made: UUID = _new(UUID)  # without the checks of what it may be made of
+    made: UUID = _new(UUID)  # without the checks of the constructor
     _put_int(made, front + (parted << 54) + getrandbits(54))
     _put_is_safe(made, _SAFE_UNKNOWN)
     return made
@@ -215,7 +215,7 @@ _VERSION_AND_VARIANT: Final = 7 << 22 | 2 << 8
 
 
 def setter_of(cls: type, name: str) -> Callable[[Any, Any], None]:
-    """Return what sets an attribute past the `__setattr__` of a class."""
+    """Return a function that sets an attribute, bypassing a class's `__setattr__`."""
     slot = vars(cls).get(name)
     if isinstance(slot, types.MemberDescriptorType):
         return slot.__set__  # in half the time
@@ -231,18 +231,17 @@ class Message:
     """
     A payload and its headers.
 
-    The identity and the headers are made when somebody asks for them: most
-    messages live a microsecond and nobody does. So is the time, unless the handler
-    runs in a transaction or takes more than the payload: then it is that of the
-    start.
+    The identity and the headers are created on access: most messages live for a
+    microsecond, and nothing reads them. So is the time, unless the handler runs in a
+    transaction or takes more than the payload: then it is the time of the start.
     """
 
-    # What most messages never have is the class's, not their own: a slot would have to
-    # be filled for each of them, or raise and catch an error when it is read.
+    # Attributes that most messages never have belong to the class: a slot would have to
+    # be filled for each message, or raise and catch an error when it is read.
     _aggregate: Mapping[str, Any] = _NO_AGGREGATE
     _aggregate_id: Any = None
     _correlation_id: UUID | None = None
-    _dependencies: Any = None  # not in the handling: each with Depends has some
+    _dependencies: Any = None  # not in `handling`: each message with Depends has some
     _handling: Handling = _UNHANDLED
     _message_id: UUID | None = None
     _scope: Any = None
@@ -255,7 +254,7 @@ class Message:
 
     def __init__(self, payload: Any = None, parent: Message | Origin = _ORIGIN) -> None:
         """
-        Make the message that `parent` causes.
+        Create the message that `parent` causes.
 
         Args:
             payload: a plain object.
@@ -274,13 +273,13 @@ class Message:
     @property
     def message_id(self) -> UUID:
         """
-        This message's own id, a UUIDv7 of the time it was sent.
+        This message's own id, a UUIDv7 of the time at which it was sent.
 
-        It is higher than those of the messages that this process has sent before.
+        It is higher than the ids of messages that this process has sent before.
         """
         made = self._message_id
         if made is None:
-            # The cause first: the times of one chain are then in its order.
+            # The cause first, so that the times of one chain are in its order.
             self._parent.message_id  # noqa: B018
             taken = getattr(self, "_nanoseconds", None)
             made = id_of(self._time() if taken is None else taken)
@@ -289,7 +288,7 @@ class Message:
 
     @property
     def correlation_id(self) -> UUID:
-        """The id shared by all that one first message caused."""
+        """The id shared by all messages that one first message caused."""
         shared = self._correlation_id
         if shared is None:
             shared = self._parent.correlation_id or self.message_id
@@ -303,7 +302,7 @@ class Message:
 
     @property
     def timestamp(self) -> datetime:
-        """When it was sent: aware, in UTC, to the microsecond."""
+        """The time of sending: aware, in UTC, to the microsecond."""
         return EPOCH + timedelta(microseconds=self._time() // 1000)
 
     def _time(self) -> int:
@@ -319,22 +318,22 @@ class Message:
 
     @property
     def using(self) -> str | None:
-        """The database alias that the sender asked for with ``using=``."""
+        """The database alias that the sender gave with ``using=``."""
         return self._using
 
     def replace(
         self, *, payload: Any = ..., headers: Mapping[str, HeaderValue] | None = None
     ) -> Message:
         """
-        Return a copy of the same identity with another payload or more headers.
+        Return a copy with the same identity and another payload or more headers.
 
         Raises:
-            InvalidHeader: a header is reserved or of a type that cannot travel.
+            InvalidHeader: a header is reserved, or has a type that cannot be stored.
 
         """
         __traceback_hide__ = True
         copy = Message.__new__(Message)
-        # What is made when it is asked for, is the same in both.
+        # Values that are created on access must be the same in both.
         self.message_id, self.correlation_id, self._time()
         vars(copy).update(vars(self))
         if payload is not ...:
@@ -347,7 +346,7 @@ class Message:
 
     @property
     def handling(self) -> Handling:
-        """What the floors keep with it, to be written to; see :func:`handling_of`."""
+        """The layers' state, for writing; see :func:`handling_of`."""
         if self._handling is _UNHANDLED:
             self._handling = Handling()
         return self._handling
@@ -375,18 +374,18 @@ class Message:
 
 
 def handling_of(message: object) -> Handling:
-    """Return what is kept with a message, to be read; of another object, nothing."""
+    """Return the state kept with a message, for reading; empty for other objects."""
     handling: Handling = getattr(message, "_handling", _UNHANDLED)
     return handling
 
 
 class Ran:
-    """Which of two handlers has run, where a message has a factory and an action."""
+    """Records whether the factory or the action of a message has run."""
 
     __slots__ = ("name",)
 
     def __init__(self) -> None:
-        """Begin before either does."""
+        """Start with neither."""
         self.name: str = ""
 
 
@@ -395,9 +394,9 @@ def name_run(message: Message, name: str) -> str:
     Return the name of the endpoint that has run, for logs and errors.
 
     Args:
-        message: that is being handled.
-        name: of the endpoint that it was sent to, which is the answer if that is not
-            a pair, or if neither of the two has run.
+        message: the message being handled.
+        name: the name of the endpoint that it was sent to, which is returned if that is
+            not a pair, or if neither of the two has run.
 
     """
     ran: Ran | None = handling_of(message).ran
@@ -405,21 +404,21 @@ def name_run(message: Message, name: str) -> str:
 
 
 def drop(message: Message) -> None:
-    """Let who remembers messages by a key know that this one was not handled."""
+    """Note that a message was not handled, so that its keys are forgotten."""
     drops = handling_of(message).drops
     if drops is not None:
         drops.append(True)
 
 
 def scope_of(message: Message | Origin) -> Any:
-    """Return the bus scope that a message is handled in, or None."""
+    """Return the bus scope of a message's handling, or None."""
     while message._scope is None and isinstance(message, Message):
         message = message._parent
     return message._scope
 
 
 def aggregate_headers_of(message: Message) -> Mapping[str, Any]:
-    """Return what a recorded event says of the aggregate that recorded it."""
+    """Return a recorded event's headers about its aggregate."""
     return message._aggregate
 
 
@@ -427,8 +426,8 @@ class Headers(Mapping[str, Any]):
     """
     All headers of a message: the user's and its own. Read-only.
 
-    An event that an aggregate recorded has ``aggregate_id``, ``aggregate_type`` and
-    ``aggregate_version`` as well. They are not passed on.
+    An event that an aggregate recorded also has ``aggregate_id``, ``aggregate_type``
+    and ``aggregate_version``. They are not passed on.
     """
 
     __slots__ = ("_message",)
@@ -438,7 +437,7 @@ class Headers(Mapping[str, Any]):
         self._message = message
 
     def __getitem__(self, name: str) -> Any:
-        """Return a header's value, of the type it was given."""
+        """Return a header's value, in the type that it was given in."""
         if name in OWN_HEADERS:
             return getattr(self._message, name)
         if name.startswith(RESERVED_PREFIX):
@@ -452,12 +451,12 @@ class Headers(Mapping[str, Any]):
         yield from self._message._user
 
     def __len__(self) -> int:
-        """Count them."""
+        """Return the number of headers."""
         own = len(OWN_HEADERS) + len(aggregate_headers_of(self._message))
         return own + len(self._message._user)
 
     def __repr__(self) -> str:
-        """Return the names: values may be secret."""
+        """Return the names only: values may be secret."""
         return f"<Headers {', '.join(self)}>"
 
 
@@ -465,17 +464,17 @@ def split_headers(
     headers: Mapping[str, HeaderValue],
 ) -> tuple[dict[str, HeaderValue], UUID | None]:
     """
-    Check headers that a user gives; return them and the correlation id, if any.
+    Check a user's headers; return them and the correlation id, if any.
 
     Raises:
-        InvalidHeader: a name is reserved or no string, or a value's type cannot
-            travel. Nothing was sent.
+        InvalidHeader: a name is reserved or not a string, or a value's type cannot be
+            stored. Nothing was sent.
 
     """
     __traceback_hide__ = True
     own: dict[str, HeaderValue] = {}
     correlation_id = None
-    if isinstance(headers, Headers):  # what a handler got: its user's go on
+    if isinstance(headers, Headers):  # a handler's: pass on the user's
         return dict(headers._message._user), headers._message.correlation_id
     if not isinstance(headers, Mapping):
         given = type(headers).__qualname__
@@ -507,16 +506,16 @@ def split_headers(
 
 
 _known_names: set[str] = set()
-"""Names of headers that have been found right. Callers may choose them freely."""
+"""Names of headers that are known to be valid. Callers may choose them freely."""
 
 MOST_NAMES: Final = 1000
-"""So many of them are remembered; a project has few."""
+"""The maximum number of remembered names; a project has few."""
 
 _PLAIN: Final = frozenset((int, bool, type(None), UUID, Decimal, datetime))
 
 
 def _are_plain(headers: dict[str, Any]) -> bool:
-    """Return whether :func:`split_headers` is known to change and refuse nothing."""
+    """Return whether :func:`split_headers` would keep all headers unchanged."""
     for name, value in headers.items():
         if name not in _known_names:
             return False
@@ -540,7 +539,7 @@ def _is_enum(value: object) -> bool:
 
 
 def _fault_in(value: object) -> str | None:
-    """Say what keeps a value from travelling in a header, whichever way it goes."""
+    """Return the reason why a header cannot hold a value, on any channel."""
     if isinstance(value, str):
         if has_surrogate(value):
             return (
@@ -570,10 +569,10 @@ def _correlation_id_of(value: object) -> UUID:
 @contextmanager
 def inherited_headers(headers: Mapping[str, HeaderValue]) -> Iterator[None]:
     """
-    Give all messages sent inside the block these headers, as a request does.
+    Give these headers to all messages sent inside the block, as for a request.
 
     Raises:
-        InvalidHeader: a header is reserved or of a type that cannot travel.
+        InvalidHeader: a header is reserved, or has a type that cannot be stored.
 
     """
     own, correlation_id = split_headers(headers)
@@ -586,7 +585,7 @@ def inherited_headers(headers: Mapping[str, HeaderValue]) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MessageName:
-    """The name by which a message class is routed and stored."""
+    """The name that routes and stores a message class."""
 
     name: str
     version: int = 1
@@ -596,21 +595,21 @@ class MessageName:
 NAME_MARK = "__cqrs_message_name__"
 
 declared_messages: list[type] = []
-"""The classes decorated with :func:`message`, in the order of their decoration."""
+"""The classes decorated with :func:`message`, in the order of decoration."""
 
 
 def message(
     name: str, /, *, version: int = 1, aliases: tuple[str, ...] | list[str] = ()
 ) -> Callable[[type[T]], type[T]]:
     """
-    Name a message class, for routing and for the wire.
+    Name a message class, for routing and for storage.
 
     Args:
         name: unique in the project, such as ``"order.placed"``.
         version: the version of the payload's shape, from 1.
-        aliases: names under which messages of this class were stored before.
+        aliases: former names under which messages of this class were stored.
 
-    A subclass does not inherit the name.
+    Subclasses do not inherit the name.
 
     """
     if not isinstance(name, str) or not name:

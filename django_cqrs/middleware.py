@@ -23,11 +23,12 @@ GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseB
 
 class MessageHeadersMiddleware:
     """
-    Supply the headers that ``DJANGO_CQRS["REQUEST_HEADERS"]`` returns for a request.
+    Give messages the headers that ``DJANGO_CQRS["REQUEST_HEADERS"]`` returns.
 
-    Every message sent while the request is handled has them, and passes them on.
-    Place it below what the callable reads, such as ``AuthenticationMiddleware``. The
-    callable may be ``async def``. What a streaming response sends later has them not.
+    Every message sent while the request is handled gets them, and passes them on. Place
+    the middleware below those that the callable depends on, such as
+    ``AuthenticationMiddleware``. The callable may be ``async def``. Messages that a
+    streaming response sends later do not get them.
     """
 
     sync_capable = True
@@ -38,7 +39,7 @@ class MessageHeadersMiddleware:
         Wrap the next middleware or view.
 
         Raises:
-            MiddlewareNotUsed: the setting is not given.
+            MiddlewareNotUsed: the setting is missing.
             ImproperlyConfigured: it cannot be imported.
 
         """
@@ -63,8 +64,8 @@ class MessageHeadersMiddleware:
         Handle a request.
 
         Raises:
-            InvalidHeader: the callable gave a reserved name, or a value of a type
-                that cannot travel.
+            InvalidHeader: the callable returned a reserved name, or a value of a type
+                that cannot be stored.
 
         """
         if self._is_async:
@@ -81,5 +82,5 @@ class MessageHeadersMiddleware:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    """Return whether a callable is awaited, also where it is an object."""
+    """Return whether a callable is asynchronous, even if it is an object."""
     return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)

@@ -1,4 +1,4 @@
-"""Values of the plain types that travel, made of what derives from these types."""
+"""Convert values of derived classes to the plain types that channels carry."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def as_plain(value: Any) -> Any:
     """
     Return the plain value of one whose class derives from a plain type.
 
-    The UUIDs of ``uuid_utils`` become those of the standard library. Other values are
-    returned as they are, and so is an Enum.
+    The UUIDs of ``uuid_utils`` become those of the standard library. Other values,
+    including Enums, are returned unchanged.
     """
     if type(value) in _EXACT or hasattr(type(value), "__members__"):
         return value
     for base, make in _BASES:
         if isinstance(value, base):
             return make(value)
-    # Not needed here: who has such a value has imported it.
+    # Not imported here: a value of it proves that it is imported.
     uuid_utils: Any = sys.modules.get("uuid_utils")
     if uuid_utils is not None and isinstance(value, uuid_utils.UUID):
         return _uuid(value)
@@ -57,7 +57,7 @@ def as_plain(value: Any) -> Any:
 
 
 def has_surrogate(text: str) -> bool:
-    """Return whether a text has an incomplete character, which UTF-8 cannot say."""
+    """Return whether a text has a lone surrogate, which UTF-8 cannot encode."""
     if text.isascii():
         return False
     try:

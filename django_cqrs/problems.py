@@ -1,4 +1,4 @@
-"""The mistakes a declaration can hold: what system checks report and routes raise."""
+"""The possible mistakes of declarations, for system checks and errors of routes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Rule(enum.Enum):
-    """Each kind of mistake: the id of its check and what it is about."""
+    """Each kind of mistake: the id of its check and its subject."""
 
     DUPLICATE_HANDLER = "E001", "Two handlers for one command or query"
     AMBIGUOUS_HANDLER = "E002", "Two handlers equally near to a message class"
@@ -68,7 +68,7 @@ class Rule(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake: what happened, what to do about it, and where it is."""
+    """One mistake: its description, its fix and its place."""
 
     rule: Rule
     message: str
@@ -76,5 +76,5 @@ class Problem:
     obj: Any = None
 
     def __str__(self) -> str:
-        """Return the text that a broken route raises."""
+        """Return the text of the error that a broken route raises."""
         return f"{self.message} {self.hint} ({self.rule.id})"

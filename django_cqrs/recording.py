@@ -1,4 +1,4 @@
-"""What an event says of its object has to be known when the event is recorded."""
+"""Check that the values of an event are known when it is recorded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from django_cqrs.exceptions import InvalidEvent
 
 
 class _LateValue(NamedTuple):
-    """A part of an event whose value is known only after the save."""
+    """A part of an event whose value is only known after the save."""
 
     path: str
     value: Any
@@ -32,19 +32,19 @@ def ensure_known(
     instance: Any, event: Any, names: Collection[str] | None = None
 ) -> None:
     """
-    Refuse an event with a value that only the database gives, at the save.
+    Refuse an event with a value that only the database provides, at the save.
 
-    Such are a key that the database makes, which is None until then, and expressions:
-    ``F("total") + 1``, a ``DatabaseDefault``.
+    These are a key that the database creates, which is None until then, and
+    expressions: ``F("total") + 1``, a ``DatabaseDefault``.
 
     Args:
         instance: the object that records it.
-        event: what is recorded.
-        names: what messages call the object's identifier, where the database is to
-            give it; empty where it is known, None where the model is asked.
+        event: the recorded event.
+        names: the names of the object's identifier in messages, if the database is to
+            provide it; empty if it is known, None to ask the model.
 
     Raises:
-        InvalidEvent: there are such values; its text says where, and what to do.
+        InvalidEvent: there are such values; its text names their places and the fix.
 
     """
     if names is None:
@@ -72,7 +72,7 @@ def ensure_known(
 
 
 def _names_of_unknown_key(instance: Any) -> tuple[str, ...]:
-    """Return what messages call a model's key, nothing where the object has one."""
+    """Return the names of a model's key in messages, none if the object has a key."""
     if not isinstance(instance, Model):
         return ()
     pk = instance.pk
@@ -90,7 +90,7 @@ def _unknown(
     kind = type(value)
     if kind in _KNOWN:
         return
-    # Asked of the class: a lazy object is not evaluated by that.
+    # Ask the class, which does not evaluate a lazy object.
     if hasattr(kind, "resolve_expression"):
         yield _LateValue(path, value)
     elif kind in (list, tuple, set, frozenset):
@@ -124,7 +124,7 @@ _required_names: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
 
 
 def _required(cls: type) -> frozenset[str]:
-    """Return the fields of a class that its annotations allow no None in."""
+    """Return the fields of a class whose annotations do not allow None."""
     found = _required_names.get(cls)
     if found is None:
         try:
@@ -142,5 +142,5 @@ def _refuses_none(hint: Any) -> bool:
     return all(isinstance(each, type) and each not in _OPEN for each in members)
 
 
-# Of which None is one.
+# The types that include None.
 _OPEN: Final = (object, type(None))

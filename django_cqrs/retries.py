@@ -1,4 +1,4 @@
-"""Retries: which exceptions are worth another attempt, and how many."""
+"""Retries: the exceptions worth another attempt, and the number of attempts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["DEADLOCKS", "InstantRetry", "Retry", "Transient"]
 
 
 class Transient:
-    """Database errors told apart by the server's own code, not by their class."""
+    """Database errors recognised by the server's own code, not by their class."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class Transient:
         sqlite_codes: frozenset[int] = frozenset(),
     ) -> None:
         """
-        Name the codes.
+        Take the codes.
 
         Args:
             sqlstates: five-character codes of the SQL standard and PostgreSQL.
@@ -42,7 +42,7 @@ class Transient:
         """Return whether an exception, or its cause in the driver, has such a code."""
         if not isinstance(error, DatabaseError):
             return False
-        # Some drivers of MySQL tell a state as well, which says less than the number.
+        # Some MySQL drivers add a state, which says less than the number.
         code = error.args[0] if error.args else None
         if isinstance(error, OperationalError) and code in self.mysql_codes:
             return True
@@ -68,7 +68,7 @@ DEADLOCKS: Final = Transient(
 Deadlocks, serialization failures and lock-wait timeouts: another attempt may succeed.
 
 SQLSTATE 40001 and 40P01 of PostgreSQL; 1213, 1205 and 1020 of MySQL and MariaDB, the
-last of which is a row that has changed since the transaction's snapshot; and
+last of which means a row changed since the transaction's snapshot; and
 SQLITE_BUSY_SNAPSHOT, which is the same on SQLite.
 """
 
@@ -83,10 +83,10 @@ def _are_failures(on: object) -> bool:
 
 def _check_failures(policy: object, on: Failures) -> None:
     """
-    Refuse what nothing that is raised could be one of.
+    Refuse failures that no exception can match.
 
     Raises:
-        TypeError: there is such a thing, or nothing at all.
+        TypeError: there is such a value, or none at all.
 
     """
     named = on if isinstance(on, tuple) else (on,)
@@ -108,15 +108,15 @@ def _is_one_of(error: BaseException, on: Failures) -> bool:
 @dataclasses.dataclass(frozen=True, slots=True)
 class InstantRetry:
     """
-    Try a command again at once, each time in a fresh transaction.
+    Retry a command at once, each time in a fresh transaction.
 
     Args:
-        retries: how many more attempts there may be after the first.
-        on: which failures: an exception class, a set of codes such as
+        retries: the maximum number of attempts after the first.
+        on: the failures to retry: an exception class, a set of codes such as
             :data:`~django_cqrs.DEADLOCKS`, or a tuple of these.
 
     Inside a surrounding transaction, and inside another attempt, nothing is retried:
-    the outermost command is.
+    only the outermost command is.
     """
 
     retries: int = 3
@@ -124,10 +124,10 @@ class InstantRetry:
 
     def __post_init__(self) -> None:
         """
-        Refuse a policy that means nothing.
+        Refuse an invalid policy.
 
         Raises:
-            TypeError: `on` names something that is not an exception.
+            TypeError: `on` contains something that is not an exception.
             ValueError: `retries` is not a number of retries.
 
         """
@@ -137,28 +137,27 @@ class InstantRetry:
         _check_failures(self, self.on)
 
     def is_worth(self, error: BaseException) -> bool:
-        """Return whether an exception is one of those named."""
+        """Return whether an exception is one of the given ones."""
         return _is_one_of(error, self.on)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
     """
-    Try a message that waits in a channel again later, and then give it up.
+    Retry a message in a channel later, and finally give it up.
 
     Args:
-        attempts: how often it is tried at most, the first time included.
+        attempts: the maximum number of attempts, including the first.
         delay: seconds before the second attempt.
-        factor: by which the delay grows from attempt to attempt.
-        cap: seconds that no delay exceeds.
-        jitter: whether each delay is drawn between half and all of that, so that
-            messages that failed together are not tried together.
-        on: which failures are worth another attempt: an exception class, a set of
-            codes such as :data:`~django_cqrs.DEADLOCKS`, or a tuple of these; after
-            any other the message is given up at once.
-        final_failure: ``"dead_letter"`` keeps a message that is given up,
-            ``"drop"`` logs and forgets it, ``"stop"`` leaves it waiting and stops
-            the worker.
+        factor: the factor by which the delay grows from attempt to attempt.
+        cap: the maximum delay in seconds.
+        jitter: whether each delay is random, between half and all of that, so that
+            messages that failed together are not retried together.
+        on: the failures to retry: an exception class, a set of codes such as
+            :data:`~django_cqrs.DEADLOCKS`, or a tuple of these; after any other the
+            message is given up at once.
+        final_failure: ``"dead_letter"`` keeps a message that is given up, ``"drop"``
+            logs and forgets it, ``"stop"`` leaves it waiting and stops the worker.
 
     """
 
@@ -172,11 +171,11 @@ class Retry:
 
     def __post_init__(self) -> None:
         """
-        Refuse a policy that means nothing.
+        Refuse an invalid policy.
 
         Raises:
-            TypeError: `on` names something that is not an exception.
-            ValueError: a number is out of its range, or a word is not one of those.
+            TypeError: `on` contains something that is not an exception.
+            ValueError: a number is out of range, or a word is not one of those.
 
         """
         if not isinstance(self.attempts, int) or self.attempts < 1:
@@ -195,11 +194,11 @@ class Retry:
         _check_failures(self, self.on)
 
     def is_worth(self, error: BaseException) -> bool:
-        """Return whether an exception is one of those named."""
+        """Return whether an exception is one of the given ones."""
         return _is_one_of(error, self.on)
 
     def delay_after(self, attempt: int) -> timedelta:
-        """Return how long to wait after an attempt, counted from 1."""
+        """Return the delay after an attempt, counted from 1."""
         try:
             seconds = min(self.cap, self.delay * float(self.factor) ** (attempt - 1))
         except OverflowError:

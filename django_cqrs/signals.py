@@ -1,4 +1,4 @@
-"""Django signals about the buses. They say what happened; they route nothing."""
+"""Django signals of the buses. They report events; they do not route anything."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from django.dispatch import Signal
 __all__ = ["message_failed", "message_handled"]
 
 on_change: list[Callable[[], None]] = []
-"""Called when those who watch come and go: where nobody does, nothing is paid."""
+"""Called when receivers come and go: without any, signals cost nothing."""
 
 
 class BusSignal(Signal):
-    """A signal whose sending is compiled in only where somebody listens."""
+    """A signal whose sending is only compiled in if it has receivers."""
 
     def connect(self, *args: Any, **kwargs: Any) -> None:
         """Connect a receiver, as Django's signals do."""
@@ -29,21 +29,21 @@ class BusSignal(Signal):
 
 
 def tell_change() -> None:
-    """Have what is compiled forgotten: somebody watches, or does so no more."""
+    """Discard compiled runs, since receivers have come or gone."""
     for callback in on_change:
         callback()
 
 
 message_handled: BusSignal = BusSignal()
 """
-Sent after a handler has returned, and its own transaction, if any, has ended well.
+Sent after a handler has returned, and its own transaction, if any, has succeeded.
 
 Arguments: ``sender`` (the bus's class), ``message``, ``endpoint`` (its name) and
-``duration`` in seconds. An exception of a receiver is logged and changes nothing.
+``duration`` in seconds. A receiver's exception is logged and changes nothing.
 """
 
 message_failed: BusSignal = BusSignal()
 """
 Sent after a handler has raised, with the arguments of ``message_handled`` and
-``exception``. The exception goes its way all the same.
+``exception``. The exception propagates all the same.
 """

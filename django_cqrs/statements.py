@@ -1,4 +1,4 @@
-"""How much goes into one statement: a server takes only so many bytes at once."""
+"""The size of statements: a server accepts only a limited number of bytes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from django_cqrs.exceptions import StatementTooLarge
 Item = TypeVar("Item")
 
 MOST_BYTES: Final = 4 * 2**20
-"""How long a statement of several rows may get, in bytes."""
+"""The maximum length of a statement with several rows, in bytes."""
 
-# Every server takes as much: it is not asked about less.
+# Every server accepts this much, so it is not asked about less.
 _ALWAYS: Final = 2**20
 
-# A packet bigger than max_allowed_packet; the same where the server just hangs up.
+# A packet larger than max_allowed_packet; the same if the server just hangs up.
 _TOO_LARGE: Final = frozenset({1153, 2006, 2013, 2055})
 
 
 def written(*values: bytes | memoryview | str) -> int:
-    """Return how many bytes a statement has at most that holds some values."""
-    # Bytes as hexadecimal, of text each sign escaped.
+    """Return the maximum number of bytes of a statement with some values."""
+    # Bytes as hexadecimal; in text every character escaped.
     return 2 * sum(
         len(value.encode(errors="surrogatepass"))
         if isinstance(value, str)
@@ -42,20 +42,20 @@ def portions(
     rows: int,
 ) -> list[Sequence[Item]]:
     """
-    Divide what goes into a table by statements that the server takes.
+    Divide the rows of a table into statements that the server accepts.
 
     Args:
-        connection: of the database.
-        items: what becomes a row each, in order.
-        size_of: returns how many bytes one of them takes in a statement.
-        rows: how many rows a statement may have.
+        connection: the connection of the database.
+        items: the items that become rows, in order.
+        size_of: returns the number of bytes that an item takes in a statement.
+        rows: the maximum number of rows in a statement.
 
     Returns:
-        The items by statement, in order. One that is too large stands alone.
+        The items by statement, in order. One that is too large is alone.
 
     """
     sizes = [size_of(item) for item in items]
-    if len(items) <= rows and sum(sizes) <= _ALWAYS:  # mostly so
+    if len(items) <= rows and sum(sizes) <= _ALWAYS:  # the usual case
         return [items]
     limit = _limit_of(connection)
     room = MOST_BYTES if limit is None else min(MOST_BYTES, limit - 2**10)
@@ -75,15 +75,15 @@ def fitting(
     connection: BaseDatabaseWrapper, size_of: Callable[[], int], what: Callable[[], str]
 ) -> Iterator[None]:
     """
-    Have a statement that the server cannot take explained by its error.
+    Add an explanation to the error of a statement that is too large.
 
     Args:
-        connection: of the database.
-        size_of: returns how many bytes the statement has at most.
-        what: returns what errors call that which is written.
+        connection: the connection of the database.
+        size_of: returns the maximum number of bytes of the statement.
+        what: returns the name of the written data, for the error.
 
     Raises:
-        StatementTooLarge: MySQL or MariaDB takes no statement as long as this one.
+        StatementTooLarge: MySQL or MariaDB does not accept a statement of this length.
 
     """
     try:
@@ -105,7 +105,7 @@ def fitting(
 
 
 def _limit_of(connection: BaseDatabaseWrapper) -> int | None:
-    """Return how many bytes a statement may have; None if there is no limit."""
+    """Return the maximum number of bytes in a statement; None if there is no limit."""
     if connection.vendor != "mysql":
         return None
     with connection.cursor() as cursor:
@@ -115,7 +115,7 @@ def _limit_of(connection: BaseDatabaseWrapper) -> int | None:
 
 
 def _limit_of_server(connection: BaseDatabaseWrapper) -> int | None:
-    """Return the same by a new connection; None where the server is out of reach."""
+    """Return the same through a new connection; None if the server is unavailable."""
     other = connection.copy()  # it has closed the old one
     try:
         return _limit_of(other)

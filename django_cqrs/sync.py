@@ -21,11 +21,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _UNSET: Any = object()
 _LONGEST_PASS = 1.0
-"""Seconds; a loop that is ending may never come to what it was given."""
+"""Seconds; a loop that is ending may never run the function passed to it."""
 
 
 def sync_callable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that can be called in the synchronous frame of a bus."""
+    """Return a function that can be called in the synchronous code of a bus."""
     call_of = type(function).__call__
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call_of):
 
@@ -36,7 +36,7 @@ def sync_callable(function: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(inspect.unwrap(function)):
 
         def call_wrapped(*args: Any, **kwargs: Any) -> Any:
-            # A plain decorator around a coroutine function may hand on its coroutine.
+            # A plain decorator around a coroutine function may return its coroutine.
             result = function(*args, **kwargs)
             if inspect.isawaitable(result):
                 return _wait_for(_finish, result)
@@ -49,9 +49,9 @@ def sync_callable(function: Callable[..., Any]) -> Callable[..., Any]:
 def _wait_for(
     function: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any
 ) -> Any:
-    # In a context of its own: a request that is cancelled meanwhile takes over what
-    # its thread has in the context, and would send its last signals to the executor
-    # of this wait. What the function sets is taken over when the wait has ended.
+    # In a context of its own: a request that is cancelled in the meantime copies its
+    # thread's context variables, and would send its last signals to the executor of
+    # this wait. Variables that the function sets are copied when the wait has ended.
     context = copy_context()
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -60,7 +60,7 @@ def _wait_for(
         return await function(*args, **kwargs)
 
     try:
-        # Made anew for each call: it remembers the event loop around it.
+        # Created for each call: it remembers the event loop around it.
         return context.run(async_to_sync(noting_its_loop))
     except asyncio.CancelledError:
         if loops:
@@ -73,10 +73,10 @@ def _wait_for(
 
 
 def _let_pass(loop: asyncio.AbstractEventLoop) -> None:
-    # Who cancelled is told by the loop and looks whether this thread is done: only if
-    # it is not will they take its error, which asyncio would log otherwise.
+    # The loop notifies the canceller, which checks whether this thread is done: only if
+    # it is not does it take the error, which asyncio would log otherwise.
     passed = threading.Event()
-    with suppress(RuntimeError):  # closed: a loop of this wait alone
+    with suppress(RuntimeError):  # closed: a loop for this wait only
         loop.call_soon_threadsafe(passed.set)
         passed.wait(_LONGEST_PASS)
 
@@ -93,15 +93,15 @@ class _CancelledInThread:
 
 
 def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return a function's async twin: it runs in the thread of the database."""
+    """Return a function's async counterpart, which runs in the database's thread."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         __traceback_hide__ = True
         try:
             return function(*args, **kwargs)
         except CancelledError as error:
-            # Not as an exception of the future, which the bridge may never look at
-            # once its caller is cancelled: asyncio would log that.
+            # Not as an exception of the future, which the bridge may never read after
+            # its caller is cancelled: asyncio would log that.
             return _CancelledInThread(error)
 
     in_database_thread = sync_to_async(run, thread_sensitive=True)
@@ -115,7 +115,7 @@ def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
             if isinstance(result, _CancelledInThread):
                 raise result.error
         except CancelledError:
-            # It has brought back the context of a thread that is still at it.
+            # It has restored the context of a thread that is still running.
             for variable, value in before.items():
                 if variable.get(None) is not value:
                     variable.set(value)
@@ -149,7 +149,7 @@ def refuse_running_loop(entrance: str, instead: str) -> None:
     Refuse to block an event loop.
 
     Raises:
-        SynchronousDispatch: one is running in this thread.
+        SynchronousDispatch: a loop is running in this thread.
 
     """
     if _get_running_loop() is not None:
