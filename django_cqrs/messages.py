@@ -333,9 +333,10 @@ class Message:
         """
         __traceback_hide__ = True
         copy = Message.__new__(Message)
-        # Values that are created on access must be the same in both.
-        self.message_id, self.correlation_id, self._time()
         vars(copy).update(vars(self))
+        copy._message_id = self.message_id
+        copy._correlation_id = self.correlation_id
+        copy._nanoseconds = self._time()
         if payload is not ...:
             copy._payload = payload
         if self._handling is not _UNHANDLED:

@@ -94,6 +94,7 @@ class PayloadType:
             member in (object, Any, inspect.Parameter.empty) for member in self.members
         )
         self.takes_none: bool = self.takes_anything or type(None) in self.members
+        self._converted: Any = Any if self.takes_anything else annotation
         self._classes = tuple(m for m in self.members if is_plain_class(m))
         self._wants_mapping = any(
             (typing.get_origin(member) or member) in (dict, Mapping)
@@ -150,7 +151,7 @@ class PayloadType:
 
         """
         __traceback_hide__ = True
-        return self._adapter.from_json(text)
+        return adapter_of(self._converted).from_json(text)
 
     def from_stored_json(self, text: bytes) -> Any:
         """
@@ -180,7 +181,7 @@ class PayloadType:
 
     @property
     def _adapter(self) -> Adapter:
-        return adapter_of(Any if self.takes_anything else self.annotation)
+        return adapter_of(self._converted)
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -479,6 +479,38 @@ def test_the_search_for_numbers_beyond_floats_misses_none():
             ]
 
 
+@pytest.mark.parametrize("length", [1, 5_000])
+@pytest.mark.parametrize(
+    "word",
+    ['\\"', "\\\\", '\\\\\\"', "\\n", "\\u0022", "N", "I", "7e100", "+", "\u00e4"],
+)
+@pytest.mark.parametrize(
+    "literal", ["1e999", "1E+400", "9" * 309 + ".5", "-Infinity", "NaN"]
+)
+def test_no_string_around_a_number_beyond_floats_hides_it(literal, word, length):
+    """Whatever is escaped in the strings, and however long they are."""
+    string = f'"{word * length}"'
+    anywhere = "JSON has no NaN, no infinity and no number beyond the range of floats"
+
+    for text in (f"[{string},{literal}]", f"[{literal},{string}]"):
+        assert refusal_of(adapter_of(list).from_json, text) == [("", anywhere)]
+        assert refusal_of(adapter_of(list).from_stored_json, text.encode()) == [
+            ("", anywhere)
+        ]
+
+
+@pytest.mark.parametrize("length", [1, 5_000])
+@pytest.mark.parametrize(
+    "word", ["NaN", "-Infinity", "1e999 ", '\\"1e999\\"', "\\\\1e999", "9" * 400]
+)
+def test_a_string_is_no_number_beyond_floats(word, length):
+    """Whatever is escaped beside it, and however long it is."""
+    text = f'{{"a":"{word * length}","b":1e100}}'
+
+    assert adapter_of(dict).from_json(text) == json.loads(text)
+    assert adapter_of(dict).from_stored_json(text.encode()) == json.loads(text)
+
+
 def test_code_of_a_class_runs_once_for_each_text():
     """`__post_init__` and a default's factory are called once, unknown keys or not."""
     calls: list[str] = []
