@@ -51,6 +51,7 @@ from django_cqrs.exceptions import (
     MessageConversionError,
     NoHandlerFound,
 )
+from django_cqrs.interception import before, pointcut
 from django_cqrs.problems import Rule
 from tests.limits import LIMIT
 from tests.support import faults_of, registry_of, rules_of
@@ -2114,3 +2115,61 @@ def test_a_class_whose_name_is_given_as_a_route_is_said_to_be_one(kind, said):
         "routing key: an instance finds its handler without a key. Send one with "
         f"{said}(Allocate(...)), without route=."
     )
+
+
+def test_text_for_one_key_is_read_by_the_handler_of_the_moment():
+    """Text that was handled once is handled alike, until the handlers change."""
+    registry = Registry()
+
+    @registry.add
+    @command_handler("text.count", atomic=False)
+    def count(number: int | str) -> tuple[str, int | str]:
+        return type(number).__name__, number
+
+    bus = registry.command_bus
+
+    def send(text, content_type="application/json", **options):
+        return bus.dispatch(
+            text, route="text.count", content_type=content_type, **options
+        )
+
+    for _ in range(2):
+        assert send("1") == ("int", 1)
+        assert send(b'"a"') == ("str", "a")
+        assert send("2", headers={"a": 1}) == ("int", 2)
+        assert send("3", content_type="application/json; charset=utf-8") == ("int", 3)
+        with pytest.raises(MessageConversionError, match="Input should be"):
+            send("[]")
+        with pytest.raises(MessageConversionError, match="'text/xml' is not supported"):
+            send("4", content_type="text/xml")
+
+    @registry.add
+    @before(pointcut.handler("*"))
+    def refuse(number: int | str) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        send("1")
+
+
+def test_text_of_unknown_keys_and_content_types_is_not_kept():
+    """What callers make up does not stay in memory."""
+    registry = Registry()
+
+    @registry.add
+    @command_handler("text.known", atomic=False)
+    def know(number: int) -> int:
+        return number
+
+    bus = registry.command_bus
+    for number in range(1_000):
+        content_type = f"application/json; number={number}"
+        assert bus.dispatch("1", route="text.known", content_type=content_type) == 1
+        with pytest.raises(NoHandlerFound):
+            bus.dispatch("1", route=f"{number}", content_type="application/json")
+        with pytest.raises(MessageConversionError):
+            bus.dispatch("1", route="text.known", content_type=f"text/{number}")
+    bus.dispatch("1", route="text.known", content_type="application/json")
+
+    assert list(bus._by_text) == ["text.known"]
+    assert len(bus._compiled) == 1

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from django.db import connections
 
 from django_cqrs.channels.channel import Envelope
-from django_cqrs.conversion.payloads import PayloadType, check_content_type
+from django_cqrs.conversion.payloads import JSON, PayloadType, check_content_type
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.exceptions import InvalidOption, MessageConversionError, NoHandlerFound
 from django_cqrs.messages import HeaderValue, Message, current
@@ -69,6 +69,7 @@ class BaseBus:
         )
         self._by_type: dict[type, Any] = {}
         self._by_key: dict[tuple[str | None, type], Any] = {}
+        self._by_text: dict[str | None, _TextRoute] = {}
         self._compiled: dict[Any, Any] = {}
         self.registry.adopt(self)
         # One hop for all of it, since the transaction belongs to the thread.
@@ -78,6 +79,7 @@ class BaseBus:
     def _forget(self) -> None:
         self._by_type = {}
         self._by_key = {}
+        self._by_text = {}
         self._compiled = {}
 
     def _refuse_running_loop(self) -> None:
@@ -166,6 +168,23 @@ class BaseBus:
         return f"<{type(self).__name__} of {self.registry!r}>"
 
 
+class _TextRoute:
+    """The reader of JSON text for one routing key, and the runs of what it reads."""
+
+    __slots__ = ("compiled", "endpoint", "read", "runs")
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        read: Callable[[Any], Any],
+        compiled: dict[Any, Any],
+    ) -> None:
+        self.endpoint = endpoint
+        self.read = read
+        self.compiled = compiled
+        self.runs: dict[type, Run] = {}
+
+
 class SingleHandlerBus(BaseBus):
     """A bus whose messages have exactly one handler."""
 
@@ -198,12 +217,13 @@ class SingleHandlerBus(BaseBus):
         self._check_address(payload, route, content_type)
         # Read before the table: after a reset in between, no stale route may be found
         # here.
-        by_type, by_key, compiled = self._by_type, self._by_key, self._compiled
+        by_type, by_key, by_text = self._by_type, self._by_key, self._by_text
+        compiled = self._compiled
         given = payload
         table = self.registry.routes
+        found = wanted = None
         if route is None:
             endpoint = table.handler_of(self.kind, payload)
-            wanted = None
         else:
             found = table.handler_of_key(self.kind, route)
             if found is not None:
@@ -214,11 +234,7 @@ class SingleHandlerBus(BaseBus):
                 wanted = PayloadType(table.named_class(route))
                 payload = read_payload(wanted, payload, content_type)
                 endpoint = table.handler_of(self.kind, payload)
-        key = endpoint, using, type(payload)
-        run = compiled.get(key)
-        if run is None:
-            run = self._compile(endpoint, using, type(payload))
-            run = compiled[key] = self.registry.with_taps(self.kind, run)
+        run = self._run_of(endpoint, using, type(payload), compiled)
         if using is None and wanted is None:
             by_type[type(payload)] = run
         # Callers cannot make these grow: only handlers' keys get here.
@@ -230,7 +246,44 @@ class SingleHandlerBus(BaseBus):
             and wanted.takes_all_of(type(payload))
         ):
             by_key[route, type(payload)] = run
+        elif content_type == JSON and found is not None and wanted is not None:
+            by_text.setdefault(route, _TextRoute(found, wanted.from_json, compiled))
         return endpoint, payload, run
+
+    def _run_of(
+        self,
+        endpoint: Endpoint,
+        using: str | None,
+        cls: type,
+        compiled: dict[Any, Any],
+    ) -> Run:
+        __traceback_hide__ = True
+        key = endpoint, using, cls
+        run: Run | None = compiled.get(key)
+        if run is None:
+            run = self._compile(endpoint, using, cls)
+            run = compiled[key] = self.registry.with_taps(self.kind, run)
+        return run
+
+    def _read_known(
+        self, text: Any, route: str | None, content_type: str | None
+    ) -> tuple[Any, Run | None]:
+        """Convert text for a routing key that is known; return no run if it is not."""
+        __traceback_hide__ = True
+        known = self._by_text.get(route) if content_type == JSON else None
+        if known is None:
+            return text, None
+        try:
+            payload = known.read(text)
+        except MessageConversionError as error:
+            error.at_entrance = is_at_entrance()
+            raise
+        cls = type(payload)
+        run = known.runs.get(cls)
+        if run is None:
+            run = self._run_of(known.endpoint, None, cls, known.compiled)
+            known.runs[cls] = run
+        return payload, run
 
     def _compile(self, endpoint: Endpoint, using: str | None, cls: type) -> Run:
         point = JoinPoint(endpoint, self, cls)

@@ -105,17 +105,19 @@ class QueryBus(SingleHandlerBus):
         elif (
             using is None
             and aggregate_id is None
-            and content_type is None
             and returns is None
             and (route is None or type(route) is str)
             and _get_running_loop() is None
         ):
-            if route is None:
+            sent = payload
+            if content_type is not None:
+                sent, run = self._read_known(payload, route, content_type)
+            elif route is None:
                 run = self._by_type.get(type(payload))
             else:
                 run = self._by_key.get((route, type(payload)))
             if run is not None:
-                message = Message(payload, current_message())
+                message = Message(sent, current_message())
                 if headers:
                     message._add_headers(headers)
                 return run(message)

@@ -220,7 +220,7 @@ def asynchronous(*, rounds: int) -> list[Row]:
 
 def conversion(*, rounds: int) -> list[Row]:
     """Compare the reading of JSON with what pydantic takes for it alone."""
-    bounds = 1.5, None
+    bounds = 1.5, 2.0
     section = "A command of six fields from JSON text"
     text = TypeAdapter(messages.BookDelivery).dump_json(
         messages.BookDelivery(
