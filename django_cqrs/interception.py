@@ -59,7 +59,7 @@ STOP: Final = Stop.STOP
 
 
 class Proceed(Protocol):
-    """What ``around`` calls to continue; it returns the handler's result."""
+    """The function that ``around`` calls to continue, for the handler's result."""
 
     def __call__(self) -> Any:
         """Run the next interceptor inside, or the handler."""

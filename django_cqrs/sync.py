@@ -129,10 +129,10 @@ def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
 
 def twin_of(function: Callable[..., Any]) -> Callable[[F], F]:
     """
-    Return a decorator of a function's async twin: ``help()`` shows what both take.
+    Return a decorator for a function's async counterpart: both show one signature.
 
     Args:
-        function: it names each keyword; the twin passes on those that it is given.
+        function: the one that names each keyword; its counterpart passes them on.
 
     """
 

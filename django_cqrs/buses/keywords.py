@@ -2,7 +2,7 @@
 The keywords of the buses' methods, for type checkers and editors.
 
 The methods themselves name each keyword, since a dict for each call would cost time;
-their overloads and async twins take what stands here.
+their overloads and async counterparts take these.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from django_cqrs.pipeline.outlet import Seconds
 
 
 class AddressKeywords(TypedDict, total=False):
-    """What leads to a handler where a class does not."""
+    """The keywords that find a handler if a class does not."""
 
     route: str | None
     content_type: str | None
 
 
 class MessageKeywords(TypedDict, total=False):
-    """What every method takes."""
+    """The keywords of every method."""
 
     headers: GivenHeaders | None
     using: str | None
 
 
 class SendingKeywords(MessageKeywords, total=False):
-    """What is said of a message that may have to wait in a channel."""
+    """The keywords of a message that may wait in a channel."""
 
     delay: Seconds | None
     expires: Seconds | None
@@ -36,24 +36,24 @@ class SendingKeywords(MessageKeywords, total=False):
 
 
 class DispatchKeywords(SendingKeywords, total=False):
-    """What is said of a command whose class leads to its handler."""
+    """The keywords of a command whose class finds its handler."""
 
     aggregate_id: Any
 
 
 class AnyDispatchKeywords(AddressKeywords, DispatchKeywords, total=False):
-    """What is said of any command."""
+    """The keywords of any command."""
 
 
 class AskKeywords(MessageKeywords, total=False):
-    """What is said of a query whose class leads to its handler."""
+    """The keywords of a query whose class finds its handler."""
 
     aggregate_id: Any
 
 
 class AnyAskKeywords(AddressKeywords, AskKeywords, total=False):
-    """What is said of any query."""
+    """The keywords of any query."""
 
 
 class PublishKeywords(AddressKeywords, SendingKeywords, total=False):
-    """What is said of an event."""
+    """The keywords of an event."""

@@ -1,4 +1,4 @@
-"""What is written down of an exception."""
+"""The journal: the outcomes of messages, kept as long as the settings say."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Note:
         self.endpoint = self.kind = self.name = self.ran = self.subject = ""
 
     def begin(self, kind: str, name: str, endpoint: str, channel: str | None) -> None:
-        """Name what is being handled, and start the time."""
+        """Take the names of the message and its endpoint, and start the time."""
         self.kind, self.name, self.endpoint = kind, name, endpoint
         self.channel = channel
         self.at = timezone.now()

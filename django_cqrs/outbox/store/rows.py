@@ -17,7 +17,7 @@ from django_cqrs.outbox.models import State
 from django_cqrs.outbox.times import as_sent, as_stored
 
 LARGEST_CLAIMED: Final = 64 * 2**10
-"""The most bytes of payload and headers that a claim reads of one message."""
+"""The maximum size of the payload and headers that a claim reads, in bytes."""
 
 CLAIMED_COLUMNS = (
     "id",
@@ -36,7 +36,7 @@ CLAIMED_COLUMNS = (
     "attempts",
     "channel",
     "subject",
-    "size",  # of payload and headers, which are NULL in a row that is too large
+    "size",  # of payload and headers, which are NULL if they are too large
     "ordering_key",  # the last column of every row that is taken
 )
 """The columns that a claim reads."""
@@ -64,12 +64,12 @@ def in_sql(column: str, table: str = "") -> str:
 
 
 def in_query(columns: Iterable[str]) -> list[str | Expression]:
-    """Return what `values_list()` takes for columns of :data:`CLAIMED_COLUMNS`."""
+    """Return the arguments of `values_list()` for :data:`CLAIMED_COLUMNS`."""
     return [_IN_QUERY.get(column, column) for column in columns]
 
 
 def _bytes_of(column: str) -> Func:
-    # Django's Length counts the characters of what MySQL takes for text.
+    # Django's Length counts characters where MySQL sees text.
     return Func(F(column), function="LENGTH", output_field=IntegerField())
 
 
@@ -124,7 +124,7 @@ class Claimed:
     size: int = 0
     """The number of bytes of its payload and headers."""
     is_loaded: bool = True
-    """Whether they have been read: the worker reads large ones when it needs them."""
+    """Whether payload and headers have been read: large ones are read when needed."""
 
 
 PLACE_COLUMNS = "id", "endpoint", "ordering_key"

@@ -67,8 +67,8 @@ class ClaimHandler:
 
     # The seconds after which a transaction is ended, so that others get the locks.
     transaction_time = 0.05
-    # The most bytes of large messages that are in memory at once, unless a single
-    # message has more.
+    # The maximum number of bytes of large messages in memory, unless a single message
+    # has more.
     loaded_bytes = 4 * 2**20
 
     def __init__(
@@ -216,7 +216,7 @@ class ClaimHandler:
         return [*(each for each, _ in outside), *left]
 
     def _loaded(self, owner: str, claimed: Sequence[Claimed]) -> Sequence[Claimed]:
-        """Read the next large messages, up to a number of bytes, if one is first."""
+        """Read the next large messages, up to some bytes, if the first is large."""
         if claimed[0].is_loaded:
             return claimed
         size = count = 0
@@ -314,7 +314,7 @@ class ClaimHandler:
         for each in claimed:
             name = each.envelope.endpoint
             if not each.is_loaded:
-                break  # it is read when the memory of the ones before it is free
+                break  # it is read when the earlier ones have left the memory
             if (batch.done or batch.failures) and habits.is_slow(name):
                 break  # no message that is done waits for it
             batch.taken += 1
@@ -614,7 +614,7 @@ class ClaimHandler:
             self._store.park_rest(owner, claimed.group)
 
     def _texts_of(self, failure: Failure) -> dict[str, str]:
-        """Return an exception's text and traceback, shortened to what is stored."""
+        """Return an exception's text and traceback, shortened for storage."""
         error, envelope = failure.error, failure.claimed.envelope
         texts = {
             "error": described(error),
