@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -19,6 +20,14 @@ WORDS = {
     "for ever": r"\bfor ever\b",
     "mend": r"\bmend(?:s|ed|ing)?\b",
 }
+
+# A clause that stands for a noun: "Return what a handler is given" is its arguments.
+CLAUSE = re.compile(
+    r"^(?:Return|Yield|Find|Say|Tell) (?:what|whatever|who|whoever|how|where|that)\b"
+    r"|^(?:What|Who|Whoever|How many|How often)\b"
+    r"|\b(?:of|for|from|with|in) (?:what|whatever|whoever)\b"
+    r"|\bwhat (?:is|was|are|were) (?:said|given|known|to be)\b"
+)
 
 # The guide's own list of these words, and a variable of this name.
 ALLOWED = {
@@ -73,3 +82,53 @@ def test_the_words_of_the_style_sheet_are_kept_to(word):
 def test_the_words_are_found_across_lines(text, words):
     """A word is found in comments and in joined strings, and not inside another."""
     assert [word for word, rule in WORDS.items() if found_in(text, rule)] == words
+
+
+def first_lines(source: str) -> list[str]:
+    """Return the first lines of docstrings, those of attributes included."""
+    return [
+        node.value.value.strip().partition("\n")[0]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    ]
+
+
+def test_docstrings_begin_with_nouns():
+    """The first line of a docstring names things, and does not paraphrase them."""
+    modules = sorted((ROOT / "django_cqrs").rglob("*.py"))
+    faults = {
+        str(module.relative_to(ROOT)): lines
+        for module in modules
+        if (
+            lines := [
+                line
+                for line in first_lines(module.read_text(encoding="utf-8"))
+                if CLAUSE.search(line)
+            ]
+        )
+    }
+
+    assert faults == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "is_clause"),
+    [
+        ("Return what a handler is given.", True),
+        ("Return the handler's arguments.", False),
+        ("Yield where a value stands.", True),
+        ("What is known of a message.", True),
+        ("Decide by what was said of it.", True),
+        ("Return whether a value fits.", False),
+        ("Return why a class has no name.", False),
+        ("Whether the worker stops.", False),
+    ],
+)
+def test_a_clause_is_told_from_a_noun(line, is_clause):
+    """A docstring may begin with whether and why, which no noun says as briefly."""
+    source = f'def f():\n    """{line}"""\n\n    x = 1\n    """{line}"""\n'
+
+    assert first_lines(source) == [line, line]
+    assert bool(CLAUSE.search(line)) is is_clause
