@@ -169,7 +169,7 @@ class BaseBus:
 
 
 class _TextRoute:
-    """The reader of JSON text for one routing key, and the runs of what it reads."""
+    """The reader of JSON text for one routing key, and the runs of its payloads."""
 
     __slots__ = ("compiled", "endpoint", "read", "runs")
 
@@ -268,7 +268,7 @@ class SingleHandlerBus(BaseBus):
     def _read_known(
         self, text: Any, route: str | None, content_type: str | None
     ) -> tuple[Any, Run | None]:
-        """Convert text for a routing key that is known; return no run if it is not."""
+        """Convert text for a known routing key; return no run if the key is unknown."""
         __traceback_hide__ = True
         known = self._by_text.get(route) if content_type == JSON else None
         if known is None:
