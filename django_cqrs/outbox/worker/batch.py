@@ -79,7 +79,14 @@ class Batch:
     sent: list[Any] = dataclasses.field(default_factory=list)
     """The messages that handlers had sent before one ended the transaction."""
     callbacks: list[Any] = dataclasses.field(default_factory=list)
-    """The callbacks that were to run after the commit at that time."""
+    """The callbacks that were to run after the commit at that time, or at its end."""
+    is_written: bool = False
+    """Whether the commit is the only step that is left."""
+
+    def settled(self) -> list[int]:
+        """Return the ids of the messages that no claim holds after the commit."""
+        failed = [each.claimed for each in self.failures]
+        return [each.pk for each in (*self.done, *self.expired, *failed)]
 
     def done_of_keys(self) -> Counter[Group]:
         """Return the number of messages of each key that have left the outbox."""

@@ -103,6 +103,8 @@ class ClaimHandler:
         self._ended: set[Group] = set()
         # The messages of that claim that turned out to belong to somebody else.
         self._lost: list[Claimed] = []
+        # Batches whose commit raised an error, until it is known what came of them.
+        self._uncertain: dict[str, Batch] = {}
         self.heartbeat = Heartbeat(store.using, lease)
         self.throughput = ThroughputRecorder(store.using)
         # The notes on messages of the current claim, by id.
@@ -186,6 +188,7 @@ class ClaimHandler:
         )
 
     def give_back(self, owner: str, state: State) -> None:
+        self._find_out(owner)
         self._store.give_back(owner, self.unsettled[owner], state)
         del self.unsettled[owner]
 
@@ -200,14 +203,11 @@ class ClaimHandler:
             left = [*begun, *claimed[batch.taken :]]
         except _FAILURES as error:
             left = list(claimed[batch.taken :])
-            if batch.taken == len(batch.failures) == 1 and isinstance(error, Error):
-                self._start_afresh(error)
-                self._end(owner, claimed[0], batch.failures[0])
-                return left
-            begun = self._rolled_back(owner, claimed[: batch.taken], error)
-            while begun and not self._progress.is_ending() and not self._rests(begun):
-                self._handle_alone(owner, begun.pop(0))
-            return [*begun, *left]
+            if not self._is_committed(owner, batch, error):
+                return [
+                    *self._handle_anew(owner, claimed[: batch.taken], batch, error),
+                    *left,
+                ]
         else:
             left = list(claimed[batch.taken :])
         outside = batch.outside
@@ -241,6 +241,56 @@ class ClaimHandler:
                 )
                 self._lose(owner, each)
         return [*found, *claimed[count:]]
+
+    def _handle_anew(
+        self,
+        owner: str,
+        begun: Sequence[Claimed],
+        batch: Batch,
+        error: BaseException,
+    ) -> list[Claimed]:
+        """Handle messages of a batch that was undone; return those left over."""
+        if batch.taken == len(batch.failures) == 1 and isinstance(error, Error):
+            self._start_afresh(error)
+            self._end(owner, begun[0], batch.failures[0])
+            return []
+        again = self._rolled_back(owner, begun, error)
+        while again and not self._progress.is_ending() and not self._rests(again):
+            self._handle_alone(owner, again.pop(0))
+        return again
+
+    def _is_committed(self, owner: str, batch: Batch, error: BaseException) -> bool:
+        """
+        Report a batch that was committed although its commit raised an error.
+
+        A connection that breaks at the end of a commit does not say whether the
+        server had made it. The rows do: either all of them are settled or none.
+
+        Returns:
+            Whether it was committed.
+
+        """
+        if not batch.is_written or self._store.connection.in_atomic_block:
+            return False
+        self._uncertain[owner] = batch
+        self._start_afresh(error)
+        return self._find_out(owner)
+
+    def _find_out(self, owner: str) -> bool:
+        """Report a batch of a claim that was committed after all."""
+        batch = self._uncertain.get(owner)
+        if batch is None:
+            return False
+        keys = batch.settled()
+        # After the end of the lease somebody else may have settled the messages.
+        is_ours = bool(keys) and self.heartbeat.lasts()
+        is_committed = is_ours and not self._store.held(owner, keys)
+        del self._uncertain[owner]
+        if is_committed:
+            self._report(batch)
+            with atomic(self._store.using):
+                self._store.connection.run_on_commit.extend(batch.callbacks)
+        return is_committed
 
     def _rolled_back(
         self, owner: str, begun: Sequence[Claimed], error: BaseException
@@ -296,6 +346,8 @@ class ClaimHandler:
                 scope.write_or_keep()
             self._settle(owner, batch)
             _make_robust(connection, callbacks)
+            batch.callbacks = connection.run_on_commit[callbacks:]
+            batch.is_written = True
         self._report(batch)
 
     def _handle_each(
@@ -393,11 +445,16 @@ class ClaimHandler:
                     scope.write_or_keep()
                 self._settle(owner, batch)
                 _make_robust(connection, start)
+                batch.callbacks = connection.run_on_commit[start:]
+                batch.is_written = True
             self._report(batch)
         except LeaseLost as error:
             logger.warning("%s", error)
             self._lost += batch.done
             self._lose(owner, culprit)
+        except Error as error:
+            if not self._is_committed(owner, batch, error):
+                raise
         return [each for each in begun[place + 1 :] if each.pk not in gone]
 
     def _attempt(
@@ -468,6 +525,9 @@ class ClaimHandler:
         except _FAILURES as error:
             if not batch.taken:
                 raise
+            if self._is_committed(owner, batch, error):
+                self._handle_rest(owner, batch)
+                return
             self._start_afresh(error)
             # If its handler failed as well, report that failure.
             failed = next(iter(batch.failures), None)
@@ -479,8 +539,12 @@ class ClaimHandler:
                 )
             self._end(owner, claimed, failed)
         else:
-            for each, handle in batch.outside:
-                self._handle_outside(owner, each, handle)
+            self._handle_rest(owner, batch)
+
+    def _handle_rest(self, owner: str, batch: Batch) -> None:
+        """Handle the messages of a batch that are not of its transaction."""
+        for each, handle in batch.outside:
+            self._handle_outside(owner, each, handle)
 
     def _handle_outside(
         self, owner: str, claimed: Claimed, handle: Callable[[], object] | None
@@ -500,33 +564,34 @@ class ClaimHandler:
 
     def _end(self, owner: str, claimed: Claimed, failure: Failure | None) -> None:
         """Settle one message in a transaction of its own."""
+        batch = Batch()
+        if failure is None:
+            batch.done.append(claimed)
+        else:
+            batch.failures.append(failure)
         try:
             try:
-                batch = self._settle_one(owner, claimed, failure)
-            except Error:
+                self._settle_one(owner, batch)
+            except Error as error:
                 if self._store.connection.in_atomic_block:  # of a test
                     raise
+                if self._is_committed(owner, batch, error):
+                    return
                 # The handler may have left locked tables or a setting in the session:
                 # that must not keep the attempt from being counted.
                 self._store.connection.close()
-                batch = self._settle_one(owner, claimed, failure)
+                self._settle_one(owner, batch)
         except LeaseLost as error:
             logger.warning("%s", error)
             self._lose(owner, claimed)
             return
         self._report(batch)
 
-    def _settle_one(
-        self, owner: str, claimed: Claimed, failure: Failure | None
-    ) -> Batch:
-        batch = Batch()
-        if failure is None:
-            batch.done.append(claimed)
-        else:
-            batch.failures.append(failure)
+    def _settle_one(self, owner: str, batch: Batch) -> None:
+        batch.is_written = False
         with atomic(self._store.using):
             self._settle(owner, batch)
-        return batch
+            batch.is_written = True
 
     def _settle(self, owner: str, batch: Batch) -> None:
         """Record the outcomes of messages, in the open transaction."""

@@ -28,6 +28,7 @@ class Heartbeat:
         self._lease = lease
         self._held: tuple[str, list[int]] | None = None
         self._renewed = 0.0
+        self._ends = 0.0
         self._is_lost = False
         # Of two renewals at once, one would see the other's locked rows as missing.
         self._renewing = threading.Lock()
@@ -50,6 +51,7 @@ class Heartbeat:
         if lease is not None:
             self._lease = lease
         self._renewed = time.monotonic()
+        self._ends = self._renewed + self._lease.total_seconds()
         self._held = owner, keys
 
     def let_go(self) -> None:
@@ -60,6 +62,10 @@ class Heartbeat:
         if not self._is_lost and self._is_time():
             self._renew()
         return not self._is_lost
+
+    def lasts(self) -> bool:
+        """Return whether the lease of the last claim is certain to be running."""
+        return time.monotonic() < self._ends
 
     @property
     def _interval(self) -> float:
@@ -77,6 +83,8 @@ class Heartbeat:
             if self._held is held:
                 self._renewed = time.monotonic()
                 self._is_lost = not count
+                if count:
+                    self._ends = self._renewed + self._lease.total_seconds()
 
     def _run(self) -> None:
         while not self._done.wait(self._interval / 2):
