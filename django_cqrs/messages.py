@@ -112,7 +112,7 @@ class Handling:
     is_retried: bool = False
     """Whether a retry is active around it, so that nested messages need none."""
     drops: list[bool] | None = None
-    """A True for each note that it was dropped; None if no key is remembered."""
+    """Filled by :func:`drop`; None if none of the message's keys is remembered."""
     output: list[Any] | None = None
     """The values that a factory wants sent, in place of the identifier."""
     ran: Ran | None = None

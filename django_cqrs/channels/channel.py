@@ -49,7 +49,7 @@ class Envelope:
     sequence: int
     """The order of sending. It increases with every send in one process."""
     available_at: datetime | None = None
-    """The time before which it must not be handled; None means none."""
+    """The time before which it must not be handled; None means no delay."""
     expires_at: datetime | None = None
     """The time from which on it must not be handled; None means never."""
     priority: int = 0

@@ -116,11 +116,11 @@ def _outboxes() -> Iterator[str]:
 
 
 def kept_channels(using: str) -> Iterator[str]:
-    """Yield the channels that rows speak of, each by one look into an index."""
+    """Yield the channels of rows, each by one look-up in an index."""
     connection = connections[using]
     if connection.vendor == "mysql":
-        # What is behind a column of a walk it looks for in the whole table; for this it
-        # goes from one channel to the next by itself.
+        # In a recursive walk it searches the whole table for the next channel; DISTINCT
+        # goes from one channel to the next in the index.
         selects = (
             f"SELECT DISTINCT channel FROM {connection.ops.quote_name(name)}"  # noqa: S608 - no value in it
             for name in (OutboxMessage._meta.db_table, DeadLetter._meta.db_table)

@@ -87,8 +87,9 @@ class ServiceSource(Protocol):
 
 Filler = Callable[[Any, Any], "Constant | Resolver | None"]
 """
-A function from a bare annotation and a registry's services to a source. It returns None
-for annotations of other fillers.
+A function from a bare annotation and a registry's services to a parameter's source.
+
+It returns None for the annotations of other fillers.
 """
 
 _fillers: list[Filler] = []

@@ -38,8 +38,8 @@ class Flow:
         with Flow() as flow:
             command_bus.dispatch(PlaceOrder(...))
             assert flow.published == [OrderPlaced(1)]
-            flow.run("mail")            # handlers in the background, here and now
-            flow.advance(hours=24)      # what was delayed falls due
+            flow.run("mail")            # call background handlers now
+            flow.advance(hours=24)      # delayed messages fall due
             flow.run("mail")
 
     It works in Django's ``TestCase`` and with pytest-django's ``db``, and needs no

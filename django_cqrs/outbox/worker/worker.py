@@ -203,8 +203,7 @@ class Worker:
                     if is_nested or not is_of_database(error):
                         raise
                     if DEADLOCKS.includes(error) and outages < _CALM_DEADLOCKS:
-                        # Two transactions met at the same rows, and one had to give
-                        # way.
+                        # Two transactions met at the same rows, and one was undone.
                         logger.debug("Yielding to other workers", exc_info=True)
                         outages += 1
                         self._sleep(0.001 * 2**outages)
@@ -390,7 +389,7 @@ class Worker:
         reset_queries()
         for connection in all_connections.all(initialized_only=True):
             if connection.errors_occurred and not connection.in_atomic_block:
-                # MySQL's driver cannot tell this of a connection that was never opened.
+                # MySQL's driver cannot check a connection that was never opened.
                 if connection.connection is None or not connection.is_usable():
                     connection.close()
                 connection.errors_occurred = False
