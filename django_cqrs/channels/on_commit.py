@@ -10,6 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.callbacks import OwnCallback
 from django_cqrs.channels.channel import Channel, Delivery, log_extra
+from django_cqrs.logged_errors import loggable
 
 logger: Final = logging.getLogger("django_cqrs.channels")
 
@@ -55,10 +56,11 @@ class _AfterCommit(OwnCallback):
         envelope, deliver = self.delivery
         try:
             deliver(envelope)
-        except Exception:
-            logger.exception(
+        except Exception as error:
+            logger.error(  # noqa: TRY400 - with a traceback that every log accepts
                 "Message %s for %s was lost: its handler failed after the commit",
                 envelope.message_id,
                 envelope.endpoint,
                 extra=log_extra(self.channel, envelope),
+                exc_info=loggable(error),
             )

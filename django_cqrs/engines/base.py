@@ -20,6 +20,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from django_cqrs.buses.registries import Registry
 from django_cqrs.buses.registries import registry as projects
+from django_cqrs.logged_errors import loggable
 from django_cqrs.outbox.channel import OutboxChannel
 from django_cqrs.outbox.store.rows import Group
 from django_cqrs.outbox.store.store import Store
@@ -177,7 +178,7 @@ class EngineRelay:
             self.channel,
             len(keys),
             seconds,
-            exc_info=error,
+            exc_info=loggable(error),
         )
         self._failures += 1
         self._pause_ends = time.monotonic() + seconds

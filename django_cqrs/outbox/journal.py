@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from time import perf_counter
-from types import TracebackType
 from typing import Any, Final
 
 from django.apps import apps
@@ -23,6 +21,7 @@ from django_cqrs.buses.registries import Registry
 from django_cqrs.channels.channel import Envelope, as_timedelta
 from django_cqrs.clock import now
 from django_cqrs.declaration.declarations import Kind
+from django_cqrs.logged_errors import described
 from django_cqrs.messages import Message, current, handling_of, name_run, scope_of
 from django_cqrs.outbox.models import (
     MOST_ATTEMPTS,
@@ -485,21 +484,6 @@ def purge(
     return delete_in_batches(old, by="at", size=size, batches=batches)
 
 
-def described(error: BaseException) -> str:
-    """Return the text of an exception, in a form that a database accepts."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - an error that cannot even be described
-        text = f"<{type(error).__name__} without a text>"
-    return storable(text)
-
-
-def storable(text: str) -> str:
-    """Return a text that every database accepts: without NUL and lone surrogates."""
-    text = text.encode(errors="backslashreplace").decode()
-    return text.replace("\x00", "\\x00")
-
-
 LONGEST: Final = {"error": 2**14, "traceback": 2**16}
 """The maximum number of characters kept of an exception's texts."""
 
@@ -516,59 +500,3 @@ def shortened(text: str, longest: int) -> str:
 def path_of_error(error: BaseException) -> str:
     """Return the dotted path of an exception's class."""
     return f"{type(error).__module__}.{type(error).__qualname__}"
-
-
-def masked(error: BaseException, redact: Callable[[str], str]) -> BaseException:
-    """
-    Return a copy of an exception for the log: text masked, frames empty.
-
-    An error tracker sends the local variables of every frame of a traceback, and the
-    message is among them. So the frames are replaced by ones that have only their
-    files, names and lines.
-
-    Args:
-        error: the exception.
-        redact: masks sensitive data in a text.
-
-    """
-    first: BaseException | None = None
-    last: BaseException | None = None
-    each: BaseException | None = error
-    seen: set[int] = set()
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
-        kind = type(each)
-        own = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        copy = type(kind.__name__, (Exception,), own)(redact(described(each)))
-        copy.__traceback__ = _without_locals(each.__traceback__)
-        copy.__suppress_context__ = True
-        if last is None:
-            first = copy
-        else:
-            last.__cause__ = copy
-        last = copy
-        before = None if each.__suppress_context__ else each.__context__
-        each = each.__cause__ or before
-    return first or error
-
-
-def _without_locals(trace: TracebackType | None) -> TracebackType | None:
-    """Return a traceback of the same places, with empty frames."""
-    made: TracebackType | None = None
-    places = [
-        (frame.f_code, frame.f_globals.get("__name__", ""), number)
-        for frame, number in traceback.walk_tb(trace)
-    ]
-    for code, module, number in reversed(places):
-        source = "\n" * (number - 1) + "raise Exception"
-        empty = compile(source, code.co_filename, "exec").replace(
-            co_name=code.co_name, co_qualname=code.co_qualname
-        )
-        try:
-            exec(empty, {"__name__": module}, {})  # noqa: S102 - our own line, for its frame
-        except Exception as raised:  # noqa: BLE001 - the one of that line
-            own = raised.__traceback__
-            if own is not None and own.tb_next is not None:
-                own = own.tb_next
-                made = TracebackType(made, own.tb_frame, own.tb_lasti, number)
-    return made

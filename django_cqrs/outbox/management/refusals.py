@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from django.core.management.base import CommandError
 from django.db import Error, InterfaceError, OperationalError
 
-from django_cqrs.outbox.journal import described
+from django_cqrs.logged_errors import described
 from django_cqrs.outbox.worker.outages import is_not_migrated
 
 

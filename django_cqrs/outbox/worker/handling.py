@@ -17,15 +17,10 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import atomic
 
 from django_cqrs.clock import now
+from django_cqrs.logged_errors import described, storable
 from django_cqrs.messages import Origin
 from django_cqrs.outbox import journal
-from django_cqrs.outbox.journal import (
-    LONGEST,
-    described,
-    path_of_error,
-    shortened,
-    storable,
-)
+from django_cqrs.outbox.journal import LONGEST, path_of_error, shortened
 from django_cqrs.outbox.models import JournalEntry, Outcome, Reason, State
 from django_cqrs.outbox.redaction import NOT_SHOWN
 from django_cqrs.outbox.store.rows import Claimed, Group

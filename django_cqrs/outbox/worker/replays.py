@@ -18,7 +18,7 @@ from django.db.transaction import atomic
 from django.utils.translation import gettext
 
 from django_cqrs.clock import now
-from django_cqrs.outbox.journal import described
+from django_cqrs.logged_errors import described
 from django_cqrs.outbox.models import DeadLetter, ReplayBatch
 from django_cqrs.outbox.store.batches import retrying_deadlocks
 from django_cqrs.outbox.store.dead_letters import put_back

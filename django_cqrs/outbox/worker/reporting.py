@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
+from django_cqrs.logged_errors import loggable, masked
 from django_cqrs.outbox import journal
-from django_cqrs.outbox.journal import masked
 from django_cqrs.outbox.store.rows import Claimed
 from django_cqrs.outbox.worker.bounds import Progress, StopWorker
 from django_cqrs.outbox.worker.failures import Failure, FailureOutcome, FailurePolicies
@@ -63,9 +62,7 @@ class FailureReporter:
             failure.claimed.envelope, failure.reason, self._policies.registry
         )
         error = failure.error if redact is None else masked(failure.error, redact)
-        # A log file in UTF-8 refuses the whole record for a lone surrogate.
-        text = "".join(traceback.format_exception(error))
-        return error if writable(text) == text else masked(error, writable)
+        return loggable(error)
 
     def _report_outage(self, failure: Failure) -> None:
         """Log the start of an outage, once."""
@@ -115,11 +112,6 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-
-
-def writable(text: str) -> str:
-    """Return a text that UTF-8 can hold: lone surrogates are escaped."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def log_extra(claimed: Claimed) -> dict[str, str]:

@@ -23,8 +23,8 @@ from django.db import Error, reset_queries
 from django.db import connections as all_connections
 
 from django_cqrs.buses.registries import Registry
+from django_cqrs.logged_errors import described
 from django_cqrs.outbox import journal
-from django_cqrs.outbox.journal import described
 from django_cqrs.outbox.models import State
 from django_cqrs.outbox.store.dialects import NOTIFICATION
 from django_cqrs.outbox.store.rows import Claimed
