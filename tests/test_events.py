@@ -24,8 +24,10 @@ from django_cqrs import (
     query_handler,
     service,
 )
+from django_cqrs.buses.events import MOST_KEYS
 from django_cqrs.exceptions import (
     InvalidHandler,
+    InvalidHeader,
     InvalidOption,
     MessageConversionError,
     MissingHeader,
@@ -1391,3 +1393,85 @@ def test_a_mutable_event_is_shared():
     registry_of(one, two).event_bus.publish(event)
 
     assert asdict(event) == {"names": ["one", "two"]}
+
+
+def test_an_event_published_again_by_its_name_reaches_the_handlers_of_the_moment():
+    """What a name has led to is remembered, with headers or not, until handlers change."""
+    seen = []
+
+    @event_handler("moment.*")
+    def of_pattern(event: Any, message: Message) -> None:
+        seen.append(("pattern", event, dict(message.headers).get("by")))
+
+    @event_handler("moment.passed")
+    def of_number(number: int) -> None:
+        seen.append(("number", number))
+
+    registry = registry_of(of_pattern, of_number)
+    bus = registry.event_bus
+    for _ in range(2):
+        seen.clear()
+        bus.publish(1, route="moment.passed")
+        bus.publish(2, route="moment.passed", headers={"by": "me"})
+        bus.publish("3", route="moment.passed")  # of a type that one has to convert
+        bus.publish(4, route="moment.other")
+        assert seen == [
+            ("pattern", 1, None),
+            ("number", 1),
+            ("pattern", 2, "me"),
+            ("number", 2),
+            ("pattern", "3", None),
+            ("number", 3),
+            ("pattern", 4, None),
+        ]
+        with pytest.raises(MessageConversionError):
+            bus.publish("x", route="moment.passed")
+
+    @event_handler("moment.passed")
+    def late(event: Any) -> None:
+        seen.append(("late", event))
+
+    registry.add(late)
+    seen.clear()
+    bus.publish(1, route="moment.passed")
+    assert seen == [("pattern", 1, None), ("number", 1), ("late", 1)]
+
+
+def test_an_event_published_again_with_headers_reaches_its_handlers():
+    """By its class and by its name, an object of a subclass likewise."""
+    seen = []
+
+    @event_handler
+    def handle(event: OrderPlaced, message: Message) -> None:
+        seen.append((type(event).__name__, dict(message.headers).get("by")))
+
+    bus = registry_of(handle).event_bus
+    for _ in range(2):
+        seen.clear()
+        for event in (OrderPlaced(1), GiftPlaced(2)):
+            bus.publish(event)
+            bus.publish(event, headers={"by": "me"})
+            bus.publish(event, headers={"by": "me"}, route="order.placed")
+        assert seen == [
+            (name, by)
+            for name in ("OrderPlaced", "GiftPlaced")
+            for by in (None, "me", "me")
+        ]
+        with pytest.raises(InvalidHeader):
+            bus.publish(OrderPlaced(1), headers={"timestamp": 1})
+
+
+def test_names_that_a_pattern_matches_are_not_remembered_without_end():
+    """A caller may choose them freely."""
+
+    @event_handler("chosen.*")
+    def handle(event: Any) -> None:
+        pass
+
+    bus = registry_of(handle).event_bus
+    for number in range(3 * MOST_KEYS):
+        bus.publish(number, route=f"chosen.{number}")
+        bus.publish(number, route=f"unknown.{number}")
+
+    assert len(bus._by_key) <= MOST_KEYS
+    assert len(bus._compiled) <= 1

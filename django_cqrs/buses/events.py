@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncio import _get_running_loop
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 from django_cqrs.buses.bus import (
     BaseBus,
@@ -84,9 +84,31 @@ class EventBus(BaseBus):
             if run is not None:
                 run(Message(payload, current_message()))
                 return
+        elif (
+            using is None
+            and content_type is None
+            and delay is None
+            and expires is None
+            and priority is None
+            and (route is None or type(route) is str)
+            and _get_running_loop() is None
+        ):
+            if route is None:
+                run = self._by_type.get(type(payload))
+            else:
+                run = self._by_key.get((route, type(payload)))
+            if run is not None:
+                message = Message(payload, current_message())
+                if headers:
+                    message._add_headers(headers)
+                run(message)
+                return
         self._refuse_running_loop()
         self._check_address(payload, route, content_type)
-        by_type = self._by_type  # read before the table: as in _run_for()
+        # Read before the table: as in _run_for().
+        by_type, by_key = self._by_type, self._by_key
+        given = payload
+        is_kept = False
         table = self.registry.routes
         try:
             named = None if route is None else table.named_class(route)
@@ -96,10 +118,15 @@ class EventBus(BaseBus):
                 payloads = [
                     converted_payload(each, payload, content_type) for each in endpoints
                 ]
-                run = self._compile(
-                    endpoints, [type(each) for each in payloads], payloads
+                is_kept = content_type is None and _all_take(endpoints, type(payload))
+                run = self.registry.with_taps(
+                    self.kind,
+                    self._compile_for(endpoints, payload)
+                    if is_kept
+                    else self._compile(
+                        endpoints, [type(each) for each in payloads], payloads
+                    ),
                 )
-                run = self.registry.with_taps(self.kind, run)
             else:
                 if named is not None:
                     payload = read_payload(PayloadType(named), payload, content_type)
@@ -112,9 +139,12 @@ class EventBus(BaseBus):
                 )
                 if sent_by is None:
                     by_type[type(payload)] = run
+                    is_kept = payload is given
         except MessageConversionError as error:
             error.at_entrance = is_at_entrance()
             raise
+        if is_kept and route is not None and len(by_key) < MOST_KEYS:
+            by_key[route, type(payload)] = run
         options = send_options(delay, expires, priority)
         for endpoint in endpoints:
             self._check_options(endpoint, options)
@@ -254,6 +284,19 @@ class EventBus(BaseBus):
                 sendings.append((index, run))
         plans = pipelines.plans_at(endpoints, self, types)
         return at_once, sendings, any(plan.uses_dependencies for plan in plans)
+
+
+MOST_KEYS: Final = 1000
+"""So many keys are remembered: callers may choose those that a pattern matches."""
+
+
+def _all_take(endpoints: tuple[Endpoint, ...], cls: type) -> bool:
+    """Return whether there are endpoints, and all take each object of a class as is."""
+    return bool(endpoints) and all(
+        each.channel is None
+        and (each.plan.payload is None or each.plan.payload.takes_all_of(cls))
+        for each in endpoints
+    )
 
 
 def _given(endpoint: Endpoint, payload: Any) -> Any:

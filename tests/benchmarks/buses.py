@@ -28,6 +28,8 @@ PUBLISH = "event_bus.publish(), one handler"
 HEADER = "a header given and taken"
 KEY = "by routing key"
 IDENTITY = "the message's id, a UUIDv7"
+PUBLISH_HEADER = "event_bus.publish(), a header given"
+PUBLISH_KEY = "event_bus.publish(), by routing key"
 ADAPTER = "TypeAdapter.validate_json()"
 
 
@@ -111,12 +113,26 @@ def variations(*, rounds: int) -> list[Row]:
     plain, _ask, publish = _buses()
     dispatches = list(_dispatches())
     to_ten = _publish_to_ten()
-    comparison = in_blocks([plain, *dispatches, publish, to_ten], rounds=rounds)
+    publishings = list(_publishings())
+    comparison = in_blocks(
+        [plain, *dispatches, publish, *publishings, to_ten], rounds=rounds
+    )
     section = "What else a command may ask for"
     bounds = {HEADER: 2.5, KEY: 1.3, IDENTITY: 2.5}
     rows = [
         compared(comparison, section, c.name, DISPATCH, bound=bounds.get(c.name))
         for c in dispatches
+    ]
+    bounds = {PUBLISH_HEADER: 2.5, PUBLISH_KEY: 1.3}
+    rows += [
+        compared(
+            comparison,
+            "What else an event may ask for",
+            each.name,
+            PUBLISH,
+            bound=bounds[each.name],
+        )
+        for each in publishings
     ]
     return [*rows, compared(comparison, "Ten handlers", to_ten.name, PUBLISH)]
 
@@ -141,6 +157,16 @@ def _dispatches() -> Iterator[Contestant]:
     yield dispatch(IDENTITY, "command", messages.AddWithIdentity(1))
     yield dispatch(KEY, "command, route='shop.add'", messages.AddOne(1))
     yield dispatch("a dispatch within a dispatch", "command", messages.AddNested(1))
+
+
+def _publishings() -> Iterator[Contestant]:
+    names = {"event_bus": event_bus, "event": messages.Added(1)}
+    yield statement(
+        PUBLISH_HEADER, "event_bus.publish(event, headers={'executor_id': 7})", **names
+    )
+    yield statement(
+        PUBLISH_KEY, "event_bus.publish(event, route='shop.noted')", **names
+    )
 
 
 def _publish_to_ten() -> Contestant:

@@ -83,3 +83,8 @@ def get_sum(query: GetSum) -> int:
 @event_handler
 def note(event: Added) -> None:
     pass
+
+
+@event_handler("shop.noted")
+def note_by_key(event: Added) -> None:
+    pass
