@@ -676,7 +676,7 @@ class AggregateSubject(Subject):
     def late(
         self, point: JoinPoint, missing: Callable[..., Exception]
     ) -> Callable[[Message, Values], Any]:
-        """Return the answer to a message for an object that accepts no more."""
+        """Return the answering function for objects that accept no more messages."""
         return missing
 
 

@@ -158,7 +158,7 @@ class ModelStorage(Storage[Any]):
         return None if values is None else dict(zip(names, values, strict=True))
 
     def is_new(self, instance: models.Model) -> bool:
-        """Return whether the model's own state says so."""
+        """Return whether it is new by the model's own state."""
         return instance._state.adding
 
     def insert(self, instance: models.Model, *, using: str) -> None:

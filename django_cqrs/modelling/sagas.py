@@ -110,7 +110,7 @@ class SagaSubject(AggregateSubject):
         missing: Callable[..., Exception],
     ) -> Callable[[Message, Values], Any]:
         """
-        Return the answer to a message for a saga that is over.
+        Return the answering function for messages to a saga that is over.
 
         A timeout, sent with a delay, has nothing left to do. Any other message is for a
         missing object: ``on_missing`` decides.

@@ -26,7 +26,7 @@ MODELS = (OutboxMessage, DeadLetter, InboxEntry, JournalEntry)
 def check_tables(
     *, databases: Collection[str] | None = None, **_kwargs: Any
 ) -> list[CheckMessage]:
-    """Check that databases with messages have the outbox's tables, up to date."""
+    """Check that the databases of outbox channels have its tables, up to date."""
     found: list[CheckMessage] = []
     for alias in databases or ():
         connection = connections[alias]

@@ -211,7 +211,7 @@ class ClaimHandler:
         return [*(each for each, _ in outside), *left]
 
     def _loaded(self, owner: str, claimed: Sequence[Claimed]) -> Sequence[Claimed]:
-        """Read the next large messages, up to some bytes, if the first is large."""
+        """Read the next large messages that fit into memory, if the first is large."""
         if claimed[0].is_loaded:
             return claimed
         size = count = 0
