@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from types import FrameType, FunctionType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from django_cqrs.declaration.declarations import (
     MARK,
@@ -28,6 +30,7 @@ H = TypeVar(
     bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]",
 )
 C = TypeVar("C", bound=type)
+F = TypeVar("F", bound="Callable[..., Any]")
 
 
 def _declare(handler: H, declaration: Declaration, frame: FrameType) -> H:
@@ -44,16 +47,11 @@ def _declare(handler: H, declaration: Declaration, frame: FrameType) -> H:
     return handler
 
 
-def _decorator(kind: Kind, route: Any, **policies: Any) -> Any:
+def _decorator(kind: Kind, route: Any, keywords: Mapping[str, Any]) -> Any:
+    policies = _policies_of(kind, keywords)
     if route is not None and not isinstance(route, str):
-        declaration = Declaration(kind, None, Policies())
-        return _declare(route, declaration, sys._getframe(2))
-    aliases = policies["aliases"]
-    is_one = isinstance(aliases, str) or not isinstance(aliases, Iterable)
-    policies["aliases"] = (aliases,) if is_one else tuple(aliases)
-    if isinstance(policies.get("output"), list):
-        policies["output"] = tuple(policies["output"])
-    declaration = Declaration(kind, route, Policies(**policies))
+        return _declare(route, Declaration(kind, None, Policies()), sys._getframe(2))
+    declaration = Declaration(kind, route, policies)
 
     def decorate(handler: H) -> H:
         return _declare(handler, declaration, sys._getframe(1))
@@ -61,47 +59,74 @@ def _decorator(kind: Kind, route: Any, **policies: Any) -> Any:
     return decorate
 
 
+def _policies_of(kind: Kind, keywords: Mapping[str, Any]) -> Policies:
+    """
+    Return the policies that the keywords of a decorator describe.
+
+    Raises:
+        TypeError: there is no such keyword.
+
+    """
+    values = dict(keywords)
+    aliases, output = values.get("aliases", ()), values.get("output")
+    is_one = isinstance(aliases, str) or not isinstance(aliases, Iterable)
+    values["aliases"] = (aliases,) if is_one else tuple(aliases)
+    if isinstance(output, list):
+        values["output"] = tuple(output)
+    try:
+        return Policies(**values)
+    except TypeError as error:
+        msg = str(error).replace("Policies.__init__", f"{kind}_handler")
+        raise TypeError(msg) from None
+
+
+class HandlerKeywords(TypedDict, total=False):
+    """Keywords of ``@command_handler`` and ``@event_handler``, for type checkers."""
+
+    name: str | None
+    aliases: tuple[str, ...] | list[str]
+    using: str | None
+    atomic: bool | None
+    channel: str | bool | None
+    delay: timedelta | float | None
+    expires: timedelta | float | None
+    priority: int | None
+    retry: Retry | None
+    identifier: Any
+    on_missing: OnMissing | None
+    output: str | tuple[str, ...] | list[str] | None
+    ordering_key: KeySource | None
+    idempotency_key: KeySource | None
+
+
+def _takes_policies(decorator: F) -> F:
+    """Show each keyword with its type and default where ``help()`` looks."""
+    signature = inspect.signature(decorator)
+    defaults = {each.name: each.default for each in dataclasses.fields(Policies)}
+    keywords = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults[name],
+            annotation=annotation.__forward_arg__,
+        )
+        for name, annotation in HandlerKeywords.__annotations__.items()
+    ]
+    sign: Any = decorator
+    sign.__signature__ = signature.replace(
+        parameters=[signature.parameters["route"], *keywords]
+    )
+    return decorator
+
+
 @overload
 def command_handler(handler: H, /) -> H: ...
 @overload
 def command_handler(
-    route: str | None = None,
-    /,
-    *,
-    name: str | None = None,
-    aliases: tuple[str, ...] | list[str] = (),
-    using: str | None = None,
-    atomic: bool | None = None,
-    channel: str | bool | None = None,
-    delay: timedelta | float | None = None,
-    expires: timedelta | float | None = None,
-    priority: int | None = None,
-    retry: Retry | None = None,
-    identifier: Any = None,
-    on_missing: OnMissing | None = None,
-    output: str | tuple[str, ...] | list[str] | None = None,
-    ordering_key: KeySource | None = None,
-    idempotency_key: KeySource | None = None,
+    route: str | None = None, /, **keywords: Unpack[HandlerKeywords]
 ) -> Callable[[H], H]: ...
-def command_handler(
-    route: Any = None,
-    /,
-    *,
-    name: str | None = None,
-    aliases: tuple[str, ...] | list[str] = (),
-    using: str | None = None,
-    atomic: bool | None = None,
-    channel: str | bool | None = None,
-    delay: timedelta | float | None = None,
-    expires: timedelta | float | None = None,
-    priority: int | None = None,
-    retry: Retry | None = None,
-    identifier: Any = None,
-    on_missing: OnMissing | None = None,
-    output: str | tuple[str, ...] | list[str] | None = None,
-    ordering_key: KeySource | None = None,
-    idempotency_key: KeySource | None = None,
-) -> Any:
+@_takes_policies
+def command_handler(route: Any = None, /, **keywords: Unpack[HandlerKeywords]) -> Any:
     """
     Declare the handler of a command, by its parameter's class or by a routing key.
 
@@ -137,24 +162,7 @@ def command_handler(
         The function itself: calling it does not involve a bus.
 
     """
-    return _decorator(
-        Kind.COMMAND,
-        route,
-        name=name,
-        aliases=aliases,
-        using=using,
-        atomic=atomic,
-        channel=channel,
-        delay=delay,
-        expires=expires,
-        priority=priority,
-        retry=retry,
-        identifier=identifier,
-        on_missing=on_missing,
-        output=output,
-        ordering_key=ordering_key,
-        idempotency_key=idempotency_key,
-    )
+    return _decorator(Kind.COMMAND, route, keywords)
 
 
 @overload
@@ -193,57 +201,18 @@ def query_handler(
         The function itself. No transaction is opened around it.
 
     """
-    return _decorator(
-        Kind.QUERY,
-        route,
-        name=name,
-        aliases=aliases,
-        channel=channel,
-        identifier=identifier,
-    )
+    keywords = {"name": name, "aliases": aliases, "channel": channel}
+    return _decorator(Kind.QUERY, route, {**keywords, "identifier": identifier})
 
 
 @overload
 def event_handler(handler: H, /) -> H: ...
 @overload
 def event_handler(
-    route: str | None = None,
-    /,
-    *,
-    name: str | None = None,
-    aliases: tuple[str, ...] | list[str] = (),
-    using: str | None = None,
-    atomic: bool | None = None,
-    channel: str | bool | None = None,
-    delay: timedelta | float | None = None,
-    expires: timedelta | float | None = None,
-    priority: int | None = None,
-    retry: Retry | None = None,
-    identifier: Any = None,
-    on_missing: OnMissing | None = None,
-    output: str | tuple[str, ...] | list[str] | None = None,
-    ordering_key: KeySource | None = None,
-    idempotency_key: KeySource | None = None,
+    route: str | None = None, /, **keywords: Unpack[HandlerKeywords]
 ) -> Callable[[H], H]: ...
-def event_handler(
-    route: Any = None,
-    /,
-    *,
-    name: str | None = None,
-    aliases: tuple[str, ...] | list[str] = (),
-    using: str | None = None,
-    atomic: bool | None = None,
-    channel: str | bool | None = None,
-    delay: timedelta | float | None = None,
-    expires: timedelta | float | None = None,
-    priority: int | None = None,
-    retry: Retry | None = None,
-    identifier: Any = None,
-    on_missing: OnMissing | None = None,
-    output: str | tuple[str, ...] | list[str] | None = None,
-    ordering_key: KeySource | None = None,
-    idempotency_key: KeySource | None = None,
-) -> Any:
+@_takes_policies
+def event_handler(route: Any = None, /, **keywords: Unpack[HandlerKeywords]) -> Any:
     """
     Declare a handler of events, by its parameter's classes, by name or by pattern.
 
@@ -280,24 +249,7 @@ def event_handler(
         The function itself.
 
     """
-    return _decorator(
-        Kind.EVENT,
-        route,
-        name=name,
-        aliases=aliases,
-        using=using,
-        atomic=atomic,
-        channel=channel,
-        delay=delay,
-        expires=expires,
-        priority=priority,
-        retry=retry,
-        identifier=identifier,
-        on_missing=on_missing,
-        output=output,
-        ordering_key=ordering_key,
-        idempotency_key=idempotency_key,
-    )
+    return _decorator(Kind.EVENT, route, keywords)
 
 
 def service(cls: C) -> C:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pydoc
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -63,6 +64,53 @@ def test_the_reference_says_what_the_checks_read():
         each.name: (each.command.text, each.event.text, each.query.text)
         for each in KEYWORDS.values()
     }
+
+
+SHOWN = """
+route: 'Any' = None
+name: 'str | None' = None
+aliases: 'tuple[str, ...] | list[str]' = ()
+using: 'str | None' = None
+atomic: 'bool | None' = None
+channel: 'str | bool | None' = None
+delay: 'timedelta | float | None' = None
+expires: 'timedelta | float | None' = None
+priority: 'int | None' = None
+retry: 'Retry | None' = None
+identifier: 'Any' = None
+on_missing: 'OnMissing | None' = None
+output: 'str | tuple[str, ...] | list[str] | None' = None
+ordering_key: 'KeySource | None' = None
+idempotency_key: 'KeySource | None' = None
+"""
+
+
+@pytest.mark.parametrize("decorator", [command_handler, event_handler])
+def test_help_shows_each_keyword_with_its_type_and_default(decorator):
+    """help() has no dict of keywords."""
+    signature = inspect.signature(decorator)
+
+    assert [str(each) for each in signature.parameters.values()] == (
+        SHOWN.strip().splitlines()
+    )
+    text = pydoc.render_doc(decorator, renderer=pydoc.plaintext)
+    assert all(line in text for line in SHOWN.strip().splitlines())
+    assert "**" not in text.partition(") -> ")[0]
+
+
+@pytest.mark.parametrize(
+    ("decorator", "name"),
+    [(command_handler, "command_handler"), (event_handler, "event_handler")],
+)
+def test_a_misspelt_keyword_is_refused_under_the_name_of_the_decorator(decorator, name):
+    """Also without a value, and before anything is decorated."""
+    for value in (True, None):
+        with pytest.raises(TypeError) as caught:
+            decorator("ticket.open", chanel=value)
+
+        assert str(caught.value).startswith(
+            f"{name}() got an unexpected keyword argument 'chanel'"
+        )
 
 
 def test_no_keyword_is_without_a_rule():

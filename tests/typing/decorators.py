@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import assert_type
 from uuid import UUID, uuid4
 
 from django_cqrs import (
     EventBus,
+    Header,
     Registry,
+    Retry,
     command_handler,
     event_handler,
     query_handler,
@@ -53,9 +56,29 @@ def on_any(event: object) -> None: ...
 def on_ticket(event: Plain) -> None: ...
 
 
+@command_handler(
+    name="close",
+    aliases=["closing"],
+    using="other",
+    atomic=True,
+    channel="default",
+    delay=1.5,
+    expires=timedelta(days=1),
+    priority=1,
+    retry=Retry(attempts=3),
+    identifier="number",
+    on_missing="ignore",
+    output=["ticket.archive"],
+    ordering_key="number",
+    idempotency_key=Header("key"),
+)
+def close_ticket(command: CloseTicket) -> None: ...
+
+
 def functions(events: EventBus) -> None:
     assert_type(open_ticket(OpenTicket("lamp"), events), UUID)
     assert_type(open_elsewhere(OpenTicket("lamp"), number=3), UUID)
+    assert_type(close_ticket(CloseTicket(1)), None)
     on_any(Plain())
     on_ticket(Plain())
 
@@ -153,5 +176,9 @@ def arguments_wrongly() -> None:
     command_handler("a", "b")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     query_handler(channel="default")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     query_handler(using="other")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    command_handler(on_missing="drop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    command_handler(retry=3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    command_handler(name=None, output=1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    event_handler(chanel="default")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     event_handler(priority="high")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     service(1)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
