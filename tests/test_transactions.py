@@ -1,6 +1,7 @@
 """Transactions: what commits, what is rolled back, and what is refused."""
 
 import asyncio
+import tracemalloc
 from dataclasses import dataclass
 
 import pytest
@@ -426,6 +427,38 @@ def test_an_alias_that_does_not_exist_raises():
         f"not in DATABASES. The aliases are default, other. (django_cqrs.E011)"
     )
     assert called == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "channel"), [("command", None), ("command", "outbox"), ("query", None)]
+)
+def test_aliases_that_do_not_exist_take_no_memory(kind, channel):
+    """Whoever may choose the alias cannot fill the memory with made-up ones."""
+
+    def take(command: Write) -> None:
+        """Nothing to do."""
+
+    if kind == "query":
+        send = registry_of(query_handler(take)).query_bus.ask
+    else:
+        registry = registry_of(command_handler(channel=channel, name="take")(take))
+        send = registry.command_bus.dispatch
+
+    def try_some(first, last):
+        for number in range(first, last):
+            with pytest.raises(ConnectionDoesNotExist):
+                send(Write(), using=f"nosuch{number}")
+
+    try_some(0, 100)
+    tracemalloc.start()
+    try:
+        try_some(100, 1_100)
+        before, _ = tracemalloc.get_traced_memory()
+        try_some(1_100, 3_100)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 50_000
 
 
 @pytest.mark.parametrize("fails", ["nothing", "outer", "inner"])

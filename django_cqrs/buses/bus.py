@@ -261,6 +261,8 @@ class SingleHandlerBus(BaseBus):
         key = endpoint, using, cls
         run: Run | None = compiled.get(key)
         if run is None:
+            if using is not None:
+                connections[using]  # raises for an unknown alias: no run is kept for it
             run = self._compile(endpoint, using, cls)
             run = compiled[key] = self.registry.with_taps(self.kind, run)
         return run
