@@ -303,24 +303,23 @@ def rows_read(function):
             function()
             connection.connection.set_progress_handler(None, 0)
             return 100 * len(steps)
-        if connection.vendor == "mysql":
-            statement = (
-                "SELECT SUM(variable_value) FROM information_schema.session_status "
-                "WHERE variable_name LIKE 'Handler_read%%'"
-            )
-        else:
-            statement = (
-                "SELECT SUM(pg_stat_get_xact_tuples_returned(oid) + "
-                "pg_stat_get_xact_tuples_fetched(oid)) FROM pg_class "
-                "WHERE relname LIKE 'cqrs_%%' OR relname LIKE 'django_cqrs_%%'"
-            )
+        # MySQL and MariaDB keep these figures in tables of different names.
+        statement = (
+            "SHOW SESSION STATUS LIKE 'Handler_read%'"
+            if connection.vendor == "mysql"
+            else "SELECT relname, pg_stat_get_xact_tuples_returned(oid) + "
+            "pg_stat_get_xact_tuples_fetched(oid) FROM pg_class "
+            "WHERE relname LIKE 'cqrs_%' OR relname LIKE 'django_cqrs_%'"
+        )
+
+        def count():
+            cursor.execute(statement)
+            return sum(int(figure) for _, figure in cursor.fetchall())
+
         with transaction.atomic():
-            cursor.execute(statement)
-            (before,) = cursor.fetchone()
+            before = count()
             function()
-            cursor.execute(statement)
-            (after,) = cursor.fetchone()
-        return float(after - before)
+            return count() - before
 
 
 def analyze():
