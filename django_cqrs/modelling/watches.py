@@ -166,7 +166,7 @@ class RowWatch(Watch):
         super().__init__(say, registry, holder)
         self._found = ref(instance)
         self._connection = connection
-        self._registrys = tuple(tables)
+        self._tables = tuple(tables)
         self._image = image
         self._version = version
         self._before: Image | None = None
@@ -205,7 +205,7 @@ class RowWatch(Watch):
             self._is_atomic and not self._connection.in_atomic_block
         ):
             self.close()
-        elif _may_write(sql, self._registrys):
+        elif _may_write(sql, self._tables):
             saving = _save_of(instance)
             if saving is not None:
                 return self._save(saving, execute, sql, params, many, context)

@@ -145,7 +145,7 @@ def test_continuous_integration_judges_on_both_servers():
     )
 
     assert runs == {"POSTGRES": "on_server", "MARIADB": "on_server"}
-    assert re.fullmatch(r"(-n \w+ )?-m database", chosen)
+    assert re.fullmatch(r"(-n \w+ )?-m database( --durations=\d+)?", chosen)
     assert "skip" not in script.partition("await_server()")[2].partition("}")[0]
     # What runs beside another is waited for, and its failure is one of the script.
     assert len(re.findall(r"_URL beside ", script)) == script.count('join "$status"\n')
