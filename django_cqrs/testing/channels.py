@@ -32,6 +32,7 @@ from django_cqrs.exceptions import (
     UnknownMessage,
 )
 from django_cqrs.messages import Message
+from django_cqrs.retries import Retry
 
 __all__ = ["ChannelConformance", "HandlerFailed"]
 
@@ -179,7 +180,10 @@ class ChannelConformance:
         def note(command: Note, message: Message) -> None:
             handle(message)
 
-        @command_handler(name="conformance.relay", channel=self.alias)
+        # Longer than a busy machine takes to run what is waiting.
+        slow = Retry(delay=600) if self.channel.supports_redelivery else None
+
+        @command_handler(name="conformance.relay", channel=self.alias, retry=slow)
         def relay(command: Relay) -> None:
             for text in command.texts:
                 self._send(text)
