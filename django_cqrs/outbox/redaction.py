@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from django.db.models import Q, QuerySet
+
 from django_cqrs import buses
 from django_cqrs.annotations import is_value_type, marks_of
 from django_cqrs.buses.registries import Registry
@@ -281,6 +283,34 @@ def redact_list(
     gone = (pk for pk in unread if pk not in found)
     found.update(dict.fromkeys(gone, _unseen("It no longer exists.")))
     return found
+
+
+EXAMINED: Final = 100
+"""The number of newest rows of one kind that are examined for masked values."""
+
+
+def masked_among(rows: QuerySet[Any], column: str, value: str) -> Q:
+    """
+    Return the condition for rows that a search for a value must not find.
+
+    A search that finds a value which the page masks would confirm a guess of it.
+
+    Args:
+        rows: messages or dead letters.
+        column: ``"ordering_key"`` or ``"subject"``.
+        value: the searched value.
+
+    """
+    masked = Q(pk__in=())
+    named = ("endpoint", "name", "version")
+    having = rows.filter(**{column: value})
+    for values in having.order_by().values(*named).distinct():
+        newest = having.filter(**values).order_by("-pk").defer(None)[:EXAMINED]
+        for row in newest:
+            if redact(row).redact(getattr(row, column)) != value:
+                masked |= Q(**values)
+                break
+    return masked
 
 
 _PLAIN = RedactedMessage("", "", "", str)

@@ -26,8 +26,9 @@ from django_cqrs.outbox.models import (
     Outcome,
     Reason,
     State,
+    StoredMessage,
 )
-from django_cqrs.outbox.redaction import redact_list
+from django_cqrs.outbox.redaction import masked_among, redact_list
 
 MOST: Final = 500
 """The maximum number of rows read of one kind: nobody reads more."""
@@ -212,6 +213,9 @@ def correlations_of(
     """
     Return the correlation ids of the messages of an aggregate or a saga.
 
+    Messages whose subject is masked, since a sensitive field identifies the object, are
+    not found by it: that would confirm a guess.
+
     Args:
         subject: its name in the tables, such as ``shop.Order:7``.
         using: the alias of the database.
@@ -230,6 +234,8 @@ def correlations_of(
         if model not in sources:
             continue
         rows: QuerySet[Any] = model._default_manager.using(using)
+        if issubclass(model, StoredMessage):
+            rows = rows.exclude(masked_among(rows, "subject", subject))
         found = (
             rows.filter(subject=subject)
             .exclude(subject="")  # the condition of the indexes

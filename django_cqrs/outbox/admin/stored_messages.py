@@ -31,6 +31,7 @@ from django_cqrs.outbox.redaction import (
     MASKED,
     NOT_SHOWN,
     RedactedMessage,
+    masked_among,
     redact,
     redact_list,
 )
@@ -130,26 +131,11 @@ class KeptMessageAdmin(
             value = UUID(term)
         except ValueError:
             named = Q(name=term) | Q(endpoint=term)
-            keyed = Q(ordering_key=term) & ~self._hide_key(queryset, term)
+            keyed = Q(ordering_key=term) & ~masked_among(queryset, "ordering_key", term)
             wanted = keyed | self._are_searched(queryset) & named
         else:
             wanted = Q(message_id=value) | Q(correlation_id=value)
         return queryset.filter(wanted), False
-
-    def _hide_key(self, rows: QuerySet[Any], key: str) -> Q:
-        """
-        Return the condition for rows that a search for their key must not find.
-
-        A search that finds a key which the page masks would confirm it.
-        """
-        hidden = Q(pk__in=())
-        named = ("endpoint", "name", "version")
-        having = rows.filter(ordering_key=key)
-        for values in having.order_by().values(*named).distinct():
-            newest = having.filter(**values).order_by("-pk").defer(None)[:SHOWN]
-            if any(redact(row).key_of(row) != key for row in newest):
-                hidden |= Q(**values)
-        return hidden
 
     def _are_searched(self, rows: QuerySet[Any]) -> Q:
         """Return the condition for the rows that are searched by name."""

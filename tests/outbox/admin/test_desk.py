@@ -1353,6 +1353,24 @@ def test_a_search_does_not_confirm_a_masked_key(admin_client, model):
     assert found("Greta") == [("desk.pay", "Greta")]
 
 
+@pytest.mark.parametrize("model", [DeadLetter, OutboxMessage])
+def test_a_timeline_does_not_confirm_a_masked_subject(admin_client, model):
+    """An object is not found by an identifier that its messages' pages mask."""
+    card, customer = f"shop.Card:{CARD}", "shop.Customer:Greta"
+    payments(model, subject=card)
+    (shown,) = payments(model, subject=customer)
+    (plain,) = kept(model, subject=card)
+
+    def found(subject):
+        page = admin_client.get(f"{MESSAGES}timeline/", {"subject": subject})
+        return list(page.context["correlation_ids"])
+
+    assert found(card) == [plain.correlation_id]
+    assert found(customer) == [shown.correlation_id]
+    plain.delete()
+    assert found(card) == []
+
+
 def test_the_admin_and_the_command_name_a_reason_alike(admin_client):
     """By the word that the command's filter takes, and by what it means."""
     (letter,) = kept(DeadLetter, reason="poison")
