@@ -501,7 +501,9 @@ def split_headers(
             correlation_id = _correlation_id_of(value)
         else:
             own[name] = _travelling(name, value)
-            if len(_known_names) < MOST_NAMES and type(name) is str:
+            if type(name) is str:
+                if len(_known_names) >= MOST_NAMES:  # those in use come back at once
+                    _known_names.clear()
                 _known_names.add(name)
     return own, correlation_id
 

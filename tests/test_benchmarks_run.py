@@ -63,7 +63,7 @@ def test_a_quick_run_prints_the_table_and_enforces_no_bound(tmp_path):
     assert done.returncode == 0
     results = json.loads(file.read_text(encoding="utf-8"))
     bounds = [row for row in results["rows"] if row["bound"] is not None]
-    assert len(bounds) == 16
+    assert len(bounds) == 20
     assert all(row["what"] in done.stdout for row in results["rows"])
     assert "PostgreSQL was not run: no URL of a server was given." in results["notes"]
     assert all(note in done.stdout for note in results["notes"])

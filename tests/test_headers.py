@@ -1169,3 +1169,12 @@ def test_a_known_name_is_checked_with_each_value():
     for wrong in (math.nan, "\ud800", object(), [1]):
         with pytest.raises(InvalidHeader):
             bus.dispatch("", route="known.name", headers={"given": wrong})
+
+
+def test_names_that_callers_choose_do_not_displace_those_in_use():
+    """After a flood of names, a name in use is remembered as before."""
+    for number in range(3 * MOST_NAMES):
+        Message("x")._add_headers({f"flood {number}": 1})
+    Message("x")._add_headers({"in use": 1})
+
+    assert "in use" in _known_names

@@ -104,9 +104,20 @@ class EventBus(BaseBus):
                 run(message)
                 return
         self._refuse_running_loop()
+        endpoints, payload, run = self._run_for(payload, route, content_type)
+        options = send_options(delay, expires, priority)
+        for endpoint in endpoints:
+            self._check_options(endpoint, options)
+        run(self._message(payload, headers, using, options))
+
+    def _run_for(
+        self, payload: Any, route: str | None, content_type: str | None
+    ) -> tuple[tuple[Endpoint, ...], Any, Run]:
+        """Find the endpoints; convert the payload to the class of its name, if any."""
+        __traceback_hide__ = True
         self._check_address(payload, route, content_type)
-        # Read before the table: as in _run_for().
-        by_type, by_key = self._by_type, self._by_key
+        # Read before the table: as on the other buses.
+        by_type, by_key, compiled = self._by_type, self._by_key, self._compiled
         given = payload
         is_kept = False
         table = self.registry.routes
@@ -119,14 +130,12 @@ class EventBus(BaseBus):
                     converted_payload(each, payload, content_type) for each in endpoints
                 ]
                 is_kept = content_type is None and _all_take(endpoints, type(payload))
-                run = self.registry.with_taps(
-                    self.kind,
-                    self._compile_for(endpoints, payload)
-                    if is_kept
-                    else self._compile(
-                        endpoints, [type(each) for each in payloads], payloads
-                    ),
-                )
+                if is_kept:
+                    run = self._run_of(endpoints, payload, compiled)
+                else:
+                    types = [type(each) for each in payloads]
+                    run = self._compile(endpoints, types, payloads)
+                    run = self.registry.with_taps(self.kind, run)
             else:
                 if named is not None:
                     payload = read_payload(PayloadType(named), payload, content_type)
@@ -143,12 +152,11 @@ class EventBus(BaseBus):
         except MessageConversionError as error:
             error.at_entrance = is_at_entrance()
             raise
-        if is_kept and route is not None and len(by_key) < MOST_KEYS:
+        if is_kept and route is not None:
+            if len(by_key) >= MOST_KEYS:  # those in use come back at once
+                by_key.clear()
             by_key[route, type(payload)] = run
-        options = send_options(delay, expires, priority)
-        for endpoint in endpoints:
-            self._check_options(endpoint, options)
-        run(self._message(payload, headers, using, options))
+        return endpoints, payload, run
 
     def publish_recorded(self, payload: Any, headers: Mapping[str, Any]) -> None:
         """
@@ -177,6 +185,20 @@ class EventBus(BaseBus):
         """Do the same as :meth:`publish`, in one hop to the database's thread."""
         __traceback_hide__ = True
         await self._in_thread(payload, **keywords)
+
+    def _run_of(
+        self,
+        endpoints: tuple[Endpoint, ...],
+        payload: Any,
+        compiled: dict[Any, Any],
+    ) -> Run:
+        """Return the run for the events of one class that all endpoints take as is."""
+        key = endpoints, type(payload)
+        run: Run | None = compiled.get(key)
+        if run is None:
+            run = self._compile_for(endpoints, payload)
+            run = compiled[key] = self.registry.with_taps(self.kind, run)
+        return run
 
     def _compile_for(self, endpoints: tuple[Endpoint, ...], payload: Any) -> Run:
         """Return the run for events of one class."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import linecache
+import os
 import statistics
+import subprocess
 import sys
 import tracemalloc
 import types
@@ -12,10 +15,21 @@ from collections.abc import Iterator
 from contextlib import suppress
 from time import process_time
 
-from django_cqrs import Registry, command_bus, command_handler, event_bus, query_bus
-from tests.benchmarks.measuring import in_blocks, statement
+from django_cqrs import (
+    Registry,
+    command_bus,
+    command_handler,
+    event_bus,
+    event_handler,
+    query_bus,
+)
+from django_cqrs.exceptions import NoHandlerFound
+from django_cqrs.interception import before, pointcut
+from django_cqrs.management.listing import rows_of
+from tests.benchmarks.measuring import Comparison, Contestant, in_blocks, statement
 from tests.benchmarks.results import Row, compared
-from tests.benchmarks.shop import messages
+from tests.benchmarks.shop import handlers, messages
+from tests.benchmarks.shop.models import Shelf
 
 FEW = 10
 
@@ -76,7 +90,111 @@ def _registry_of(count: int) -> tuple[Registry, object]:
     return registry, commands[-1]
 
 
+def listing(few: int, many: int, *, rounds: int) -> list[Row]:
+    """
+    Compare the rows of ``cqrs_routes`` for many handlers with those for a tenth.
+
+    Work that is linear takes ten times as long.
+    """
+    rows = []
+    for kind, count in (("plain", 0), ("with three interceptors", 3)):
+        contestants = [
+            _rows_of_routes(handled, interceptors=count) for handled in (few, many)
+        ]
+        comparison = Comparison([each.name for each in contestants])
+        for _ in range(rounds):
+            for each in contestants:
+                comparison.times[each.name].append(each.seconds(1))
+        base, other = (each.name for each in contestants)
+        section = f"The rows of cqrs_routes, {kind}"
+        rows.append(compared(comparison, section, other, base, bound=11))
+    return rows
+
+
+def _rows_of_routes(count: int, *, interceptors: int) -> Contestant:
+    registry, _last = _registry_of(count // 2)
+    for number in range(interceptors):
+
+        @before(pointcut.handler("*"), precedence=number)
+        def look(command: object) -> None:
+            pass
+
+        registry.add(look)
+    return statement(
+        f"{count:,} handlers",
+        "rows_of(registry)",
+        rows_of=rows_of,
+        registry=registry,
+    )
+
+
+def pairs(many: int, *, rounds: int) -> list[Row]:
+    """Compare the search for the action of a factory's message among so many."""
+    names = {count: f"among {count:,} handlers" for count in (FEW, many)}
+    contestants = []
+    for count, name in names.items():
+        registry, _last = _registry_of(count // 2)
+        registry.add(Shelf)
+        factory = next(each for each in registry.routes.endpoints if each.is_factory)
+        contestants.append(
+            statement(
+                name,
+                "with_action(factory, command)",
+                with_action=registry.routes.with_action,
+                factory=factory,
+                command=messages.PlaceOnShelf("A"),
+            )
+        )
+    comparison = in_blocks(contestants, rounds=rounds)
+    section = "The action of a factory's message"
+    return [compared(comparison, section, names[many], names[FEW], bound=1.2)]
+
+
 # --------------------------------------------------------------------------- start-up
+
+IMPORTED_FIRST = """
+import importlib, json, sys
+from time import process_time
+
+names = json.loads(sys.argv[1])
+start = process_time()
+for name in names:
+    importlib.import_module(name)
+between = process_time()
+import django_cqrs
+print(json.dumps([between - start, process_time() - between]))
+"""
+IMPORTED = """
+import json, sys
+
+import django_cqrs
+print(json.dumps([m for m in sys.modules if m.partition(".")[0] in ("asgiref", "django")]))
+"""
+
+
+def imports(*, rounds: int) -> list[Row]:
+    """Compare ``import django_cqrs`` with the import of Django's modules before it."""
+    names = _output_of(IMPORTED)
+    base = "Django's modules"
+    own = "import django_cqrs"
+    comparison = Comparison([base, own])
+    for _ in range(rounds):
+        of_django, of_own = json.loads(_output_of(IMPORTED_FIRST, names))
+        comparison.times[base].append(of_django)
+        comparison.times[own].append(of_own)
+    return [compared(comparison, "Import (CPU time)", own, base)]
+
+
+def _output_of(program: str, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+    ).stdout
+
 
 TYPICAL_HANDLERS = """
 @dataclass(frozen=True, slots=True)
@@ -196,6 +314,51 @@ def memory(dispatches: int) -> list[Row]:
             bound=16,
         )
     ]
+
+
+def names(distinct: int) -> list[Row]:
+    """Count what stays allocated after so many names that callers thought of."""
+    registry = Registry()
+    registry.add(_named_freely)
+    registry.add(handlers.add_one)
+    _send_under_names(registry, range(20_000))
+    gc.collect()
+    tracemalloc.start()
+    try:
+        _send_under_names(registry, range(-20_000, 0))  # traced, all of what is kept
+        gc.collect()
+        before, _peak = tracemalloc.get_traced_memory()
+        _send_under_names(registry, range(20_000, 20_000 + distinct))
+        gc.collect()
+        after, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return [
+        Row(
+            section="Memory",
+            what=f"growth over {distinct:,} names that are sent once",
+            value=(after - before) / 1024,
+            unit="KiB",
+            bound=16,
+        )
+    ]
+
+
+@event_handler("free.*")
+def _named_freely(event: object) -> None:
+    pass
+
+
+def _send_under_names(registry: Registry, numbers: range) -> None:
+    command = messages.AddOne(1)
+    for number in numbers:
+        name = f"free.{number:+09}"  # of one length
+        registry.command_bus.dispatch(command, headers={name: number})
+        if number % 10 == 0:
+            registry.event_bus.publish(command, route=name)
+        if number % 100 == 0:  # the error takes long
+            with suppress(NoHandlerFound):
+                registry.command_bus.dispatch(command, route=name)
 
 
 def _send_all(count: int) -> None:

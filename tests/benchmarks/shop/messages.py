@@ -96,3 +96,8 @@ class RentBook:
 @dataclasses.dataclass(frozen=True, slots=True)
 class ParcelPacked:
     order_id: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlaceOnShelf:
+    label: str

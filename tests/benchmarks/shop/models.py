@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Self
+
 from django.db import models
 
 from django_cqrs import command_handler, event_handler
@@ -7,6 +9,7 @@ from django_cqrs.modelling import aggregate, saga
 from django_cqrs.models import RecordsEvents, SagaModel
 from tests.benchmarks.shop.messages import (
     ParcelPacked,
+    PlaceOnShelf,
     RentBook,
 )
 
@@ -29,6 +32,23 @@ class Book(RecordsEvents, models.Model):
     def rent(self, command: RentBook) -> None:
         self.borrower = command.borrower
         self.loans += 1
+
+
+@aggregate
+class Shelf(models.Model):
+    """An aggregate whose message makes it, or changes the one that is there."""
+
+    label = models.CharField(max_length=80, primary_key=True)
+    books = models.IntegerField(default=0)
+
+    @classmethod
+    @command_handler
+    def first(cls, command: PlaceOnShelf) -> Self:
+        return cls(label=command.label, books=1)
+
+    @command_handler
+    def another(self, command: PlaceOnShelf) -> None:
+        self.books += 1
 
 
 @saga
