@@ -49,10 +49,11 @@ def test_the_keywords_for_type_checkers_are_those_that_the_method_names(
 @pytest.mark.parametrize("method", METHODS, ids=lambda each: each.__name__)
 def test_help_shows_each_keyword_with_its_type_and_default(method):
     """help() has no dict of keywords. [B15.1]"""
-    text = pydoc.render_doc(method, renderer=pydoc.plaintext)
+    # Python shows annotations that are strings with quotes, from 3.14 on without.
+    text = pydoc.render_doc(method, renderer=pydoc.plaintext).replace("'", "")
 
     for name, annotation in taken_by(method).items():
-        assert f"{name}: {annotation!r} = None" in text
+        assert f"{name}: {annotation} = None" in text
     assert "**" not in text.partition(") -> ")[0]
 
 
