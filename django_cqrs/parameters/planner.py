@@ -464,10 +464,15 @@ class _Planner:
             )
             raise Unfillable(msg)
 
-    def _dependency(self, factory: Any) -> Resolver:
+    def _dependency(self, factory: Any) -> Constant | Resolver:
         if not callable(factory):
             msg = f"Depends({factory!r}) needs a callable"
             raise Unfillable(msg)
+        if isinstance(factory, type):
+            # Called, a class of buses would make another one, without its policies.
+            filled = self._filled(factory)
+            if filled is not None:
+                return filled
         if inspect.isasyncgenfunction(factory):
             msg = f"{place_of(factory)} is an async generator; make it synchronous"
             raise Unfillable(msg)

@@ -16,6 +16,7 @@ from django.db import connections
 
 from django_cqrs import (
     CommandBus,
+    Depends,
     InstantRetry,
     QueryBus,
     Registry,
@@ -200,6 +201,27 @@ def test_a_bus_of_ones_own_that_is_asked_for_by_its_class_is_the_registrys():
     assert registry.command_bus.dispatch("x", route="outer") is True
     assert registry.query_bus.ask("x", route="report") == type(report_bus).__name__
     assert audit_bus.dispatch("x", route="outer") is True
+
+
+@pytest.mark.django_db
+def test_a_bus_in_depends_is_the_one_that_exists():
+    """As by its annotation: another one would have no policies, and be global."""
+
+    @command_handler("through")
+    def through(
+        text: str,
+        own: Annotated[CommandBus, Depends(AuditBus)],
+        usual: Annotated[CommandBus, Depends(CommandBus)],
+    ) -> list[object]:
+        return [own, usual]
+
+    registry = registry_of(inner, through)
+    audit_bus = AuditBus(instant_retry=InstantRetry(7), registry=registry)
+
+    assert check_registry(registry) == []
+    for _ in range(2):
+        given = registry.command_bus.dispatch("x", route="through")
+        assert given == [audit_bus, registry.command_bus]
 
 
 @pytest.mark.parametrize("count", [0, 2])
