@@ -161,9 +161,9 @@ class Adapter:
             if _may_be_unreal(text) and _has_unreal(text):
                 _refuse_unreal(text)
         except (*REFUSALS, RecursionError) as error:
-            self._refuse(
-                error, lambda part: reader.validate_json(part, strict=is_strict), text
-            )
+            # A lambda would cost each text the cells of its variables.
+            read = functools.partial(reader.validate_json, strict=is_strict)
+            self._refuse(error, read, text)
         return value
 
     def _refuse(
