@@ -12,6 +12,12 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs.admin_databases import (
+    ChosenDatabaseMixin,
+    DatabaseFilter,
+    database_of,
+    with_database,
+)
 from django_cqrs.admin_lookups import OfferedLookupsMixin
 from django_cqrs.buses.registries import registry
 from django_cqrs.documents.document_storage import subject_of
@@ -37,11 +43,11 @@ SEARCHED: Final = 200
 
 
 @admin.register(Document)
-class DocumentAdmin(OfferedLookupsMixin, DocumentAdminBase):
+class DocumentAdmin(OfferedLookupsMixin, ChosenDatabaseMixin, DocumentAdminBase):
     """Shows stored objects; only handlers, which know the rules, change them."""
 
     list_display = ("key_text", "collection", "version", "updated_at")
-    list_filter = (("collection", admin.AllValuesFieldListFilter),)
+    list_filter = (DatabaseFilter, ("collection", admin.AllValuesFieldListFilter))
     search_fields = ("key",)
     search_help_text = _("A key or a part of one.")
     ordering = ("-pk",)
@@ -74,7 +80,10 @@ class DocumentAdmin(OfferedLookupsMixin, DocumentAdminBase):
         if key_of(document) != document.key:  # the address would reveal it
             return ""
         subject = subject_of(document, registry)
-        return f"{address}?{urlencode({'subject': subject})}" if subject else ""
+        if not subject:
+            return ""
+        address = f"{address}?{urlencode({'subject': subject})}"
+        return with_database(address, database_of(request, Document))
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Document], search_term: str

@@ -13,6 +13,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs.admin_databases import DatabaseFilter
 from django_cqrs.admin_lookups import OfferedLookupsMixin
 from django_cqrs.outbox.admin.filters import (
     BoundedPaginator,
@@ -20,15 +21,14 @@ from django_cqrs.outbox.admin.filters import (
     NewestOutcomeFilter,
     TypedModelAdmin,
 )
-from django_cqrs.outbox.admin.outbox_messages import DatabaseFilter
-from django_cqrs.outbox.admin.stored_messages import ChosenDatabaseMixin
+from django_cqrs.outbox.admin.stored_messages import OutboxDatabaseMixin
 from django_cqrs.outbox.admin.timeline_pages import BY_ID, CorrelationMixin
 from django_cqrs.outbox.models import JournalEntry
 
 
 @admin.register(JournalEntry)
 class JournalEntryAdmin(
-    OfferedLookupsMixin, ChosenDatabaseMixin, CorrelationMixin, TypedModelAdmin
+    OfferedLookupsMixin, OutboxDatabaseMixin, CorrelationMixin, TypedModelAdmin
 ):
     """Outcomes of messages: the way to the timeline of a message without a row."""
 

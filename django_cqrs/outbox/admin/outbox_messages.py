@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from django.contrib import admin
@@ -16,6 +15,7 @@ from django.utils.text import format_lazy
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs.admin_databases import DatabaseFilter, database_of, databases_of
 from django_cqrs.outbox.admin.channel_overview import glance, idle_channels
 from django_cqrs.outbox.admin.filters import (
     LISTED,
@@ -28,45 +28,11 @@ from django_cqrs.outbox.admin.filters import (
 )
 from django_cqrs.outbox.admin.stored_messages import SHOWN, KeptMessageAdmin
 from django_cqrs.outbox.admin.timeline_pages import (
-    DATABASE,
-    database_of,
-    databases_of,
     urls_of,
 )
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage
 from django_cqrs.outbox.statistics import statistics_of
 from django_cqrs.outbox.worker.replays import replays_in_progress
-
-
-class DatabaseFilter(admin.SimpleListFilter):
-    """Selects the rows of one database: each has an outbox of its own."""
-
-    title = _("database")
-    parameter_name = DATABASE
-
-    def lookups(
-        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
-    ) -> list[tuple[str, str]]:
-        """Return the databases that may have the table, if there are several."""
-        self._usual = router.db_for_read(model_admin.model)
-        found = databases_of(model_admin.model)
-        return [(alias, alias) for alias in found] if len(found) > 1 else []
-
-    def choices(self, changelist: Any) -> Iterator[Any]:
-        """Yield the databases, of which one is always chosen."""
-        chosen = self.value() or self._usual
-        for alias, title in self.lookup_choices:
-            yield {
-                "selected": alias == chosen,
-                "query_string": changelist.get_query_string({DATABASE: alias}),
-                "display": title,
-            }
-
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> QuerySet[Any] | None:
-        """Return the rows unchanged: the page reads those of the database."""
-        return None
 
 
 @admin.register(OutboxMessage)

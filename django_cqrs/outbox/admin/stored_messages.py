@@ -12,21 +12,21 @@ from django.contrib.admin import helpers
 from django.contrib.admin.models import DELETION, LogEntry
 from django.db import Error, OperationalError, connections, router
 from django.db.models import Max, Model, Q, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.html import format_html
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs.admin_databases import ChosenDatabaseMixin, database_of
 from django_cqrs.admin_lookups import OfferedLookupsMixin
 from django_cqrs.conversion.masking import MASK
 from django_cqrs.outbox.admin.filters import (
     LISTED,
     BoundedPaginator,
-    Mixin,
     TypedModelAdmin,
 )
-from django_cqrs.outbox.admin.timeline_pages import CorrelationMixin, database_of
+from django_cqrs.outbox.admin.timeline_pages import CorrelationMixin
 from django_cqrs.outbox.redaction import (
     MASKED,
     NOT_SHOWN,
@@ -49,35 +49,18 @@ BATCH: Final = 500
 """The number that is replayed or deleted in one transaction."""
 
 
-class ChosenDatabaseMixin(Mixin):
-    """Reads the rows of the database that the address names."""
+class OutboxDatabaseMixin(ChosenDatabaseMixin):
+    """Reads the rows of the outbox that the address names."""
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Return the rows of that database."""
-        rows = super().get_queryset(request)
-        asked = database_of(request, self.model)
-        return rows.using(asked) if asked else rows
+    missing_text = _("The database %(alias)s has no outbox, or is unavailable.")
 
-    def changelist_view(
-        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
-        """Show the list, or a notice if the database does not have one."""
-        asked = database_of(request, self.model)
-        context = {"cqrs_database": asked, **(extra_context or {})}
-        try:
-            return super().changelist_view(request, context)
-        except Error as error:
-            if not asked or not (
-                is_not_migrated(error) or isinstance(error, OperationalError)
-            ):
-                raise
-        text = gettext("The database %(alias)s has no outbox, or is unavailable.")
-        self.message_user(request, text % {"alias": asked}, messages.WARNING)
-        return HttpResponseRedirect(request.path)
+    def is_missing(self, error: Error) -> bool:
+        """Return whether a database has no outbox, an old one, or is unavailable."""
+        return is_not_migrated(error) or isinstance(error, OperationalError)
 
 
 class KeptMessageAdmin(
-    OfferedLookupsMixin, ChosenDatabaseMixin, CorrelationMixin, TypedModelAdmin
+    OfferedLookupsMixin, OutboxDatabaseMixin, CorrelationMixin, TypedModelAdmin
 ):
     """Shared by the tables of messages: they are viewed, not edited."""
 

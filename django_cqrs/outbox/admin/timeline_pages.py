@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final
-from urllib.parse import parse_qs, urlencode
+from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db import connections, router
+from django.db import router
 from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
@@ -18,6 +18,7 @@ from django.utils import timezone
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs.admin_databases import database_of, with_database
 from django_cqrs.buses.registries import registry
 from django_cqrs.modelling.aggregates import key_of_object
 from django_cqrs.outbox import journal
@@ -36,39 +37,6 @@ from django_cqrs.outbox.timeline import (
 TEMPLATE = "admin/django_cqrs_outbox/timeline.html"
 BY_ID = "django_cqrs_outbox_timeline"
 BY_SUBJECT = "django_cqrs_outbox_subject_timeline"
-
-DATABASE: Final = "database"
-"""The parameter of an address that names a database."""
-
-
-def databases_of(model: type[Model]) -> list[str]:
-    """Return the aliases of the databases that may have a table."""
-    return [alias for alias in connections if router.allow_migrate_model(alias, model)]
-
-
-def database_of(request: HttpRequest, model: type[Model]) -> str:
-    """
-    Return the database that an address names, itself or in its list's filter.
-
-    Args:
-        request: the request with the address.
-        model: the model of the table.
-
-    Returns:
-        Its alias; empty if none is named, or one without such a table.
-
-    """
-    behind = parse_qs(request.GET.get("_changelist_filters", ""))
-    asked = request.GET.get(DATABASE) or behind.get(DATABASE, [""])[0]
-    return asked if asked in databases_of(model) else ""
-
-
-def with_database(address: str, database: str) -> str:
-    """Return a page's address for a database; empty means the usual one."""
-    if not address or not database:
-        return address
-    sign = "&" if "?" in address else "?"
-    return f"{address}{sign}{urlencode({DATABASE: database})}"
 
 
 def sources_for(site: admin.AdminSite, request: HttpRequest) -> list[type[Model]]:
