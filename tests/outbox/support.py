@@ -8,9 +8,11 @@ import threading
 import time
 import types
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 
 from django_cqrs import Registry, command_handler, event_handler
 from django_cqrs.outbox.models import DeadLetter, InboxEntry, OutboxMessage, State
@@ -27,6 +29,8 @@ on_databases = [
 
 
 THREADS = 4
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 SOAKS = os.environ.get("CQRS_SOAK") == "1"
 """Whether the long tests run at their full size."""
@@ -253,3 +257,59 @@ def at_once(function, count=THREADS):
         thread.join(LIMIT)
     assert len(results) == count
     return results
+
+
+def store_many(count, **columns):
+    """Store messages that have waited since the year 2000, straight into the table."""
+    OutboxMessage.objects.bulk_create(
+        OutboxMessage(
+            **{
+                "channel": "outbox",
+                "endpoint": "note",
+                "payload": b"{}",
+                "headers": b"{}",
+                "message_id": uuid4(),
+                "correlation_id": uuid4(),
+                "sent_at": LONG_AGO + timedelta(seconds=number),
+                "sequence": number,
+                **columns,
+            }
+        )
+        for number in range(count)
+    )
+
+
+def rows_read(function):
+    """Return how many rows and entries of indexes the database reads for something."""
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            steps = []
+            connection.connection.set_progress_handler(lambda: steps.append(1), 100)
+            function()
+            connection.connection.set_progress_handler(None, 0)
+            return 100 * len(steps)
+        # MySQL and MariaDB keep these figures in tables of different names.
+        statement = (
+            "SHOW SESSION STATUS LIKE 'Handler_read%'"
+            if connection.vendor == "mysql"
+            else "SELECT relname, pg_stat_get_xact_tuples_returned(oid) + "
+            "pg_stat_get_xact_tuples_fetched(oid) FROM pg_class "
+            "WHERE relname LIKE 'cqrs_%' OR relname LIKE 'django_cqrs_%'"
+        )
+
+        def count():
+            cursor.execute(statement)
+            return sum(int(figure) for _, figure in cursor.fetchall())
+
+        with transaction.atomic():
+            before = count()
+            function()
+            return count() - before
+
+
+def analyze():
+    with connection.cursor() as cursor:
+        for model in (OutboxMessage, DeadLetter):
+            table = connection.ops.quote_name(model._meta.db_table)
+            noun = "TABLE " if connection.vendor == "mysql" else ""
+            cursor.execute(f"ANALYZE {noun}{table}")

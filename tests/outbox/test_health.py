@@ -1,12 +1,12 @@
 """What is wrong with an outbox, as a function and as a check of django-health-check."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
-from django.db import connection, transaction
+from django.db import connection
 from django.db.backends.signals import connection_created
 from django.test import AsyncClient, override_settings
 from django.urls import path
@@ -18,12 +18,21 @@ from django_cqrs.contrib.health_check import Outbox
 from django_cqrs.outbox.health import Problem, find_problems
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
 from django_cqrs.outbox.statistics import LOOKED
-from tests.outbox.support import note, on_databases, registry_of, rows, send, work
+from tests.outbox.support import (
+    LONG_AGO,
+    analyze,
+    note,
+    on_databases,
+    registry_of,
+    rows,
+    rows_read,
+    send,
+    store_many,
+    work,
+)
 from tests.outbox.work import Work
 
 pytestmark = on_databases
-
-LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 urlpatterns = [
     path(
@@ -206,26 +215,6 @@ def test_it_takes_a_few_statements(registry, django_assert_max_num_queries):
         find_problems()
 
 
-def store_many(count, **columns):
-    """Store messages that have waited since the year 2000, straight into the table."""
-    OutboxMessage.objects.bulk_create(
-        OutboxMessage(
-            **{
-                "channel": "outbox",
-                "endpoint": "note",
-                "payload": b"{}",
-                "headers": b"{}",
-                "message_id": uuid4(),
-                "correlation_id": uuid4(),
-                "sent_at": LONG_AGO + timedelta(seconds=number),
-                "sequence": number,
-                **columns,
-            }
-        )
-        for number in range(count)
-    )
-
-
 def bury_many(count):
     DeadLetter.objects.bulk_create(
         DeadLetter(
@@ -292,42 +281,6 @@ def test_a_late_message_of_any_priority_is_found_behind_many_that_are_not():
 
     assert kinds() == [("late", "outbox")]
     assert str(find_problems()[0]).startswith("1 message has waited in the channel")
-
-
-def rows_read(function):
-    """Return how many rows and entries of indexes the database reads for something."""
-    with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            steps = []
-            connection.connection.set_progress_handler(lambda: steps.append(1), 100)
-            function()
-            connection.connection.set_progress_handler(None, 0)
-            return 100 * len(steps)
-        # MySQL and MariaDB keep these figures in tables of different names.
-        statement = (
-            "SHOW SESSION STATUS LIKE 'Handler_read%'"
-            if connection.vendor == "mysql"
-            else "SELECT relname, pg_stat_get_xact_tuples_returned(oid) + "
-            "pg_stat_get_xact_tuples_fetched(oid) FROM pg_class "
-            "WHERE relname LIKE 'cqrs_%' OR relname LIKE 'django_cqrs_%'"
-        )
-
-        def count():
-            cursor.execute(statement)
-            return sum(int(figure) for _, figure in cursor.fetchall())
-
-        with transaction.atomic():
-            before = count()
-            function()
-            return count() - before
-
-
-def analyze():
-    with connection.cursor() as cursor:
-        for model in (OutboxMessage, DeadLetter):
-            table = connection.ops.quote_name(model._meta.db_table)
-            noun = "TABLE " if connection.vendor == "mysql" else ""
-            cursor.execute(f"ANALYZE {noun}{table}")
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["on time", "late"])

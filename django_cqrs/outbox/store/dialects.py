@@ -20,10 +20,8 @@ LOCK_TIMEOUT: Final = Transient(
     mysql_codes=frozenset(),
 )
 # Plans that stay valid while the table grows: they use the index of the condition.
-BY_INDEX: Final = (
-    f"{RELAX}; SET LOCAL plan_cache_mode = force_generic_plan; "
-    "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"
-)
+NO_SCAN: Final = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"
+BY_INDEX: Final = f"{RELAX}; SET LOCAL plan_cache_mode = force_generic_plan; {NO_SCAN}"
 NO_PLAN: Final = Transient(
     # An unknown name, a name in use, and columns that a migration changed.
     sqlstates=frozenset({"26000", "42P05", "0A000"}),

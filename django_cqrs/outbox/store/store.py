@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from django_cqrs.outbox.store.forwarding import Forwarding
 from django_cqrs.outbox.store.settlement import Settlement
+from django_cqrs.outbox.store.survey import Survey
 
 
-class Store(Forwarding, Settlement):
+class Store(Survey, Forwarding, Settlement):
     """The outbox of one database, as workers, relays and the admin use it."""

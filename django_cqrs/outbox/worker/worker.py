@@ -135,8 +135,12 @@ class Worker:
         self._limit = batch
         self._lease = lease
         self._looked_after: float | None = None
-        self._seeks_abandoned = True
+        self._seeks_abandoned = False
         self._swept: float | None = None
+        # The channels whose last claim found messages: the next one probably does too,
+        # so it is made without a look.
+        self._busy: set[str] = set()
+        self._own_channels = [each for each in channels if each not in self.relays]
         self.outages = outages if outages is not None else Outages()
         self._policies = FailurePolicies(registry, self.outages)
         self._handler = ClaimHandler(
@@ -242,23 +246,63 @@ class Worker:
             self._handler.give_back(owner, State.READY)
         if self._looked_after is None:
             self._look_after()
-        found = 0
         # Ready messages come first: one of them may have woken the worker.
-        for channel in self.channels:
-            if not self.progress.is_over():
-                relay = self.relays.get(channel)
-                found += self._run_ready(channel) if relay is None else self._run(relay)
+        found = self._run_channels()
         if not self.progress.is_over():
             found += self._look_after()
         if self._seeks_abandoned:
             self._seeks_abandoned = False
-            for channel in self.channels:
-                if channel not in self.relays and not self.progress.is_over():
+            for channel in self._with_abandoned():
+                if not self.progress.is_over():
                     found += self._run_abandoned(channel)
         if self._handler.throughput.is_due():
             self._handler.throughput.write()
         self._clean_up()
         return found
+
+    def _run_channels(self) -> int:
+        """Handle one batch of each channel that has ready messages, in order."""
+        found = 0
+        known: set[str] | None = None
+        for place, channel in enumerate(self.channels):
+            if self.progress.is_over():
+                break
+            if channel not in self._busy:
+                if known is None:
+                    known = self._with_ready(self.channels[place:])
+                if channel not in known:
+                    continue
+            relay = self.relays.get(channel)
+            taken = self._run_ready(channel) if relay is None else self._run(relay)
+            if taken:
+                self._busy.add(channel)
+                known = None  # handling takes time, in which others may have got some
+            else:
+                self._busy.discard(channel)
+            found += taken
+        return found
+
+    def _with_ready(self, channels: Sequence[str]) -> set[str]:
+        """Return those of the quiet channels that may have messages to claim."""
+        found: set[str] = set()
+        quiet = [each for each in channels if each not in self._busy]
+        own = [each for each in quiet if each not in self.relays]
+        forwarded = [each for each in quiet if each in self.relays]
+        for some, states in (
+            (own, (State.READY,)),
+            (forwarded, (State.READY, State.ABANDONED)),
+        ):
+            is_asked = self.store.is_cheaper_than_claims(len(some))
+            found.update(self.store.channels_with(some, *states) if is_asked else some)
+        return found
+
+    def _with_abandoned(self) -> Sequence[str]:
+        """Return the channels that may have abandoned messages, in order."""
+        own = self._own_channels
+        if len(own) == 1:
+            return own
+        found = self.store.channels_with(own, State.ABANDONED)
+        return [channel for channel in own if channel in found]
 
     def _run(self, relay: Relay) -> int:
         forwarded = relay.forward(
@@ -373,13 +417,16 @@ class Worker:
         if not at_once and last is not None and now - last < self.poll_time:
             return 0
         self._looked_after = now
-        self._seeks_abandoned = True
-        found = self.store.release_due(self.channels)
-        found += self.store.abandon_expired(self.channels)
+        overdue = self.store.overdue(self.channels, alone=self._own_channels)
+        found = self.store.release_due(self.channels) if overdue.due else 0
+        if overdue.expired:
+            found += self.store.abandon_expired(self.channels)
+        self._seeks_abandoned |= overdue.expired or overdue.abandoned
         found += self._replays.run(at_once=at_once)
         if self._swept is None or now - self._swept > self.sweep_time:
             self._swept = now
             found += self.store.wake_stranded(self.channels)
+            self._seeks_abandoned = True
             if self._handler.keeps_journal:
                 journal.purge(self.store.using, batches=PURGED)
         return found + sum(relay.look_after() for relay in self.relays.values())
@@ -430,7 +477,9 @@ class Worker:
             seconds = max(0.001, min(self.listen_time, self.progress.seconds_left()))
         with connection.wrap_database_errors:
             notes = driver.notifies(timeout=seconds, stop_after=1)
-            return any(note.payload in self.channels for note in notes)
+            woken = {note.payload for note in notes}.intersection(self.channels)
+        self._busy |= woken
+        return bool(woken)
 
     def _sleep(self, seconds: float) -> None:
         """Sleep, but not much longer than until asked to stop."""
