@@ -147,8 +147,9 @@ def test_under_names_that_a_statement_must_quote():
 
 @pytest.mark.parametrize("use_tz", [True, False])
 @pytest.mark.parametrize("cause", [None, UUID(int=7)], ids=["no cause", "a cause"])
+@pytest.mark.parametrize("headers", [b"{}", b'{"it\'s": "\\\\ %s"}'])
 def test_a_message_is_the_same_row_however_it_is_written(
-    monkeypatch, settings, use_tz, cause
+    monkeypatch, settings, use_tz, cause, headers
 ):
     """One message, of which the text of its statement is made, and one of several."""
     settings.USE_TZ = use_tz
@@ -157,7 +158,7 @@ def test_a_message_is_the_same_row_however_it_is_written(
         name="",
         version=0,
         payload=bytes(range(256)),
-        headers=b'{"it\'s": "\\\\ %s"}',
+        headers=headers,
         message_id=UUID(int=2**128 - 1),
         correlation_id=UUID(int=1),
         causation_id=cause,
@@ -177,6 +178,23 @@ def test_a_message_is_the_same_row_however_it_is_written(
     )
     assert others == [first] * 3
     assert first[4:6] == [envelope.payload, envelope.headers]
+
+
+def test_a_message_needs_few_parameters():
+    """Its content, and its names too where no driver quotes them once."""
+    connection.ensure_connection()
+    said = []
+    with connection.execute_wrapper(
+        lambda execute, sql, values, *rest: (
+            said.append((sql, values)),
+            execute(sql, values, *rest),
+        )[1]
+    ):
+        send(1)
+
+    ((statement, values),) = (each for each in said if "outboxmessage" in each[0])
+    assert len(values) == (5 if connection.vendor == "postgresql" else 8)
+    assert "number" not in statement
 
 
 def test_not_with_a_command_that_fails():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from django.db import transaction
@@ -38,10 +39,8 @@ def insert(
         StatementTooLarge: one of them is larger than the server accepts.
 
     """
-    if len(envelopes) == 1 and _is_plain(envelopes[0]) and speaks_psycopg(connection):
-        statement, values = _plain(channel, envelopes[0])
-        with connection.cursor() as cursor:
-            cursor.execute(f"{statement}{end}", values)
+    if len(envelopes) == 1:
+        _store_one(connection, channel, envelopes[0], end)
         return True
     most = _rows_per_statement(connection)
     parts = portions(connection, envelopes, _size_of, rows=most)
@@ -54,20 +53,34 @@ def insert(
     return False
 
 
+def _store_one(
+    connection: BaseDatabaseWrapper, channel: str, envelope: Envelope, end: str = ""
+) -> None:
+    if _is_plain(envelope):
+        statement, values = _plain(connection, channel, envelope)
+        write = partial(_execute, connection, f"{statement}{end}", values)
+    else:
+        row = row_of(channel, envelope, *adapters_of(connection))
+        write = partial(_insert, connection, [row], end)
+    if connection.vendor != "mysql":
+        write()
+        return
+    with fitting(connection, lambda: _size_of(envelope), lambda: _describe(envelope)):
+        write()
+
+
 def _store(
     connection: BaseDatabaseWrapper,
     channel: str,
     envelopes: Sequence[Envelope],
     end: str = "",
 ) -> None:
+    if len(envelopes) == 1:
+        _store_one(connection, channel, envelopes[0], end)
+        return
     adapters = adapters_of(connection)
     rows = [row_of(channel, envelope, *adapters) for envelope in envelopes]
-    if len(rows) > 1:
-        _insert(connection, rows, end)
-        return
-    envelope = envelopes[0]
-    with fitting(connection, lambda: _size_of(envelope), lambda: _describe(envelope)):
-        _insert(connection, rows, end)
+    _insert(connection, rows, end)
 
 
 def _describe(envelope: Envelope) -> str:
@@ -85,10 +98,10 @@ def _size_of(envelope: Envelope) -> int:
 
 # With few parameters ------------------------------------------------------------------
 # For one message a driver spends more time on nineteen parameters than the server on
-# the row. Most of them are the same for every message: names and numbers from the
-# project's code, which the text of the statement holds, quoted once. The content of a
-# message is always a parameter, since tools that trace and report statements consider
-# the text harmless.
+# the row. Most of them are the same for every message: numbers from the project's code,
+# and on PostgreSQL names, which the text of the statement holds, quoted once. The
+# content of a message is always a parameter, since tools that trace and report
+# statements consider the text harmless.
 
 _SAME: Final = {
     "state": str(State.READY.value),
@@ -97,6 +110,7 @@ _SAME: Final = {
     "subject": "''",
 }
 _NO_HEADERS: Final = b"{}"
+_NAMES: Final = "channel endpoint name"
 
 
 def _is_plain(envelope: Envelope) -> bool:
@@ -110,50 +124,72 @@ def _is_plain(envelope: Envelope) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _statement(names: tuple[str, str, str], numbers: tuple[int, int], rest: str) -> str:
+def _statement(
+    vendor: str, names: tuple[str, ...], numbers: tuple[int, int], rest: str
+) -> str:
     """
-    Return the INSERT of a plain message, for PostgreSQL.
+    Return the INSERT of a plain message.
 
     Args:
-        names: of its channel, its endpoint and the message.
+        vendor: of the database.
+        names: of its channel, its endpoint and the message, if the text of the
+            statement contains them: this needs psycopg, which quotes them.
         numbers: its version and its priority.
         rest: the columns that are parameters, separated by spaces.
 
     """
-    texts = (literal(name).replace("%", "%%") for name in names)
-    same = {
-        **dict(zip(("channel", "endpoint", "name"), texts, strict=True)),
-        **dict(zip(("version", "priority"), map(str, numbers), strict=True)),
-        **_SAME,
-    }
     own = rest.split()
+    same = dict(zip(("version", "priority"), map(str, numbers), strict=True))
+    same |= _SAME
+    if names:
+        texts = (literal(name).replace("%", "%%") for name in names)
+        same = {**dict(zip(_NAMES.split(), texts, strict=True)), **same}
     if "headers" not in own:
-        same["headers"] = f"'{_NO_HEADERS.decode()}'"
+        # Not text: SQLite would store it as text.
+        is_text = vendor == "postgresql"
+        same["headers"] = (
+            f"'{_NO_HEADERS.decode()}'" if is_text else f"x'{_NO_HEADERS.hex()}'"
+        )
     columns = ", ".join((*same, *own))
     values = ", ".join((*same.values(), *["%s"] * len(own)))
-    table = OutboxMessage._meta.db_table
-    return f'INSERT INTO "{table}" ({columns}) VALUES ({values})'  # noqa: S608 - quoted
+    mark = "`" if vendor == "mysql" else '"'
+    table = f"{mark}{OutboxMessage._meta.db_table}{mark}"
+    return f"INSERT INTO {table} ({columns}) VALUES ({values})"  # noqa: S608 - quoted
 
 
-def _plain(channel: str, envelope: Envelope) -> tuple[str, list[Any]]:
+def _plain(
+    connection: BaseDatabaseWrapper, channel: str, envelope: Envelope
+) -> tuple[str, list[Any]]:
     """Return the INSERT of a plain message and its parameters."""
-    names = (channel, envelope.endpoint, envelope.name)
+    names: tuple[str, ...] = (channel, envelope.endpoint, envelope.name)
     numbers = (envelope.version, envelope.priority)
     rest = "payload message_id correlation_id sent_at sequence"
-    values: list[Any] = [
-        envelope.payload,
-        envelope.message_id,
-        envelope.correlation_id,
-        envelope.timestamp,
+    as_uuid: Callable[[Any], Any] = _as_is
+    as_bytes = as_time = as_uuid
+    values: list[Any] = []
+    if not speaks_psycopg(connection):
+        as_uuid, as_bytes, as_time = adapters_of(connection)
+        rest = f"{_NAMES} {rest}"
+        values += names
+        names = ()
+    values += (
+        as_bytes(envelope.payload),
+        as_uuid(envelope.message_id),
+        as_uuid(envelope.correlation_id),
+        as_time(envelope.timestamp),
         envelope.sequence,
-    ]
+    )
     if envelope.causation_id is not None:
         rest += " causation_id"
-        values.append(envelope.causation_id)
+        values.append(as_uuid(envelope.causation_id))
     if envelope.headers != _NO_HEADERS:
         rest += " headers"
-        values.append(envelope.headers)
-    return _statement(names, numbers, rest), values
+        values.append(as_bytes(envelope.headers))
+    return _statement(connection.vendor, names, numbers, rest), values
+
+
+def _as_is(value: Any) -> Any:
+    return value
 
 
 def _rows_per_statement(connection: BaseDatabaseWrapper) -> int:
@@ -187,8 +223,14 @@ def _insert(
         statement = _insertion(connection.ops.quote_name, count)
         if count <= 1:
             _statements[connection.vendor, count] = statement
+    _execute(connection, f"{statement}{end}", values)
+
+
+def _execute(
+    connection: BaseDatabaseWrapper, statement: str, values: Sequence[Any]
+) -> None:
     with connection.cursor() as cursor:
-        cursor.execute(f"{statement}{end}", values)
+        cursor.execute(statement, values)
 
 
 # For one row, and for arrays of rows.

@@ -113,7 +113,7 @@ def test_nothing_is_committed_where_a_message_cannot_be_stored(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(channels["outbox"], "alias", "x" * 200)
         if connection.vendor == "sqlite":  # which knows no lengths
-            patch.setattr(insertion, "row_of", lambda *_: ("x",))
+            patch.setattr(insertion, "_plain", lambda *_: ("INSERT INTO x", []))
         with pytest.raises(DatabaseError):
             registry.command_bus.dispatch(Work(1, "done"))
 
