@@ -44,6 +44,15 @@ def sends_several(connection: BaseDatabaseWrapper) -> bool:
     return connection.vendor == "postgresql" and not options.get("server_side_binding")
 
 
+def forms_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether statements that are sent together now form a transaction."""
+    return (
+        sends_several(connection)
+        and not connection.in_atomic_block
+        and connection.get_autocommit()
+    )
+
+
 COMMIT: Final = "; COMMIT"
 
 

@@ -23,7 +23,7 @@ from django_cqrs.outbox.store.dialects import (
     NO_PLAN,
     PATIENCE,
     RELAX,
-    sends_several,
+    forms_transaction,
     to_last_result,
 )
 from django_cqrs.outbox.store.leases import lease_end, lease_value
@@ -74,12 +74,7 @@ class SingleRoundTripClaims:
 
     def can_be_made(self) -> bool:
         """Return whether the database supports them, and no transaction is open."""
-        connection = self._connection
-        return (
-            sends_several(connection)
-            and not connection.in_atomic_block
-            and connection.get_autocommit()
-        )
+        return forms_transaction(self._connection)
 
     def plain(self, channel: str, limit: int, taking: Taking) -> list[tuple[Any, ...]]:
         """

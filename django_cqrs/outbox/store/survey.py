@@ -8,9 +8,13 @@ from typing import Any, Final, NamedTuple
 
 from django_cqrs.clock import now
 from django_cqrs.outbox.models import State
-from django_cqrs.outbox.store.claims import Claims
-from django_cqrs.outbox.store.dialects import NO_SCAN, to_last_result
+from django_cqrs.outbox.store.dialects import (
+    NO_SCAN,
+    forms_transaction,
+    to_last_result,
+)
 from django_cqrs.outbox.store.leases import lease_end, lease_value
+from django_cqrs.outbox.store.table import Table
 from django_cqrs.outbox.times import as_stored
 
 MOST_CHANNELS: Final = 100
@@ -28,14 +32,14 @@ class Overdue(NamedTuple):
     """Whether a message of a dead worker waits to be claimed alone."""
 
 
-class Survey(Claims):
+class Survey(Table):
     """Looks at many channels at once, takes no lock, and opens no transaction."""
 
     def is_cheaper_than_claims(self, count: int) -> bool:
         """Return whether a look at channels saves statements if they are empty."""
         # A claim of nothing is one statement on PostgreSQL. Elsewhere it also begins
         # and ends a transaction, which on SQLite may keep others from writing.
-        return count > 1 or (count == 1 and not self._claims.can_be_made())
+        return count > 1 or (count == 1 and not forms_transaction(self.connection))
 
     def channels_with(self, channels: Sequence[str], *states: State) -> set[str]:
         """Return the channels that have a message in one of some states."""
@@ -127,7 +131,7 @@ class Survey(Claims):
         return " ORDER BY o.priority DESC, o.sequence" if is_needed else ""
 
     def _answers(self, statement: str, values: list[Any]) -> list[tuple[Any, ...]]:
-        if self._claims.can_be_made():
+        if forms_transaction(self.connection):
             statement = f"{NO_SCAN}; {statement}"
         with self.connection.cursor() as cursor:
             cursor.execute(statement, values)

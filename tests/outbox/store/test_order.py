@@ -686,6 +686,28 @@ def test_messages_of_keys_are_claimed_in_one_statement(django_assert_num_queries
         assert claim(store, "me", limit=3) == [3, 2, 4]
 
 
+@pytest.mark.parametrize("is_parked", [False, True])
+def test_many_keys_are_asked_for_parked_messages_where_there_are_any(is_parked):
+    """Elsewhere than on PostgreSQL a look at the channels says that there are none."""
+    registry = ordered(_noted)
+    for number in range(5):
+        send(registry, number, how=f"key {number}")
+    if is_parked:
+        last = rows()[-1]
+        OutboxMessage.objects.filter(pk=last.pk).update(state=State.PARKED)
+    groups = [(row.endpoint, row.ordering_key) for row in rows()]
+    said = []
+    with connection.execute_wrapper(
+        lambda execute, sql, *rest: (said.append(sql), execute(sql, *rest))[1]
+    ):
+        woken = Store("default").wake(groups)
+
+    asked = [each for each in said if "ordering_key = p.k" in each]
+    assert woken == is_parked
+    assert len(asked) == (is_parked or connection.vendor == "postgresql")
+    assert {row.state for row in rows()} == {State.READY}
+
+
 @pytest.mark.parametrize("server_side_binding", [False, True])
 def test_keys_are_kept_with_any_binding(server_side_binding):
     """Several statements in one need the parameters in their text. [C07.1]"""
