@@ -3,12 +3,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests.benchmarks.measuring import Comparison
+from tests.benchmarks.results import BUSY, Row, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = {
@@ -35,6 +41,7 @@ DESK_PAGES = (
     "dead letters, one",
 )
 OUTBOX_BOUNDS = 7
+INSERT = "A command that inserts one row, SQLite"
 SERVER = os.environ.get("DATABASE_URL", "")
 NO_SERVER = "postgres://postgres@127.0.0.1:1/postgres"
 
@@ -51,6 +58,78 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
         timeout=300,
         check=False,
     )
+
+
+def rows_of(results):
+    """Return the rows of a part alone: each run says how busy the machine is."""
+    noise = [row for row in results["rows"] if row["section"].startswith(INSERT)]
+    assert len(noise) == 2
+    return [row for row in results["rows"] if row not in noise]
+
+
+def row(value, **options):
+    return Row(section="", what="", value=value, **options)
+
+
+def test_a_machine_that_is_too_busy_is_not_judged():
+    """A function compared with itself has a ratio of one, and how surely is known."""
+    quiet, busy = Comparison(["a", "b"]), Comparison(["a", "b"])
+    for number in range(100):
+        quiet.times["a"].append(1 + number % 10 / 1000)
+        busy.times["a"].append(1 + number % 10 / 10)
+        quiet.times["b"].append(1)
+        busy.times["b"].append(1)
+
+    assert quiet.certain("a", "b") == (1.003, 1.006)
+    assert busy.certain("a", "b") == (1.3, 1.6)
+    assert verdict([row(2, bound=2)]) == ("Every bound holds.", True)
+    assert verdict([row(2, bound=1)]) == ("1 of the bounds are missed.", False)
+    assert verdict([row(2, bound=1), row(1.1, is_noisy=True)]) == (BUSY, True)
+    assert verdict([row(2, bound=1)], is_judged=False)[1]
+
+
+def test_a_server_that_is_far_is_the_same_one_and_each_trip_takes_longer():
+    """Everything arrives in order, and 1 ms later."""
+    near = socket.create_server(("127.0.0.1", 0))
+
+    def echo():
+        connection, _ = near.accept()
+        while data := connection.recv(2**16):
+            connection.sendall(data)
+        connection.close()
+
+    threading.Thread(target=echo, daemon=True).start()
+    proxy = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.far",
+            "127.0.0.1",
+            str(near.getsockname()[1]),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        place = "127.0.0.1", int(proxy.stdout.readline())
+        with socket.create_connection(place) as far:
+            began = time.monotonic()
+            for number in range(20):
+                far.sendall(bytes([number]))
+                assert far.recv(1) == bytes([number])
+            taken = time.monotonic() - began
+            sent = os.urandom(100_000)
+            far.sendall(sent)
+            got = b""
+            while len(got) < len(sent):
+                got += far.recv(2**16)
+        assert got == sent
+        assert taken > 20 * 0.001
+    finally:
+        proxy.kill()
+        proxy.communicate()
+        near.close()
 
 
 def test_a_quick_run_prints_the_table_and_enforces_no_bound(tmp_path):
@@ -89,7 +168,7 @@ def test_a_quick_run_of_the_engines(tmp_path):
     assert done.stderr == ""
     assert done.returncode == 0
     results = json.loads(file.read_text(encoding="utf-8"))
-    assert results["rows"] == []
+    assert rows_of(results) == []
     if find_spec("django_celery_outbox") is None:
         assert results["notes"] == [
             "django-celery-outbox is not installed, so it was left out."
@@ -114,7 +193,7 @@ def test_a_quick_run_of_the_desk(tmp_path):
     assert done.stderr == ""
     assert done.returncode == 0
     results = json.loads(file.read_text(encoding="utf-8"))
-    *pages, more = results["rows"]
+    *pages, more = rows_of(results)
     assert {row["bound"] for row in pages} == {200}
     assert {row["unit"] for row in pages} == {"ms"}
     for page in DESK_PAGES:
@@ -149,7 +228,7 @@ def test_a_quick_run_of_the_outbox_says_how_little_it_measured(tmp_path):
     results = json.loads(file.read_text(encoding="utf-8"))
     bounds = [
         row
-        for row in results["rows"]
+        for row in rows_of(results)
         if row["bound"] is not None or row["at_least"] is not None
     ]
     missing = [note for note in results["notes"] if "left out" in note]

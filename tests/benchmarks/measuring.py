@@ -73,13 +73,21 @@ class Comparison:
         """Return the median over the rounds, for one call."""
         return statistics.median(self.times[name])
 
+    def _ratios(self, name: str, base: str) -> list[float]:
+        pairs = zip(self.times[name], self.times[base], strict=True)
+        return sorted(one / other for one, other in pairs)
+
     def ratio(self, name: str, base: str) -> Ratio:
         """Return the median, the least and the greatest of the rounds' ratios."""
-        ratios = [
-            one / other
-            for one, other in zip(self.times[name], self.times[base], strict=True)
-        ]
-        return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+        ratios = self._ratios(name, base)
+        return Ratio(statistics.median(ratios), ratios[0], ratios[-1])
+
+    def certain(self, name: str, base: str) -> tuple[float, float]:
+        """Return the range that has the true median of the ratios, 99 times in 100."""
+        ratios = self._ratios(name, base)
+        count = len(ratios)
+        first = max(0, int((count - 2.58 * count**0.5) / 2))
+        return ratios[first], ratios[-1 - first]
 
 
 @contextmanager

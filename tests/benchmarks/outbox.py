@@ -11,7 +11,7 @@ from django.db import connections, transaction
 from django_cqrs import EventBus, Registry, command_handler, event_handler
 from django_cqrs.outbox.models import OutboxMessage
 from django_cqrs.outbox.store.rows import INSERTED_COLUMNS
-from tests.benchmarks import queueing
+from tests.benchmarks import far, queueing
 from tests.benchmarks.measuring import Comparison, call_by_call
 from tests.benchmarks.queueing import Queue, Yard
 from tests.benchmarks.results import Row, compared
@@ -88,6 +88,7 @@ def run(
         rows += crowded(place, size)
         rows += ordered(place, size)
         rows += waking(place, size, peers)
+    rows += from_afar(alias, size, python=python)
     return rows, notes
 
 
@@ -176,6 +177,29 @@ def sending_many(alias: str, size: Size) -> list[Row]:
     messages.all().delete()
     section = f"{size.many:,} messages, {_version(alias)}"
     return [compared(comparison, section, name, base, bound=2)]
+
+
+# From afar ----------------------------------------------------------------------------
+
+
+def from_afar(alias: str, size: Size, *, python: str) -> list[Row]:
+    """Send and handle where each trip to the server takes 1 ms longer."""
+    size = dataclasses.replace(
+        size, rounds=min(3, size.rounds), command_rounds=min(10, size.command_rounds)
+    )
+    with far.server(alias) as away:
+        rows = sending(away, size)
+        with queueing.yard(alias=away, python=python, redis="") as place:
+            rows += handling_insert(
+                place, dataclasses.replace(size, share=size.share / 5)
+            )
+    # Those of the near server do not apply: what counts here is the number of trips.
+    return [
+        dataclasses.replace(
+            row, section=f"{row.section}, 1 ms away", bound=None, at_least=None
+        )
+        for row in rows
+    ]
 
 
 # Handling -----------------------------------------------------------------------------

@@ -50,6 +50,8 @@ class Row:
     bound: float | None = None
     at_least: float | None = None
     rounds: int | None = None
+    is_noisy: bool = False
+    """Whether it compares a thing with itself, and finds a difference by chance."""
 
     @property
     def holds(self) -> bool | None:
@@ -118,6 +120,24 @@ def compared(
         at_least=at_least,
         rounds=comparison.rounds,
     )
+
+
+BUSY = (
+    "The machine is too busy: a function that is compared with itself differs by as "
+    "much as a bound allows. The figures say nothing, and no bound is enforced."
+)
+
+
+def verdict(rows: list[Row], *, is_judged: bool = True) -> tuple[str, bool]:
+    """Return what the bounds say in one sentence, and whether the run passes."""
+    missed = sum(row.holds is False for row in rows)
+    if not is_judged:
+        return "A quick run: the figures say nothing, and no bound is enforced.", True
+    if any(row.is_noisy for row in rows):
+        return BUSY, True
+    if missed:
+        return f"{missed} of the bounds are missed.", False
+    return "Every bound holds.", True
 
 
 def time_of(seconds: float) -> str:

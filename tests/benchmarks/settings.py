@@ -18,6 +18,8 @@ if POSTGRES_URL:
         **environ.Env.db_url_config(POSTGRES_URL),
         "TEST": {"NAME": f"django_cqrs_benchmarks_{os.getpid()}"},
     }
+    # The same database by way of a proxy; see tests/benchmarks/far.py.
+    DATABASES["far"] = {**DATABASES["postgres"], "TEST": {"MIRROR": "postgres"}}
 
 INSTALLED_APPS = ["django_cqrs", "django_cqrs.outbox", "tests.benchmarks.shop"]
 if find_spec("queuebie") is not None:
