@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.measuring import Comparison
-from tests.benchmarks.results import BUSY, Row, verdict
+from tests.benchmarks.results import BUSY, HELD, Row, page, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = {
@@ -82,10 +82,32 @@ def test_a_machine_that_is_too_busy_is_not_judged():
 
     assert quiet.certain("a", "b") == (1.003, 1.006)
     assert busy.certain("a", "b") == (1.3, 1.6)
-    assert verdict([row(2, bound=2)]) == ("Every bound holds.", True)
+    assert verdict([row(2, bound=2)]) == (HELD, True)
     assert verdict([row(2, bound=1)]) == ("1 of the bounds are missed.", False)
     assert verdict([row(2, bound=1), row(1.1, is_noisy=True)]) == (BUSY, True)
     assert verdict([row(2, bound=1)], is_judged=False)[1]
+
+
+def test_the_results_are_written_into_the_page_between_its_headings():
+    """What stands before and after them stays as it is."""
+    text = "# Speed\n\n## Results\n\nOld ones.\n\n## How to\n\nType it.\n"
+    facts = {"python": "P", "system": "S", "processor": "C", "packages": {"a": "1"}}
+    found = [
+        Row(section="One", what="a", value=2.0, base="b", base_seconds=1e-6, bound=3)
+    ]
+
+    written = page(text, found, facts, ["Said."])
+
+    assert written == (
+        "# Speed\n\n## Results\n\n- P; S, C; a 1.\n- Said.\n\n"
+        "|  | one call | ratio | min..max | bound | holds |\n"
+        "| --- | ---: | ---: | ---: | ---: | --- |\n"
+        "| **One** |  |  |  |  |  |\n"
+        "| b | 1,000 ns | 1 x |  |  |  |\n"
+        "| a |  | 2.000 x |  | 3 x | yes |\n\n"
+        "## How to\n\nType it.\n"
+    )
+    assert page(written, found, facts, ["Said."]) == written
 
 
 def test_a_server_that_is_far_is_the_same_one_and_each_trip_takes_longer():
@@ -196,8 +218,8 @@ def test_a_quick_run_of_the_desk(tmp_path):
     *pages, more = rows_of(results)
     assert {row["bound"] for row in pages} == {200}
     assert {row["unit"] for row in pages} == {"ms"}
-    for page in DESK_PAGES:
-        assert any(row["what"].startswith(page) for row in pages)
+    for title in DESK_PAGES:
+        assert any(row["what"].startswith(title) for row in pages)
     assert (more["value"], more["bound"], more["unit"]) == (0, 0, "queries")
     assert results["notes"] == [f"The desk: {len(pages)} pages, 1 rounds of each."]
 

@@ -26,6 +26,7 @@ PACKAGES = (
     "kombu",
     "django-celery-outbox",
 )
+RESULTS = "\n## Results\n"
 HEADINGS = ("", "one call", "ratio", "min..max", "bound", "holds")
 
 
@@ -122,6 +123,7 @@ def compared(
     )
 
 
+HELD = "Every bound holds."
 BUSY = (
     "The machine is too busy: a function that is compared with itself differs by as "
     "much as a bound allows. The figures say nothing, and no bound is enforced."
@@ -137,7 +139,7 @@ def verdict(rows: list[Row], *, is_judged: bool = True) -> tuple[str, bool]:
         return BUSY, True
     if missed:
         return f"{missed} of the bounds are missed.", False
-    return "Every bound holds.", True
+    return HELD, True
 
 
 def time_of(seconds: float) -> str:
@@ -155,8 +157,8 @@ def _number(value: float) -> str:
     return f"{value:.3f}"
 
 
-def table(rows: list[Row]) -> str:
-    """Return all rows as one table, a heading before each section."""
+def _lines(rows: list[Row]) -> list[list[str]]:
+    """Return all rows as text, a heading before each section."""
     lines: list[list[str]] = []
     section = None
     for row in rows:
@@ -167,14 +169,37 @@ def table(rows: list[Row]) -> str:
                 time = time_of(row.base_seconds)
                 lines.append([f"  {row.base}", time, "1 x", "", "", ""])
         lines.append(row.cells())
+    return lines
+
+
+def table(rows: list[Row]) -> str:
+    """Return all rows as one table."""
     return tabulate(
-        lines,
+        _lines(rows),
         headers=HEADINGS,
         tablefmt="simple",
         disable_numparse=True,
         colalign=("left", "right", "right", "right", "right", "left"),
         preserve_whitespace=True,
     )
+
+
+def page(text: str, rows: list[Row], facts: dict[str, Any], notes: list[str]) -> str:
+    """Return the text of a page with these results in place of its own."""
+    packages = ", ".join(f"{k} {v}" for k, v in facts["packages"].items() if v)
+    said = [
+        f"{facts['python']}; {facts['system']}, {facts['processor']}; {packages}.",
+        *notes,
+    ]
+    lines = ["| " + " | ".join(HEADINGS) + " |", "| --- |" + " ---: |" * 4 + " --- |"]
+    for first, *others in _lines(rows):
+        # A heading has no indentation.
+        what = first.strip() if first.startswith(" ") else f"**{first}**"
+        lines.append(f"| {' | '.join([what, *others])} |")
+    results = "\n".join([*(f"- {each}" for each in said), "", *lines])
+    before, heading, rest = text.partition(RESULTS)
+    _, end, after = rest.partition("\n## ")
+    return f"{before}{heading}\n{results}\n{end}{after}"
 
 
 def as_json(rows: list[Row], facts: dict[str, Any], notes: list[str]) -> dict[str, Any]:
