@@ -9,7 +9,7 @@ from copy import deepcopy
 from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from django.db import connections
@@ -137,42 +137,68 @@ def on_alias(
     return run_there
 
 
+class DriverGuard(Protocol):
+    """Learns of the first use of the driver's connection."""
+
+    driver: Any
+    """The driver's connection."""
+    answers: dict[str, Any]
+    """The values of attributes that may be read without one."""
+
+    def touch(self) -> Any:
+        """Note the use, and return the driver's connection."""
+        ...
+
+
 class UntouchedDriver:
     """
     A stand-in for the driver's connection until its first use.
 
-    ``touch`` is called at every use, and returns the driver's connection.
+    Its guard is told of every use, and returns the driver's connection.
     """
 
-    __slots__ = ("_touch",)
+    __slots__ = ("_guard",)
 
-    def __init__(self, touch: Callable[[], Any]) -> None:
-        """Stand in for the result of `touch`."""
-        object.__setattr__(self, "_touch", touch)
+    def __init__(self, guard: DriverGuard) -> None:
+        """Stand in for the connection of a guard."""
+        object.__setattr__(self, "_guard", guard)
 
     def __getattribute__(self, name: str) -> Any:
         """Read from the driver's connection; `isinstance()` may read its class too."""
-        return getattr(object.__getattribute__(self, "_touch")(), name)
+        guard = object.__getattribute__(self, "_guard")
+        if name in guard.answers:
+            return guard.answers[name]
+        return getattr(guard.touch(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set the attribute on the driver's connection."""
-        setattr(object.__getattribute__(self, "_touch")(), name, value)
+        setattr(_touched(self), name, value)
 
     def __delattr__(self, name: str) -> None:
         """Delete the attribute from the driver's connection."""
-        delattr(object.__getattribute__(self, "_touch")(), name)
+        delattr(_touched(self), name)
 
     def __enter__(self) -> Any:
         """Enter the driver's connection."""
-        return object.__getattribute__(self, "_touch")().__enter__()
+        return _touched(self).__enter__()
 
     def __exit__(self, *failure: object) -> Any:
         """Leave the driver's connection."""
-        return object.__getattribute__(self, "_touch")().__exit__(*failure)
+        return _touched(self).__exit__(*failure)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call the driver's connection: SQLite's returns a statement."""
-        return object.__getattribute__(self, "_touch")()(*args, **options)
+        return _touched(self)(*args, **options)
+
+
+def _touched(stand_in: UntouchedDriver) -> Any:
+    return object.__getattribute__(stand_in, "_guard").touch()
+
+
+def touch(connection: BaseDatabaseWrapper) -> None:
+    """Put the driver's connection in the place of a stand-in, as by a use of it."""
+    if type(connection.connection) is UntouchedDriver:
+        _touched(connection.connection)
 
 
 def is_broken(connection: BaseDatabaseWrapper) -> bool:
@@ -181,12 +207,12 @@ def is_broken(connection: BaseDatabaseWrapper) -> bool:
         return True
     if connection.vendor != "postgresql":
         return False
-    if type(connection.connection) is UntouchedDriver:
-        return False  # it was not used
     # Any error breaks a transaction here, even in a statement that Django does not see
     # (a query, plain SQL), and COMMIT then rolls back and reports success.
     # psycopg creates an object for its `info`, the only source in psycopg2.
-    raw = connection.connection
+    raw: Any = connection.connection
+    if type(raw) is UntouchedDriver:
+        raw = object.__getattribute__(raw, "_guard").driver
     session = getattr(raw, "pgconn", None) or getattr(raw, "info", None)
     return getattr(session, "transaction_status", None) == _IN_ERROR
 

@@ -37,6 +37,7 @@ class Habits:
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._alone: set[str] = set()
+        self._apart: set[str] = set()
 
     def note_time(self, name: str, seconds: float) -> None:
         """Note a handler's time; a long time is forgotten after some calls."""
@@ -54,6 +55,14 @@ class Habits:
     def is_to_be_alone(self, name: str) -> bool:
         """Return whether a handler must not share its transaction."""
         return name in self._alone
+
+    def note_unread(self, name: str) -> None:
+        """Note that the server could not read a handler's first statement."""
+        self._apart.add(name)
+
+    def is_to_be_apart(self, name: str) -> bool:
+        """Return whether no savepoint must go along with a handler's statement."""
+        return name in self._apart
 
 
 known_habits: weakref.WeakKeyDictionary[Registry, Habits] = weakref.WeakKeyDictionary()

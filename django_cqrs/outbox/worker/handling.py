@@ -398,7 +398,9 @@ class ClaimHandler:
             after = time.monotonic()
             habits.note_time(name, after - before)
             before = after
-            if after - started > self.transaction_time or self._progress.is_stopping:
+            if after - started > self.transaction_time or savepoints.is_full:
+                break
+            if self._progress.is_stopping:
                 break
 
     def _settle_ended(
@@ -477,8 +479,10 @@ class ClaimHandler:
             return self._policies.set_aside(claimed)
         is_read = False
         note, self._policies.ran.name = self._note_of(claimed), ""
+        name = claimed.envelope.endpoint
+        is_apart = self._habits.is_to_be_apart(name)
         try:
-            with savepoints.around(turn):
+            with savepoints.around(turn, is_apart=is_apart):
                 endpoint, handle = self._registry.unpack(
                     claimed.envelope,
                     scope=scope,
@@ -498,7 +502,11 @@ class ClaimHandler:
                 note=note,
                 ran=self._policies.ran,
             )
-        except (TransactionLost, TransactionEnded):
+        except TransactionLost as lost:
+            if lost.was_unread:
+                self._habits.note_unread(name)
+            raise
+        except TransactionEnded:
             raise
         except _FAILURES as error:
             reason = Reason.FAILED if is_read else reason_of(error)

@@ -14,7 +14,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.exceptions import BrokenTransaction
 from django_cqrs.outbox.store.dialects import sends_several, to_last_result
-from django_cqrs.pipeline.stages import UntouchedDriver
+from django_cqrs.outbox.worker.guarded_cursors import (
+    classes_of,
+    guard,
+    unguarded,
+)
+from django_cqrs.pipeline.stages import UntouchedDriver, touch
 
 Subject = TypeVar("Subject")
 
@@ -28,6 +33,9 @@ _UNKNOWN_CODES: Final = frozenset({1305})
 
 class TransactionLost(Exception):
     """A failure has undone more than its savepoint: the whole transaction is gone."""
+
+    was_unread: bool = False
+    """Whether the server read no part of the statement that a savepoint went with."""
 
 
 class TransactionEnded(Exception, Generic[Subject]):
@@ -62,38 +70,80 @@ class Savepoints(Generic[Subject]):
     once. Its id is on ``savepoint_ids`` from the start, so that ``on_commit`` callbacks
     of a block that fails are dropped.
 
-    On PostgreSQL one savepoint is released in the same round trip that sets the next,
-    and the last one by :meth:`release`.
+    On PostgreSQL a savepoint usually costs no round trip:
+
+    - If the first use is a plain statement on a cursor of Django's, the savepoint goes
+      along in front of it, and so does the release of the block before. There are two
+      constant names that take turns. So if the server could not even parse the text,
+      and has done no part of it, the new name is unknown: the transaction is lost, and
+      the savepoint of the block before is never mistaken for that of the failed one.
+    - The stand-in stays for the rest of the block, to see whether anything but plain
+      statements is done. If so, the block may have ended the transaction, and its
+      savepoint is released before the next block begins, together with setting that
+      block's, or by :meth:`release`. Otherwise the end of the transaction releases it.
     """
 
     __slots__ = (
         "_connection",
-        "_driver",
+        "_count",
+        "_is_apart",
         "_is_touched",
+        "_is_unread",
+        "_is_watched",
         "_joins",
         "_mark",
         "_name",
+        "_names",
         "_sid",
+        "_stand_in",
         "_subject",
         "_unreleased",
+        "answers",
+        "driver",
     )
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         """Prepare blocks on a connection that is inside a transaction."""
+        touch(connection)  # if this is inside a block of other savepoints
         self._connection: Any = connection  # type stubs lack parts of it
         self._joins = connection.vendor == "postgresql"
+        depth = len(connection.savepoint_ids)
+        self._count = 0
+        self._names = f"django_cqrs_{depth}a", f"django_cqrs_{depth}b"
         self._sid = ""
         self._is_touched = False
         self._subject: Any = None
         # A savepoint that nothing was done after.
         self._name: str | None = None
         self._unreleased: tuple[str, Any] | None = None
-        self._driver: Any = None
+        # Whether its block did nothing that could end the transaction.
+        self._is_watched = False
+        self._is_apart = False
+        # Whether the server may have read no part of the block's first statement.
+        self._is_unread = False
         self._mark: Any = None
+        self.driver: Any = None
+        """The driver's connection, inside a block."""
+        self.answers: dict[str, Any] = {}
+        """The attributes of that connection that may be read without a savepoint."""
+        if sends_several(connection) and hasattr(connection.connection, "pgconn"):
+            self.answers["cursor"] = self._open_cursor
+            self.answers["adapters"] = connection.connection.adapters
+        self._stand_in = UntouchedDriver(self)
 
-    def around(self, subject: Subject) -> Savepoints[Subject]:
-        """Return the block of a subject, which is named if it ends the transaction."""
+    def around(
+        self, subject: Subject, *, is_apart: bool = False
+    ) -> Savepoints[Subject]:
+        """
+        Return the block of a subject.
+
+        Args:
+            subject: is named if it ends the transaction.
+            is_apart: whether its savepoint must not go along with a statement.
+
+        """
         self._subject = subject
+        self._is_apart = is_apart
         return self
 
     def __enter__(self) -> None:
@@ -106,36 +156,105 @@ class Savepoints(Generic[Subject]):
 
         """
         connection = self._connection
-        self._is_touched = False
-        if self._unreleased is not None:
+        self._is_touched = self._is_unread = False
+        if self._unreleased is not None and not self._is_watched:
             self._set_next(*self._unreleased)
         self._sid = f"cqrs_{next(_numbers)}"
-        connection.savepoint_ids.append(self._sid)
         is_kept = _is_kept(connection)
-        self._driver = connection.connection
         if is_kept:
             self._touch()
-        else:
-            connection.connection = UntouchedDriver(self._touched)
+        connection.savepoint_ids.append(self._sid)
+        self.driver = connection.connection
+        if not is_kept:
+            connection.connection = self._stand_in
 
-    def _touched(self) -> Any:
-        """Set the savepoint before the first use of the driver's connection."""
-        if type(self._connection.connection) is UntouchedDriver:
-            self._connection.connection = self._driver
+    def touch(self) -> Any:
+        """Set the savepoint, and no longer stand in for the driver's connection."""
+        if self._connection.connection is self._stand_in:
+            self._connection.connection = self.driver
             self._touch()
-        return self._driver
+        return self._connection.connection if self.driver is None else self.driver
 
     def _touch(self) -> None:
         self._is_touched = True
-        if self._name is None:  # no savepoint is left unused
-            self._set_first(self._sid)
-            self._name = self._sid
+        if self._name is not None:
+            return  # it is set already
+        if self._unreleased is not None:
+            self._set_next(*self._unreleased)
+        else:
+            name = self._next_name()
+            self._set_first(name)
+            self._name = name
+
+    def _next_name(self) -> str:
+        if not self._joins:
+            return self._sid
+        self._count += 1
+        self._names = self._names[::-1]
+        return self._names[0]
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the savepoint of the block is set."""
+        return self._name is not None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more savepoints would make the transaction a burden to others."""
+        return self._count >= _MOST
+
+    def _open_cursor(self, *args: Any, **options: Any) -> Any:
+        """Open a cursor of the driver, guarded if it is one of Django's usual ones."""
+        if args or options or self._connection.connection is not self._stand_in:
+            return self.touch().cursor(*args, **options)
+        cursor = self.driver.cursor()
+        classes = classes_of(type(cursor))
+        if classes is None or (self._is_apart and self._name is None):
+            self.touch()
+        elif self._name is None:
+            guard(cursor, classes.unused, self)
+        else:
+            self._is_touched = True
+            guard(cursor, classes.watched, self)
+        return cursor
+
+    def execute(self, cursor: Any, query: str, params: Any) -> Any:
+        """Execute a block's first statement, and set its savepoint with it."""
+        if self._connection.connection is not self._stand_in or self._name is not None:
+            return cursor.execute(query, params)
+        operations, unreleased = self._connection.ops, self._unreleased
+        name = self._next_name()
+        before = [operations.savepoint_create_sql(name)]
+        if unreleased is not None:
+            before.insert(0, operations.savepoint_commit_sql(unreleased[0]))
+        asks = self._mark is None
+        if asks:
+            before.append(_ASK)
+        # An error that quotes the line of its statement then quotes the handler's.
+        prefix = f"{'; '.join(before)};\n"
+        self._name, self._unreleased = name, None
+        self._is_touched = self._is_unread = True
+        try:
+            with unguarded(cursor):
+                cursor.execute(f"{prefix}{query}", params)
+        finally:
+            if cursor._query is None:  # the driver has refused to send it
+                self._name, self._unreleased = None, unreleased
+                self._is_touched = self._is_unread = False
+            else:
+                cursor._query.query = cursor._query.query[len(prefix) :]  # for logs
+        self._is_unread = False
+        results = cursor._results[:]
+        if asks:
+            self._mark = int(results[len(before) - 1].get_value(0, 0))
+        cursor._set_results(results[len(before) :])
+        return cursor
 
     def _set_next(self, name: str, subject: Any) -> None:
         """Set a savepoint in the round trip that releases the last block's."""
         connection = self._connection
         self._unreleased = None
-        self._name = f"cqrs_{next(_numbers)}"
+        self._name = self._next_name()
         ended = None
         try:
             with connection.cursor() as cursor:
@@ -150,7 +269,7 @@ class Savepoints(Generic[Subject]):
 
     def release(self) -> None:
         """
-        Release the savepoint that no later block has released.
+        Release the savepoint that no later block has released, if that can fail.
 
         Raises:
             TransactionEnded: the last block has ended the transaction.
@@ -159,7 +278,8 @@ class Savepoints(Generic[Subject]):
         """
         if self._unreleased is not None:
             (name, subject), self._unreleased = self._unreleased, None
-            self._release(name, subject)
+            if not self._is_watched:
+                self._release(name, subject)
 
     def _release(self, name: str, subject: Any) -> None:
         ended = None
@@ -185,9 +305,10 @@ class Savepoints(Generic[Subject]):
 
         """
         connection = self._connection
-        if type(connection.connection) is UntouchedDriver:
-            connection.connection = self._driver
-        driver, self._driver = self._driver, None
+        is_watched = connection.connection is self._stand_in
+        if is_watched:
+            connection.connection = self.driver
+        driver, self.driver = self.driver, None
         if self._sid in connection.savepoint_ids:
             connection.savepoint_ids.remove(self._sid)
         if connection.connection is not driver:
@@ -199,6 +320,7 @@ class Savepoints(Generic[Subject]):
             self._name = None  # later blocks need another one
         if kind is None:
             if self._is_touched and name is not None:
+                self._is_watched = is_watched
                 self._keep(name)
             return
         # Django does the same for a savepoint that is rolled back.
@@ -231,6 +353,9 @@ class Savepoints(Generic[Subject]):
             # it no longer knows the savepoint.
             connection.needs_rollback = True
             ended = self._judged(self._subject, error, unknown)
+            if isinstance(ended, TransactionLost):
+                is_unknown = _knows_no_savepoint(unknown)
+                ended.was_unread = self._is_unread and is_unknown
         if ended is not None:
             raise ended
 
@@ -268,15 +393,14 @@ class Savepoints(Generic[Subject]):
         if self._mark is not None:
             connection._savepoint(name)
         elif connection.vendor == "postgresql":
-            ask = "SELECT txid_current()"
             with connection.cursor() as cursor:
                 if sends_several(connection):
                     create = connection.ops.savepoint_create_sql(name)
-                    cursor.execute(f"{create}; {ask}")
+                    cursor.execute(f"{create}; {_ASK}")
                     to_last_result(cursor)
                     self._mark = cursor.fetchone()[0]
                 else:
-                    cursor.execute(ask)
+                    cursor.execute(_ASK)
                     self._mark = cursor.fetchone()[0]
                     connection._savepoint(name)
         elif connection.vendor == "sqlite":
@@ -307,6 +431,9 @@ class Savepoints(Generic[Subject]):
             return False
 
 
+# PostgreSQL keeps 64 of a transaction where other sessions find them quickly.
+_MOST: Final = 60
+_ASK: Final = "SELECT txid_current()"
 _IDLE: Final = 0  # TransactionStatus.IDLE in psycopg and in psycopg2
 
 

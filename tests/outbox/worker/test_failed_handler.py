@@ -1,7 +1,9 @@
 """A handler that fails leaves nothing in its database, by whatever way it wrote."""
 
+import contextlib
+
 import pytest
-from django.db import connection, connections, transaction
+from django.db import DatabaseError, connection, connections, transaction
 from django.db.models import F
 
 from django_cqrs import Registry, command_handler
@@ -100,6 +102,52 @@ def by_a_nested_dispatch(number, alias):
     NESTED["bus"].dispatch(OtherWork(number), route=f"nested.{alias}")
 
 
+def by_a_cursor_opened_before_the_first_statement(number, alias):
+    with connections[alias].cursor() as first, connections[alias].cursor() as second:
+        second.execute(f"SELECT COUNT(*) FROM {TABLE}")
+        first.executemany(insertion(number), [["x"], ["y"]])
+
+
+def by_a_cursor_that_the_last_message_opened(number, alias):
+    """It was not used yet, and only the garbage collector knows that it is there."""
+    if "last" in OPENED:
+        OPENED.pop("last").execute(insertion(number), ["x"])
+    else:
+        by_execute(number, alias)
+    OPENED["last"] = connections[alias].cursor()
+
+
+def by_a_method_that_was_read_before(number, alias):
+    with connections[alias].cursor() as cursor:
+        execute = cursor.cursor.execute
+        with connections[alias].cursor() as other:
+            other.execute(f"SELECT COUNT(*) FROM {TABLE}")
+        execute(insertion(number, "'x'"))
+        execute(insertion(number, "'y'"))
+
+
+def after_a_statement_that_the_driver_refused(number, alias):
+    """It was never sent, so neither was a savepoint."""
+    with connections[alias].cursor() as cursor:
+        with contextlib.suppress(Exception):
+            cursor.execute(f"SELECT COUNT(*) FROM {TABLE} WHERE text = %s", [])
+        cursor.execute(insertion(number), ["x"])
+
+
+def after_an_error_in_a_block(number, alias):
+    with contextlib.suppress(DatabaseError), transaction.atomic(using=alias):
+        by_execute(number + 100, alias)
+        Note.objects.using(alias).raw("SELEKT 1").columns  # noqa: B018
+    by_execute(number, alias)
+
+
+def by_the_connection_behind_a_cursor(number, alias):
+    with connections[alias].cursor() as cursor:
+        cursor.execute(f"SELECT COUNT(*) FROM {TABLE}")
+        connection = cursor.cursor.connection
+        connection.cursor().execute(insertion(number, "'x'"))
+
+
 EVERYWHERE = [
     by_the_orm,
     by_execute,
@@ -115,6 +163,12 @@ EVERYWHERE = [
     by_raw,
     after_an_iterator,
     by_a_nested_dispatch,
+    by_a_cursor_opened_before_the_first_statement,
+    by_a_cursor_that_the_last_message_opened,
+    by_a_method_that_was_read_before,
+    after_a_statement_that_the_driver_refused,
+    after_an_error_in_a_block,
+    by_the_connection_behind_a_cursor,
 ]
 
 
@@ -169,6 +223,43 @@ def after_a_table_was_made(number, alias):
         cursor.execute(f"CREATE TEMPORARY TABLE made_{number} (id integer)")
 
 
+def by_two_statements_at_once(number, alias):
+    with connections[alias].cursor() as cursor:
+        cursor.execute(f"{insertion(number)}; {insertion(number)}", ["x", "y"])
+
+
+def by_a_composed_statement(number, alias):
+    from psycopg import sql
+
+    with connections[alias].cursor() as cursor:
+        cursor.execute(sql.SQL(insertion(number)), ["x"])
+
+
+def by_a_prepared_statement(number, alias):
+    with connections[alias].cursor() as cursor:
+        cursor.cursor.execute(insertion(number), ["x"], prepare=True)
+
+
+def by_the_session_behind_a_cursor(number, alias):
+    with connections[alias].cursor() as cursor:
+        cursor.cursor._conn.pgconn.exec_(insertion(number, "'x'").encode())
+
+
+def by_the_drivers_class_of_cursors(number, alias):
+    from psycopg import ClientCursor
+
+    with connections[alias].cursor() as cursor:
+        ClientCursor.execute(cursor.cursor, insertion(number, "'x'"))
+
+
+def by_a_query_with_a_write_in_it(number, alias):
+    with connections[alias].cursor() as cursor:
+        cursor.execute(
+            f"WITH made AS ({insertion(number)} RETURNING id) SELECT * FROM made",
+            ["x"],
+        )
+
+
 def by_query_of_the_drivers_connection(number, alias):
     connections[alias].connection.query(insertion(number, "'x'"))
 
@@ -188,13 +279,21 @@ WAYS = {
         by_execute_of_the_drivers_connection,
         by_the_session_of_the_driver,
         by_a_pipeline,
+        by_two_statements_at_once,
+        by_a_composed_statement,
+        by_a_prepared_statement,
+        by_the_session_behind_a_cursor,
+        by_the_drivers_class_of_cursors,
+        by_a_query_with_a_write_in_it,
         after_a_table_was_made,
     ],
     "mysql": [by_callproc, by_query_of_the_drivers_connection],
     "sqlite": [by_execute_of_the_drivers_connection, by_calling_the_connection],
 }
+KEEPING = by_a_cursor_kept_before, by_the_drivers_connection_kept_before
 KEPT = {}
 KEPT_CURSORS = {}
+OPENED = {}
 NESTED = {}
 
 
@@ -254,13 +353,11 @@ def test_a_handler_that_fails_leaves_nothing_by_any_way_it_wrote(
         by_the_cursor_behind_djangos(command.number, alias)
 
     NESTED["bus"] = registry.command_bus
-    for each in connections:
-        connections[each].ensure_connection()
-        KEPT[each] = connections[each].connection
-        KEPT_CURSORS[each] = connections[each].connection.cursor()
-    if way not in (by_a_cursor_kept_before, by_the_drivers_connection_kept_before):
-        KEPT.clear()
-        KEPT_CURSORS.clear()
+    if way in KEEPING:
+        for each in connections:
+            connections[each].ensure_connection()
+            KEPT[each] = connections[each].connection
+            KEPT_CURSORS[each] = connections[each].connection.cursor()
     send(registry, 1, 2, 3, 4, 5)
 
     for each in connections:
@@ -268,6 +365,7 @@ def test_a_handler_that_fails_leaves_nothing_by_any_way_it_wrote(
 
     KEPT.clear()
     KEPT_CURSORS.clear()
+    OPENED.clear()
     found = [number % 100 for number in numbers(alias)]
     assert list(dict.fromkeys(found)) == [1, 3, 5]
     assert [each.exception.rpartition(".")[2] for each in letters(alias)] == [
@@ -299,8 +397,9 @@ def test_a_handler_that_fails_at_every_attempt_leaves_nothing(way, vendors, proc
         by_the_cursor_behind_djangos(command.number, "default")
 
     NESTED["bus"] = registry.command_bus
-    KEPT["default"] = connection.connection
-    KEPT_CURSORS["default"] = connection.connection.cursor()
+    if way in KEEPING:
+        KEPT["default"] = connection.connection
+        KEPT_CURSORS["default"] = connection.connection.cursor()
     send(registry, 1)
 
     for _ in range(3):
@@ -308,6 +407,7 @@ def test_a_handler_that_fails_at_every_attempt_leaves_nothing(way, vendors, proc
 
     KEPT.clear()
     KEPT_CURSORS.clear()
+    OPENED.clear()
     assert numbers() == []
     assert attempts == [1, 1, 1]
     assert [each.attempts for each in letters()] == [3]
