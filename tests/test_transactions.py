@@ -831,6 +831,22 @@ def test_a_transaction_broken_inside_is_an_error():
     assert texts() == ["first"]
 
 
+def test_an_error_of_an_earlier_transaction_is_not_the_cause():
+    """What broke another transaction says nothing of one that is rolled back later."""
+
+    @command_handler
+    def write(command: Write):
+        transaction.set_rollback(True)
+
+    Note.objects.create(text="first", slug="x")
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Note.objects.create(text="twin", slug="x")
+    with pytest.raises(BrokenTransaction) as caught:
+        registry_of(write).command_bus.dispatch(Write())
+
+    assert caught.value.__cause__ is None
+
+
 def test_a_savepoint_of_the_handlers_own_breaks_nothing():
     """An IntegrityError caught around atomic() leaves the command sound. [B12]"""
 

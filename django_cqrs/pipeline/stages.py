@@ -90,6 +90,8 @@ def in_transaction(run: Run, alias: str, name: str, *, opens: bool = True) -> Ru
         connection = connections[alias]
         if connection.in_atomic_block and is_broken(connection):
             raise _broken_before(name_run(message, name), connection)
+        # Django never clears it: an old error would be blamed for a later rollback.
+        connection.rollback_exc = None  # type: ignore[attr-defined] # not in stubs
         with block:
             scope = message._scope = BusScope(connection, message._parent)
             try:

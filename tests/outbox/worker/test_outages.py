@@ -17,6 +17,7 @@ from django.db import (
     OperationalError,
     connection,
     connections,
+    transaction,
 )
 
 from django_cqrs import Registry, Retry, Sensitive, command_handler, message
@@ -374,6 +375,31 @@ def test_a_handlers_database_that_is_away_pauses_the_channel(monkeypatch):
     make_due()
     work(registry)
     assert numbers("other") == [1, 2]
+
+
+def test_an_outage_that_is_over_is_not_blamed_for_a_later_rollback():
+    """Django keeps the error of an earlier transaction; this handler's is its own."""
+    registry = Registry()
+
+    @registry.add
+    @command_handler(name="do", channel="outbox", retry=Retry(attempts=1))
+    def do(command: Work):
+        transaction.set_rollback(True)
+
+    def be_full(*args):
+        raise caused(OperationalError("disk full"), ServerError("53100"))
+
+    with (
+        pytest.raises(OperationalError),
+        transaction.atomic(),
+        connection.execute_wrapper(be_full),
+    ):
+        Note.objects.create(text="no room")
+    send(registry, 1)
+
+    tally = work(registry)
+
+    assert (tally.failed, tally.dead) == (1, 1)
 
 
 # -------------------------------------------------------- what is said of a failure
