@@ -9,7 +9,8 @@ from typing import Annotated
 
 from django_cqrs import Registry, Sensitive, command_handler, message
 
-SECRET = "4111 & <1111>"
+# Its first word cannot be part of an id or of a time.
+SECRET = "4111-2222-3333 & <1111>"
 
 registry = Registry()
 
