@@ -107,7 +107,7 @@ def listing(few: int, many: int, *, rounds: int) -> list[Row]:
                 comparison.times[each.name].append(each.seconds(1))
         base, other = (each.name for each in contestants)
         section = f"The rows of cqrs_routes, {kind}"
-        rows.append(compared(comparison, section, other, base, bound=11))
+        rows.append(compared(comparison, section, other, base, bound=10))
     return rows
 
 
