@@ -529,7 +529,7 @@ cases = st.sampled_from(sorted(ROUTES)).flatmap(
 )
 
 # As many by `make soak`; fewer on every change.
-EXAMPLES = 10_000 if SOAKS else 2_000
+EXAMPLES = 10_000 if SOAKS else 1_000
 
 # Each generated case is one dispatch; nothing is filtered, but a nested order takes
 # the generator a while, and a few payloads of it are large.

@@ -87,11 +87,11 @@ def in_transaction(run: Run, alias: str, name: str, *, opens: bool = True) -> Ru
         block = Atomic(alias, savepoint=True, durable=False)  # its state is elsewhere
 
     def run_in_transaction(message: Message) -> Any:
-        connection = connections[alias]
+        connection: Any = connections[alias]
         if connection.in_atomic_block and is_broken(connection):
             raise _broken_before(name_run(message, name), connection)
         # Django never clears it: an old error would be blamed for a later rollback.
-        connection.rollback_exc = None  # type: ignore[attr-defined] # not in stubs
+        connection.rollback_exc = None
         with block:
             scope = message._scope = BusScope(connection, message._parent)
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from django.db import connections
 
 from django_cqrs.documents import DocumentStore
 from django_cqrs.documents.models import Document
@@ -75,18 +76,24 @@ def test_a_document_of_another_database_is_deleted_there(admin_client, document,
     assert [each.key for each in Document.objects.all()] == ["usual"]
 
 
-def test_a_database_without_documents_is_named(admin_client, monkeypatch):
+def test_a_database_without_documents_is_named(admin_client):
     """The list of the usual one is shown, with a notice."""
-    monkeypatch.setattr(Document._meta, "db_table", "no_such_table")
     from django.contrib.admin import site
 
     model_admin = site.get_model_admin(Document)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            model_admin, "message_user", lambda *arguments: told.append(arguments)
-        )
-        told = []
-        answer = admin_client.get(f"{DOCUMENTS}?database=other")
+    other = connections["other"]
+    told = []
+    with other.schema_editor() as editor:
+        editor.delete_model(Document)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                model_admin, "message_user", lambda *arguments: told.append(arguments)
+            )
+            answer = admin_client.get(f"{DOCUMENTS}?database=other")
+    finally:
+        with other.schema_editor() as editor:
+            editor.create_model(Document)
 
     assert answer["Location"] == DOCUMENTS
     assert told[0][1] == "The database other has no table, or is unavailable."

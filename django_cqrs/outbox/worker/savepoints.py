@@ -105,6 +105,7 @@ class Savepoints(Generic[Subject]):
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         """Prepare blocks on a connection that is inside a transaction."""
         touch(connection)  # if this is inside a block of other savepoints
+        forget_rollbacks(connection)  # there may have been others since the last batch
         self._connection: Any = connection  # type stubs lack parts of it
         self._joins = connection.vendor == "postgresql"
         depth = len(connection.savepoint_ids)
