@@ -120,7 +120,8 @@ def kept_channels(using: str) -> Iterator[str]:
     connection = connections[using]
     if connection.vendor == "mysql":
         # In a recursive walk it searches the whole table for the next channel; DISTINCT
-        # goes from one channel to the next in the index.
+        # goes from one channel to the next in the index. Until the server has renewed
+        # its statistics after a bulk of inserts, it may read the whole index.
         selects = (
             f"SELECT DISTINCT channel FROM {connection.ops.quote_name(name)}"  # noqa: S608 - no value in it
             for name in (OutboxMessage._meta.db_table, DeadLetter._meta.db_table)
