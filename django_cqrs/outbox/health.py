@@ -10,8 +10,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.db.models import QuerySet
-from django.utils import timezone
 
+from django_cqrs import clock
 from django_cqrs.outbox.clock_skew import clock_skew, skew_in_words
 from django_cqrs.outbox.long_transactions import LONG, long_transactions
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
@@ -115,7 +115,7 @@ class _Tallied(NamedTuple):
 
 
 def _late(using: str, channels: Sequence[str], max_age: timedelta) -> Iterator[Problem]:
-    now = timezone.now()
+    now = clock.now()
     before = now - max_age
     ranges = list(_waiting(using, channels, before))
     for channel, found in _counted(using, ranges, before).items():

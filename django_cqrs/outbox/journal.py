@@ -14,7 +14,6 @@ from typing import Any, Final
 from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.utils import timezone
 
 from django_cqrs import conf
 from django_cqrs.buses.registries import Registry
@@ -94,7 +93,7 @@ class Note:
 
         """
         self.is_workers = is_workers
-        self.at: datetime = timezone.now()
+        self.at: datetime = now()
         self.attempts = 0
         self.channel: str | None = None
         self.connection: BaseDatabaseWrapper | None = None
@@ -105,7 +104,7 @@ class Note:
         """Take the names of the message and its endpoint, and start the time."""
         self.kind, self.name, self.endpoint = kind, name, endpoint
         self.channel = channel
-        self.at = timezone.now()
+        self.at = now()
         self.start: float = perf_counter()
 
     def end(self) -> None:
@@ -162,7 +161,7 @@ class Note:
 def cancelled(row: OutboxMessage) -> JournalEntry:
     """Return the entry of a timer that is cancelled, since its object has ended."""
     return JournalEntry(
-        at=timezone.now(),
+        at=now(),
         message_id=row.message_id,
         correlation_id=row.correlation_id,
         causation_id=row.causation_id,

@@ -10,14 +10,15 @@ from typing import Any, Final, NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import DateTimeField, Q, QuerySet, Subquery, Sum, Value
+from django.db.models import Q, QuerySet, Subquery, Sum, Value
 from django.db.models.functions import Coalesce
-from django.utils import timezone
 
+from django_cqrs import clock
 from django_cqrs.channels.aliases import channels as all_channels
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.channel import OutboxChannel
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State, Throughput
+from django_cqrs.outbox.times import MomentField, as_read
 
 WINDOWS: Final[Mapping[str, timedelta]] = {
     "5_minutes": timedelta(minutes=5),
@@ -92,7 +93,7 @@ def statistics_of(
             lowest. None counts everything.
 
     """
-    now = timezone.now()
+    now = clock.now()
     chosen = tuple(dict.fromkeys(_outboxes() if channels is None else channels))
     if channels is None:
         others = set(kept_channels(using)).difference(chosen)
@@ -223,12 +224,11 @@ def _ranges(channel: str, now: datetime, at_most: int | None) -> Iterator[_Range
 
 
 def as_moment(value: Any, connection: BaseDatabaseWrapper) -> datetime:
-    """Return a time of a plain statement in the form that model fields return."""
-    expression = Value(None, output_field=DateTimeField())
+    """Return a time that a plain statement has read, with its zone."""
+    expression = Value(None, output_field=MomentField())
     for convert in connection.ops.get_db_converters(expression):
         value = convert(value, expression, connection)
-    moment: datetime = value
-    return moment
+    return as_read(value, connection)
 
 
 def _done(rows: QuerySet[Throughput], now: datetime) -> QuerySet[Any, Any]:

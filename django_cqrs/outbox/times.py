@@ -30,6 +30,13 @@ def as_sent(moment: datetime) -> datetime:
     return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
 
 
+def as_read(moment: datetime, connection: BaseDatabaseWrapper) -> datetime:
+    """Return a time with its zone that a backend took for local time, if it has one."""
+    if connection.vendor == "postgresql":
+        return as_sent(moment)
+    return moment.replace(tzinfo=UTC, fold=0)
+
+
 class MomentField(models.DateTimeField):  # type: ignore[type-arg]
     """
     A date and time that is stored in UTC.
@@ -59,5 +66,5 @@ class MomentField(models.DateTimeField):  # type: ignore[type-arg]
         """Return a time with its zone, or local time without one."""
         if value is None or connection.vendor == "postgresql":
             return value
-        moment = value.replace(tzinfo=UTC, fold=0)
+        moment = as_read(value, connection)
         return moment if settings.USE_TZ else timezone.make_naive(moment)

@@ -43,6 +43,18 @@ def examples(say):
     return count
 
 
+def forget_zone():
+    """
+    Have the connections ask again which zone they are in.
+
+    They keep it, and `django.db.connection` is only a proxy of one of them.
+    """
+    for each in connections.all():
+        each.close()
+        for name in ("timezone", "timezone_name"):
+            vars(each).pop(name, None)
+
+
 def on_a_server():
     if connection.vendor == "sqlite":
         pytest.skip("A case for a server with many connections.")

@@ -8,9 +8,12 @@ import time_machine
 from django.db import connection, transaction
 
 from django_cqrs import Retry
+from django_cqrs.outbox.health import find_problems
 from django_cqrs.outbox.inbox import inbox
+from django_cqrs.outbox.statistics import statistics_of
 from django_cqrs.outbox.store import Store
 from tests.outbox.support import (
+    forget_zone,
     letters,
     note,
     numbers,
@@ -32,11 +35,6 @@ CHANGES = [
 ZONE = "Europe/Berlin"
 
 
-def forget_zone():
-    for name in ("timezone", "timezone_name"):
-        vars(connection).pop(name, None)
-
-
 @pytest.fixture(params=["USE_TZ=False", "TIME_ZONE of the database", "UTC"])
 def zone(request, settings):
     """Each way in which a project may have Django store the time of the wall."""
@@ -46,10 +44,8 @@ def zone(request, settings):
     elif request.param == "TIME_ZONE of the database":
         connection.settings_dict["TIME_ZONE"] = ZONE
     forget_zone()
-    connection.close()
     yield request.param
     connection.settings_dict["TIME_ZONE"] = None
-    connection.close()
     forget_zone()
 
 
@@ -142,3 +138,20 @@ def test_a_key_is_remembered_for_its_window(zone, change):
     with at(change, 1801):
         before = datetime.now(UTC) - timedelta(hours=1)
         assert inbox.purge("default", before=before) == 1
+
+
+def test_a_message_has_waited_as_long_as_it_has(zone, change):
+    """The age of the oldest message is counted in UTC, for figures and for health."""
+    registry = registry_of(note)
+    with at(change, -1800):
+        send(registry, 1)
+    with at(change, 1800):
+        (figures,) = statistics_of(channels=["outbox"])
+        assert figures.oldest_seconds == pytest.approx(3600)
+        late = [each.text for each in find_problems() if each.kind == "late"]
+        assert late == [
+            (
+                "1 message has waited in the channel 'outbox' for more than 0:05:00, "
+                "the oldest for 1:00:00."
+            )
+        ]

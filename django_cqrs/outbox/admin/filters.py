@@ -8,11 +8,11 @@ from django.contrib import admin
 from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
-from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs import clock
 from django_cqrs.outbox.models import Outcome, State
 from django_cqrs.outbox.statistics import is_delayed, is_pending, kept_channels
 
@@ -192,7 +192,7 @@ class StandingFilter(_ChannelsFilter):
 
     def condition(self) -> Q | None:
         """Return the chosen condition, None for everything."""
-        now = timezone.now()
+        now = clock.now()
         conditions = {
             "pending": is_pending(now),
             "delayed": is_delayed(now),

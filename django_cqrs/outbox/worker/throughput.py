@@ -11,8 +11,8 @@ from typing import Final
 
 from django.db import Error
 from django.db.models import F
-from django.utils import timezone
 
+from django_cqrs import clock
 from django_cqrs.outbox.models import Throughput
 from django_cqrs.outbox.store.rows import Claimed
 
@@ -45,7 +45,7 @@ class ThroughputRecorder:
         """Count messages that were handled, and attempts that failed."""
         if not handled and not failed:
             return
-        minute = timezone.now().replace(second=0, microsecond=0)
+        minute = clock.now().replace(second=0, microsecond=0)
         for place, found in enumerate((handled, failed)):
             for channel, count in Counter(each.channel for each in found).items():
                 self._counts.setdefault((minute, channel), [0, 0])[place] += count

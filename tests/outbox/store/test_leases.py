@@ -9,6 +9,7 @@ from django.db import connection
 from django_cqrs.outbox.models import OutboxMessage, State
 from django_cqrs.outbox.store import Store
 from tests.outbox.support import (
+    forget_zone,
     note,
     numbers,
     on_a_server,
@@ -41,12 +42,6 @@ def zone(request, settings):
     yield request.param
     connection.settings_dict["TIME_ZONE"] = None
     forget_zone()
-
-
-def forget_zone():
-    connection.close()
-    for name in ("timezone", "timezone_name"):
-        vars(connection).pop(name, None)
 
 
 def shifted(span):
