@@ -45,8 +45,8 @@ PUBLIC = {
         converter to_json to_jsonable upcaster
     """,
     "django_cqrs.channels": """
-        Channel DEFAULT_CHANNEL_ALIAS Delivery Envelope InMemoryChannel
-        OnCommitChannel as_timedelta channels
+        Channel DEFAULT_CHANNEL_ALIAS Delivery Envelope ImmediateChannel
+        InMemoryChannel OnCommitChannel as_timedelta channels
     """,
     "django_cqrs.views": """
         AsyncCommandView AsyncQueryView CommandView QueryView
@@ -111,7 +111,7 @@ PUBLIC = {
         exception_handler
     """,
     "django_cqrs.testing": """
-        Flow InMemoryChannel override run_channel
+        Flow InMemoryChannel eager_channels override run_channel
     """,
     "django_cqrs.testing.flow": """
         Flow

@@ -10,6 +10,7 @@ from django_cqrs.channels.channel import (
     Envelope,
     as_timedelta,
 )
+from django_cqrs.channels.immediate import ImmediateChannel
 from django_cqrs.channels.in_memory import InMemoryChannel
 from django_cqrs.channels.on_commit import OnCommitChannel
 
@@ -18,6 +19,7 @@ __all__ = [
     "Channel",
     "Delivery",
     "Envelope",
+    "ImmediateChannel",
     "InMemoryChannel",
     "OnCommitChannel",
     "as_timedelta",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -14,6 +15,7 @@ from django.utils.module_loading import import_string
 from django_cqrs import conf
 from django_cqrs.channels.channel import Channel
 from django_cqrs.exceptions import InvalidChannel
+from django_cqrs.signals import tell_change
 
 
 class ChannelHandler:
@@ -22,6 +24,7 @@ class ChannelHandler:
     def __init__(self) -> None:
         """Start without channels."""
         self._channels: dict[str, Channel] = {}
+        self._substitute: type[Channel] | None = None
         self._lock = threading.Lock()
 
     def __getitem__(self, alias: str) -> Channel:
@@ -46,6 +49,8 @@ class ChannelHandler:
 
     def _make(self, alias: str) -> Channel:
         backend, options = _read(alias)
+        if self._substitute is not None:
+            backend, options = self._substitute, {}
         try:
             return backend(alias, options)
         except InvalidChannel:
@@ -58,6 +63,32 @@ class ChannelHandler:
         """Forget the channels: they are created again from the settings."""
         with self._lock:
             self._channels = {}
+
+    @contextmanager
+    def replaced(self, backend: type[Channel], /) -> Iterator[None]:
+        """
+        Make all channels objects of one class inside a ``with`` block, for a test.
+
+        Args:
+            backend: takes the place of each ``BACKEND``; it gets no ``OPTIONS``.
+
+        """
+        before, outer = self._channels, self._substitute
+        inside = self._replace({}, backend)
+        try:
+            yield
+        finally:
+            # The settings may have changed inside: then the earlier ones are outdated.
+            is_reset = self._channels is not inside
+            self._replace({} if is_reset else before, outer)
+
+    def _replace(
+        self, made: dict[str, Channel], substitute: type[Channel] | None
+    ) -> dict[str, Channel]:
+        with self._lock:
+            self._channels, self._substitute = made, substitute
+        tell_change()  # compiled runs hold channels
+        return made
 
 
 def _configured() -> Mapping[str, Any]:

@@ -142,6 +142,8 @@ class Channel:
     """Whether messages of one key are handled one at a time, in order of sending."""
     supports_redelivery: ClassVar[bool] = False
     """Whether a message whose handler failed is kept, and handled again."""
+    is_immediate: ClassVar[bool] = False
+    """Whether handlers run inside the sender's transaction, as only tests need it."""
     known_options: ClassVar[tuple[str, ...]] = ()
     """The keys that ``OPTIONS`` may have."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -41,7 +41,7 @@ class InMemoryChannel(Channel):
     ) -> None:
         """Store messages with the open transaction, or at once without one."""
         # Django drops callbacks when a savepoint is rolled back, so no row is needed.
-        connection.on_commit(_Uncommitted(self, connection, list(entries)))
+        connection.on_commit(held_with(self, connection, entries))
 
     def waiting(self) -> list[Envelope]:
         """
@@ -76,13 +76,7 @@ class InMemoryChannel(Channel):
             due = self._due(moment)
             if not due:
                 break
-            delivery, store = min(due, key=lambda pair: _turn(pair[0].envelope))
-            group = delivery.envelope.group
-            if group is not None:  # the first that was sent with its key
-                delivery, store = min(
-                    (pair for pair in due if pair[0].envelope.group == group),
-                    key=lambda pair: pair[0].envelope.sequence,
-                )
+            delivery, store = first_turn(due)
             store.remove(delivery)
             if delivery.envelope.is_expired(moment):
                 log_dropped(self, delivery.envelope)
@@ -166,23 +160,35 @@ class InMemoryChannel(Channel):
 
     def _held(self) -> Iterator[tuple[Delivery, list[Delivery]]]:
         """Yield the messages that are held, each with the list that holds it."""
-        stores = [self._committed]
-        cancelled: set[int] = set()
-        for connection in connections.all(initialized_only=True):
-            for _, callback, *_ in connection.run_on_commit:
-                if isinstance(callback, _Pending) and callback.channel is self:
-                    stores.append(callback.entries)
-                    cancelled.update(callback.cancelled)
-        for store in stores:
+        cancelled = {
+            sequence for each in self._pending() for sequence in each.cancelled
+        }
+        for store in [self._committed, *self._stores(is_due=False)]:
             yield from (
                 (delivery, store)
                 for delivery in list(store)
                 if delivery.envelope.sequence not in cancelled
             )
 
+    def _stores(self, *, is_due: bool) -> Iterator[list[Delivery]]:
+        """Yield the lists of messages in this thread's open transactions."""
+        for each in self._pending():
+            if each.is_due is is_due:
+                yield each.entries
+
+    def _pending(self) -> Iterator[_Pending]:
+        """Yield the effects of this thread's open transactions."""
+        for connection in connections.all(initialized_only=True):
+            for _, callback, *_ in list(connection.run_on_commit):
+                if isinstance(callback, _Pending) and callback.channel is self:
+                    yield callback
+
 
 class _Pending(OwnCallback):
     """The effects of an open transaction on a channel: an ``on_commit`` callback."""
+
+    is_due = False
+    """Whether its messages are handled by the channel itself, now."""
 
     def __init__(
         self, channel: InMemoryChannel, connection: BaseDatabaseWrapper
@@ -211,9 +217,12 @@ class _Uncommitted(_Pending):
         channel: InMemoryChannel,
         connection: BaseDatabaseWrapper,
         entries: list[Delivery],
+        *,
+        is_due: bool,
     ) -> None:
         super().__init__(channel, connection)
         self.entries = entries
+        self.is_due = is_due
 
     def commit(self) -> None:
         self.channel._committed += self.entries
@@ -238,6 +247,40 @@ class _Cancellation(_Pending):
             if delivery.envelope.sequence not in self.cancelled
         ]
         self.channel._committed[:] = kept
+
+
+def held_with(
+    channel: InMemoryChannel,
+    connection: BaseDatabaseWrapper,
+    entries: Sequence[Delivery],
+    *,
+    is_due: bool = False,
+) -> Callable[[], None]:
+    """
+    Return an ``on_commit`` callback that holds messages of a channel.
+
+    Args:
+        channel: it takes them at the commit.
+        connection: the connection of their transaction.
+        entries: the messages.
+        is_due: whether the channel handles them in that transaction.
+
+    """
+    return _Uncommitted(channel, connection, list(entries), is_due=is_due)
+
+
+def first_turn(
+    due: Sequence[tuple[Delivery, list[Delivery]]],
+) -> tuple[Delivery, list[Delivery]]:
+    """Return the message to be handled first: by priority, and by sending in a key."""
+    first = min(due, key=lambda pair: _turn(pair[0].envelope))
+    group = first[0].envelope.group
+    if group is None:
+        return first
+    return min(
+        (pair for pair in due if pair[0].envelope.group == group),
+        key=lambda pair: pair[0].envelope.sequence,
+    )
 
 
 def _turn(envelope: Envelope) -> tuple[int, int]:

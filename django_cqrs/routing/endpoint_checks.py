@@ -210,7 +210,8 @@ def _option_faults(
             if name in _SPANS and not _is_span(value):
                 hint = f"Give {name}= seconds, or a timedelta, of 0 or more."
             yield name, str(error), hint
-    if policies.retry is not None and not channel.supports_redelivery:
+    retries = channel.supports_redelivery or channel.is_immediate
+    if policies.retry is not None and not retries:
         kind = type(channel).__name__
         yield (
             "retry",

@@ -14,9 +14,9 @@ from typing import Any
 from django_cqrs.buses.registries import registry
 from django_cqrs.channels.channel import DEFAULT_CHANNEL_ALIAS
 from django_cqrs.channels.in_memory import InMemoryChannel
-from django_cqrs.testing.flow import Flow
+from django_cqrs.testing.flow import Flow, eager_channels
 
-__all__ = ["Flow", "InMemoryChannel", "override", "run_channel"]
+__all__ = ["Flow", "InMemoryChannel", "eager_channels", "override", "run_channel"]
 
 
 def override(

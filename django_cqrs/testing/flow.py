@@ -8,13 +8,45 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from django.db import DEFAULT_DB_ALIAS
+from django.test.utils import TestContextDecorator
 
 from django_cqrs.buses.registries import Registry
 from django_cqrs.buses.registries import registry as project_registry
 from django_cqrs.channels.aliases import channels
+from django_cqrs.channels.immediate import ImmediateChannel
 from django_cqrs.channels.in_memory import InMemoryChannel
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.messages import Message
+
+
+class eager_channels(TestContextDecorator):  # noqa: N801 - as Django names its own
+    """
+    Makes every channel of the project an ``ImmediateChannel``, for a test.
+
+    Use it as a decorator of a ``TestCase``, of a test, or in a ``with`` block::
+
+        @eager_channels()
+        class CheckoutTests(TestCase):
+            def test_a_receipt_is_mailed(self):
+                self.client.post("/checkout/")
+                self.assertEqual(len(mail.outbox), 1)
+
+    On a class it includes ``setUp()``, and not ``setUpTestData()``. It takes no
+    arguments.
+    """
+
+    def __init__(self) -> None:
+        """Take no arguments."""
+        super().__init__()
+        self._stack = ExitStack()
+
+    def enable(self) -> None:
+        """Replace the channels."""
+        self._stack.enter_context(channels.replaced(ImmediateChannel))
+
+    def disable(self) -> None:
+        """Restore the channels, with the messages that wait in them."""
+        self._stack.close()
 
 
 class Waiting(Protocol):
@@ -47,7 +79,11 @@ class Flow:
     """
 
     def __init__(
-        self, *, registry: Registry | None = None, using: str = DEFAULT_DB_ALIAS
+        self,
+        *,
+        registry: Registry | None = None,
+        using: str = DEFAULT_DB_ALIAS,
+        eager: bool = False,
     ) -> None:
         """
         Follow the messages of one registry.
@@ -55,15 +91,20 @@ class Flow:
         Args:
             registry: the registry; by default the project's.
             using: the alias of the database that channels store messages in.
+            eager: whether all channels handle their messages inside the sender's
+                transaction, as with :class:`eager_channels`.
 
         """
         self.registry: Registry = registry if registry is not None else project_registry
         self.using = using
+        self.eager = eager
         self.messages: list[tuple[Kind, Message]] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         """Start recording."""
+        if self.eager:
+            self._stack.enter_context(channels.replaced(ImmediateChannel))
         self._stack.enter_context(
             self.registry.tapped(lambda kind, m: self.messages.append((kind, m)))
         )

@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.database]
 CHANNELS = {
     "memory": {"BACKEND": "django_cqrs.channels.InMemoryChannel"},
     "commit": {"BACKEND": "django_cqrs.channels.OnCommitChannel"},
+    "immediate": {"BACKEND": "django_cqrs.channels.ImmediateChannel"},
 }
 
 
@@ -33,3 +34,12 @@ class TestOnCommitChannel(ChannelConformance):
 
     def run_waiting(self):
         """Nothing waits: the handlers are called after the commit."""
+
+
+class TestImmediateChannel(ChannelConformance):
+    alias = "immediate"
+
+    def run_waiting(self):
+        """Only delayed messages wait: other handlers are called by the sender."""
+        assert isinstance(self.channel, InMemoryChannel)
+        self.channel.run()
