@@ -18,9 +18,10 @@ from django_cqrs.outbox.models import (
     InboxEntry,
     JournalEntry,
     OutboxMessage,
+    StoredTaskResult,
 )
 
-MODELS = (OutboxMessage, DeadLetter, InboxEntry, JournalEntry)
+MODELS = (OutboxMessage, DeadLetter, InboxEntry, JournalEntry, StoredTaskResult)
 
 
 def check_tables(

@@ -1,4 +1,4 @@
-"""The tables of the outbox: messages, dead letters, seen keys and the journal."""
+"""The tables of the outbox: messages, dead letters, seen keys, journal, results."""
 
 from __future__ import annotations
 
@@ -290,3 +290,50 @@ class JournalEntry(models.Model):
     def __str__(self) -> str:
         """Return the outcome, the message and its place."""
         return f"{self.name or 'value'} for {self.endpoint}: {self.outcome}"
+
+
+class TaskStatus(models.TextChoices):
+    """The status of a task that a worker has tried, in the words of Django's tasks."""
+
+    READY = "READY", _("ready")
+    FAILED = "FAILED", _("failed")
+    SUCCESSFUL = "SUCCESSFUL", _("successful")
+
+
+class StoredTaskResult(models.Model):
+    """The outcome of a task of ``TASKS`` that a worker has tried at least once."""
+
+    # The id of its message. Ids grow with time, so that the index grows at its end.
+    id = models.UUIDField(_("message id"), primary_key=True)
+    correlation_id = models.UUIDField(_("correlation id"))
+    channel = NameField(_("channel"), max_length=100)
+    # The backend's alias and the task's path.
+    endpoint = NameField(_("endpoint"), max_length=255)
+    priority = models.IntegerField(_("priority"), default=0)
+    # The arguments and the options of the call, as they were stored in the message.
+    payload = models.BinaryField(_("payload"))
+    enqueued_at = MomentField(_("enqueued at"))
+    status = models.CharField(_("status"), max_length=10, choices=TaskStatus.choices)
+    started_at = MomentField(_("started at"), null=True)
+    last_attempted_at = MomentField(_("last attempted at"))
+    finished_at = MomentField(_("finished at"), null=True)
+    # JSON text, since the JSON types of databases refuse some of it.
+    worker_ids = models.BinaryField(_("worker ids"), default=b"[]")
+    errors = models.BinaryField(_("errors"), default=b"[]")
+    return_value = models.BinaryField(_("return value"), null=True)
+
+    objects: ClassVar[models.Manager[StoredTaskResult]] = models.Manager()
+
+    class Meta:
+        """One row for each task that was tried, deleted some time after its end."""
+
+        verbose_name = _("task result")
+        verbose_name_plural = _("task results")
+        default_permissions = ("view",)
+        indexes: ClassVar[list[models.Index]] = [
+            models.Index(fields=["last_attempted_at"], name="cqrs_task_last"),
+        ]
+
+    def __str__(self) -> str:
+        """Return the task and its status."""
+        return f"{self.endpoint}: {self.status}"
