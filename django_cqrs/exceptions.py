@@ -19,6 +19,7 @@ All errors of this package, with one base.
   + AggregateNotFound · also ObjectDoesNotExist
   + AggregateAlreadyExists
   + ConcurrencyError
+  + PreconditionError · also ValueError
   + DocumentNotFound · also ObjectDoesNotExist
   + DocumentAlreadyExists
   + StatementTooLarge · also ValueError
@@ -66,6 +67,7 @@ __all__ = [
     "MissingHeader",
     "NoHandlerFound",
     "ParameterError",
+    "PreconditionError",
     "StatementTooLarge",
     "SynchronousDispatch",
     "UnexpectedResult",
@@ -214,10 +216,28 @@ class ConcurrencyError(CQRSError):
 
     Attributes:
         at_entrance: as for :class:`MessageConversionError`.
+        is_precondition: whether the sender was a request that named the version in
+            ``If-Match``.
 
     """
 
     at_entrance: bool = False
+    is_precondition: bool = False
+
+
+class PreconditionError(CQRSError, ValueError):
+    """
+    A request's ``If-Match`` is missing, malformed, or names no version of its object.
+
+    Attributes:
+        status: the status of the response: 428, 400 or 412.
+
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        """Take the status and the text of the response."""
+        self.status = status
+        super().__init__(detail)
 
 
 class DocumentNotFound(CQRSError, ObjectDoesNotExist):

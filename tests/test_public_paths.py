@@ -29,8 +29,8 @@ PUBLIC = {
         ConcurrencyError DocumentAlreadyExists DocumentNotFound DuplicateHandler
         FieldError InvalidChannel InvalidHandler InvalidHeader InvalidIdentifier
         InvalidKey InvalidOption MessageConversionError MessageStopped
-        MissingHeader NoHandlerFound ParameterError SynchronousDispatch
-        UnexpectedResult UnknownEndpoint UnknownMessage
+        MissingHeader NoHandlerFound ParameterError PreconditionError
+        SynchronousDispatch UnexpectedResult UnknownEndpoint UnknownMessage
     """,
     "django_cqrs.retries": """
         DEADLOCKS InstantRetry Retry Transient
@@ -49,7 +49,8 @@ PUBLIC = {
         InMemoryChannel OnCommitChannel as_timedelta channels
     """,
     "django_cqrs.views": """
-        AsyncCommandView AsyncQueryView CommandView QueryView
+        AsyncCommandView AsyncQueryView CommandView QueryView VersionedAnswer
+        aask_for adispatch_for ask_for dispatch_for
     """,
     "django_cqrs.middleware": """
         MessageHeadersMiddleware

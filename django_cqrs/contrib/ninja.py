@@ -17,13 +17,8 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse
 from ninja import NinjaAPI
 
-from django_cqrs.exceptions import (
-    MessageConversionError,
-    MissingHeader,
-    NoHandlerFound,
-)
 from django_cqrs.views.problem_details import (
-    OF_OBJECTS,
+    OF_REQUESTS,
     problem,
     problem_of,
     response_to,
@@ -42,7 +37,8 @@ def install_exception_handlers(
 
     Payloads that cannot be converted, missing headers, and missing or invalid
     identifiers are 400; messages without a handler and missing objects are 404; an
-    object that somebody else has changed is 409. Unlike ninja's own handlers, these
+    object that somebody else has changed is 409, and 412 if the request named its
+    version in ``If-Match``. Unlike ninja's own handlers, these
     roll back the transaction of ``ATOMIC_REQUESTS``, as an unhandled exception would.
 
     Args:
@@ -51,7 +47,7 @@ def install_exception_handlers(
             ``{TicketClosed: 409}``. Their text is shown.
 
     """
-    for cls in (MessageConversionError, MissingHeader, NoHandlerFound, *OF_OBJECTS):
+    for cls in OF_REQUESTS:
         api.add_exception_handler(cls, _answer)
     for named, status in errors.items():
         api.add_exception_handler(named, partial(_answer_named, status))  # pyright: ignore[reportArgumentType] - its stub wants an instance

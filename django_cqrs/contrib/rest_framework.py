@@ -26,7 +26,8 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response | N
 
     Payloads that cannot be converted, missing headers, and missing or invalid
     identifiers are 400; messages without a handler and missing objects are 404; an
-    object that somebody else has changed is 409. As with every exception that REST
+    object that somebody else has changed is 409, and 412 if the request named its
+    version in ``If-Match``. As with every exception that REST
     framework answers, the transaction of ``ATOMIC_REQUESTS`` is rolled back.
 
     Args:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property, partial
 from typing import Any, TypeVar, overload
@@ -32,6 +32,7 @@ from django_cqrs.exceptions import (
     InvalidIdentifier,
 )
 from django_cqrs.messages import Message, drop, handling_of
+from django_cqrs.modelling.conditions import ConditionalOrigin
 from django_cqrs.modelling.identifiers import (
     Values,
     at_entrance,
@@ -373,12 +374,15 @@ class AggregateSubject(Subject):
         identify: Callable[[Message], Values],
     ) -> Run:
         find, missing = self.storage.find, self._missing(point)
+        has_version = self.options.version is not None
 
         def ask(message: Message) -> Any:
             values = identify(message)
             found = find(values, using=alias, lock=False)
             if found is None:
                 raise missing(message, values)
+            if has_version:
+                self._note_version(found, message)
             message.handling.subject = found
             return run(message)
 
@@ -408,6 +412,8 @@ class AggregateSubject(Subject):
             if note is not None:  # its maker may not have known its identifier
                 note.subject = made.key_of(made.storage.values_of(result))
             made.publish(result, events)
+            if made.options.version is not None:
+                made._note_version(result, message)
             output = message.handling.output
             if has_output and output is not None:
                 output[:] = sent  # in place: an interceptor may have made a copy
@@ -439,6 +445,8 @@ class AggregateSubject(Subject):
             lock = locks and connections[alias].in_atomic_block
             found = find(values, using=alias, lock=lock)
             if found is None and is_pair:
+                if expects is not None:
+                    expects(message, found)
                 try:
                     # The factory's writes, events and messages are undone with it.
                     with _block(alias, endpoint):
@@ -470,9 +478,19 @@ class AggregateSubject(Subject):
             finally:
                 if watch is not None:
                     watch.close()
-            return self._finish(found, events, values, result, alias)
+            answer = self._finish(found, events, values, result, alias)
+            if expects is not None:
+                self._note_version(found, message)
+            return answer
 
         return act
+
+    def _note_version(self, instance: Any, message: Message) -> None:
+        """Tell the sender the version of an object, if it set a condition."""
+        origin = message._parent
+        if isinstance(origin, ConditionalOrigin):
+            is_gone = self.storage.is_deleted(instance)
+            origin.version = None if is_gone else self.storage.version_of(instance)
 
     @property
     def registry(self) -> Registry:
@@ -649,21 +667,42 @@ class AggregateSubject(Subject):
         return missing
 
     def _expectation(self, point: JoinPoint) -> Callable[[Message, Any], None] | None:
-        """Return a check of the version that the sender saw, if messages carry it."""
-        field = version_field(point.payload_type)
-        if field is None or self.options.version is None:
+        """
+        Return a check of the version that the sender saw, if objects have one.
+
+        It takes a message and its object, None if a factory is to create it.
+        """
+        if self.options.version is None:
             return None
+        field = version_field(point.payload_type)
         owner, place = name_of_type(self.owner), called_by(point.endpoint)
 
         def expect(message: Message, found: Any) -> None:
+            origin = message._parent
+            if isinstance(origin, ConditionalOrigin) and origin.must_exist:
+                refuse(message, found, origin.versions)
+            if found is None or field is None:
+                return
             seen = getattr(message._payload, field, None)
-            version = self.storage.version_of(found)
-            if seen is not None and seen != version:
-                msg = (
-                    f"{place} was not called: its sender expected version {seen} of "
-                    f"the {owner}, but it is now at version {version}."
+            if seen is not None:
+                refuse(message, found, (seen,))
+
+        def refuse(
+            message: Message, found: Any, versions: Collection[Any] | None
+        ) -> None:
+            """Raise ConcurrencyError for an object at none of the versions."""
+            if found is None:
+                rest = f"a {owner}, but there is none"
+            else:
+                version = self.storage.version_of(found)
+                if versions is None or version in versions:
+                    return
+                said = " or ".join(map(str, sorted(versions))) or "of another object"
+                rest = (
+                    f"version {said} of the {owner}, but it is now at version {version}"
                 )
-                raise at_entrance(ConcurrencyError(msg), message)
+            msg = f"{place} was not called: its sender expected {rest}."
+            raise at_entrance(ConcurrencyError(msg), message)
 
         return expect
 

@@ -101,6 +101,22 @@ class RouteTable(RouteDiagnosis):
             )
         return self.ensure_sound(found[0])
 
+    def handler_of_class(self, kind: Kind, cls: type) -> Endpoint | None:
+        """
+        Return the endpoint of the objects of a class.
+
+        None if only an object can tell it, or if :meth:`handler_of` will raise an
+        error.
+        """
+        routes = self._by_class[kind]
+        nearest, rivals = nearest_route(cls, routes)
+        exact = routes[cls] if nearest is cls else []
+        found = self._with_own_name(kind, cls, exact)
+        if not found and nearest is not None and not rivals:
+            found = routes[nearest]
+        found = self.paired(found)
+        return found[0] if len(found) == 1 and found[0] not in self._broken else None
+
     def handler_of_key(self, kind: Kind, key: str) -> Endpoint | None:
         """
         Return the one endpoint of a routing key, or None for a message class's name.

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from django_cqrs.views.conditions import (
+    VersionedAnswer,
+    aask_for,
+    adispatch_for,
+    ask_for,
+    dispatch_for,
+)
 from django_cqrs.views.message_views import (
     AsyncCommandView,
     AsyncQueryView,
@@ -14,4 +21,9 @@ __all__ = [
     "AsyncQueryView",
     "CommandView",
     "QueryView",
+    "VersionedAnswer",
+    "aask_for",
+    "adispatch_for",
+    "ask_for",
+    "dispatch_for",
 ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from http import HTTPStatus
+from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
 from django.http.response import HttpResponseBase
 from django.views import View
 
@@ -22,20 +23,39 @@ from django_cqrs.exceptions import (
     CQRSError,
     InvalidHandler,
     MessageConversionError,
-    MissingHeader,
     NoHandlerFound,
+    PreconditionError,
 )
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.routing.endpoint import Endpoint
 from django_cqrs.routing.table import RouteTable
 from django_cqrs.sync import in_thread
+from django_cqrs.views.conditions import (
+    NO_VERSION,
+    IfMatch,
+    ensure_at,
+    etag_of,
+    if_match_of,
+    is_cached,
+    sent_with,
+    version_shown_by,
+)
 from django_cqrs.views.problem_details import (
-    OF_OBJECTS,
+    OF_REQUESTS,
     problem,
     problem_of,
     response_to,
+    with_status,
 )
-from django_cqrs.views.requests import Wanted, aggregate_id_in, read_json, read_query
+from django_cqrs.views.requests import (
+    RequestValues,
+    Wanted,
+    read_json,
+    read_query,
+    split_path,
+)
+
+_STATUSES: Final = frozenset(map(int, HTTPStatus))
 
 
 class _Unsupported(Exception):
@@ -50,13 +70,15 @@ class _MessageView(View):
     message: Any = None
     status: int | None = None
     errors: Mapping[type[Exception], int] = {}
+    requires_if_match: bool = False
 
     def __init__(self, **initkwargs: Any) -> None:
         """
         Take the arguments of ``as_view()``.
 
         Raises:
-            TypeError: neither a route nor a message class is given, or both are.
+            TypeError: neither a route nor a message class is given, or both are; or a
+                status is not one of HTTP's.
 
         """
         super().__init__(**initkwargs)
@@ -64,6 +86,20 @@ class _MessageView(View):
             name = type(self).__name__
             msg = f"{name}.as_view() takes either route= or message=."
             raise TypeError(msg)
+        self._check_statuses()
+
+    def _check_statuses(self) -> None:
+        names = "status", "empty_status"
+        given: dict[str, Any] = {name: getattr(self, name, None) for name in names}
+        for cls, status in self.errors.items():
+            if not (isinstance(cls, type) and issubclass(cls, Exception)):
+                msg = f"{type(self).__name__} has errors={{{cls!r}: {status!r}}}, but "
+                raise TypeError(f"{msg}{cls!r} is not an exception class.")
+            given[f"errors[{cls.__name__}]"] = status
+        for name, status in given.items():
+            if status is not None and status not in _STATUSES:
+                msg = f"{type(self).__name__} has {name}={status!r}, which is not one "
+                raise TypeError(f"{msg}of HTTP's statuses.")
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
@@ -125,8 +161,21 @@ class _MessageView(View):
         has_default = plan.payload_default is not inspect.Parameter.empty
         return Wanted(plan.payload, plan.payload_name, has_default)
 
-    def _read(self, request: HttpRequest, wanted: Wanted) -> Any:
+    def _read(self, request: HttpRequest, wanted: Wanted, given: RequestValues) -> Any:
         raise NotImplementedError
+
+    def _known_endpoint(self) -> Endpoint | None:
+        """Return the endpoint, None if only a message can tell it."""
+        __traceback_hide__ = True
+        table: RouteTable = self.bus.registry.routes
+        cls = self.message
+        if self.route is not None:
+            endpoint = table.handler_of_key(self.bus.kind, self.route)
+            cls = table.named_class(self.route) if endpoint is None else None
+            if endpoint is not None:
+                return endpoint
+        is_class = isinstance(cls, type)
+        return table.handler_of_class(self.bus.kind, cls) if is_class else None
 
     def _endpoint(self, payload: Any) -> Endpoint:
         __traceback_hide__ = True
@@ -147,37 +196,71 @@ class _MessageView(View):
         __traceback_hide__ = True
         try:
             wanted = self._sound()
-            payload = self._read(request, wanted)
+            known = self._known_endpoint()
+            aggregate_id, path = split_path(wanted, known, self.kwargs)
+            condition = if_match_of(request, is_required=self.requires_if_match)
+            given = self._given(path, wanted, condition)
+            payload = self._read(request, wanted, given)
             endpoint = self._endpoint(payload)
+            self._ensure_comparable(endpoint, condition, given)
         except _Unsupported:
             response = self.refusal(problem(415, f"Send {JSON}."))
             response["Accept"] = JSON
             return response
+        except PreconditionError as error:
+            return self._refusal_of(error)
         except (NoHandlerFound, MessageConversionError) as error:
             error.at_entrance = True
             return self._refusal_of(error)
-        answered: tuple[type[Exception], ...]
-        answered = (MissingHeader, MessageConversionError, *OF_OBJECTS, *self.errors)
-        aggregate_id = aggregate_id_in(wanted, endpoint, self.kwargs)
+
+        def send() -> Any:
+            __traceback_hide__ = True
+            return self._send(payload, headers or None, aggregate_id)
+
+        answered: tuple[type[Exception], ...] = (*OF_REQUESTS, *self.errors)
         try:
-            result = self._send(payload, headers or None, aggregate_id)
+            result, version = sent_with(condition, send)
         except answered as error:
             return self._refusal_of(error)
-        return self._response(endpoint, result)
+        shown = version_shown_by(result)
+        version = version if shown is None else shown
+        return self._response(request, endpoint, result, version)
 
-    def _response(self, endpoint: Endpoint, result: Any) -> HttpResponse:
+    def _given(
+        self, path: Mapping[str, Any], wanted: Wanted, condition: IfMatch | None
+    ) -> RequestValues:
+        """Return the values of fields outside the body and the query string."""
+        return RequestValues(path)
+
+    def _ensure_comparable(
+        self, endpoint: Endpoint, condition: IfMatch | None, given: RequestValues
+    ) -> None:
+        """Refuse a condition that nothing compares."""
+
+    def _response(
+        self, request: HttpRequest, endpoint: Endpoint, result: Any, version: int | None
+    ) -> HttpResponse:
+        raise NotImplementedError
+
+    def _shown(self, result: Any) -> tuple[str, HttpResponse]:
+        """Return the text of a result, and the response with it."""
         __traceback_hide__ = True
         text = convert_result(result, JSON)
-        return HttpResponse(text, status=self.status or 200, content_type=JSON)
+        response = HttpResponse(text, status=self.status or 200, content_type=JSON)
+        return text, response
 
     # Errors --------------------------------------------------------------------------
 
     def _refusal_of(self, error: Exception) -> HttpResponse:
         """Answer an error that is listed or is the request's; raise any other."""
-        for cls in type(error).__mro__:
-            if cls in self.errors:
-                return self.refusal(problem(self.errors[cls], str(error)))
         details = problem_of(error)
+        listed = next((c for c in type(error).__mro__ if c in self.errors), None)
+        if listed is not None:
+            status = self.errors[listed]
+            if details is None:
+                details = problem(status, str(error))
+            else:
+                details = with_status(details, status)
         if details is None:
             raise error
         return self.refusal(details)
@@ -204,12 +287,48 @@ class _Commands(_MessageView):
 
     bus: CommandBus = command_bus
 
-    def _read(self, request: HttpRequest, wanted: Wanted) -> Any:
+    def _given(
+        self, path: Mapping[str, Any], wanted: Wanted, condition: IfMatch | None
+    ) -> RequestValues:
+        field = wanted.version_field if condition is not None else None
+        version = condition.only if condition is not None else None
+        pair = None if field is None or version is None else (field, version)
+        return RequestValues(to_jsonable(path), pair)
+
+    def _ensure_comparable(
+        self, endpoint: Endpoint, condition: IfMatch | None, given: RequestValues
+    ) -> None:
+        if condition is not None:
+            is_in_payload = given.version is not None
+            condition.ensure_comparable(endpoint, is_in_payload=is_in_payload)
+
+    def _read(self, request: HttpRequest, wanted: Wanted, given: RequestValues) -> Any:
         __traceback_hide__ = True
         text = request.body
         if text and request.content_type != JSON:
             raise _Unsupported
-        return read_json(wanted, text, to_jsonable(self.kwargs))
+        try:
+            return read_json(wanted, text, given)
+        except MessageConversionError as error:
+            if given.version is None:
+                self._explain(request, wanted, error)
+            raise
+
+    def _explain(
+        self, request: HttpRequest, wanted: Wanted, error: MessageConversionError
+    ) -> None:
+        """Refuse an ``If-Match`` that says no version, if the payload requires one."""
+        condition = if_match_of(request)
+        field = wanted.version_field
+        if condition is None or field is None:
+            return
+        missing = {each.path for each in error.errors if each.code == "missing"}
+        if not missing & wanted.keys_of(field):
+            return
+        if condition.versions is not None and not condition.versions:
+            raise PreconditionError(412, NO_VERSION) from error
+        msg = "If-Match has to name exactly one version: send the ETag of the object."
+        raise PreconditionError(400, msg) from error
 
     def _send(
         self, payload: Any, headers: GivenHeaders | None, aggregate_id: Any
@@ -219,13 +338,19 @@ class _Commands(_MessageView):
             payload, route=self.route, headers=headers, aggregate_id=aggregate_id
         )
 
-    def _response(self, endpoint: Endpoint, result: Any) -> HttpResponse:
+    def _response(
+        self, request: HttpRequest, endpoint: Endpoint, result: Any, version: int | None
+    ) -> HttpResponse:
         __traceback_hide__ = True
         if endpoint.channel is not None:
             return HttpResponse(status=202)
         if result is None:
-            return HttpResponse(status=self.status or 204)
-        return super()._response(endpoint, result)
+            response = HttpResponse(status=self.status or 204)
+        else:
+            _, response = self._shown(result)
+        if version is not None:
+            response["ETag"] = etag_of(version)
+        return response
 
 
 class CommandView(_Commands):
@@ -245,8 +370,10 @@ class CommandView(_Commands):
         bus: the bus that dispatches it.
         status: the status of an answer; by default 200, and 204 without a result.
             A command for a handler on a channel is always answered with 202.
-        errors: exceptions of handlers that are answered with problem details, each with
-            its status: ``{TicketClosed: 409}``. Their text is shown.
+        errors: exceptions that are answered with problem details, each with its status:
+            ``{TicketClosed: 409, MessageConversionError: 422}``. The text of your own
+            exceptions is shown.
+        requires_if_match: whether a request without ``If-Match`` is answered with 428.
 
     """
 
@@ -291,9 +418,34 @@ class _Queries(_MessageView):
 
     bus: QueryBus = query_bus
 
-    def _read(self, request: HttpRequest, wanted: Wanted) -> Any:
+    empty_status: int | None = None
+
+    def _read(self, request: HttpRequest, wanted: Wanted, given: RequestValues) -> Any:
         __traceback_hide__ = True
-        return read_query(wanted, request.GET, self.kwargs)
+        return read_query(wanted, request.GET, given.path)
+
+    def _response(
+        self, request: HttpRequest, endpoint: Endpoint, result: Any, version: int | None
+    ) -> HttpResponse:
+        __traceback_hide__ = True
+        if result is None and self.empty_status is not None:
+            return self._empty(self.empty_status)
+        try:
+            ensure_at(version, if_match_of(request))
+        except PreconditionError as error:
+            return self._refusal_of(error)
+        text, response = self._shown(result)
+        if version is not None:
+            etag = etag_of(version, text)
+            if is_cached(request, etag):
+                response = HttpResponseNotModified()
+            response["ETag"] = etag
+        return response
+
+    def _empty(self, status: int) -> HttpResponse:
+        if status < HTTPStatus.BAD_REQUEST:
+            return HttpResponse(status=status)
+        return self.refusal(problem(status, "Nothing was found."))
 
     def _send(
         self, payload: Any, headers: GivenHeaders | None, aggregate_id: Any
@@ -317,6 +469,8 @@ class QueryView(_Queries):
         message: the class of the query.
         bus: the bus that answers it.
         status: the status of the answer, by default 200.
+        empty_status: the status if the answer is None, such as 404 (with problem
+            details) or 204; by default it is ``null`` with `status`.
         errors: as for :class:`CommandView`.
 
     """

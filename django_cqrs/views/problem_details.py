@@ -20,6 +20,7 @@ from django_cqrs.exceptions import (
     MessageConversionError,
     MissingHeader,
     NoHandlerFound,
+    PreconditionError,
 )
 
 logger: Final = logging.getLogger("django_cqrs.http")
@@ -48,6 +49,9 @@ def problem_of(error: Exception) -> dict[str, Any] | None:
         status, detail = of_object
         logger.warning("Answered %d: %s", status, type(error).__name__)
         return problem(status, detail)
+    if isinstance(error, PreconditionError):
+        logger.warning("Answered %d: %s", error.status, error)
+        return problem(error.status, str(error))
     if isinstance(error, MissingHeader):
         logger.warning("Answered 400: %s", error)
         return problem(400, "A required header is missing.")
@@ -60,17 +64,30 @@ def problem_of(error: Exception) -> dict[str, Any] | None:
     return None
 
 
+STALE: Final = "The object is at another version than If-Match says. Load it again."
+
 OF_OBJECTS: Final = (
     *(AggregateNotFound, InvalidIdentifier),
     *(AggregateAlreadyExists, ConcurrencyError),
 )
 """The faults of the object that a message is for."""
 
+OF_REQUESTS: Final = (
+    *(MessageConversionError, MissingHeader, NoHandlerFound, PreconditionError),
+    *OF_OBJECTS,
+)
+"""All errors that a request may have caused."""
+
 
 def _status_of_object(error: Exception) -> tuple[int, str] | None:
     """Return the status and text for the object of the request's own message."""
     if not isinstance(error, OF_OBJECTS) or not error.at_entrance:
         return None
+    if isinstance(error, ConcurrencyError) and error.is_precondition:
+        return (
+            412,
+            "The object is at another version than If-Match says. Load it again.",
+        )
     if isinstance(error, ConcurrencyError):
         return 409, "The object was changed in the meantime. Load it again."
     if isinstance(error, AggregateAlreadyExists):
@@ -94,6 +111,11 @@ def problem(status: int, detail: str, **members: Any) -> dict[str, Any]:
     """Return problem details of the type ``about:blank``: the title is the status's."""
     details = {"detail": detail} if detail else {}
     return {"title": HTTPStatus(status).phrase, "status": status, **details, **members}
+
+
+def with_status(details: Mapping[str, Any], status: int) -> dict[str, Any]:
+    """Return problem details with another status, and the title of that status."""
+    return {**details, **problem(status, "")}
 
 
 def response_to(details: Mapping[str, Any]) -> HttpResponse:

@@ -7,7 +7,7 @@ import functools
 import inspect
 import json
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.http import QueryDict
@@ -16,6 +16,7 @@ from django_cqrs.annotations import is_typed_dict, name_of_type, union_members
 from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.conversion.schemas import core_schema_of, mistakes, schemas_in
 from django_cqrs.exceptions import FieldError, MessageConversionError
+from django_cqrs.modelling.identifiers import marked_fields, version_field
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,16 +40,49 @@ class Wanted:
             return None
         return {name: each for fields in known for name, each in fields.items()}
 
+    def has_field(self, name: str) -> bool:
+        """Return whether a field, or the plain value, has this name or alias."""
+        fields = self.fields
+        if fields is None:
+            return self.type is not None and name == self.name
+        return name in fields or any(_rivals_of(self, name))
+
+    def accepts(self, name: str) -> bool:
+        """Return whether a value of this name is for the payload: a dict takes all."""
+        is_open = self.type is not None and any(map(_is_open, self.type.members))
+        return is_open or self.has_field(name)
+
+    @property
+    def version_field(self) -> str | None:
+        """The field that is marked with ``Version()``, if any."""
+        for member in self.type.members if self.type is not None else ():
+            cls = typing.get_origin(member) or member
+            field = version_field(cls) if isinstance(cls, type) else None
+            if field is not None:
+                return field
+        return None
+
+    def keys_of(self, name: str) -> set[str]:
+        """Return a field's name and aliases, dotted as in errors."""
+        paths = [path for each in _rivals_of(self, name) for path in each.paths]
+        return {name, *(".".join(map(str, path)) for path in paths)}
+
     def nothing(self) -> Any:
         """Return the payload of a request without data."""
         assert self.type is not None  # noqa: S101 - else nobody asks
         return None if self.is_optional else self.type.from_python(None)
 
 
+def _is_open(member: Any) -> bool:
+    """Return whether a type takes any fields."""
+    origin = typing.get_origin(member) or member
+    return origin in (dict, Mapping, object, Any, inspect.Parameter.empty)
+
+
 @functools.cache
 def _fields_of(member: Any) -> dict[str, Any] | None:
     origin = typing.get_origin(member) or member
-    if origin in (dict, Mapping, object, Any, inspect.Parameter.empty):
+    if _is_open(member):
         return {}
     if not isinstance(origin, type):
         return None
@@ -150,8 +184,33 @@ def _has(sent: Any, path: Sequence[str | int]) -> bool:
     return True
 
 
+IN_PATH = "it is in the path of the URL and cannot also be given here"
+IN_IF_MATCH = "it is in the header If-Match and cannot also be given here"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RequestValues:
+    """The values of fields that a request has outside its body and query string."""
+
+    path: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The values captured from the path."""
+    version: tuple[str, int] | None = None
+    """The field marked with ``Version()``, and its value in ``If-Match``."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All values by name."""
+        return dict(self.path) | dict([self.version] if self.version else [])
+
+    def fault_of(self, name: str) -> tuple[str, str]:
+        """Return the text and the code for a field that is given twice."""
+        if self.version is not None and name == self.version[0]:
+            return IN_IF_MATCH, "in_if_match"
+        return IN_PATH, "in_path"
+
+
 def _with_given(
-    wanted: Wanted, own: dict[str, Any], given: Mapping[str, Any]
+    wanted: Wanted, own: dict[str, Any], given: RequestValues
 ) -> dict[str, Any]:
     """
     Return the body's values with the URL's, each under a key that its field accepts.
@@ -161,19 +220,19 @@ def _with_given(
 
     """
     __traceback_hide__ = True
-    twice: dict[str, None] = {}
+    twice: dict[str, tuple[str, str]] = {}
     places: list[tuple[tuple[str, ...], Any]] = []
-    for key, value in given.items():
+    for key, value in given.values.items():
         rivals = list(_rivals_of(wanted, key))
         paths = [(key,), *((each.name,) for each in rivals)]
         paths += [path for each in rivals for path in each.paths]
-        twice |= {".".join(map(str, path)): None for path in paths if _has(own, path)}
+        fault = given.fault_of(key)
+        twice |= {".".join(map(str, path)): fault for path in paths if _has(own, path)}
         own_places = [each.place_of(key) for each in rivals] or [(key,)]
         places += [(place, value) for place in dict.fromkeys(own_places)]
     if twice:
         assert wanted.type is not None  # noqa: S101 - it has fields
-        fault = "it is in the path of the URL and cannot also be given here"
-        errors = [FieldError(name, fault, "in_path") for name in sorted(twice)]
+        errors = [FieldError(name, *twice[name]) for name in sorted(twice)]
         raise MessageConversionError(name_of_type(wanted.type.annotation), errors)
     whole = dict(own)
     for (*steps, last), value in places:
@@ -195,36 +254,74 @@ def _takes_many(annotation: Any) -> bool:
     return False
 
 
-def aggregate_id_in(wanted: Wanted, endpoint: Any, given: Mapping[str, Any]) -> Any:
+def split_path(
+    wanted: Wanted, endpoint: Any, captured: Mapping[str, Any]
+) -> tuple[Any, Mapping[str, Any]]:
     """
-    Return the identifier in the URL's path, for a payload without fields.
+    Return the identifier in the URL's path, and the values for the payload's fields.
 
     Args:
         wanted: the wanted payload.
-        endpoint: the handler's endpoint.
-        given: the values captured from the path.
+        endpoint: the handler's endpoint, None if it is unknown.
+        captured: the values captured from the path.
 
     Returns:
-        One value, or a dict for several parts; None if the payload has fields, the
-        handler does not belong to an aggregate, or the path lacks a part.
+        The identifier is one value, or a dict for several parts. It is None if fields
+        of the payload have it, the handler creates its object or has none, or the path
+        lacks a part.
 
     """
-    storage = getattr(endpoint.subject, "storage", None)
-    if not given or storage is None or wanted.fields is not None:
-        return None
-    if "aggregate_id" in given and wanted.name != "aggregate_id":
-        return given["aggregate_id"]
-    found = {}
+    subject = getattr(endpoint, "subject", None)
+    storage = getattr(subject, "storage", None)
+    is_factory = endpoint is not None and endpoint.is_factory and not endpoint.action
+    if not captured or storage is None or is_factory:
+        return None, captured
+    captured = _to_marked_fields(wanted, storage.parts, captured)
+    for whole in ("aggregate_id", *(("pk",) if _is_found_by_pk(subject) else ())):
+        if whole in captured and not wanted.has_field(whole):
+            rest = {name: v for name, v in captured.items() if name != whole}
+            return captured[whole], rest
+    found, used = {}, set()
     for part in storage.parts:
         names = (*part.aliases, part.name)
-        name = next((n for n in names if n in given and n != wanted.name), None)
+        name = next((each for each in names if each in captured), None)
         if name is None:
-            return None
-        found[part.name] = given[name]
-    return found if len(found) > 1 else next(iter(found.values()), None)
+            return None, captured
+        found[part.name] = captured[name]
+        if not wanted.accepts(name):
+            used.add(name)
+    if not used:
+        return None, captured
+    rest = {name: value for name, value in captured.items() if name not in used}
+    return found if len(found) > 1 else next(iter(found.values()), None), rest
 
 
-def read_json(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> Any:
+def _is_found_by_pk(subject: Any) -> bool:
+    """Return whether the objects are found by the one primary key of a model."""
+    is_pk = hasattr(subject.owner, "_meta") and not subject.options.identifier
+    return is_pk and len(subject.storage.parts) == 1
+
+
+def _to_marked_fields(
+    wanted: Wanted, parts: Iterable[Any], captured: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return captured values, the identifier's under the fields marked as its parts."""
+    renamed: dict[str, str] = {}
+    for member in wanted.type.members if wanted.type is not None else ():
+        cls = typing.get_origin(member) or member
+        for name, field in marked_fields(
+            cls if isinstance(cls, type) else None
+        ).items():
+            for part in parts:
+                if name is not None and part.is_called(name):
+                    renamed |= dict.fromkeys((part.name, *part.aliases), field)
+    return {
+        name if wanted.accepts(name) else renamed.get(name, name): value
+        for name, value in captured.items()
+    }
+
+
+def read_json(wanted: Wanted, text: bytes, given: RequestValues) -> Any:
     """Return the payload in a body, with the URL's fields added to an object's."""
     __traceback_hide__ = True
     if wanted.type is None:
@@ -232,8 +329,8 @@ def read_json(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> Any:
         return None
     if wanted.fields is not None:
         text = _with_fields(wanted, text, given)
-    elif not text and wanted.name is not None and wanted.name in given:
-        text = json.dumps(given[wanted.name]).encode()
+    elif not text and wanted.name is not None and wanted.name in given.path:
+        text = json.dumps(given.path[wanted.name]).encode()
     if text:
         return wanted.type.from_json(text)
     if wanted.is_optional or wanted.type.takes_none or wanted.fields is None:
@@ -241,10 +338,10 @@ def read_json(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> Any:
     return wanted.type.from_json(b"{}")
 
 
-def _with_fields(wanted: Wanted, text: bytes, given: Mapping[str, Any]) -> bytes:
+def _with_fields(wanted: Wanted, text: bytes, given: RequestValues) -> bytes:
     """Add fields to the text of a JSON object; leave other texts unchanged."""
     __traceback_hide__ = True
-    if not given:
+    if not given.values:
         return text
     try:
         own = json.loads(text or b"{}")
@@ -268,7 +365,7 @@ def read_query(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any
         many = sent.getlist(name)
         is_many = _takes_many(fields[name]) if name in fields else len(many) > 1
         values[name] = many if is_many else many[-1]
-    values = _with_given(wanted, values, given)
+    values = _with_given(wanted, values, RequestValues(given))
     if not values and (wanted.is_optional or wanted.type.takes_none):
         return wanted.nothing()
     return wanted.type.from_python(values)

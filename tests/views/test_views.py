@@ -313,6 +313,84 @@ def test_the_status_of_a_view_is_obeyed_without_a_result(api, status, expected):
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({}, (200, b"null")),
+        ({"empty_status": 204}, (204, b"")),
+        (
+            {"empty_status": 404},
+            (
+                404,
+                b'{"title": "Not Found", "status": 404, "detail": "Nothing was found."}',
+            ),
+        ),
+    ],
+)
+def test_the_status_of_a_query_without_an_answer_is_obeyed(api, status, expected):
+    """None alone is no answer: an empty list is one."""
+
+    @api.add
+    @query_handler("ticket.find")
+    def find(number: int) -> TicketRow | None:
+        return TicketRow(number, date(2026, 5, 1)) if number else None
+
+    @api.add
+    @query_handler("ticket.list")
+    def find_all() -> list[int]:
+        return []
+
+    api.queries(route="ticket.find", **status)
+    response = api.get("/?number=0")
+    assert (response.status_code, response.content) == expected
+    assert api.get("/?number=1").status_code == 200
+    api.queries(route="ticket.list", **status)
+    assert api.get("/").content == b"[]"
+
+
+@pytest.mark.django_db
+def test_an_error_of_the_request_keeps_its_details_under_another_status(api):
+    """``errors=`` may say 422; what is said about the fields stays."""
+
+    @api.add
+    @command_handler("ticket.open")
+    def open_ticket(command: OpenTicket) -> None: ...
+
+    api.commands(route="ticket.open", errors={MessageConversionError: 422})
+    status, body = problem_in(api.post({"title": 5}))
+
+    assert (status, body["title"], body["status"]) == (422, body["title"], 422)
+    assert (
+        body["errors"]
+        == invalid(("title", "Input should be a valid string", "string_type"))[1][
+            "errors"
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"status": 99}, "CommandView has status=99, which is not one of HTTP's"),
+        (
+            {"errors": {TicketClosed: "409"}},
+            "CommandView has errors[TicketClosed]='409', which is not one of HTTP's",
+        ),
+        (
+            {"errors": {"TicketClosed": 409}},
+            "CommandView has errors={'TicketClosed': 409}, but 'TicketClosed' is not",
+        ),
+    ],
+)
+def test_a_status_that_http_does_not_have_is_refused_at_once(options, text):
+    """By ``as_view()``, not by the first error."""
+    with pytest.raises(TypeError) as caught:
+        CommandView.as_view(route="ticket.open", **options)
+
+    assert str(caught.value).startswith(text)
+
+
+@pytest.mark.django_db
 def test_the_status_of_a_view_is_the_same_for_both_of_a_pair(api):
     """Whether the factory runs, which has a result, or the action, which has none."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import Annotated, Any
+from uuid import uuid4
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -21,8 +22,9 @@ from django_cqrs.exceptions import (
     ConcurrencyError,
     InvalidIdentifier,
 )
-from django_cqrs.modelling import Fetch, Version, aggregate
+from django_cqrs.modelling import Fetch, Identifier, Version, aggregate
 from django_cqrs.views import AsyncCommandView, AsyncQueryView, CommandView, QueryView
+from tests.modelling.models import Ticket
 
 pytestmark = pytest.mark.django_db
 
@@ -46,6 +48,27 @@ class FillBox:
 @dataclass(frozen=True)
 class WeighBox:
     box_id: Any = None
+
+
+@dataclass(frozen=True)
+class LabelBox:
+    label: str
+
+
+@dataclass(frozen=True)
+class OpenBox:
+    which: Annotated[int, Identifier("box_id")]
+
+
+@dataclass(frozen=True)
+class LabelSeat:
+    row: str
+
+
+@dataclass(frozen=True)
+class MakeSeat:
+    row: str
+    number: int
 
 
 @aggregate(version="version")
@@ -73,6 +96,14 @@ class Box:
     def fill(self, command: FillBox) -> None:
         self.count += 1
 
+    @command_handler
+    def label(self, command: LabelBox) -> str:
+        return f"{command.label} on {self.box_id}"
+
+    @command_handler
+    def open(self, command: OpenBox) -> int:
+        return command.which
+
     @command_handler("box.touch")
     def touch(self) -> None:
         self.count += 1
@@ -94,6 +125,15 @@ class Seat:
     row: str
     number: int
     count: int = 0
+
+    @command_handler("seat.make")
+    @classmethod
+    def make(cls, command: MakeSeat) -> Seat:
+        return cls(command.row, command.number)
+
+    @command_handler("seat.label")
+    def label(self, command: LabelSeat) -> str:
+        return f"{self.row}{self.number} in row {command.row}"
 
     @command_handler("seat.take")
     def take(self) -> int:
@@ -276,6 +316,63 @@ def test_the_path_gives_all_parts_of_an_identifier():
 
     assert by_view("command", None, both, route="seat.take") == NONE
     assert by_view("command", None, {"row": "a"}, route="seat.take") == UNSAID
+
+
+def test_the_path_gives_what_the_message_has_no_field_for():
+    """Its fields are in the body; the identifier is nowhere but in the path."""
+    said = by_view("command", {"label": "x"}, {"box_id": 7}, message=LabelBox)
+
+    assert said == (200, "x on 7")
+    assert by_view("command", {"label": "x"}, {"box_id": 8}, message=LabelBox) == NONE
+    assert by_view("command", {"label": "x"}, {}, message=LabelBox) == UNSAID
+
+
+def test_the_path_fills_the_field_that_is_marked_as_the_identifier():
+    """Whatever the field is called."""
+    for body, status in (({}, 200), ({"which": 7}, 400)):
+        assert by_view("command", body, {"box_id": 7}, message=OpenBox)[0] == status
+
+
+def test_a_field_that_the_path_has_cannot_also_be_given():
+    """Also where it has another name in the path."""
+    _, body = by_view("command", {"which": 7}, {"box_id": 7}, message=OpenBox)
+
+    assert [(each["path"], each["code"]) for each in body["errors"]] == [
+        ("which", "in_path")
+    ]
+
+
+def test_the_path_calls_the_identifier_of_a_dict_aggregate_id():
+    """Any other name is a key of the dict."""
+    said = by_view("command", {}, {"aggregate_id": 7}, route="box.reopen")
+
+    assert said == (204, None)
+
+
+def test_the_path_and_the_body_may_each_have_a_part_of_an_identifier():
+    """The part that is a field of the message, and the one that is none."""
+    made = {"row": "a", "number": 3}
+    assert by_view("command", made, {}, route="seat.make") == (200, ["a", 3])
+
+    said = by_view("command", {}, made, route="seat.label")
+    assert said == (200, "a3 in row a")
+
+
+def test_a_model_may_be_called_pk_in_the_path():
+    """As in the views of Django and the routers of REST framework."""
+    ticket = Ticket.objects.create(ticket_id=uuid4(), assignee="ada")
+    own = Registry()
+    own.add(Ticket)
+    view = QueryView.as_view(route="ticket.assignee", bus=own.query_bus)
+
+    assert answer(view(RequestFactory().get("/"), pk=uuid4())) == NONE
+    assert answer(view(RequestFactory().get("/"), pk=ticket.pk)) == (200, "ada")
+
+
+def test_a_factory_takes_no_object_from_the_path():
+    """It makes one: its message may have the identifier, or the database gives it."""
+    assert by_view("command", {"box_id": 9}, {"shelf": 1}, message=MakeBox) == (200, 9)
+    assert by_view("command", {}, {"box_id": 10}, message=MakeBox) == (200, 10)
 
 
 def _django_rest_framework(error: Exception) -> Any:
