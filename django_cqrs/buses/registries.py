@@ -285,7 +285,7 @@ class Registry:
         message = message_of(envelope, payload, scope)
         if note is not None:
             message.handling.note = note
-        if ran is not None:
+        if ran is not None and endpoint.action is not None:
             message.handling.ran = ran
         return endpoint, partial(run, message)
 

@@ -220,10 +220,11 @@ class MessageTypes:
         """
         __traceback_hide__ = True
         cls = self.class_of(name)
-        wanted = adapter_of(cls)
-        own, holder = self._names[cls], path_of(cls)
+        wanted, own = adapter_of(cls), self._names[cls]
+        if version is None or version == own.version:  # the usual case
+            return wanted.from_stored_json(text)
         return from_stored_json(
-            wanted, text, own, name=name, version=version, holder=holder
+            wanted, text, own, name=name, version=version, holder=path_of(cls)
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from django_cqrs.annotations import is_value_type
 from django_cqrs.channels.channel import Envelope
@@ -162,6 +162,17 @@ def message_of(envelope: Envelope, payload: Any, scope: Any = None) -> Message:
     """
     __traceback_hide__ = True
     headers = decode_headers(envelope.headers)
+    origin = Origin(headers, envelope.correlation_id, envelope.causation_id, scope)
+    message = Message(payload, origin)
+    message._message_id = envelope.message_id
+    message._nanoseconds = (envelope.timestamp - EPOCH) // _MICROSECOND * 1000
+    if headers:
+        _take_own(headers, message)
+    return message
+
+
+def _take_own(headers: dict[str, Any], message: Message) -> None:
+    """Move the headers that this library has added from the user's to a message."""
     trace = headers.pop(TRACE) if isinstance(headers.get(TRACE), dict) else None
     aggregate_id = headers.pop(AGGREGATE_ID, None)
     headers.pop(UNSET, None)
@@ -170,21 +181,12 @@ def message_of(envelope: Envelope, payload: Any, scope: Any = None) -> Message:
         for name in list(headers)
         if name.startswith(RESERVED_PREFIX)
     }
-    origin = Origin(
-        headers,
-        envelope.correlation_id,
-        envelope.causation_id,
-        scope,
-    )
-    message = Message(payload, origin)
     if trace:
         message.handling.trace = trace
     if aggregate_id is not None:
         message._aggregate_id = aggregate_id
     if own:
         message._aggregate = own
-    message._message_id = envelope.message_id
-    message._nanoseconds = (
-        (envelope.timestamp - EPOCH) // timedelta(microseconds=1) * 1000
-    )
-    return message
+
+
+_MICROSECOND: Final = timedelta(microseconds=1)

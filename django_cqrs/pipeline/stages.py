@@ -87,7 +87,12 @@ def in_transaction(run: Run, alias: str, name: str, *, opens: bool = True) -> Ru
         block = Atomic(alias, savepoint=True, durable=False)  # its state is elsewhere
 
     def run_in_transaction(message: Message) -> Any:
-        connection: Any = connections[alias]
+        around = None if opens else message._parent._scope
+        connection: Any
+        if around is not None and around.connection.alias == alias:
+            connection = around.connection  # with no need to look for it
+        else:
+            connection = connections[alias]
         if connection.in_atomic_block and is_broken(connection):
             raise _broken_before(name_run(message, name), connection)
         # Django never clears it: an old error would be blamed for a later rollback.

@@ -36,9 +36,10 @@ class RouteTable(RouteDiagnosis):
             InvalidHandler: its declaration is broken, with the text of the check.
 
         """
-        for each in self._parts.get(endpoint, (endpoint,)):
-            if each in self._broken:
-                raise InvalidHandler(str(self._broken[each]))
+        if self._broken:
+            for each in self._parts.get(endpoint, (endpoint,)):
+                if each in self._broken:
+                    raise InvalidHandler(str(self._broken[each]))
         return endpoint
 
     def endpoint_named(self, name: str) -> Endpoint:

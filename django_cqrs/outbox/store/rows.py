@@ -13,6 +13,7 @@ from django.db.models import Case, Expression, F, Func, IntegerField, When
 from django.db.models.lookups import LessThanOrEqual
 
 from django_cqrs.channels.channel import Envelope
+from django_cqrs.frozen import maker_of
 from django_cqrs.outbox.models import State
 from django_cqrs.outbox.times import as_sent, as_stored
 
@@ -173,21 +174,57 @@ def values_of(envelope: Envelope) -> dict[str, Any]:
     }
 
 
+_make_envelope = maker_of(Envelope)
+_make_claimed = maker_of(Claimed)
+
+
 def claimed_from(row: tuple[Any, ...], group: Group | None) -> Claimed:
     """Return the message of a row of :data:`CLAIMED_COLUMNS`."""
-    values: dict[str, Any] = dict(zip(CLAIMED_COLUMNS, row, strict=True))
-    is_loaded = values["payload"] is not None
-    if not is_loaded:
-        values |= dict.fromkeys(_CONTENT, b"")
-    envelope = envelope_of(values)
-    return Claimed(
-        values["id"],
+    (
+        pk,
+        endpoint,
+        name,
+        version,
+        payload,
+        headers,
+        message_id,
+        correlation_id,
+        causation_id,
+        sent_at,
+        sequence,
+        priority,
+        expires_at,
+        attempts,
+        channel,
+        subject,
+        size,
+        ordering_key,
+    ) = row
+    is_loaded = payload is not None
+    envelope = _make_envelope(
+        endpoint=endpoint,
+        name=name,
+        version=version,
+        payload=bytes(payload) if is_loaded else b"",
+        headers=bytes(headers) if is_loaded else b"",
+        message_id=message_id,
+        correlation_id=correlation_id,
+        causation_id=causation_id,
+        timestamp=as_sent(sent_at),
+        sequence=sequence,
+        expires_at=expires_at and as_sent(expires_at),
+        priority=priority,
+        subject=subject,
+        ordering_key=ordering_key,
+    )
+    return _make_claimed(
+        pk,
         envelope,
-        values["attempts"],
-        values["channel"],
-        values["ordering_key"],
+        attempts,
+        channel,
+        ordering_key,
         group=group,
-        size=values["size"],
+        size=size,
         is_loaded=is_loaded,
     )
 

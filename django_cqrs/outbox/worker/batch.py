@@ -6,15 +6,14 @@ import dataclasses
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from django_cqrs.buses.registries import Registry
 from django_cqrs.outbox.store.rows import Claimed, Group
 from django_cqrs.outbox.worker.failures import Failure
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """A message whose handler is called, and the state of the batch before the call."""
 
     claimed: Claimed

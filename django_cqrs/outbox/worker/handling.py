@@ -356,6 +356,7 @@ class ClaimHandler:
     ) -> None:
         """Call the handlers of messages until their transaction should end."""
         connection, habits = self._store.connection, self._habits
+        outages, ended = self._policies.outages, self._ended
         moment = now()
         before = started = time.monotonic()
         for each in claimed:
@@ -365,7 +366,7 @@ class ClaimHandler:
             if (batch.done or batch.failures) and habits.is_slow(name):
                 break  # no message that is done waits for it
             batch.taken += 1
-            if each.group in batch.ended or each.group in self._ended:
+            if each.group in batch.ended or each.group in ended:
                 continue  # it is set aside, since one before it failed
             if each.group in batch.later or (
                 not is_alone and habits.is_to_be_alone(name)
@@ -381,8 +382,8 @@ class ClaimHandler:
             outcome = self._attempt(turn, scope, savepoints)
             if outcome is None:
                 batch.done.append(each)
-                if self._policies.outages.row:
-                    self._policies.outages.row.pop(each.channel, None)
+                if outages.row:
+                    outages.row.pop(each.channel, None)
             elif not isinstance(outcome, Failure):
                 batch.outside.append((each, outcome))
                 if each.group is not None:

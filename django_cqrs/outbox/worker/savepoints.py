@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import sys
 from contextlib import closing
@@ -440,9 +441,15 @@ _IDLE: Final = 0  # TransactionStatus.IDLE in psycopg and in psycopg2
 
 def _is_kept(connection: Any) -> bool:
     """Return whether other code holds the driver's connection, or may hold it."""
-    package = type(connection.connection).__module__.partition(".")[0]
-    own = _OWN_REFERENCES.get(package)
+    driver: Any = type(connection.connection)
+    own = _own_references_to(driver)
     return own is None or _references(connection) > own
+
+
+@functools.cache
+def _own_references_to(driver: type) -> int | None:
+    """Return the count for connections of a class; None if its driver is unknown."""
+    return _OWN_REFERENCES.get(driver.__module__.partition(".")[0])
 
 
 def _references(holder: Any) -> int:
