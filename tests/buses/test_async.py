@@ -914,7 +914,7 @@ def test_a_cancelled_async_handler_is_rolled_back():
         await noted(command.text)
         entered.set()
         try:
-            await asyncio.sleep(10)
+            await asyncio.sleep(2 * LIMIT)
         except asyncio.CancelledError as error:
             seen["handler"] = error
             raise
@@ -943,7 +943,7 @@ def test_a_cancelled_async_handler_is_rolled_back():
     began = time.monotonic()
     asyncio.run(main())
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < LIMIT
     assert isinstance(seen["handler"], asyncio.CancelledError)
     assert is_origin(seen["current"])
     assert seen["headers"] == {"causation_id": None}

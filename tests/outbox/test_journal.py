@@ -509,7 +509,7 @@ def test_journal_of_the_worker(registry):
     assert last.error == "no stamps\\x00"
 
 
-def test_batch_is_written_in_one_statement(registry):
+def test_batch_is_written_in_one_statement(registry, undivided_batches):
     """However many there are, and one that fails among them. [C07.5]"""
     registry.add(mail)
     for number in range(5):

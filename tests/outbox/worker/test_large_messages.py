@@ -12,11 +12,10 @@ from django_cqrs import Message, Registry, Retry, command_handler, message
 from django_cqrs.outbox.models import OutboxMessage, State
 from django_cqrs.outbox.store import Store
 from django_cqrs.outbox.store.rows import LARGEST_CLAIMED
-from django_cqrs.outbox.worker.batch import Habits
 from django_cqrs.outbox.worker.handling import ClaimHandler
 from tests.outbox.support import letters, on_databases, rows, work, worker_of
 
-pytestmark = on_databases
+pytestmark = [*on_databases, pytest.mark.usefixtures("undivided_batches")]
 
 LARGE = LARGEST_CLAIMED + 1
 LEASE = timedelta(seconds=30)
@@ -33,13 +32,6 @@ class Big:
 def seen():
     """Return what the handler was called with: numbers, lengths, the header."""
     return []
-
-
-@pytest.fixture(autouse=True)
-def _batches_are_not_parted_by_time(monkeypatch):
-    """On a busy machine a handler that does nothing may take long."""
-    monkeypatch.setattr(ClaimHandler, "transaction_time", 600)
-    monkeypatch.setattr(Habits, "slow_time", 600)
 
 
 def registry_of_big(seen, *, channel="outbox", **options):

@@ -60,7 +60,9 @@ def claims(monkeypatch):
 
 
 @pytest.mark.parametrize("key", [None, "key"], ids=["plain", "of one key"])
-def test_a_worker_whose_batch_outlasts_its_lease_handles_less_at_once(claims, key):
+def test_a_worker_whose_batch_outlasts_its_lease_handles_less_at_once(
+    claims, key, undivided_batches
+):
     """
     A lease is lost with the fourth message of a claim, as on a machine that is too slow.
 
@@ -80,7 +82,6 @@ def test_a_worker_whose_batch_outlasts_its_lease_handles_less_at_once(claims, ke
     registry = handled_by(slow, retry=Retry(attempts=2), **policies)
     send(registry, *range(12))
     worker = worker_of(registry, lease=LEASE)
-    worker._handler.transaction_time = 600
 
     tally = worker.run()
 

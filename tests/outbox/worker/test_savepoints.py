@@ -11,8 +11,6 @@ from django.db import DatabaseError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from django_cqrs import Registry, command_handler
-from django_cqrs.outbox.worker.batch import Habits
-from django_cqrs.outbox.worker.handling import ClaimHandler
 from django_cqrs.outbox.worker.savepoints import Savepoints
 from django_cqrs.retries import Retry
 from tests.outbox.support import (
@@ -30,7 +28,7 @@ from tests.outbox.support import (
 from tests.outbox.work import OtherWork, Work
 from tests.testapp.models import Note
 
-pytestmark = on_databases
+pytestmark = [*on_databases, pytest.mark.usefixtures("undivided_batches")]
 
 TABLE = Note._meta.db_table
 ONCE = Retry(attempts=1)
@@ -38,13 +36,6 @@ ONCE = Retry(attempts=1)
 
 class Refused(Exception):
     """What a handler raises on purpose."""
-
-
-@pytest.fixture(autouse=True)
-def _batches_are_not_parted_by_time(monkeypatch):
-    """On a busy machine a handler that does nothing may take long."""
-    monkeypatch.setattr(ClaimHandler, "transaction_time", 600)
-    monkeypatch.setattr(Habits, "slow_time", 600)
 
 
 def write(number):

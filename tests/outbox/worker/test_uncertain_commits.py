@@ -4,8 +4,6 @@ import pytest
 from django.db import OperationalError, connection, connections, transaction
 
 from django_cqrs import Retry
-from django_cqrs.outbox.worker.batch import Habits
-from django_cqrs.outbox.worker.handling import ClaimHandler
 from tests.outbox.support import (
     letters,
     note,
@@ -49,9 +47,7 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(ClaimHandler, "transaction_time", 600)
-    monkeypatch.setattr(Habits, "slow_time", 600)
+def server(monkeypatch, undivided_batches):
     return Server(monkeypatch)
 
 
