@@ -478,7 +478,7 @@ def test_a_worker_that_is_told_to_end_by_a_handler():
     assert [letter.reason for letter in letters()] == [Reason.POISON]
 
 
-def test_a_lost_transaction_accuses_nobody(caplog):
+def test_a_lost_transaction_accuses_nobody(caplog, undivided_batches):
     """Everything of the batch is taken again, one by one, and counted for none. [C03.4]"""
     on_a_server()
     registry = Registry()
@@ -509,7 +509,7 @@ def test_a_lost_transaction_accuses_nobody(caplog):
     ]
 
 
-def test_a_deadlock_accuses_nobody(caplog):
+def test_a_deadlock_accuses_nobody(caplog, undivided_batches):
     """The transaction that had to give way is gone as a whole; nobody is to blame. [C03.4]"""
     if connection.vendor != "mysql":
         pytest.skip("A case for a server that ends a whole transaction for a deadlock.")
