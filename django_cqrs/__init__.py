@@ -5,6 +5,7 @@ from __future__ import annotations
 from django_cqrs.buses.commands import CommandBus
 from django_cqrs.buses.events import EventBus
 from django_cqrs.buses.queries import QueryBus
+from django_cqrs.buses.receipts import Receipt
 from django_cqrs.buses.registries import Registry, command_bus, event_bus, query_bus
 from django_cqrs.conversion.masking import Sensitive
 from django_cqrs.declaration.decorators import (
@@ -32,6 +33,7 @@ __all__ = [
     "Message",
     "Query",
     "QueryBus",
+    "Receipt",
     "Registry",
     "Retry",
     "Sensitive",

@@ -18,6 +18,8 @@ class FirstResult(NamedTuple):
     """Its handler's result, as JSON text; None if that was None."""
     outputs: bytes | None
     """The messages that it sent, if they were to be kept."""
+    message_id: UUID
+    """Its id."""
 
 
 class Inbox(Protocol):

@@ -121,6 +121,8 @@ class Handling:
     """The options that it is sent with, if any."""
     held: list[Any] | None = None
     """The messages for channels, sent after all handlers of the event were called."""
+    stored: list[SentMessage] | None = None
+    """Filled when it is sent to a channel, if its sender wants a receipt."""
     # Around it.
     note: Any = None
     """The journal's note on it."""
@@ -133,6 +135,16 @@ class Handling:
         vars(copy).update(vars(self))
         copy.subject = copy.trace = None
         return copy
+
+
+class SentMessage(typing.NamedTuple):
+    """The id and place of a message that was sent to a channel, for its receipt."""
+
+    message_id: UUID
+    using: str
+    """The alias of the database that it was sent in."""
+    is_duplicate: bool = False
+    """Whether it was not sent, since an earlier one, whose id this is, has its key."""
 
 
 _UNHANDLED: Final = Handling()

@@ -55,6 +55,7 @@ class Rule(enum.Enum):
     INCONVERTIBLE_VIEW = "E046", "A view whose message cannot be created from a request"
     HIDDEN_HANDLER = "E047", "A handler behind a wrapper that hides it"
     USELESS_UPCASTER = "E048", "An upcaster that is never needed"
+    UNKNOWN_OUTCOME_VIEW = "E049", "An outcome_view= that is not the name of a URL"
     UNKNOWN_SETTING = "W001", "An unknown key of DJANGO_CQRS"
     UNROUTED_HANDLER = "W002", "A decorated function outside the handlers modules"
     INCONVERTIBLE_PAYLOAD = "W003", "A payload type that cannot be created from JSON"

@@ -12,8 +12,8 @@ from django_cqrs.problems import Rule
 PUBLIC = {
     "django_cqrs": """
         Command CommandBus DEADLOCKS Depends EventBus Fetch Header Headers
-        Identifier InstantRetry Message Query QueryBus Registry Retry Sensitive
-        Service Version command_bus command_handler event_bus event_handler
+        Identifier InstantRetry Message Query QueryBus Receipt Registry Retry
+        Sensitive Service Version command_bus command_handler event_bus event_handler
         message query_bus query_handler service
     """,
     "django_cqrs.modelling": """
@@ -49,8 +49,8 @@ PUBLIC = {
         InMemoryChannel OnCommitChannel as_timedelta channels
     """,
     "django_cqrs.views": """
-        AsyncCommandView AsyncQueryView CommandView QueryView VersionedAnswer
-        aask_for adispatch_for ask_for dispatch_for
+        AsyncCommandView AsyncQueryView CommandView OutcomeView QueryView
+        VersionedAnswer aask_for adispatch_for ask_for dispatch_for
     """,
     "django_cqrs.middleware": """
         MessageHeadersMiddleware
@@ -80,6 +80,9 @@ PUBLIC = {
     """,
     "django_cqrs.outbox.health": """
         Problem find_problems
+    """,
+    "django_cqrs.outbox.outcomes": """
+        MessageOutcome MessageStatus outcome_of
     """,
     "django_cqrs.outbox.statistics": """
         ChannelStatistics LOOKED WINDOWS statistics_of

@@ -142,10 +142,14 @@ class BaseBus:
         raise InvalidOption(msg)
 
     def _check_address(
-        self, payload: Any, route: str | None, content_type: str | None
+        self,
+        payload: Any,
+        route: str | None,
+        content_type: str | None,
+        method: str | None = None,
     ) -> None:
         __traceback_hide__ = True
-        method = BUS_METHODS[self.kind]
+        method = method or BUS_METHODS[self.kind]
         if route is not None and not isinstance(route, str):
             msg = f"route= must be a routing key (a string), not {route!r}."
             raise InvalidOption(msg)

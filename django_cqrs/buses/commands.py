@@ -13,15 +13,17 @@ from django_cqrs.buses.bus import (
     current_message,
 )
 from django_cqrs.buses.keywords import AnyDispatchKeywords, DispatchKeywords
+from django_cqrs.buses.receipts import Receipt
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.declaration.key_sources import KeySource
 from django_cqrs.declaration.marks import Header
 from django_cqrs.exceptions import InvalidOption
-from django_cqrs.messages import Command, Message
+from django_cqrs.messages import Command, Message, SentMessage
 from django_cqrs.pipeline.idempotency import BusKey
 from django_cqrs.pipeline.outlet import Seconds, send_options
 from django_cqrs.retries import InstantRetry
-from django_cqrs.sync import twin_of
+from django_cqrs.routing.endpoint import Endpoint
+from django_cqrs.sync import in_thread, refuse_running_loop, twin_of
 
 
 class CommandBus(SingleHandlerBus):
@@ -71,6 +73,7 @@ class CommandBus(SingleHandlerBus):
         super().__init__(registry=registry)
         self._retry = instant_retry
         self._key = key
+        self._send_in_thread = in_thread(self.send)
 
     @overload
     def dispatch(
@@ -167,9 +170,7 @@ class CommandBus(SingleHandlerBus):
         self._check_options(endpoint, options)
         self._refuse_aggregate_id(endpoint, aggregate_id)
         message = self._message(payload, headers, using, options)
-        if aggregate_id is not None and endpoint.subject is not None:
-            subject = endpoint.subject
-            message._aggregate_id = subject.identifier_given(aggregate_id, message)
+        _address(message, endpoint, aggregate_id)
         return run(message)
 
     @overload
@@ -202,3 +203,90 @@ class CommandBus(SingleHandlerBus):
         """Do the same as :meth:`dispatch`, in one hop to the database's thread."""
         __traceback_hide__ = True
         return await self._in_thread(payload, **keywords)
+
+    def send(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        delay: Seconds | None = None,
+        expires: Seconds | None = None,
+        priority: int | None = None,
+    ) -> Receipt:
+        """
+        Send a command to its handler on a channel, and return a receipt.
+
+        It sends what :meth:`dispatch` sends, which returns None for such a handler.
+
+        Args:
+            payload: as for :meth:`dispatch`, and so are the others.
+            route: likewise.
+            aggregate_id: likewise.
+            headers: likewise.
+            content_type: likewise.
+            using: likewise.
+            delay: likewise.
+            expires: likewise.
+            priority: likewise.
+
+        Returns:
+            The receipt, with the id of the message.
+
+        Raises:
+            InvalidOption: the handler is not on a channel, so that `dispatch` returns
+                its result; or the arguments cannot be combined.
+            CQRSError: as :meth:`dispatch`.
+
+        """
+        __traceback_hide__ = True
+        refuse_running_loop("command_bus.send", "await command_bus.asend()")
+        self._check_address(payload, route, content_type, "command_bus.send")
+        endpoint, payload, run = self._run_for(payload, route, content_type, using)
+        channel = endpoint.channel
+        if channel is None:
+            msg = (
+                f"command_bus.send() was called for {endpoint.name}, which is not on a "
+                "channel: it is called immediately, so there is nothing to wait for. "
+                "Use command_bus.dispatch(), which returns its result, or give the "
+                "handler a channel=."
+            )
+            raise InvalidOption(msg)
+        options = send_options(delay, expires, priority)
+        self._check_options(endpoint, options)
+        self._refuse_aggregate_id(endpoint, aggregate_id)
+        message = self._message(payload, headers, using, options)
+        _address(message, endpoint, aggregate_id)
+        stored: list[SentMessage] = []
+        message.handling.stored = stored
+        run(message)
+        if stored:
+            message_id, alias, is_duplicate = stored[-1]
+            return Receipt(
+                message_id,
+                endpoint.name,
+                channel,
+                alias,
+                is_duplicate=is_duplicate,
+            )
+        alias = self._outlet(endpoint).alias_for(message)
+        return Receipt(message.message_id, endpoint.name, channel, alias, is_sent=False)
+
+    @twin_of(send)
+    async def asend(
+        self, payload: Any = None, **keywords: Unpack[AnyDispatchKeywords]
+    ) -> Receipt:
+        """Do the same as :meth:`send`, in one hop to the database's thread."""
+        __traceback_hide__ = True
+        receipt: Receipt = await self._send_in_thread(payload, **keywords)
+        return receipt
+
+
+def _address(message: Message, endpoint: Endpoint, aggregate_id: Any) -> None:
+    """Give a message the identifier of the object that it is for, if one is given."""
+    if aggregate_id is not None and endpoint.subject is not None:
+        given = endpoint.subject.identifier_given(aggregate_id, message)
+        message._aggregate_id = given

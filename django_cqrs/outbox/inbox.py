@@ -129,11 +129,14 @@ def _entries(using: str, owner: str, key: str) -> QuerySet[InboxEntry]:
 
 
 def _first(entries: QuerySet[InboxEntry]) -> tuple[int, datetime, FirstResult] | None:
-    row = entries.values_list("pk", "created_at", "result", "outputs").first()
+    row = entries.values_list(
+        "pk", "created_at", "result", "outputs", "message_id"
+    ).first()
     if row is None:
         return None
-    pk, created_at, result, outputs = row
-    return pk, created_at, FirstResult(_bytes(result), _bytes(outputs))
+    pk, created_at, result, outputs, message_id = row
+    first = FirstResult(_bytes(result), _bytes(outputs), message_id)
+    return pk, created_at, first
 
 
 def _bytes(value: Any) -> bytes | None:

@@ -283,6 +283,7 @@ class JournalEntry(models.Model):
         default_permissions = ("view",)
         indexes: ClassVar[list[models.Index]] = [
             models.Index(fields=["correlation_id"], name="cqrs_journal_correlation"),
+            models.Index(fields=["message_id"], name="cqrs_journal_message"),
             models.Index(fields=["subject", "at"], name="cqrs_journal_subject"),
             models.Index(fields=["at"], name="cqrs_journal_at"),
         ]

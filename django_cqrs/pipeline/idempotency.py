@@ -31,7 +31,13 @@ from django_cqrs.exceptions import (
     UnexpectedResult,
 )
 from django_cqrs.inbox import Inbox, find_inbox, no_inbox
-from django_cqrs.messages import Message, result_type_of, scope_of
+from django_cqrs.messages import (
+    Message,
+    SentMessage,
+    handling_of,
+    result_type_of,
+    scope_of,
+)
 from django_cqrs.pipeline.scopes import Recording, Sent, send
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
 
@@ -169,6 +175,9 @@ def _once(
         seen = inbox.enter(alias, owner, key, message.message_id, former=former)
         if seen is not None:
             log_duplicate(message, endpoint)
+            stored = handling_of(message).stored
+            if stored is not None:
+                stored.append(SentMessage(seen.message_id, alias, is_duplicate=True))
             if outputs is not None:
                 outputs.send_again(seen.outputs, message)
             return None if answer is None else answer.read(seen.result)

@@ -23,7 +23,7 @@ from django_cqrs.channels.channel import (
 from django_cqrs.conversion.stored import MessageTypes
 from django_cqrs.declaration.key_sources import KeyReader, key_reader
 from django_cqrs.exceptions import InvalidOption
-from django_cqrs.messages import Message, handling_of, scope_of
+from django_cqrs.messages import Message, SentMessage, handling_of, scope_of
 from django_cqrs.pipeline.envelopes import (
     UNSET,
     encode,
@@ -160,7 +160,10 @@ class Outlet:
             deliver = _Deliverer(self._deliver, alias, retry)
             self._deliverers[alias] = deliver
         delivery = Delivery(envelope, deliver)
-        held = handling_of(message).held
+        handling = handling_of(message)
+        if handling.stored is not None:
+            handling.stored.append(SentMessage(envelope.message_id, alias))
+        held = handling.held
         if held is not None:
             held.append((alias, self.channel, delivery))
         else:

@@ -15,11 +15,13 @@ from django_cqrs.views.message_views import (
     CommandView,
     QueryView,
 )
+from django_cqrs.views.outcome_views import OutcomeView
 
 __all__ = [
     "AsyncCommandView",
     "AsyncQueryView",
     "CommandView",
+    "OutcomeView",
     "QueryView",
     "VersionedAnswer",
     "aask_for",

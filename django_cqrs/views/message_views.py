@@ -6,16 +6,19 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Final
+from uuid import UUID
 
 from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse, HttpResponseNotModified
+from django.http import HttpRequest, HttpResponse, HttpResponseNotModified, JsonResponse
 from django.http.response import HttpResponseBase
+from django.urls import NoReverseMatch, reverse
 from django.views import View
 
 from django_cqrs.annotations import name_of_type
 from django_cqrs.buses.bus import GivenHeaders
 from django_cqrs.buses.commands import CommandBus
 from django_cqrs.buses.queries import QueryBus
+from django_cqrs.buses.receipts import Receipt
 from django_cqrs.buses.registries import command_bus, query_bus
 from django_cqrs.conversion.adapters import to_jsonable
 from django_cqrs.conversion.payloads import JSON, PayloadType, convert_result
@@ -56,6 +59,8 @@ from django_cqrs.views.requests import (
 )
 
 _STATUSES: Final = frozenset(map(int, HTTPStatus))
+
+_NOBODYS: Final = UUID(int=0)
 
 
 class _Unsupported(Exception):
@@ -142,6 +147,7 @@ class _MessageView(View):
 
         """
         view = cls(**initkwargs)
+        yield from view._other_problems()
         try:
             wanted = view._wanted()
         except (CQRSError, ImproperlyConfigured):
@@ -149,6 +155,9 @@ class _MessageView(View):
         fault = None if wanted.type is None else wanted.type.fault
         if fault is not None:
             yield view._inconvertible(wanted, fault)
+
+    def _other_problems(self) -> Iterator[Problem]:
+        yield from ()
 
     def _wanted(self) -> Wanted:
         if self.message is not None:
@@ -188,7 +197,11 @@ class _MessageView(View):
     # To the bus and back -------------------------------------------------------------
 
     def _send(
-        self, payload: Any, headers: GivenHeaders | None, aggregate_id: Any
+        self,
+        endpoint: Endpoint,
+        payload: Any,
+        headers: GivenHeaders | None,
+        aggregate_id: Any,
     ) -> Any:
         raise NotImplementedError
 
@@ -215,7 +228,7 @@ class _MessageView(View):
 
         def send() -> Any:
             __traceback_hide__ = True
-            return self._send(payload, headers or None, aggregate_id)
+            return self._send(endpoint, payload, headers or None, aggregate_id)
 
         answered: tuple[type[Exception], ...] = (*OF_REQUESTS, *self.errors)
         try:
@@ -286,6 +299,7 @@ class _Commands(_MessageView):
     """
 
     bus: CommandBus = command_bus
+    outcome_view: str | None = None
 
     def _given(
         self, path: Mapping[str, Any], wanted: Wanted, condition: IfMatch | None
@@ -331,17 +345,62 @@ class _Commands(_MessageView):
         raise PreconditionError(400, msg) from error
 
     def _send(
-        self, payload: Any, headers: GivenHeaders | None, aggregate_id: Any
+        self,
+        endpoint: Endpoint,
+        payload: Any,
+        headers: GivenHeaders | None,
+        aggregate_id: Any,
     ) -> Any:
         __traceback_hide__ = True
-        return self.bus.dispatch(
+        if endpoint.channel is None or self.outcome_view is None:
+            return self.bus.dispatch(
+                payload, route=self.route, headers=headers, aggregate_id=aggregate_id
+            )
+        self.outcome_url(_NOBODYS)  # a wrong name fails before anything is sent
+        return self.bus.send(
             payload, route=self.route, headers=headers, aggregate_id=aggregate_id
         )
+
+    def _other_problems(self) -> Iterator[Problem]:
+        """Yield the problem of an `outcome_view` that is not a URL's name."""
+        if self.outcome_view is None or type(self).outcome_url is not (
+            _Commands.outcome_url
+        ):
+            return
+        try:
+            self.outcome_url(_NOBODYS)
+        except NoReverseMatch as error:
+            yield Problem(
+                Rule.UNKNOWN_OUTCOME_VIEW,
+                f"{type(self).__name__} has outcome_view={self.outcome_view!r}, which "
+                f"is not the name of a URL for a message's id: {error}",
+                'Add path("outcomes/<uuid:message_id>/", OutcomeView.as_view(), '
+                f"name={self.outcome_view!r}).",
+                self.message or type(self),
+            )
+
+    def outcome_url(self, message_id: UUID) -> str:
+        """
+        Return the address at which a client learns what became of its command.
+
+        Override it if the URL takes more than the id.
+
+        Args:
+            message_id: the id of the command, for the view named by `outcome_view`.
+
+        """
+        return reverse(self.outcome_view, kwargs={"message_id": message_id})
 
     def _response(
         self, request: HttpRequest, endpoint: Endpoint, result: Any, version: int | None
     ) -> HttpResponse:
         __traceback_hide__ = True
+        if isinstance(result, Receipt) and result.is_sent:
+            return JsonResponse(
+                {"message_id": result.message_id},
+                status=202,
+                headers={"Location": self.outcome_url(result.message_id)},
+            )
         if endpoint.channel is not None:
             return HttpResponse(status=202)
         if result is None:
@@ -373,6 +432,9 @@ class CommandView(_Commands):
         errors: exceptions that are answered with problem details, each with its status:
             ``{TicketClosed: 409, MessageConversionError: 422}``. The text of your own
             exceptions is shown.
+        outcome_view: the name of the URL of an :class:`OutcomeView`: the answer for a
+            handler on a channel has its address as ``Location``, and the message's id
+            in its body.
         requires_if_match: whether a request without ``If-Match`` is answered with 428.
 
     """
@@ -448,7 +510,11 @@ class _Queries(_MessageView):
         return self.refusal(problem(status, "Nothing was found."))
 
     def _send(
-        self, payload: Any, headers: GivenHeaders | None, aggregate_id: Any
+        self,
+        endpoint: Endpoint,
+        payload: Any,
+        headers: GivenHeaders | None,
+        aggregate_id: Any,
     ) -> Any:
         __traceback_hide__ = True
         return self.bus.ask(

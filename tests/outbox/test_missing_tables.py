@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from uuid import uuid4
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection, connections
 
+from django_cqrs.exceptions import InvalidOption
 from django_cqrs.outbox.models import (
     DeadLetter,
     InboxEntry,
@@ -15,6 +17,7 @@ from django_cqrs.outbox.models import (
     OutboxMessage,
     Throughput,
 )
+from django_cqrs.outbox.outcomes import outcome_of
 from tests.outbox.support import on_databases
 
 pytestmark = on_databases
@@ -99,3 +102,14 @@ def test_a_command_says_that_its_database_is_out_of_reach(monkeypatch, arguments
     assert code == 1
     assert text.startswith("The database 'other' is unavailable: ")
     assert "\n" not in text
+
+
+def test_what_became_of_a_message_names_migrate_where_there_are_no_tables(renamed):
+    """The error names the database and the id, and what to do."""
+    message_id = uuid4()
+
+    with pytest.raises(InvalidOption, match="has no outbox tables") as caught:
+        outcome_of(message_id)
+
+    assert str(message_id) in str(caught.value)
+    assert "manage.py migrate --database=default" in str(caught.value)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, assert_type
 from uuid import UUID
 
-from django_cqrs import Command, CommandBus, Query, command_bus, event_bus, query_bus
+from django_cqrs import (
+    Command,
+    CommandBus,
+    Query,
+    Receipt,
+    command_bus,
+    event_bus,
+    query_bus,
+)
+from django_cqrs.outbox.outcomes import MessageOutcome, MessageStatus, outcome_of
 from tests.typing.messages import (
     AssignTicket,
     CloseTicket,
@@ -35,6 +44,26 @@ def commands() -> None:
     )
     command_bus.dispatch(CloseTicket(1))
     assert_type(CommandBus().dispatch(OpenTicket("lamp")), UUID)
+
+
+def receipts() -> None:
+    receipt = assert_type(command_bus.send(CloseTicket(1)), Receipt)
+    assert_type(receipt.message_id, UUID)
+    assert_type(command_bus.send(1, route="ticket.close", delay=60), Receipt)
+    outcome = assert_type(outcome_of(receipt), MessageOutcome)
+    assert_type(outcome_of(str(receipt)).next_attempt_at, datetime | None)
+    assert_type(outcome.status, MessageStatus)
+
+
+async def receipts_asynchronously() -> None:
+    assert_type(await command_bus.asend(CloseTicket(1), priority=3), Receipt)
+
+
+def a_receipt_wrongly() -> None:
+    receipt: UUID = command_bus.send(CloseTicket(1))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    command_bus.send(CloseTicket(1), dely=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    outcome_of(7)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    print(receipt)
 
 
 def a_command_wrongly() -> None:

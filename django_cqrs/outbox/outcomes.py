@@ -1,0 +1,243 @@
+"""The outcome of a message, read from the tables and the journal."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, models
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from django_cqrs.buses.receipts import Receipt
+from django_cqrs.exceptions import InvalidOption
+from django_cqrs.outbox.models import (
+    DeadLetter,
+    JournalEntry,
+    OutboxMessage,
+    Outcome,
+    State,
+)
+from django_cqrs.outbox.redaction import redact_list
+from django_cqrs.outbox.store.dialects import lacks_table
+
+
+class MessageStatus(models.TextChoices):
+    """The possible outcomes of a message."""
+
+    WAITING = "waiting", _("waiting")
+    DELAYED = "delayed", _("delayed")
+    FAILED = "failed", _("failed")
+    HANDLED = "handled", _("handled")
+    DEAD = "dead", _("dead")
+    DROPPED = "dropped", _("dropped")
+    UNKNOWN = "unknown", _("unknown")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MessageOutcome:
+    """The outcome of a message, as far as it is known."""
+
+    message_id: UUID
+    status: MessageStatus
+    endpoint: str = ""
+    """The name of the endpoint; empty if the message is unknown."""
+    channel: str | None = None
+    """The alias of its channel; None if it was called directly, or is unknown."""
+    attempts: int = 0
+    """The number of attempts so far."""
+    at: datetime | None = None
+    """The time at which it was sent, if it waits; otherwise of its last attempt."""
+    next_attempt_at: datetime | None = None
+    """The time before which it is not tried, if it waits for one."""
+    exception: str = ""
+    """The dotted path of the last exception, if it is known."""
+    error: str = ""
+    """The last error in one line, without sensitive data."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it stays so, unless an operator replays a dead letter."""
+        return self.status in _FINAL
+
+
+_FINAL: Final = (MessageStatus.HANDLED, MessageStatus.DEAD, MessageStatus.DROPPED)
+
+# Of an event with several handlers: the status of the one that needs most attention.
+_URGENCY: Final = (
+    MessageStatus.DEAD,
+    MessageStatus.FAILED,
+    MessageStatus.WAITING,
+    MessageStatus.DELAYED,
+    MessageStatus.DROPPED,
+    MessageStatus.HANDLED,
+)
+
+_LOOKED: Final = 1_000
+"""The maximum number of rows read of a table: an event has as many handlers."""
+
+
+def outcome_of(
+    receipt: Receipt | UUID | str, *, using: str | None = None
+) -> MessageOutcome:
+    """
+    Return the outcome of a message, by a few look-ups in indexes.
+
+    Handled messages have no row: only the journal knows of them, for as long as
+    ``JOURNAL`` says. Without it, a message that was handled or dropped is unknown.
+
+    Args:
+        receipt: the receipt of a command, or the id of any message. An event with
+            several handlers has the status of the one that needs most attention.
+        using: the alias of the database that stores it; by default the receipt's, or
+            for an id ``"default"``.
+
+    Raises:
+        InvalidOption: it is neither a receipt nor an id, or the database is unknown or
+            has no outbox tables.
+
+    """
+    if isinstance(receipt, Receipt) and not receipt.is_sent:
+        return MessageOutcome(
+            message_id=receipt.message_id,
+            status=MessageStatus.DROPPED,
+            endpoint=receipt.endpoint,
+            channel=receipt.channel,
+        )
+    message_id = _id_of(receipt)
+    alias = using
+    if alias is None:
+        alias = receipt.using if isinstance(receipt, Receipt) else DEFAULT_DB_ALIAS
+    if alias not in connections:
+        msg = (
+            f"There is no database {alias!r} in DATABASES, so nothing is known of the "
+            f"message {message_id}. Is it a receipt of another project?"
+        )
+        raise InvalidOption(msg)
+    try:
+        return _outcome(message_id, alias)
+    except DatabaseError as error:
+        if not lacks_table(error):
+            raise
+        msg = (
+            f"The database {alias!r} has no outbox tables, so nothing is known of the "
+            f"message {message_id}. Run manage.py migrate --database={alias}, or give "
+            "using= the database that stores it."
+        )
+        raise InvalidOption(msg) from error
+
+
+def _id_of(receipt: Receipt | UUID | str) -> UUID:
+    if isinstance(receipt, Receipt):
+        return receipt.message_id
+    if isinstance(receipt, UUID):
+        return receipt
+    try:
+        return UUID(receipt)
+    except (ValueError, AttributeError, TypeError):
+        msg = (
+            "outcome_of() takes a receipt of command_bus.send(), or the id of a "
+            f"message, not {receipt!r:.100}."
+        )
+        raise InvalidOption(msg) from None
+
+
+def _outcome(message_id: UUID, using: str) -> MessageOutcome:
+    """Return the most urgent outcome among a message's rows."""
+    # Its last row goes from the outbox to the dead letters, and perhaps back.
+    found = (
+        _waiting(message_id, using)
+        or _dead(message_id, using)
+        or _journalled(message_id, using)
+    )
+    if all(each.status is MessageStatus.DROPPED for each in found):
+        found = _waiting(message_id, using) or _dead(message_id, using) or found
+    if not found:
+        return MessageOutcome(message_id=message_id, status=MessageStatus.UNKNOWN)
+    return min(found, key=lambda each: _URGENCY.index(each.status))
+
+
+def _rows_of(model: type[Any], message_id: UUID, using: str) -> Any:
+    return model.objects.using(using).filter(message_id=message_id)
+
+
+def _waiting(message_id: UUID, using: str) -> list[MessageOutcome]:
+    rows = _rows_of(OutboxMessage, message_id, using).defer("payload", "headers")
+    return [_of_waiting(row) for row in rows[:_LOOKED]]
+
+
+def _of_waiting(row: OutboxMessage) -> MessageOutcome:
+    due = row.available_at if row.state == State.DELAYED else None
+    status = MessageStatus.WAITING
+    if row.last_error is not None:
+        status = MessageStatus.FAILED
+    elif due is not None and due > timezone.now():
+        status = MessageStatus.DELAYED
+    return MessageOutcome(
+        message_id=row.message_id,
+        status=status,
+        endpoint=row.endpoint,
+        channel=row.channel,
+        attempts=row.attempts,
+        at=row.sent_at,
+        next_attempt_at=due,
+        error=row.last_error or "",
+    )
+
+
+def _dead(message_id: UUID, using: str) -> list[MessageOutcome]:
+    rows = _rows_of(DeadLetter, message_id, using)
+    rows = rows.defer("payload", "headers", "traceback")
+    letters = list(rows[:_LOOKED])
+    seen = redact_list(letters, using=using) if letters else {}
+    return [_of_dead(letter, seen[letter.pk].error_of(letter)) for letter in letters]
+
+
+def _of_dead(letter: DeadLetter, error: str) -> MessageOutcome:
+    return MessageOutcome(
+        message_id=letter.message_id,
+        status=MessageStatus.DEAD,
+        endpoint=letter.endpoint,
+        channel=letter.channel,
+        attempts=letter.attempts,
+        at=letter.failed_at,
+        exception=letter.exception,
+        error=_line(letter.exception, error),
+    )
+
+
+def _journalled(message_id: UUID, using: str) -> list[MessageOutcome]:
+    """Return the last outcome at each endpoint that the journal knows."""
+    rows = _rows_of(JournalEntry, message_id, using).order_by("-at", "-pk")
+    last: dict[str, JournalEntry] = {}
+    for entry in rows[:_LOOKED]:
+        known = last.setdefault(entry.endpoint, entry)
+        if entry.outcome == Outcome.HANDLED and known.outcome != Outcome.HANDLED:
+            last[entry.endpoint] = entry
+    return [_of_entry(entry) for entry in last.values()]
+
+
+def _of_entry(entry: JournalEntry) -> MessageOutcome:
+    status = MessageStatus.DROPPED
+    if entry.outcome == Outcome.HANDLED:
+        status = MessageStatus.HANDLED
+    elif entry.outcome == Outcome.FAILED and entry.channel is None:
+        status = MessageStatus.FAILED  # its caller got the exception
+    return MessageOutcome(
+        message_id=entry.message_id,
+        status=status,
+        endpoint=entry.endpoint,
+        channel=entry.channel,
+        attempts=entry.attempts,
+        at=entry.at,
+        exception=entry.exception,
+        error=_line(entry.exception, entry.error),
+    )
+
+
+def _line(exception: str, error: str) -> str:
+    """Return an error as a waiting message has it: with the name of its class."""
+    lines = error.strip().splitlines()[:1]
+    return ": ".join([exception.rpartition(".")[2], *lines]) if exception else ""
