@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from django_cqrs.conversion.adapters import (
     CODES_FAULT,
     Converters,
-    cached_adapter,
+    known_adapters,
     registered_converters,
 )
 from django_cqrs.conversion.schemas import LOAD, refusable
@@ -51,7 +51,7 @@ def converter(function: F) -> F:
     except TypeError:
         reason = f"{cls.__qualname__} is a built-in class; wrap it in one of yours"
         _report_converter(function, reason)
-    cached_adapter.cache_clear()
+    known_adapters.clear()
     return function
 
 

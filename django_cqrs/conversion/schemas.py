@@ -34,6 +34,9 @@ LOAD = "django_cqrs_load"
 Plain = tuple[type, list[tuple[str, frozenset[type]]]]
 """A dataclass, with the types by field that JSON restores unchanged."""
 
+JSONReader = tuple[Callable[..., Any], bool | None]
+"""A ``validate_json`` of pydantic, and the value of its `strict`."""
+
 
 class Compiled:
     """The converters of one type, one for each direction."""
@@ -51,11 +54,14 @@ class Compiled:
         from pydantic_core import SchemaSerializer, SchemaValidator
 
         ours = _with(_Bytes(schema).json_rule, schema)
-        json_schema, self.is_strict = _strictly(_with(_json_rule, ours))
+        json_schema, is_strict = _strictly(_with(_json_rule, ours))
         python_schema = _with(_Bytes(schema).python_rule, schema)
         python_schema = _with(_python_rule, python_schema)
         written = _with(_writing_rule, _with(_Bytes(schema).writing_rule, schema))
-        self.json_reader: Any = _built(SchemaValidator, json_schema, schema, validator)
+        self.json_reader: JSONReader = (
+            _built(SchemaValidator, json_schema, schema, validator).validate_json,
+            is_strict,
+        )
         self.python_reader: Any = _built(
             SchemaValidator, python_schema, schema, validator
         )
@@ -72,16 +78,16 @@ class Compiled:
         """Whether the exact form of a part of it may hold more than the usual one."""
 
     @cached_property
-    def stored_reader(self) -> tuple[Any, bool | None]:
-        """The reader of a channel's text, and whether it is strict."""
+    def stored_reader(self) -> JSONReader:
+        """The reader of a channel's text."""
         schema, is_strict = _strictly(_with(_stored_rule, self._read))
-        return _validator(_with(_zone_rule, schema)), is_strict
+        return _validator(_with(_zone_rule, schema)).validate_json, is_strict
 
     @cached_property
-    def marked_reader(self) -> tuple[Any, bool | None]:
+    def marked_reader(self) -> JSONReader:
         """The same for text with the marks of :func:`_marked`."""
         schema, is_strict = _strictly(_with(_stored_rule, self._read))
-        return _validator(_with(_mark_rule, schema)), is_strict
+        return _validator(_with(_mark_rule, schema)).validate_json, is_strict
 
     @cached_property
     def exact_writer(self) -> Any:
@@ -91,7 +97,7 @@ class Compiled:
         schema = _with(_exact_rule, self._written)
         return _built(SchemaSerializer, schema, None, None)
 
-    def reader_of_stored(self, text: bytes | bytearray) -> tuple[Any, bool | None]:
+    def reader_of_stored(self, text: bytes | bytearray) -> JSONReader:
         """Return the reader of text of :meth:`write_json` or :meth:`write_exact`."""
         # The search for one byte takes almost no time, the search for two does not.
         has_marks = _BRACKET in text and text.find(_MARK_END) >= 0

@@ -499,6 +499,21 @@ def test_no_string_around_a_number_beyond_floats_hides_it(literal, word, length)
         ]
 
 
+@pytest.mark.parametrize("strings", [1, 15, 16, 17, 400])
+@pytest.mark.parametrize("string", ["x", "x" * 3_000, '\\"', "\\\\" * 100, ""])
+@pytest.mark.parametrize("literal", ["1e999", "NaN"])
+def test_a_number_beyond_floats_is_found_after_any_strings(literal, string, strings):
+    """However many there are, of whatever length, and whatever they end with."""
+    many = ",".join([f'"{string}"'] * strings)
+    anywhere = "JSON has no NaN, no infinity and no number beyond the range of floats"
+    padding = " " * 2_000
+
+    text = f"[{padding}{many},{literal},{many}]"
+    assert refusal_of(adapter_of(list).from_json, text) == [("", anywhere)]
+    words = f'[{padding}{many},"{literal}",{many}]'
+    assert adapter_of(list).from_json(words) == json.loads(words)
+
+
 @pytest.mark.parametrize("length", [1, 5_000])
 @pytest.mark.parametrize(
     "word", ["NaN", "-Infinity", "1e999 ", '\\"1e999\\"', "\\\\1e999", "9" * 400]
