@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from django.db import connections
 
@@ -16,6 +16,7 @@ from django_cqrs.messages import HeaderValue, Message, current
 from django_cqrs.pipeline.compiler import Pipelines
 from django_cqrs.pipeline.idempotency import BusKey
 from django_cqrs.pipeline.outlet import NO_OPTIONS, Outlet, SendOptions
+from django_cqrs.pipeline.stages import handler_alone
 from django_cqrs.retries import InstantRetry
 from django_cqrs.routing.endpoint import BUS_METHODS, Endpoint, JoinPoint, Run
 from django_cqrs.routing.table import RouteTable
@@ -26,6 +27,14 @@ R = TypeVar("R")
 GivenHeaders = Mapping[str, HeaderValue]
 
 current_message = current.get
+set_current_message = current.set
+reset_current_message = current.reset
+
+JSON_TEXT: Final = {"content_type": JSON}
+"""The keywords of a call with JSON text, beside its route and its headers."""
+
+Known = tuple[Run, Callable[[Any], Any] | None]
+"""A run, and its handler if nothing but the call of it with the payload is in it."""
 
 
 class Host(Protocol):
@@ -67,8 +76,8 @@ class BaseBus:
         self.registry: Host = (
             registry if registry is not None else self.default_registry
         )
-        self._by_type: dict[type, Any] = {}
-        self._by_key: dict[tuple[str | None, type], Any] = {}
+        self._by_type: dict[type, Known] = {}
+        self._by_key: dict[tuple[str | None, type], Known] = {}
         self._by_text: dict[str | None, _TextRoute] = {}
         self._compiled: dict[Any, Any] = {}
         self.registry.adopt(self)
@@ -104,6 +113,13 @@ class BaseBus:
         if options is not NO_OPTIONS:
             message.handling.options = options
         return message
+
+    def _known_run(self, payload: Any, route: str | None) -> Run | None:
+        if route is None:
+            known = self._by_type.get(type(payload))
+        else:
+            known = self._by_key.get((route, type(payload)))
+        return None if known is None else known[0]
 
     def _outlet(self, endpoint: Endpoint) -> Outlet:
         key = endpoint, Outlet
@@ -240,7 +256,7 @@ class SingleHandlerBus(BaseBus):
                 endpoint = table.handler_of(self.kind, payload)
         run = self._run_of(endpoint, using, type(payload), compiled)
         if using is None and wanted is None:
-            by_type[type(payload)] = run
+            by_type[type(payload)] = run, handler_alone(run)
         # Callers cannot make these grow: only handlers' keys get here.
         elif (
             using is None
@@ -249,7 +265,7 @@ class SingleHandlerBus(BaseBus):
             and payload is given
             and wanted.takes_all_of(type(payload))
         ):
-            by_key[route, type(payload)] = run
+            by_key[route, type(payload)] = run, handler_alone(run)
         elif content_type == JSON and found is not None and wanted is not None:
             by_text.setdefault(route, _TextRoute(found, wanted.from_json, compiled))
         return endpoint, payload, run
@@ -271,14 +287,9 @@ class SingleHandlerBus(BaseBus):
             run = compiled[key] = self.registry.with_taps(self.kind, run)
         return run
 
-    def _read_known(
-        self, text: Any, route: str | None, content_type: str | None
-    ) -> tuple[Any, Run | None]:
-        """Convert text for a known routing key; return no run if the key is unknown."""
+    def _read_known(self, known: _TextRoute, text: Any) -> tuple[Any, Run]:
+        """Convert text for a known routing key; return the payload and its run."""
         __traceback_hide__ = True
-        known = self._by_text.get(route) if content_type == JSON else None
-        if known is None:
-            return text, None
         try:
             payload = known.read(text)
         except MessageConversionError as error:

@@ -6,13 +6,20 @@ from asyncio import _get_running_loop
 from typing import Any, Unpack, overload
 
 from django_cqrs.buses.bus import (
+    JSON_TEXT,
     GivenHeaders,
     Host,
     R,
     SingleHandlerBus,
     current_message,
+    reset_current_message,
+    set_current_message,
 )
-from django_cqrs.buses.keywords import AnyDispatchKeywords, DispatchKeywords
+from django_cqrs.buses.keywords import (
+    AnyDispatchKeywords,
+    DispatchKeywords,
+    short_form_of,
+)
 from django_cqrs.buses.receipts import Receipt
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.declaration.key_sources import KeySource
@@ -75,6 +82,45 @@ class CommandBus(SingleHandlerBus):
         self._key = key
         self._send_in_thread = in_thread(self.send)
 
+    def _dispatch(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        delay: Seconds | None = None,
+        expires: Seconds | None = None,
+        priority: int | None = None,
+    ) -> Any:
+        __traceback_hide__ = True
+        if (
+            using is None
+            and aggregate_id is None
+            and delay is None
+            and expires is None
+            and priority is None
+            and content_type is None
+            and (route is None or type(route) is str)
+            and _get_running_loop() is None
+        ):
+            run = self._known_run(payload, route)
+            if run is not None:
+                message = Message(payload, current_message())
+                if headers:
+                    message._add_headers(headers)
+                return run(message)
+        self._refuse_running_loop()
+        endpoint, payload, run = self._run_for(payload, route, content_type, using)
+        options = send_options(delay, expires, priority)
+        self._check_options(endpoint, options)
+        self._refuse_aggregate_id(endpoint, aggregate_id)
+        message = self._message(payload, headers, using, options)
+        _address(message, endpoint, aggregate_id)
+        return run(message)
+
     @overload
     def dispatch(
         self,
@@ -88,18 +134,14 @@ class CommandBus(SingleHandlerBus):
     def dispatch(
         self, payload: Any = None, **keywords: Unpack[AnyDispatchKeywords]
     ) -> Any: ...
+    @short_form_of(_dispatch)
     def dispatch(
         self,
         payload: Any = None,
         *,
         route: str | None = None,
-        aggregate_id: Any = None,
         headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
-        delay: Seconds | None = None,
-        expires: Seconds | None = None,
-        priority: int | None = None,
+        **_others: Any,
     ) -> Any:
         """
         Send a command and return its handler's result.
@@ -129,49 +171,34 @@ class CommandBus(SingleHandlerBus):
 
         """
         __traceback_hide__ = True
-        if (
-            route is None
-            and headers is None
-            and using is None
-            and aggregate_id is None
-            and content_type is None
-            and delay is None
-            and expires is None
-            and priority is None
-            and _get_running_loop() is None
-        ):
-            run = self._by_type.get(type(payload))
-            if run is not None:
-                return run(Message(payload, current_message()))
-        elif (
-            using is None
-            and aggregate_id is None
-            and delay is None
-            and expires is None
-            and priority is None
-            and (route is None or type(route) is str)
-            and _get_running_loop() is None
-        ):
-            sent = payload
-            if content_type is not None:
-                sent, run = self._read_known(payload, route, content_type)
-            elif route is None:
-                run = self._by_type.get(type(payload))
+        if not _others and _get_running_loop() is None:
+            try:
+                if route is None:
+                    run, handler = self._by_type[type(payload)]
+                else:
+                    run, handler = self._by_key[route, type(payload)]
+            except (KeyError, TypeError):  # not known yet, or a key of a wrong type
+                pass
             else:
-                run = self._by_key.get((route, type(payload)))
-            if run is not None:
-                message = Message(sent, current_message())
+                message = Message(payload, current_message())
+                if headers:
+                    message._add_headers(headers)
+                if handler is None:
+                    return run(message)
+                token = set_current_message(message)
+                try:
+                    return handler(payload)
+                finally:
+                    reset_current_message(token)
+        elif _others == JSON_TEXT and type(route) is str:
+            text_route = self._by_text.get(route)
+            if text_route is not None and _get_running_loop() is None:
+                read, run = self._read_known(text_route, payload)
+                message = Message(read, current_message())
                 if headers:
                     message._add_headers(headers)
                 return run(message)
-        self._refuse_running_loop()
-        endpoint, payload, run = self._run_for(payload, route, content_type, using)
-        options = send_options(delay, expires, priority)
-        self._check_options(endpoint, options)
-        self._refuse_aggregate_id(endpoint, aggregate_id)
-        message = self._message(payload, headers, using, options)
-        _address(message, endpoint, aggregate_id)
-        return run(message)
+        return self._dispatch(payload, route=route, headers=headers, **_others)
 
     @overload
     async def adispatch(

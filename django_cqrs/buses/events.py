@@ -13,15 +13,21 @@ from django_cqrs.buses.bus import (
     current_message,
     is_at_entrance,
     read_payload,
+    reset_current_message,
+    set_current_message,
 )
-from django_cqrs.buses.keywords import PublishKeywords
+from django_cqrs.buses.keywords import (
+    OtherPublishKeywords,
+    PublishKeywords,
+    short_form_of,
+)
 from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.exceptions import MessageConversionError
 from django_cqrs.messages import Message, scope_of
 from django_cqrs.parameters.services import with_dependencies
 from django_cqrs.pipeline.outlet import Seconds, release, send_options
-from django_cqrs.pipeline.stages import while_current
+from django_cqrs.pipeline.stages import handler_alone, while_current
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
 from django_cqrs.sync import twin_of
 
@@ -31,7 +37,7 @@ class EventBus(BaseBus):
 
     kind = Kind.EVENT
 
-    def publish(
+    def _publish(
         self,
         payload: Any = None,
         *,
@@ -42,6 +48,39 @@ class EventBus(BaseBus):
         delay: Seconds | None = None,
         expires: Seconds | None = None,
         priority: int | None = None,
+    ) -> None:
+        __traceback_hide__ = True
+        if (
+            using is None
+            and content_type is None
+            and delay is None
+            and expires is None
+            and priority is None
+            and (route is None or type(route) is str)
+            and _get_running_loop() is None
+        ):
+            run = self._known_run(payload, route)
+            if run is not None:
+                message = Message(payload, current_message())
+                if headers:
+                    message._add_headers(headers)
+                run(message)
+                return
+        self._refuse_running_loop()
+        endpoints, payload, run = self._run_for(payload, route, content_type)
+        options = send_options(delay, expires, priority)
+        for endpoint in endpoints:
+            self._check_options(endpoint, options)
+        run(self._message(payload, headers, using, options))
+
+    @short_form_of(_publish)
+    def publish(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        headers: GivenHeaders | None = None,
+        **_others: Unpack[OtherPublishKeywords],
     ) -> None:
         """
         Call every handler of an event, by priority and then by registration.
@@ -70,45 +109,28 @@ class EventBus(BaseBus):
 
         """
         __traceback_hide__ = True
-        if (
-            route is None
-            and headers is None
-            and using is None
-            and content_type is None
-            and delay is None
-            and expires is None
-            and priority is None
-            and _get_running_loop() is None
-        ):
-            run = self._by_type.get(type(payload))
-            if run is not None:
-                run(Message(payload, current_message()))
-                return
-        elif (
-            using is None
-            and content_type is None
-            and delay is None
-            and expires is None
-            and priority is None
-            and (route is None or type(route) is str)
-            and _get_running_loop() is None
-        ):
-            if route is None:
-                run = self._by_type.get(type(payload))
+        if not _others and _get_running_loop() is None:
+            try:
+                if route is None:
+                    run, handler = self._by_type[type(payload)]
+                else:
+                    run, handler = self._by_key[route, type(payload)]
+            except (KeyError, TypeError):  # not known yet, or a key of a wrong type
+                pass
             else:
-                run = self._by_key.get((route, type(payload)))
-            if run is not None:
                 message = Message(payload, current_message())
                 if headers:
                     message._add_headers(headers)
-                run(message)
+                if handler is None:
+                    run(message)
+                    return
+                token = set_current_message(message)
+                try:
+                    handler(payload)
+                finally:
+                    reset_current_message(token)
                 return
-        self._refuse_running_loop()
-        endpoints, payload, run = self._run_for(payload, route, content_type)
-        options = send_options(delay, expires, priority)
-        for endpoint in endpoints:
-            self._check_options(endpoint, options)
-        run(self._message(payload, headers, using, options))
+        self._publish(payload, route=route, headers=headers, **_others)
 
     def _run_for(
         self, payload: Any, route: str | None, content_type: str | None
@@ -143,11 +165,13 @@ class EventBus(BaseBus):
                 sent_by = None if type(payload) is named else route
                 endpoints = table.subscribers_of(payload, sent_by)
                 cached = by_type.get(type(payload)) if sent_by is None else None
-                run = cached or self.registry.with_taps(
-                    self.kind, self._compile_for(endpoints, payload)
-                )
+                if cached is not None:
+                    run, _handler = cached
+                else:
+                    run = self._compile_for(endpoints, payload)
+                    run = self.registry.with_taps(self.kind, run)
                 if sent_by is None:
-                    by_type[type(payload)] = run
+                    by_type[type(payload)] = run, handler_alone(run)
                     is_kept = payload is given
         except MessageConversionError as error:
             error.at_entrance = is_at_entrance()
@@ -155,7 +179,7 @@ class EventBus(BaseBus):
         if is_kept and route is not None:
             if len(by_key) >= MOST_KEYS:  # those in use come back at once
                 by_key.clear()
-            by_key[route, type(payload)] = run
+            by_key[route, type(payload)] = run, handler_alone(run)
         return endpoints, payload, run
 
     def publish_recorded(self, payload: Any, headers: Mapping[str, Any]) -> None:
@@ -168,12 +192,13 @@ class EventBus(BaseBus):
 
         """
         __traceback_hide__ = True
-        run = self._by_type.get(type(payload))
+        run = self._known_run(payload, None)
         if run is None:
             by_type = self._by_type
             endpoints = self.registry.routes.subscribers_of(payload)
             run = self._compile_for(endpoints, payload)
-            run = by_type[type(payload)] = self.registry.with_taps(self.kind, run)
+            run = self.registry.with_taps(self.kind, run)
+            by_type[type(payload)] = run, handler_alone(run)
         message = Message(payload, current_message())
         message._aggregate = headers
         run(message)

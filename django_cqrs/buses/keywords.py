@@ -1,16 +1,39 @@
 """
 The keywords of the buses' methods, for type checkers and editors.
 
-The methods themselves name each keyword, since a dict for each call would cost time;
-their overloads and async counterparts take these.
+A method itself names the most common keywords only, since a keyword that is named and
+not given costs each call some time. It passes the others on to its full form, which
+names all. The overloads and the async counterparts take these.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+import inspect
+from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar
 
 from django_cqrs.buses.bus import GivenHeaders
 from django_cqrs.pipeline.outlet import Seconds
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def short_form_of(full: Callable[..., Any]) -> Callable[[F], F]:
+    """
+    Return a decorator for the short form of a method: both show one signature.
+
+    Args:
+        full: the method that names each keyword. Its errors have the short one's name.
+
+    """
+
+    def mark(short: F) -> F:
+        sign: Any = short
+        sign.__signature__ = inspect.signature(full)
+        full.__qualname__ = short.__qualname__
+        return short
+
+    return mark
 
 
 class AddressKeywords(TypedDict, total=False):
@@ -55,5 +78,18 @@ class AnyAskKeywords(AddressKeywords, AskKeywords, total=False):
     """The keywords of any query."""
 
 
-class PublishKeywords(AddressKeywords, SendingKeywords, total=False):
+class OtherPublishKeywords(TypedDict, total=False):
+    """The keywords of an event that its method does not name."""
+
+    content_type: str | None
+    using: str | None
+    delay: Seconds | None
+    expires: Seconds | None
+    priority: int | None
+
+
+class PublishKeywords(OtherPublishKeywords, total=False):
     """The keywords of an event."""
+
+    route: str | None
+    headers: GivenHeaders | None

@@ -5,8 +5,16 @@ from __future__ import annotations
 from asyncio import _get_running_loop
 from typing import Any, Literal, Unpack, overload
 
-from django_cqrs.buses.bus import GivenHeaders, R, SingleHandlerBus, current_message
-from django_cqrs.buses.keywords import AnyAskKeywords, AskKeywords
+from django_cqrs.buses.bus import (
+    JSON_TEXT,
+    GivenHeaders,
+    R,
+    SingleHandlerBus,
+    current_message,
+    reset_current_message,
+    set_current_message,
+)
+from django_cqrs.buses.keywords import AnyAskKeywords, AskKeywords, short_form_of
 from django_cqrs.conversion.payloads import convert_result
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.messages import Message, Query
@@ -17,6 +25,42 @@ class QueryBus(SingleHandlerBus):
     """Sends a query to its one handler, without a transaction."""
 
     kind = Kind.QUERY
+
+    def _ask(
+        self,
+        payload: Any = None,
+        *,
+        route: str | None = None,
+        aggregate_id: Any = None,
+        headers: GivenHeaders | None = None,
+        content_type: str | None = None,
+        using: str | None = None,
+        returns: Any = None,
+    ) -> Any:
+        __traceback_hide__ = True
+        if (
+            using is None
+            and aggregate_id is None
+            and returns is None
+            and content_type is None
+            and (route is None or type(route) is str)
+            and _get_running_loop() is None
+        ):
+            run = self._known_run(payload, route)
+            if run is not None:
+                message = Message(payload, current_message())
+                if headers:
+                    message._add_headers(headers)
+                return run(message)
+        self._refuse_running_loop()
+        endpoint, payload, run = self._run_for(payload, route, content_type, using)
+        self._refuse_aggregate_id(endpoint, aggregate_id)
+        message = self._message(payload, headers, using)
+        if aggregate_id is not None and endpoint.subject is not None:
+            subject = endpoint.subject
+            message._aggregate_id = subject.identifier_given(aggregate_id, message)
+        result = run(message)
+        return result if returns is None else convert_result(result, returns)
 
     @overload
     def ask(
@@ -52,16 +96,14 @@ class QueryBus(SingleHandlerBus):
         returns: Any = None,
         **keywords: Unpack[AnyAskKeywords],
     ) -> Any: ...
+    @short_form_of(_ask)
     def ask(
         self,
         payload: Any = None,
         *,
         route: str | None = None,
-        aggregate_id: Any = None,
         headers: GivenHeaders | None = None,
-        content_type: str | None = None,
-        using: str | None = None,
-        returns: Any = None,
+        **_others: Any,
     ) -> Any:
         """
         Send a query and return the answer.
@@ -90,46 +132,34 @@ class QueryBus(SingleHandlerBus):
 
         """
         __traceback_hide__ = True
-        if (
-            route is None
-            and headers is None
-            and returns is None
-            and using is None
-            and aggregate_id is None
-            and content_type is None
-            and _get_running_loop() is None
-        ):
-            run = self._by_type.get(type(payload))
-            if run is not None:
-                return run(Message(payload, current_message()))
-        elif (
-            using is None
-            and aggregate_id is None
-            and returns is None
-            and (route is None or type(route) is str)
-            and _get_running_loop() is None
-        ):
-            sent = payload
-            if content_type is not None:
-                sent, run = self._read_known(payload, route, content_type)
-            elif route is None:
-                run = self._by_type.get(type(payload))
+        if not _others and _get_running_loop() is None:
+            try:
+                if route is None:
+                    run, handler = self._by_type[type(payload)]
+                else:
+                    run, handler = self._by_key[route, type(payload)]
+            except (KeyError, TypeError):  # not known yet, or a key of a wrong type
+                pass
             else:
-                run = self._by_key.get((route, type(payload)))
-            if run is not None:
-                message = Message(sent, current_message())
+                message = Message(payload, current_message())
+                if headers:
+                    message._add_headers(headers)
+                if handler is None:
+                    return run(message)
+                token = set_current_message(message)
+                try:
+                    return handler(payload)
+                finally:
+                    reset_current_message(token)
+        elif _others == JSON_TEXT and type(route) is str:
+            text_route = self._by_text.get(route)
+            if text_route is not None and _get_running_loop() is None:
+                read, run = self._read_known(text_route, payload)
+                message = Message(read, current_message())
                 if headers:
                     message._add_headers(headers)
                 return run(message)
-        self._refuse_running_loop()
-        endpoint, payload, run = self._run_for(payload, route, content_type, using)
-        self._refuse_aggregate_id(endpoint, aggregate_id)
-        message = self._message(payload, headers, using)
-        if aggregate_id is not None and endpoint.subject is not None:
-            subject = endpoint.subject
-            message._aggregate_id = subject.identifier_given(aggregate_id, message)
-        result = run(message)
-        return result if returns is None else convert_result(result, returns)
+        return self._ask(payload, route=route, headers=headers, **_others)
 
     @overload
     async def aask(

@@ -75,12 +75,16 @@ class ArgumentPlan:
     @property
     def is_payload_only(self) -> bool:
         """Return whether the call is simply ``function(payload)``."""
-        return (
-            self.payload is not None
-            and len(self.arguments) == 1
-            and self.arguments[0].positional
-            and self.arguments[0].source is payload_of
-        )
+        return self._calls_with(payload_of)
+
+    @property
+    def is_payload_and_message(self) -> bool:
+        """Return whether the call is simply ``function(payload, message)``."""
+        return self._calls_with(payload_of, message_itself)
+
+    def _calls_with(self, *sources: Source) -> bool:
+        found = tuple(each.source for each in self.arguments if each.positional)
+        return found == sources and len(found) == len(self.arguments)
 
     @property
     def reading(self) -> ArgumentPlan:

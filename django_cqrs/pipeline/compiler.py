@@ -34,6 +34,7 @@ from django_cqrs.pipeline.interceptors import (
 from django_cqrs.pipeline.observation import Step, observed, observed_in_transaction
 from django_cqrs.pipeline.stages import (
     handle_payload,
+    handle_payload_and_message,
     in_transaction,
     inside_transaction,
     on_alias,
@@ -93,8 +94,11 @@ class Pipelines:
         sends = bool(endpoint.policies.outputs)
         plain = not (found or retry or opens or sends or endpoint.subject)
         whole = observed(run, point, Step.HANDLE)
-        if plain and whole is run and endpoint.plan.is_payload_only:
-            return handle_payload(sync_callable(endpoint.function))
+        if plain and whole is run:
+            if endpoint.plan.is_payload_only:
+                return handle_payload(sync_callable(endpoint.function))
+            if endpoint.plan.is_payload_and_message:
+                return handle_payload_and_message(sync_callable(endpoint.function))
         return while_current(whole)
 
     def subscription(self, point: JoinPoint) -> Run:

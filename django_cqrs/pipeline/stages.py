@@ -35,6 +35,10 @@ _set_current = current.set
 _reset_current = current.reset
 
 
+_HANDLER = "cqrs_handler"
+"""The attribute of a run with the handler, if it does nothing but call that."""
+
+
 def handle_payload(handler: Callable[[Any], Any]) -> Run:
     """Do the same as :func:`while_current` with one frame less, and set no time."""
 
@@ -45,7 +49,28 @@ def handle_payload(handler: Callable[[Any], Any]) -> Run:
         finally:
             _reset_current(token)
 
+    setattr(run, _HANDLER, handler)
     return run
+
+
+def handle_payload_and_message(handler: Callable[[Any, Message], Any]) -> Run:
+    """Do the same as :func:`while_current` with one frame less."""
+
+    def run(message: Message) -> Any:
+        message._nanoseconds = sending_time()
+        token = _set_current(message)
+        try:
+            return handler(message._payload, message)
+        finally:
+            _reset_current(token)
+
+    return run
+
+
+def handler_alone(run: Run) -> Callable[[Any], Any] | None:
+    """Return the handler of :func:`handle_payload`, None of any other run."""
+    handler: Callable[[Any], Any] | None = getattr(run, _HANDLER, None)
+    return handler
 
 
 def while_current(run: Run, *, takes_time: bool = True) -> Run:

@@ -99,7 +99,7 @@ def against_signal(*, rounds: int) -> tuple[list[Row], list[str]]:
         comparison = in_blocks(contestants, rounds=rounds)
     finally:
         loop.close()
-    bounds = {DISPATCH: 0.5, ASK: 0.5, PUBLISH: 0.7}
+    bounds = {DISPATCH: 0.4, ASK: 0.5, PUBLISH: 0.7}
     rows = [
         compared(comparison, section, name, SIGNAL, bound=bounds.get(name))
         for name in [*bounds, *(c.name for c in contestants if c.name not in bounds)]

@@ -12,6 +12,7 @@ from django_cqrs.buses.keywords import (
     AnyDispatchKeywords,
     PublishKeywords,
 )
+from django_cqrs.exceptions import InvalidOption
 
 TYPED = [
     (CommandBus.dispatch, CommandBus.adispatch, AnyDispatchKeywords),
@@ -67,6 +68,36 @@ def test_each_overload_takes_all_keywords(method):
         every = {*taken_by(method)} - {"returns"}
 
         assert every <= named | set(typed.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (CommandBus().dispatch, "CommandBus.dispatch()"),
+        (QueryBus().ask, "QueryBus.ask()"),
+        (EventBus().publish, "EventBus.publish()"),
+    ],
+)
+def test_a_method_refuses_an_unknown_keyword_by_its_own_name(method, name):
+    """Whichever of its forms takes the call, the error names the method that was called."""
+    with pytest.raises(TypeError) as caught:
+        method(object(), headres=None)
+
+    assert str(caught.value).startswith(
+        f"{name} got an unexpected keyword argument 'headres'"
+    )
+
+
+@pytest.mark.parametrize("route", [["a"], {}, 7, b"a"], ids=repr)
+@pytest.mark.parametrize(
+    "method", [CommandBus().dispatch, QueryBus().ask, EventBus().publish]
+)
+def test_a_routing_key_of_a_wrong_type_is_said_also_if_it_cannot_be_looked_up(
+    method, route
+):
+    """A list has no hash, and still the error is ours."""
+    with pytest.raises(InvalidOption, match="route= must be a routing key"):
+        method(object(), route=route)
 
 
 @pytest.mark.parametrize(

@@ -2070,7 +2070,7 @@ def test_a_handler_without_interceptors_pays_nothing(channel, kind):
         entrance.publish(payload) if kind == "event" else (
             entrance.ask(payload) if kind == "query" else entrance.dispatch(payload)
         )
-        run = entrance._by_type[type(payload)]
+        run, _handler = entrance._by_type[type(payload)]
         if kind == "channel":
             assert run.__func__ is type(run.__self__).put
             return run.__func__
