@@ -11,7 +11,14 @@ from uuid import UUID, SafeUUID
 import pytest
 
 from django_cqrs import Registry, command_handler
-from django_cqrs.messages import Message, id_of, sending_time, setter_of
+from django_cqrs.messages import Message, sending_time, setter_of
+
+
+def id_of(nanoseconds):
+    """Return the id of a message that was sent at this time."""
+    message = Message("x")
+    message._nanoseconds = nanoseconds
+    return message.message_id
 
 
 def test_ids_of_one_process_grow_with_the_time_of_sending():
