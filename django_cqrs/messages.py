@@ -113,6 +113,8 @@ class Handling:
     """Whether a retry is active around it, so that nested messages need none."""
     drops: list[bool] | None = None
     """Filled by :func:`drop`; None if none of the message's keys is remembered."""
+    existing: tuple[Exception, Any] | None = None
+    """The error of a factory whose object exists, and the identifier of that."""
     output: list[Any] | None = None
     """The values that a factory wants sent, in place of the identifier."""
     ran: Ran | None = None

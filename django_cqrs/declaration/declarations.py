@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from django_cqrs.annotations import LOCAL, NAMESPACE
 from django_cqrs.retries import Retry
 
-OnMissing = Literal["raise", "ignore"]
+OnMissing = Literal["raise", "ignore"] | type[Exception] | Exception
+OnExisting = Literal["raise", "ignore"] | type[Exception] | Exception
 
 MARK = "__cqrs_declarations__"
 
@@ -44,7 +45,8 @@ class Policies:
     expires: timedelta | float | None = None
     retry: Retry | None = None
     identifier: Any = None
-    on_missing: str | None = None
+    on_missing: OnMissing | None = None
+    on_existing: OnExisting | None = None
     output: str | tuple[str, ...] | None = None
     ordering_key: Any = None
     idempotency_key: Any = None

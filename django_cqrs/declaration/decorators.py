@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from types import FrameType, FunctionType
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 from django_cqrs.declaration.declarations import (
     MARK,
     SERVICE,
     Declaration,
     Kind,
+    OnExisting,
     OnMissing,
     Policies,
     declarations_of,
@@ -94,8 +95,9 @@ class HandlerKeywords(TypedDict, total=False):
     retry: Retry | None
     identifier: Any
     on_missing: OnMissing | None
+    on_existing: OnExisting | None
     output: str | tuple[str, ...] | list[str] | None
-    ordering_key: KeySource | None
+    ordering_key: KeySource | Literal[True] | None
     idempotency_key: KeySource | None
 
 
@@ -147,13 +149,16 @@ def command_handler(route: Any = None, /, **keywords: Unpack[HandlerKeywords]) -
             the payload by its name, a ``Header``, a callable that takes the message, or
             a dict of these for an identifier of several parts.
         on_missing: ``"ignore"`` drops a message whose aggregate or saga does not exist;
-            ``"raise"``, the default, raises.
+            ``"raise"``, the default, raises; an exception is raised instead, and its
+            class is called with the text of the error.
+        on_existing: likewise for a factory whose object exists already; ``"ignore"``
+            undoes the factory and returns the identifier of that object.
         output: the routing key of a command, or several, that get the handler's result,
             unless it is None.
         ordering_key: the source of the key whose messages are handled one at a time, in
             order of sending, on a channel that supports it. A string is an attribute of
-            the payload, ``Header("x")`` a header; a callable takes the message. A
-            message whose key is None has no order.
+            the payload, ``Header("x")`` a header; a callable takes the message; True
+            takes the object that it is for. A message whose key is None has no order.
         idempotency_key: the source, likewise, of the key that identifies duplicates of
             handled messages. A duplicate is not handled, and returns the result of the
             first one's handler.
@@ -235,13 +240,16 @@ def event_handler(route: Any = None, /, **keywords: Unpack[HandlerKeywords]) -> 
             the payload by its name, a ``Header``, a callable that takes the message, or
             a dict of these for an identifier of several parts.
         on_missing: ``"ignore"`` drops a message whose aggregate or saga does not exist;
-            ``"raise"``, the default, raises.
+            ``"raise"``, the default, raises; an exception is raised instead, and its
+            class is called with the text of the error.
+        on_existing: likewise for a factory whose object exists already; ``"ignore"``
+            undoes the factory and returns the identifier of that object.
         output: the routing key of a command, or several, that get the handler's result,
             unless it is None.
         ordering_key: the source of the key whose events are handled one at a time, in
             order of sending, on a channel that supports it. A string is an attribute of
-            the event, ``Header("x")`` a header; a callable takes the message. An event
-            whose key is None has no order.
+            the event, ``Header("x")`` a header; a callable takes the message; True
+            takes the object that it is for. An event whose key is None has no order.
         idempotency_key: the source, likewise, of the key that identifies duplicates of
             handled events on a channel. A duplicate is not handled.
 

@@ -28,6 +28,7 @@ _ALL = frozenset(HandlerRole)
 _NONE: frozenset[HandlerRole] = frozenset()
 _OBJECTS = _ALL - {HandlerRole.PLAIN}
 _FOUND = _OBJECTS - {HandlerRole.FACTORY}
+_MADE = frozenset({HandlerRole.FACTORY})
 _MISSABLE = frozenset({HandlerRole.ACTION, HandlerRole.SAGA_PAIR})
 
 
@@ -53,6 +54,7 @@ CHANNEL: Final = Where("on a channel", waiting=_ALL)
 CHANNEL_OR_OBJECT: Final = Where("on a channel, or of an object", _OBJECTS, _ALL)
 FOUND: Final = Where("of an action or a pair", _FOUND, _FOUND)
 ASKED: Final = Where("of an object", _FOUND, _NONE)
+MADE: Final = Where("of a factory", _MADE, _MADE)
 MISSABLE: Final = Where("of an action, or of a saga's pair", _MISSABLE, _MISSABLE)
 
 
@@ -88,6 +90,7 @@ KEYWORDS: Final = {
         Keyword("retry", CHANNEL, CHANNEL),
         Keyword("identifier", FOUND, FOUND, ASKED),
         Keyword("on_missing", MISSABLE, MISSABLE),
+        Keyword("on_existing", MADE, MADE),
         Keyword("output", ANYWHERE, ANYWHERE),
         Keyword("ordering_key", CHANNEL, CHANNEL),
         Keyword("idempotency_key", ANYWHERE, CHANNEL),

@@ -13,6 +13,7 @@ import inspect
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from copy import copy
 from functools import cached_property, partial
 from typing import Any, TypeVar, overload
 
@@ -324,7 +325,7 @@ class AggregateSubject(Subject):
         """Return `run` with loading before it, and saving and publishing after it."""
         endpoint = point.endpoint
         if endpoint.is_factory and endpoint.action is None:
-            return self._making(run, point, alias)
+            return self._making_once(run, point, alias)
         identify = self._identify_or_raise(point)
         if endpoint.kind is Kind.QUERY:
             return self._asking(run, point, alias, identify)
@@ -407,6 +408,8 @@ class AggregateSubject(Subject):
                 events = made.keep(result, alias, is_result=True)
             except AggregateAlreadyExists as error:
                 at_entrance(error, message)
+                existing = made.storage.identifier_of(result)
+                message.handling.existing = error, existing
                 raise
             note = handling_of(message).note
             if note is not None:  # its maker may not have known its identifier
@@ -420,6 +423,32 @@ class AggregateSubject(Subject):
             return made.storage.identifier_of(result)
 
         return make
+
+    def _making_once(self, run: Run, point: JoinPoint, alias: str) -> Run:
+        """Return the run of a factory, with its ``on_existing=``."""
+        make, policy = self._making(run, point, alias), point.endpoint.policies
+        otherwise = policy.on_existing
+        if otherwise in (None, "raise"):
+            return make
+
+        def make_once(message: Message) -> Any:
+            try:
+                # The factory's writes, events and messages are undone with it.
+                with _block(alias, point.endpoint):
+                    return make(message)
+            except AggregateAlreadyExists as error:
+                own, identifier = handling_of(message).existing or (None, None)
+                if error is not own:  # of another object
+                    raise
+                if otherwise != "ignore":
+                    raise _replaced(error, otherwise) from error
+                drop(message)
+                output = handling_of(message).output
+                if output is not None:
+                    output[:] = [None]  # nothing is sent on
+                return identifier
+
+        return make_once
 
     def _acting(
         self,
@@ -650,19 +679,21 @@ class AggregateSubject(Subject):
             return self if isinstance(result, self.owner) else None
         return role.subject_of(type(result), self._services)
 
-    def _missing(self, point: JoinPoint) -> Callable[..., AggregateNotFound]:
+    def _missing(self, point: JoinPoint) -> Callable[..., Exception]:
         owner, place = name_of_type(self.owner), called_by(point.endpoint)
         names = [part.name for part in self.storage.parts]
+        otherwise = (point.endpoint.action or point.endpoint).policies.on_missing
 
         def missing(
             message: Message,
             values: Values,
             fault: str = f"there is no {owner} with {{}}",
-        ) -> AggregateNotFound:
+        ) -> Exception:
             pairs = zip(names, values, strict=True)
             said = ", ".join(f"{name}={value}" for name, value in pairs)
             text = f"{place} was not called: {fault.format(said)}."
-            return at_entrance(AggregateNotFound(text), message)
+            error = at_entrance(AggregateNotFound(text), message)
+            return _replaced(error, otherwise)
 
         return missing
 
@@ -717,6 +748,20 @@ class AggregateSubject(Subject):
     ) -> Callable[[Message, Values], Any]:
         """Return the answering function for objects that accept no more messages."""
         return missing
+
+
+def _replaced(error: Exception, otherwise: Any) -> Exception:
+    """Return the exception to raise in place of an error; by default the error."""
+    if isinstance(otherwise, type):
+        otherwise = otherwise(str(error))
+    elif isinstance(otherwise, Exception):
+        with suppress(Exception):  # its class may not allow it
+            otherwise = copy(otherwise)  # each raising has a traceback of its own
+    else:
+        return error
+    otherwise.__cause__ = error
+    replaced: Exception = otherwise
+    return replaced
 
 
 def _vain(declared: Any) -> str:

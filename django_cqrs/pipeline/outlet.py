@@ -134,7 +134,8 @@ class Outlet:
         self._addresses: dict[type, Callable[[Message], str]] = {}
         source = endpoint.policies.ordering_key
         self._ordering_key: KeyReader | None = None
-        if source is not None:
+        self._orders_subject = source is True
+        if source is not None and source is not True:
             self._ordering_key = key_reader(source, "ordering_key", endpoint.name)
 
     def put(self, message: Message) -> None:
@@ -201,6 +202,11 @@ class Outlet:
             )
             raise InvalidOption(msg)
         name, version, text = encode(self.endpoint, self._types, message._payload)
+        subject = self._subject_of(message)
+        if self._orders_subject:
+            key = subject or None
+        else:
+            key = self._ordering_key and self._ordering_key(message)
         return Envelope(
             endpoint=self.endpoint.name,
             name=name,
@@ -215,8 +221,8 @@ class Outlet:
             available_at=available_at,
             expires_at=expires_at,
             priority=priority or 0,
-            subject=self._subject_of(message),
-            ordering_key=self._ordering_key and self._ordering_key(message),
+            subject=subject,
+            ordering_key=key,
         )
 
     def _headers_of(self, message: Message) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -240,13 +241,31 @@ def _object(endpoint: Endpoint) -> Iterator[Problem]:
             "Decorate a class method that creates and returns an object.",
             endpoint.function,
         )
-    if policies.on_missing not in (None, "raise", "ignore"):
-        yield Problem(
-            Rule.MISPLACED_POLICY,
-            f"{where} has on_missing={policies.on_missing!r}.",
-            'Write on_missing="raise" or on_missing="ignore".',
-            endpoint.function,
-        )
+    for name in ("on_missing", "on_existing"):
+        value = getattr(policies, name)
+        fault = _fault_of_error(value)
+        if fault is not None:
+            yield Problem(
+                Rule.MISPLACED_POLICY,
+                f"{where} has {name}={value!r}{fault}.",
+                f'Write {name}="raise", {name}="ignore", or give an exception.',
+                endpoint.function,
+            )
+
+
+def _fault_of_error(value: object) -> str | None:
+    """Return the fault of an ``on_missing=`` or ``on_existing=``, None without one."""
+    if isinstance(value, Exception) or value in (None, "raise", "ignore"):
+        return None
+    if not (isinstance(value, type) and issubclass(value, Exception)):
+        return ""
+    try:
+        inspect.signature(value).bind("")
+    except ValueError:  # a class in C, which takes a text
+        return None
+    except TypeError:
+        return ", a class that is not made from one text, so give an instance"
+    return None
 
 
 def _keys(endpoint: Endpoint) -> Iterator[Problem]:
@@ -254,6 +273,16 @@ def _keys(endpoint: Endpoint) -> Iterator[Problem]:
     members = None if wanted is None else wanted.members
     for name in ("ordering_key", "idempotency_key"):
         source = getattr(endpoint.own, name)
+        if source is True and name == "ordering_key":
+            if endpoint.role in (HandlerRole.PLAIN, HandlerRole.FACTORY):
+                yield Problem(
+                    Rule.BROKEN_KEY,
+                    f"{where} has ordering_key=True, but {endpoint.role}.",
+                    "Name an attribute of its messages, or give a Header or a "
+                    "callable that takes the message.",
+                    endpoint.function,
+                )
+            continue
         for fault in () if source is None else faults_of(source, members):
             yield Problem(
                 Rule.BROKEN_KEY,

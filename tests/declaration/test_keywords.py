@@ -80,8 +80,9 @@ priority: 'int | None' = None
 retry: 'Retry | None' = None
 identifier: 'Any' = None
 on_missing: 'OnMissing | None' = None
+on_existing: 'OnExisting | None' = None
 output: 'str | tuple[str, ...] | list[str] | None' = None
-ordering_key: 'KeySource | None' = None
+ordering_key: 'KeySource | Literal[True] | None' = None
 idempotency_key: 'KeySource | None' = None
 """
 

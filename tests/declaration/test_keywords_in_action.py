@@ -100,6 +100,7 @@ class Case:
             "on a channel": self.way is not None,
             "on a channel, or of an object": self.way is not None or self.is_object,
             "of an action or a pair": acts or is_pair,
+            "of a factory": self.shape in ("factory", "saga start"),
             "of an object": self.is_object,
             "of an action, or of a saga's pair": acts or (is_pair and is_saga),
         }[cell] and not (self.way == "commit" and keyword in NOT_ON_COMMIT)
@@ -386,6 +387,16 @@ def _on_missing(bench: Bench) -> None:
     assert bench.calls == []
 
 
+def _on_existing(bench: Bench) -> None:
+    for alias in ("default", "other"):
+        DocumentStore(bench.owner, using=alias).upsert("r", bench.owner(ref="r", n=3))
+    bench.send()
+    bench.run()
+    assert bench.was_called(1)
+    assert DocumentStore(bench.owner).get("r").n == 3
+    assert not DeadLetter.objects.exists()
+
+
 def _output(bench: Bench) -> None:
     bench.send()
     bench.run()
@@ -420,6 +431,7 @@ PROOFS: dict[str, tuple[Any, Callable[[Bench], None]]] = {
     "retry": (Retry(attempts=2, delay=0, jitter=False), _retry),
     "identifier": ("key", _identifier),
     "on_missing": ("ignore", _on_missing),
+    "on_existing": ("ignore", _on_existing),
     "output": ("keywords.out", _output),
     "ordering_key": ("key", _ordering_key),
     "idempotency_key": ("key", _idempotency_key),
