@@ -160,6 +160,37 @@ class _Pointcuts:
             lambda p: marker_at(p, marker) is not None, f"marked({_name_of(marker)})"
         )
 
+    def channel(self, pattern: str = "*") -> Pointcut:
+        """
+        Match handlers on a channel, by its alias, in the style of ``fnmatch``.
+
+        With ``pre_send`` that is where messages enter the channel, and with the other
+        interceptors where they come out of it and are handled.
+
+        Args:
+            pattern: such as ``"mail"``; by default every channel.
+
+        """
+        if not isinstance(pattern, str) or not pattern:
+            msg = f"pointcut.channel() takes an alias or a pattern, not {pattern!r}."
+            raise TypeError(msg)
+        return Pointcut(
+            lambda p: (
+                p.endpoint.channel is not None
+                and fnmatchcase(p.endpoint.channel, pattern)
+            ),
+            f"channel({pattern!r})",
+        )
+
+    def consumed(self) -> Pointcut:
+        """
+        Match messages that come out of a channel: in a worker, for example.
+
+        Handlers without a channel are included, if messages still waited for them when
+        they lost it. Nothing is consumed where a message is sent.
+        """
+        return Pointcut(lambda p: p.is_consumed, "consumed()")
+
     def bus(self, bus: Bus | type[Bus]) -> Pointcut:
         """
         Match messages sent through one bus, or through any bus of a class.

@@ -278,7 +278,7 @@ class Registry:
         run = consumptions.get(key)
         if run is None:
             bus = self.bus_of(endpoint.kind)
-            point = JoinPoint(endpoint, bus, type(payload))
+            point = JoinPoint(endpoint, bus, type(payload), is_consumed=True)
             run = consumptions[key] = self._pipelines.consumption(
                 point, opens_transaction=opens_transaction, using=using
             )

@@ -561,7 +561,10 @@ def _points(
         types = [*named, *taken] or [None]
     for bus in buses:
         for cls in types:
-            yield JoinPoint(endpoint, bus, cls)
+            point = JoinPoint(endpoint, bus, cls)
+            yield point
+            if endpoint.channel is not None:
+                yield dataclasses.replace(point, is_consumed=True)
 
 
 def _taken_by(

@@ -146,6 +146,8 @@ class JoinPoint:
     endpoint: Endpoint
     bus: Any
     payload_type: type | None
+    is_consumed: bool = False
+    """Whether the message comes out of a channel."""
 
     @property
     def views(self) -> Iterator[JoinPoint]:

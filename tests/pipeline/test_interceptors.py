@@ -1055,6 +1055,72 @@ def test_a_pointcut_says_which_handlers(where, handlers, text):
     assert repr(where) == text
 
 
+@command_handler("now")
+def now(value: int) -> None: ...
+
+
+def test_a_channel_is_meant_where_its_messages_enter_and_where_they_come_out(channel):
+    """pre_send at the sending, the others at the handling, and never at once. [B13.5]"""
+    trace = []
+    registry = registry_of(now, pay_later)
+    for target in (
+        noting(trace, pre_send, "enters", where=pointcut.channel("def*")),
+        noting(trace, before, "comes out", where=pointcut.channel("default")),
+        noting(trace, before, "any", where=pointcut.channel()),
+        noting(trace, before, "other", where=pointcut.channel("mail")),
+        noting(trace, before, "at once", where=~pointcut.channel()),
+    ):
+        registry.add(target)
+
+    registry.command_bus.dispatch(Pay())
+    assert trace == ["enters"]
+    channel.run()
+    assert trace == ["enters", "comes out", "any"]
+    registry.command_bus.dispatch(1, route="now")
+    assert trace[3:] == ["at once"]
+
+
+def test_consumed_messages_are_those_that_come_out_of_a_channel(channel):
+    """Not where they are sent, and not those of handlers called at once. [B13.5]"""
+    trace = []
+    registry = registry_of(now, pay_later)
+    for target in (
+        noting(trace, pre_send, "sent", where=~pointcut.consumed()),
+        noting(trace, pre_send, "never", where=pointcut.consumed()),
+        noting(trace, around, "consumed", where=pointcut.consumed()),
+        noting(trace, before, "at once", where=~pointcut.consumed()),
+    ):
+        registry.add(target)
+
+    registry.command_bus.dispatch(Pay())
+    registry.command_bus.dispatch(1, route="now")
+    assert trace == ["sent", "at once"]
+    channel.run()
+    assert trace[2:] == ["consumed begins", "consumed ends"]
+
+
+def test_the_interceptors_of_an_endpoint_include_those_of_its_channel(channel):
+    """What cqrs_routes lists is what may run. [B13.5]"""
+    trace = []
+    at_channel = noting(trace, before, "a", where=pointcut.consumed())
+    registry = registry_of(now, pay_later, at_channel)
+    listed = {
+        endpoint.keys: [
+            each.function for each in registry.interceptors_around(endpoint)
+        ]
+        for endpoint in registry.routes.endpoints
+    }
+
+    assert listed == {("now",): [], (): [at_channel]}
+
+
+@pytest.mark.parametrize("given", ["", 7, None])
+def test_a_channel_is_meant_by_its_alias(given):
+    """Anything else is refused where it is written. [B13.5]"""
+    with pytest.raises(TypeError, match=r"pointcut\.channel\(\) takes an alias"):
+        pointcut.channel(given)
+
+
 def test_a_bus_may_be_meant_alone_or_by_its_class():
     """An instance is that one bus, a class every bus of it and of its subclasses. [B13.5]"""
     registry = registry_of(pay)
