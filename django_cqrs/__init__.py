@@ -18,6 +18,7 @@ from django_cqrs.declaration.marks import Depends, Header, Service
 from django_cqrs.messages import Command, Headers, Message, Query, message
 from django_cqrs.modelling import Fetch, Identifier, Version
 from django_cqrs.retries import DEADLOCKS, InstantRetry, Retry
+from django_cqrs.sends import Send
 
 __all__ = [
     "DEADLOCKS",
@@ -36,6 +37,7 @@ __all__ = [
     "Receipt",
     "Registry",
     "Retry",
+    "Send",
     "Sensitive",
     "Service",
     "Version",

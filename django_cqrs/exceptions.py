@@ -12,6 +12,7 @@ All errors of this package, with one base.
   + InvalidHeader · also ValueError
   + InvalidKey · also ValueError
   + InvalidEvent · also ValueError
+  + UnsentCommand
   + MessageConversionError · also ValueError
   + ParameterError · also TypeError
     - MissingHeader · also LookupError
@@ -73,6 +74,7 @@ __all__ = [
     "UnexpectedResult",
     "UnknownEndpoint",
     "UnknownMessage",
+    "UnsentCommand",
 ]
 
 
@@ -177,7 +179,15 @@ class InvalidKey(CQRSError, ValueError):
 
 
 class InvalidEvent(CQRSError, ValueError):
-    """A recorded event, or an output, has a value that is only known after the save."""
+    """
+    A recorded event, or a command to be sent after the save, is not a message.
+
+    It has a value that is only known after the save, or it is None or a class.
+    """
+
+
+class UnsentCommand(CQRSError):
+    """An object has commands to send, but nothing saves it that would send them."""
 
 
 class UnexpectedResult(CQRSError, ValueError):

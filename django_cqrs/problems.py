@@ -36,6 +36,7 @@ class Rule(enum.Enum):
     BAD_POLICY = "E024", "A policy with an invalid value"
     GENERATOR_HANDLER = "E025", "A handler that is a generator"
     UNEQUAL_PAIR = "E026", "A factory and an action whose keywords differ"
+    UNSENT_COMMAND = "E027", "A returned Send that nothing sends"
     NO_IDENTIFIER = "E030", "An aggregate whose identifier names no object"
     CROWDED_FACTORY = "E031", "A factory with more than one action for its message"
     NO_STORAGE = "E032", "An aggregate without a storage"

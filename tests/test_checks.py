@@ -43,6 +43,7 @@ from django_cqrs import (
     Query,
     Registry,
     Retry,
+    Send,
     command_handler,
     event_handler,
     message,
@@ -939,6 +940,34 @@ def test_E025_generator_handler():
         ),
     ]
     assert {each.hint for each in found} == {"Return a list, or remove the yield."}
+
+
+def test_E027_unsent_command():
+    """A Send that a plain handler without output= returns, or a query, goes nowhere."""
+
+    @command_handler("ticket.close")
+    def close() -> Send | None: ...
+
+    @query_handler("ticket.list")
+    def tickets() -> list[Send]: ...
+
+    @command_handler("ticket.reopen", output="ticket.close")
+    def reopen() -> tuple[int, Send]: ...
+
+    found = checks_of(close, tickets, reopen)
+
+    place = f"{__name__}.test_E027_unsent_command.<locals>"
+    assert [each.id for each in found] == ["django_cqrs.E027"] * 2
+    assert [each.msg for each in found] == [
+        (
+            f"{place}.close returns a Send that nothing sends: it is neither a method "
+            "of an aggregate or a saga nor has output=."
+        ),
+        f"{place}.tickets returns a Send that nothing sends: it answers a query.",
+    ]
+    assert {each.hint for each in found} == {
+        "Send the command with command_bus.dispatch(), or give the handler output=."
+    }
 
 
 def test_E025_a_query_may_answer_by_and_by():

@@ -12,7 +12,7 @@ from django_cqrs.problems import Rule
 PUBLIC = {
     "django_cqrs": """
         Command CommandBus DEADLOCKS Depends EventBus Fetch Header Headers
-        Identifier InstantRetry Message Query QueryBus Receipt Registry Retry
+        Identifier InstantRetry Message Query QueryBus Receipt Registry Retry Send
         Sensitive Service Version command_bus command_handler event_bus event_handler
         message query_bus query_handler service
     """,
@@ -31,6 +31,7 @@ PUBLIC = {
         InvalidKey InvalidOption MessageConversionError MessageStopped
         MissingHeader NoHandlerFound ParameterError PreconditionError
         SynchronousDispatch UnexpectedResult UnknownEndpoint UnknownMessage
+        UnsentCommand
     """,
     "django_cqrs.retries": """
         DEADLOCKS InstantRetry Retry Transient

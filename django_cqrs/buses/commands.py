@@ -21,13 +21,14 @@ from django_cqrs.buses.keywords import (
     short_form_of,
 )
 from django_cqrs.buses.receipts import Receipt
+from django_cqrs.channels.channel import Seconds
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.declaration.key_sources import KeySource
 from django_cqrs.declaration.marks import Header
 from django_cqrs.exceptions import InvalidOption
 from django_cqrs.messages import Command, Message, SentMessage
 from django_cqrs.pipeline.idempotency import BusKey
-from django_cqrs.pipeline.outlet import Seconds, send_options
+from django_cqrs.pipeline.outlet import send_options
 from django_cqrs.retries import InstantRetry
 from django_cqrs.routing.endpoint import Endpoint
 from django_cqrs.sync import in_thread, refuse_running_loop, twin_of

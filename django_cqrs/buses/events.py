@@ -21,12 +21,13 @@ from django_cqrs.buses.keywords import (
     PublishKeywords,
     short_form_of,
 )
+from django_cqrs.channels.channel import Seconds
 from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.exceptions import MessageConversionError
 from django_cqrs.messages import Message, scope_of
 from django_cqrs.parameters.services import with_dependencies
-from django_cqrs.pipeline.outlet import Seconds, release, send_options
+from django_cqrs.pipeline.outlet import release, send_options
 from django_cqrs.pipeline.stages import handler_alone, while_current
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
 from django_cqrs.sync import twin_of

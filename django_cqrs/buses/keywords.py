@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict, TypeVar
 
 from django_cqrs.buses.bus import GivenHeaders
-from django_cqrs.pipeline.outlet import Seconds
+from django_cqrs.channels.channel import Seconds
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -25,6 +25,8 @@ logger: Final = logging.getLogger("django_cqrs.channels")
 
 DEFAULT_CHANNEL_ALIAS = "default"
 
+Seconds = timedelta | float
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:

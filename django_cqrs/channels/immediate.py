@@ -11,7 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_cqrs import clock
 from django_cqrs.channels.channel import Delivery, log_dropped
 from django_cqrs.channels.in_memory import InMemoryChannel, first_turn, held_with
-from django_cqrs.messages import current, scope_of
+from django_cqrs.messages import Message, current
 
 
 class ImmediateChannel(InMemoryChannel):
@@ -91,9 +91,9 @@ class _OfThread(threading.local):
 
 def _outermost_open_scope() -> Any:
     """Return the bus scope of the outermost command being handled, or None."""
-    scope, found = scope_of(current.get()), None
-    while scope is not None:
-        if scope.is_open:
-            found = scope
-        scope = scope.parent
+    message, found = current.get(), None
+    while isinstance(message, Message):
+        if message._scope is not None and message._scope.is_open:
+            found = message._scope
+        message = message._parent
     return found

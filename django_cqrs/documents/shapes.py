@@ -292,8 +292,10 @@ class ObjectShape(DocumentShape):
     def _is_left_out(self, name: str) -> bool:
         """Return whether an attribute is excluded from an object's state."""
         from django_cqrs.models import RECORDED
+        from django_cqrs.recording import RECORDED_COMMANDS
 
-        if name in (MARK, RECORDED) or name in self._annotations[1]:
+        is_ours = name in (MARK, RECORDED, RECORDED_COMMANDS)
+        if is_ours or name in self._annotations[1]:
             return True
         held = inspect.getattr_static(self.target, name, None)
         return isinstance(held, (cached_property, django_cached_property))

@@ -46,8 +46,19 @@ from django_cqrs.modelling.watches import Watch, called_by, name_of_method
 from django_cqrs.parameters.services import Services
 from django_cqrs.pipeline.stages import is_inside_transaction
 from django_cqrs.problems import Problem, Rule
-from django_cqrs.recording import ensure_known
+from django_cqrs.recording import RECORDED_COMMANDS, ensure_known
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Role, Run, Subject
+from django_cqrs.sends import (
+    LATE,
+    MAY_SEND,
+    Send,
+    made_by,
+    says_send,
+    send_on,
+    split_sends,
+    without_sends,
+)
+from django_cqrs.sync import sync_callable
 
 C = TypeVar("C", bound=type)
 
@@ -56,6 +67,9 @@ _MADE_AND_SENT = 2
 
 PULL = "pull_recorded_events"
 """The method of ``RecordsEvents`` that returns and forgets the recorded events."""
+
+HOOK = "post_insert"
+"""The method that is called after the object was inserted, if its class has one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +171,7 @@ class AggregateSubject(Subject):
         self.role = role
         self.options = role.options
         self._services = services
+        self._hooks: dict[type, Callable[[Any], object] | None] = {}
 
     @cached_property
     def storage(self) -> Storage[Any]:
@@ -271,7 +286,7 @@ class AggregateSubject(Subject):
 
     def result_of(self, endpoint: Endpoint) -> Any:
         """Return the identifier's type if a factory makes an object of the class."""
-        returns = endpoint.plan.returns
+        returns = without_sends(endpoint.plan.returns)
         if endpoint.is_factory:
             args = typing.get_args(returns)
             is_tuple = typing.get_origin(returns) is tuple
@@ -392,18 +407,29 @@ class AggregateSubject(Subject):
     def _making(self, run: Run, point: JoinPoint, alias: str) -> Run:
         """Return the run that calls a factory and saves its object."""
         has_output = bool(point.endpoint.policies.outputs)
+        mentions_send = says_send(point.endpoint.plan.returns)
 
         def make(message: Message) -> Any:
             message.handling.subject = None
             result = run(message)
-            sent: list[Any] = []
-            if has_output and type(result) is tuple and len(result) == _MADE_AND_SENT:
-                result, *sent = result
+            said: list[Any] = []
+            sends: list[Send] = []
+            if type(result) in MAY_SEND:
+                split = split_sends(result, says_send=mentions_send)
+                if split is not None:
+                    result, sends = split
+                elif (
+                    has_output
+                    and type(result) is tuple
+                    and len(result) == _MADE_AND_SENT
+                ):
+                    result, *said = result
             made = self._subject_of(result)
             if made is None:
+                self._send_returned(message, sends, has_output=has_output)
                 return result
-            if sent:
-                made.ensure_known(result, sent)
+            if said or sends:
+                made.ensure_known(result, (*said, *sends), is_sent=True)
             try:
                 events = made.keep(result, alias, is_result=True)
             except AggregateAlreadyExists as error:
@@ -417,9 +443,7 @@ class AggregateSubject(Subject):
             made.publish(result, events)
             if made.options.version is not None:
                 made._note_version(result, message)
-            output = message.handling.output
-            if has_output and output is not None:
-                output[:] = sent  # in place: an interceptor may have made a copy
+            self._send_returned(message, said or sends, has_output=has_output)
             return made.storage.identifier_of(result)
 
         return make
@@ -467,6 +491,7 @@ class AggregateSubject(Subject):
         holder, method = called_by(endpoint), (endpoint.action or endpoint).method or ""
         expects = self._expectation(point)
         has_output = bool((endpoint.action or endpoint).policies.outputs)
+        divided = self._division(endpoint.action or endpoint)
         late = self.late(point, missing)
 
         def act(message: Message) -> Any:
@@ -486,10 +511,8 @@ class AggregateSubject(Subject):
                     if found is None:
                         raise
             if found is None:
-                if ignores:
-                    drop(message)
-                    return None
-                raise missing(message, values)
+                _drop_or_raise(message, None if ignores else missing(message, values))
+                return None
             if self.is_over(found):
                 return late(message, values)
             if expects is not None:
@@ -499,15 +522,17 @@ class AggregateSubject(Subject):
             name = holder if cls is self.owner else name_of_method(cls, method)
             watch = self.storage.watch(found, self.registry, name, using=alias)
             try:
-                result = run(message)
-                if has_output and result is not None:
-                    self.ensure_known(found, (result,))
+                result, sends = run(message), None
+                if has_output or type(result) in MAY_SEND:
+                    result, sends = divided(found, result)
                 events = self.take_events(found)
                 self._update(found, watch, alias, message)
             finally:
                 if watch is not None:
                     watch.close()
             answer = self._finish(found, events, values, result, alias)
+            if sends:
+                self._send_returned(message, sends, has_output=has_output)
             if expects is not None:
                 self._note_version(found, message)
             return answer
@@ -520,6 +545,42 @@ class AggregateSubject(Subject):
         if isinstance(origin, ConditionalOrigin):
             is_gone = self.storage.is_deleted(instance)
             origin.version = None if is_gone else self.storage.version_of(instance)
+
+    def _division(self, action: Endpoint) -> Callable[[Any, Any], Any]:
+        """Return a function from an object and a value to the result and the sends."""
+        has_output = bool(action.policies.outputs)
+        mentions_send = says_send(action.plan.returns)
+
+        def divided(instance: Any, returned: Any) -> tuple[Any, list[Send]]:
+            if type(returned) in MAY_SEND:
+                split = split_sends(returned, says_send=mentions_send)
+                if split is not None:
+                    self.ensure_known(instance, split[1], is_sent=True)
+                    return split
+            if has_output and returned is not None:
+                self.ensure_known(instance, (returned,), is_sent=True)
+            return returned, []
+
+        return divided
+
+    def _send_returned(
+        self, message: Message, sends: list[Any], *, has_output: bool
+    ) -> None:
+        """
+        Send the messages that a method has returned beside its result.
+
+        Args:
+            message: the message that the method handled.
+            sends: the returned messages; with an output, a payload instead.
+            has_output: whether ``output=`` names their receivers.
+
+        """
+        output = message.handling.output
+        if has_output and output is not None:
+            output[:] = sends  # in place: an interceptor may have made a copy
+            return
+        for each in sends:
+            send_on(self.registry.command_bus, each)
 
     @property
     def registry(self) -> Registry:
@@ -594,16 +655,32 @@ class AggregateSubject(Subject):
         events = self.take_events(instance)
         storage = self.storage
         if storage.is_made(instance) if is_result else storage.is_new(instance):
-            self.storage.insert(instance, using=using)
+            events += self._insert(instance, using)
         else:
             watch = self.storage.watch_of(instance, using=using)
             self._update(instance, watch, using)
         self.ended(instance, self.storage.values_of(instance), using)
         return events
 
+    def _insert(self, instance: Any, alias: str) -> list[Any]:
+        """Insert an object and what belongs to it; return what that has recorded."""
+        cls = type(instance)
+        if cls not in self._hooks:
+            hook = getattr(cls, HOOK, None)
+            self._hooks[cls] = sync_callable(hook) if callable(hook) else None
+        post_insert = self._hooks[cls]
+        if post_insert is None:
+            self.storage.insert(instance, using=alias)
+            return []
+        is_open = connections[alias].in_atomic_block
+        with nullcontext() if is_open else atomic(using=alias):
+            self.storage.insert(instance, using=alias)
+            post_insert(instance)
+            return self.take_events(instance)
+
     def take_events(self, instance: Any) -> list[Any]:
         """
-        Return the recorded events of an object, which forgets them.
+        Return the recorded events and commands of an object, which forgets them.
 
         Raises:
             InvalidEvent: an event has a value that is only known after the save.
@@ -611,17 +688,22 @@ class AggregateSubject(Subject):
         """
         pull: Any = getattr(instance, self.options.events or PULL, None)
         events: list[Any] = [] if pull is None else list(pull())
+        if getattr(instance, RECORDED_COMMANDS, None):
+            events += instance.pull_recorded_commands()
         if events:
             self.ensure_known(instance, events)
         return events
 
-    def ensure_known(self, instance: Any, events: Iterable[Any]) -> None:
+    def ensure_known(
+        self, instance: Any, events: Iterable[Any], *, is_sent: bool = False
+    ) -> None:
         """
         Refuse an object's events or messages with values known only after the save.
 
         Args:
             instance: the object.
-            events: its recorded events, or the messages to send.
+            events: its recorded events and commands, or values to send.
+            is_sent: whether all of them are sent as commands.
 
         Raises:
             InvalidEvent: there is such a value.
@@ -635,22 +717,27 @@ class AggregateSubject(Subject):
                 if value is None:
                     names += (part.name, *part.aliases)
         for event in events:
-            ensure_known(instance, event, names)
+            ensure_known(instance, event, names, is_command=is_sent)
 
     def publish(
         self, instance: Any, events: list[Any], values: Values | None = None
     ) -> None:
         """
-        Publish the recorded events of an object, each with its origin.
+        Publish the events of an object, each with its origin, and send its commands.
 
         Args:
             instance: the object.
-            events: its recorded events.
+            events: its recorded events and commands.
             values: its identifier, if the object no longer has it.
+
+        Raises:
+            InvalidEvent: a recorded function does not return a message, or one with a
+                value that the object still does not know.
 
         """
         if not events:
             return
+        events = [self._made(instance, each) for each in events]
         if values is None:
             values = self.storage.values_of(instance)
         parts = self.storage.parts
@@ -663,9 +750,24 @@ class AggregateSubject(Subject):
         version = self.storage.version_of(instance)
         if version is not None:
             headers["aggregate_version"] = version
-        event_bus = self._services.owner.event_bus
+        owner = self._services.owner
+        event_bus = owner.event_bus
         for event in events:
-            event_bus.publish_recorded(event, headers)
+            if type(event) is Send:
+                send_on(owner.command_bus, event)
+            else:
+                event_bus.publish_recorded(event, headers)
+
+    def _made(self, instance: Any, recorded: Any) -> Any:
+        """Return a recorded message; a function is called now, after the save."""
+        if type(recorded) in LATE:
+            recorded = made_by(recorded)
+        elif type(recorded) is Send and type(recorded.command) in LATE:
+            recorded = recorded.made()
+        else:
+            return recorded
+        self.ensure_known(instance, (recorded,))
+        return recorded
 
     def ended(self, instance: Any, values: Values, alias: str) -> None:
         """Clean up after an object's life is over: nothing to do here."""
@@ -762,6 +864,13 @@ def _replaced(error: Exception, otherwise: Any) -> Exception:
     otherwise.__cause__ = error
     replaced: Exception = otherwise
     return replaced
+
+
+def _drop_or_raise(message: Message, error: Exception | None) -> None:
+    """Drop a message for a missing object, or raise the error of its handler."""
+    if error is not None:
+        raise error
+    drop(message)
 
 
 def _vain(declared: Any) -> str:

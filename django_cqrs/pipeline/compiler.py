@@ -44,6 +44,7 @@ from django_cqrs.pipeline.stages import (
 from django_cqrs.problems import Problem
 from django_cqrs.retries import InstantRetry
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run, Subject
+from django_cqrs.sends import MAY_SEND, says_send, send_on, split_sends
 from django_cqrs.sync import sync_callable
 
 
@@ -475,24 +476,28 @@ def _sent_on(run: Run, point: JoinPoint) -> Run:
     """
     Return `run`, with its result sent to the commands in ``output=``.
 
-    The result is that of a dispatch: the identifier of a new object. A factory may
-    return the values to send instead.
+    The result is that of a dispatch: the identifier of a new object. A handler may
+    return what to send instead: a factory beside its object, any handler as `Send`.
     """
     endpoint, registry = point.endpoint, point.bus.registry
     outputs = endpoint.policies.outputs
     if not outputs:
         return run
-    may_say = endpoint.is_factory and endpoint.subject is not None
+    has_object = endpoint.subject is not None  # which divides what is returned
+    mentions_send = says_send(endpoint.plan.returns)
 
     def run_then_send(message: Message) -> Any:
         said: list[Any] = []
-        if may_say:
+        if has_object:
             message.handling.output = said
         result = run(message)
-        sent = said[0] if said else result
-        if sent is not None:
-            for output in outputs:
-                registry.command_bus.dispatch(sent, route=output)
+        if type(result) in MAY_SEND and not has_object:
+            split = split_sends(result, says_send=mentions_send)
+            if split is not None:
+                result, said = split
+        for sent in said or (result,):
+            if sent is not None:
+                send_on(registry.command_bus, sent, *outputs)
         return result
 
     return run_then_send

@@ -40,6 +40,7 @@ from django_cqrs.messages import (
 )
 from django_cqrs.pipeline.scopes import Recording, Sent, send
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
+from django_cqrs.sends import without_sends
 
 logger: Final = logging.getLogger("django_cqrs.pipeline")
 
@@ -300,7 +301,7 @@ def _result_type_at(point: JoinPoint) -> Any:
 def _returned_by(endpoint: Endpoint) -> Any:
     if endpoint.subject is not None:
         return endpoint.subject.result_of(endpoint)
-    return endpoint.plan.returns
+    return without_sends(endpoint.plan.returns)
 
 
 # ----------------------------------------------------------------- replayed messages

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -17,6 +17,7 @@ from django_cqrs.channels.channel import (
     Channel,
     Delivery,
     Envelope,
+    Seconds,
     as_timedelta,
     next_sequence,
 )
@@ -34,8 +35,6 @@ from django_cqrs.pipeline.envelopes import (
 from django_cqrs.pipeline.scopes import BusScope, send, send_all
 from django_cqrs.retries import Retry
 from django_cqrs.routing.endpoint import Endpoint
-
-Seconds = timedelta | float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

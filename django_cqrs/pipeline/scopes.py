@@ -8,8 +8,8 @@ that they share the fate of the writes around them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -32,6 +32,10 @@ class Sink(Protocol):
     ) -> None:
         """Write entries if only the commit follows in the open transaction."""
         ...
+
+
+_CHECK: Final[Any] = object()
+"""The place of a sink in a buffer: its entry is a function to be called."""
 
 
 def stack_of(connection: BaseDatabaseWrapper) -> Stack:
@@ -70,6 +74,10 @@ class BusScope:
         scope: BusScope | None = scope_of(self._cause)
         return scope
 
+    def check_at_end(self, check: Callable[[], object]) -> None:
+        """Call a function at the end of the command, which fails if that raises."""
+        self.buffer.insert(0, (_CHECK, check))
+
     def _accepts(self) -> bool:
         return self.is_open and stack_of(self.connection) == self._stack
 
@@ -84,6 +92,8 @@ class BusScope:
             is_last: whether only the end of its transaction follows.
 
         """
+        while self.buffer and self.buffer[0][0] is _CHECK:
+            self.buffer.pop(0)[1]()
         if not self._is_just_inside_parent():
             self._write(is_last=is_last)
 

@@ -21,6 +21,7 @@ from django_cqrs.inbox import find_inbox, no_inbox
 from django_cqrs.messages import result_type_of
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.retries import Retry
+from django_cqrs.sends import says_send, without_sends
 
 if TYPE_CHECKING:
     from django_cqrs.routing.endpoint import Endpoint
@@ -96,6 +97,7 @@ def problems_of(endpoint: Endpoint) -> Iterator[Problem]:
     yield from _channel(endpoint)
     yield from _object(endpoint)
     yield from _keys(endpoint)
+    yield from _sends(endpoint)
     yield from _result(endpoint)
 
 
@@ -305,10 +307,25 @@ def _keys(endpoint: Endpoint) -> Iterator[Problem]:
         )
 
 
+def _sends(endpoint: Endpoint) -> Iterator[Problem]:
+    is_method = endpoint.subject is not None and endpoint.kind is not Kind.QUERY
+    if is_method or endpoint.policies.outputs or not says_send(endpoint.plan.returns):
+        return
+    where, reason = place_of(endpoint.function), "answers a query"
+    if endpoint.kind is not Kind.QUERY:
+        reason = "is neither a method of an aggregate or a saga nor has output="
+    yield Problem(
+        Rule.UNSENT_COMMAND,
+        f"{where} returns a Send that nothing sends: it {reason}.",
+        "Send the command with command_bus.dispatch(), or give the handler output=.",
+        endpoint.function,
+    )
+
+
 def _result(endpoint: Endpoint) -> Iterator[Problem]:
     if endpoint.kind is Kind.EVENT or endpoint.plan.payload is None:
         return
-    returns = endpoint.plan.returns
+    returns = own = without_sends(endpoint.plan.returns)
     if endpoint.subject is not None:
         returns = endpoint.subject.result_of(endpoint)
     for cls in endpoint.plan.payload.members:
@@ -331,8 +348,7 @@ def _result(endpoint: Endpoint) -> Iterator[Problem]:
             verb = "is annotated to return"
             yield Problem(
                 Rule.RESULT_TYPE,
-                f"{promises} {verb if returns is endpoint.plan.returns else gives} "
-                f"{_describe(returns)}.",
+                f"{promises} {verb if returns is own else gives} {_describe(returns)}.",
                 "Make both the same.",
                 endpoint.function,
             )

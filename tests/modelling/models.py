@@ -399,4 +399,4 @@ class Sent(models.Model):
 
 
 # Their tables are made with those of this module.
-from tests.modelling import boxes, deals, payments  # noqa: E402, F401
+from tests.modelling import boxes, carts, deals, payments  # noqa: E402, F401

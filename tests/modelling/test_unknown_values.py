@@ -89,20 +89,23 @@ def bus(registry):
 
 
 def key_text(said, path, owner):
+    verb = "sent" if owner == "Sender" else "recorded"
+    out = "command" if owner == "Sender" else "event: its header aggregate_id has it"
     return (
-        f"{said} cannot be recorded: {path} is None, because the database makes the "
-        f"key of the {owner} when it saves it. Leave the key out of the event: its "
-        f"header aggregate_id has it. Or give the key a default in Python, such as "
-        f"uuid.uuid4."
+        f"{said} cannot be {verb}: {path} is None, because the database makes the "
+        f"key of the {owner} when it saves it. Give a function that is called after "
+        f"the save, lambda: {said}(...). Or leave the key out of the {out}. Or give "
+        f"the key a default in Python, such as uuid.uuid4."
     )
 
 
 def expression_text(said, path, kind, owner):
     where = f"{path} is" if path else "it is"
+    verb, noun = ("sent", "command") if owner == "Sender" else ("recorded", "event")
     return (
-        f"{said} cannot be recorded: {where} an expression ({kind}), which only the "
+        f"{said} cannot be {verb}: {where} an expression ({kind}), which only the "
         f"database computes, when it saves the {owner}. Compute the value in Python, "
-        f"or leave it out of the event and let its handlers read the {owner}."
+        f"or leave it out of the {noun} and let its handlers read the {owner}."
     )
 
 

@@ -23,6 +23,7 @@ from django_cqrs.modelling.sql.checks import problems_of as sql_problems_of
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.routing.endpoint import Endpoint
 from django_cqrs.routing.table import RouteTable
+from django_cqrs.sends import without_sends
 
 
 class CheckedMethod(MethodDescription):
@@ -226,7 +227,7 @@ class CheckedMethod(MethodDescription):
 def _returned_by(endpoint: Endpoint) -> Any:
     """Return the type of an endpoint's result, Any if it is not annotated."""
     subject: Any = getattr(endpoint, "subject", None)
-    returned = endpoint.plan.returns
+    returned = without_sends(endpoint.plan.returns)
     if subject is not None:
         returned = subject.result_of(endpoint)
     return Any if returned is EMPTY else returned
