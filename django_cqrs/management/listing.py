@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -204,10 +204,16 @@ def transaction_of(endpoint: Endpoint) -> str:
 def place(endpoint: Endpoint) -> tuple[str, int]:
     """Return the file, relative to the current folder if it is inside, and the line."""
     path, line = endpoint.source
+    return _relative(path, str(Path.cwd())), line
+
+
+@lru_cache(maxsize=1000)
+def _relative(path: str, folder: str) -> str:
+    """Return a path relative to a folder, unchanged if it is not inside."""
     try:
-        return str(path.relative_to(Path.cwd())), line
+        return str(Path(path).relative_to(folder))
     except ValueError:
-        return os.fspath(path), line
+        return path
 
 
 def labels() -> list[str]:

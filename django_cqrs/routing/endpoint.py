@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from django_cqrs.annotations import place_of
@@ -124,10 +123,10 @@ class Endpoint:
         return place_of(self.function)
 
     @property
-    def source(self) -> tuple[Path, int]:
-        """The file and the line where the handler begins."""
+    def source(self) -> tuple[str, int]:
+        """The path of the file and the line where the handler begins."""
         code = inspect.unwrap(self.function).__code__
-        return Path(code.co_filename), code.co_firstlineno
+        return code.co_filename, code.co_firstlineno
 
     def __repr__(self) -> str:
         """Return the kind and the name."""

@@ -13,10 +13,15 @@ import tracemalloc
 import types
 from collections.abc import Iterator
 from contextlib import suppress
+from io import StringIO
 from time import process_time
+from unittest.mock import patch
+
+from django.core.management import call_command
 
 from django_cqrs import (
     Registry,
+    checks,
     command_bus,
     command_handler,
     event_bus,
@@ -25,8 +30,14 @@ from django_cqrs import (
 )
 from django_cqrs.exceptions import NoHandlerFound
 from django_cqrs.interception import before, pointcut
-from django_cqrs.management.listing import rows_of
-from tests.benchmarks.measuring import Comparison, Contestant, in_blocks, statement
+from django_cqrs.management.commands import cqrs_routes
+from tests.benchmarks.measuring import (
+    Comparison,
+    Contestant,
+    in_blocks,
+    no_collection,
+    statement,
+)
 from tests.benchmarks.results import Row, compared
 from tests.benchmarks.shop import handlers, messages
 from tests.benchmarks.shop.models import Shelf
@@ -92,26 +103,27 @@ def _registry_of(count: int) -> tuple[Registry, object]:
 
 def listing(few: int, many: int, *, rounds: int) -> list[Row]:
     """
-    Compare the rows of ``cqrs_routes`` for many handlers with those for a tenth.
+    Compare ``manage.py cqrs_routes`` for many handlers with it for a tenth of them.
 
-    Work that is linear takes ten times as long.
+    Work that is linear takes ten times as long, what the command itself takes once.
     """
     rows = []
     for kind, count in (("plain", 0), ("with three interceptors", 3)):
         contestants = [
-            _rows_of_routes(handled, interceptors=count) for handled in (few, many)
+            _command_with_routes(handled, interceptors=count) for handled in (few, many)
         ]
         comparison = Comparison([each.name for each in contestants])
-        for _ in range(rounds):
-            for each in contestants:
-                comparison.times[each.name].append(each.seconds(1))
+        with no_collection():
+            for _ in range(rounds):
+                for each in contestants:
+                    comparison.times[each.name].append(each.seconds(1))
         base, other = (each.name for each in contestants)
-        section = f"The rows of cqrs_routes, {kind}"
+        section = f"cqrs_routes, {kind}"
         rows.append(compared(comparison, section, other, base, bound=10))
     return rows
 
 
-def _rows_of_routes(count: int, *, interceptors: int) -> Contestant:
+def _command_with_routes(count: int, *, interceptors: int) -> Contestant:
     registry, _last = _registry_of(count // 2)
     for number in range(interceptors):
 
@@ -120,12 +132,19 @@ def _rows_of_routes(count: int, *, interceptors: int) -> Contestant:
             pass
 
         registry.add(look)
-    return statement(
-        f"{count:,} handlers",
-        "rows_of(registry)",
-        rows_of=rows_of,
-        registry=registry,
-    )
+
+    def seconds(number: int) -> float:
+        # The listing and the checks, which the command reports, of one registry.
+        with (
+            patch.object(cqrs_routes, "registry", registry),
+            patch.object(checks, "registry", registry),
+        ):
+            start = process_time()
+            for _ in range(number):
+                call_command("cqrs_routes", stdout=StringIO(), stderr=StringIO())
+            return process_time() - start
+
+    return Contestant(f"{count:,} handlers", seconds)
 
 
 def pairs(many: int, *, rounds: int) -> list[Row]:
