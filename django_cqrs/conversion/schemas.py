@@ -849,6 +849,30 @@ def fields_of_named_tuple(schema: Schema) -> Schema | None:
     return None if _named_tuple(schema) is None else _fields_of(schema)
 
 
+def describable(schema: Schema) -> Schema:
+    """Return a core schema whose JSON schema describes what is read and written."""
+    is_ours = _Bytes(schema)._is_ours
+
+    def describe(each: Schema) -> Schema:
+        if is_ours(each):
+            return _with_keywords({"type": "str"}, {"contentEncoding": "base64"})
+        load = each.get("metadata", {}).get(LOAD)
+        if each["type"] == "function-wrap" and load is not None:
+            return _with_keywords(each, {"title": load.__name__})
+        cls = _named_tuple(each)
+        if cls is None:
+            return each
+        return _instead_of(each, {**_fields_of(each), "cls_name": cls.__name__})
+
+    return _with(describe, schema)
+
+
+def _with_keywords(schema: Schema, keywords: dict[str, Any]) -> Schema:
+    """Return a core schema with more keywords in its JSON schema."""
+    metadata = {**schema.get("metadata", {}), "pydantic_js_updates": keywords}
+    return {**schema, "metadata": metadata}
+
+
 def _named_tuple(schema: Schema) -> Any:
     """Return the class of a NamedTuple's schema; None for other schemas."""
     if schema["type"] not in ("named-tuple", "call"):  # the latter before 2.14
