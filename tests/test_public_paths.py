@@ -53,6 +53,9 @@ PUBLIC = {
         AsyncCommandView AsyncQueryView CommandView OutcomeView QueryView
         VersionedAnswer aask_for adispatch_for ask_for dispatch_for
     """,
+    "django_cqrs.forms": """
+        MessageForm form_of
+    """,
     "django_cqrs.openapi": """
         openapi_document
     """,

@@ -209,7 +209,7 @@ class RequestValues:
         return IN_PATH, "in_path"
 
 
-def _with_given(
+def with_request_values(
     wanted: Wanted, own: dict[str, Any], given: RequestValues
 ) -> dict[str, Any]:
     """
@@ -349,7 +349,7 @@ def _with_fields(wanted: Wanted, text: bytes, given: RequestValues) -> bytes:
         return text  # the conversion reports its faults
     if not isinstance(own, dict):
         return text
-    return json.dumps(_with_given(wanted, own, given)).encode()
+    return json.dumps(with_request_values(wanted, own, given)).encode()
 
 
 def read_query(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any:
@@ -365,7 +365,7 @@ def read_query(wanted: Wanted, sent: QueryDict, given: Mapping[str, Any]) -> Any
         many = sent.getlist(name)
         is_many = _takes_many(fields[name]) if name in fields else len(many) > 1
         values[name] = many if is_many else many[-1]
-    values = _with_given(wanted, values, RequestValues(given))
+    values = with_request_values(wanted, values, RequestValues(given))
     if not values and (wanted.is_optional or wanted.type.takes_none):
         return wanted.nothing()
     return wanted.type.from_python(values)
