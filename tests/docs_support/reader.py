@@ -97,9 +97,9 @@ class Reader:
         self._is_unread = False
 
     def finish(self) -> None:
-        """Import every file that was written, and check what no block has looked at."""
+        """Import every file that is left, and check what no block has looked at."""
         for path, block in self._files.items():
-            if path.suffix == ".py":
+            if path.suffix == ".py" and (self.folder / path).exists():
                 module = ".".join(path.with_suffix("").parts)
                 self._tell_python(dataclasses.replace(block, source=f"import {module}"))
         self._forget_python()
