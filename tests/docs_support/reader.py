@@ -101,7 +101,9 @@ class Reader:
         for path, block in self._files.items():
             if path.suffix == ".py" and (self.folder / path).exists():
                 module = ".".join(path.with_suffix("").parts)
-                self._tell_python(dataclasses.replace(block, source=f"import {module}"))
+                # Not `import`: the name of a migration begins with a digit.
+                source = f"import importlib; importlib.import_module({module!r})"
+                self._tell_python(dataclasses.replace(block, source=source))
         self._forget_python()
         if self._is_unread:
             self.terminal.run_block("$ python manage.py check --fail-level WARNING")
