@@ -6,6 +6,7 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from django.apps import apps
 from django.core.checks import CheckMessage, Error
 from django.db import DEFAULT_DB_ALIAS, connections, models, router
 
@@ -13,15 +14,7 @@ from django_cqrs.buses.registries import registry
 from django_cqrs.channels.aliases import channels
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.channel import OutboxChannel
-from django_cqrs.outbox.models import (
-    DeadLetter,
-    InboxEntry,
-    JournalEntry,
-    OutboxMessage,
-    StoredTaskResult,
-)
-
-MODELS = (OutboxMessage, DeadLetter, InboxEntry, JournalEntry, StoredTaskResult)
+from django_cqrs.outbox.models import OutboxMessage
 
 
 def check_tables(
@@ -80,7 +73,7 @@ def _stale_columns(alias: str, tables: Collection[str]) -> Iterator[CheckMessage
     connection = connections[alias]
     if connection.vendor != "mysql" or not connection.features.has_native_uuid_field:
         return
-    for model in MODELS:
+    for model in apps.get_app_config(OutboxMessage._meta.app_label).get_models():
         table = model._meta.db_table
         columns: dict[str, str] = {
             str(field.column): "NULL" if field.null else "NOT NULL"
@@ -101,8 +94,8 @@ def _stale_columns(alias: str, tables: Collection[str]) -> Iterator[CheckMessage
             )
             yield Error(
                 f"The table {table} of the database {alias!r} has text columns where "
-                f"Django has written a uuid since MariaDB 10.7: {names}. It cannot "
-                "store messages.",
+                f"Django has written a uuid since MariaDB 10.7: {names}. Django "
+                "cannot write to it.",
                 hint=f"Stop the workers, then run: ALTER TABLE {table} {changes};",
                 id="django_cqrs_outbox.E003",
             )

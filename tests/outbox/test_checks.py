@@ -10,7 +10,7 @@ from django.db import connection, connections, transaction
 
 from django_cqrs import Registry, command_handler
 from django_cqrs.exceptions import InvalidChannel
-from django_cqrs.outbox.models import OutboxMessage
+from django_cqrs.outbox.models import DeadLetter, OutboxMessage, ReplayBatch
 from tests.outbox.support import on_databases
 
 pytestmark = on_databases
@@ -93,15 +93,24 @@ def test_a_message_that_finds_no_table_is_refused_with_the_reason():
     )
 
 
-def test_E003_ids_that_an_older_MariaDB_has_made_texts_of():
-    """The hint is the statement that makes them what Django writes."""
+@pytest.mark.parametrize(
+    ("model", "column", "null"),
+    [
+        (OutboxMessage, "causation_id", "NULL"),
+        (DeadLetter, "message_id", "NOT NULL"),
+        (ReplayBatch, "request", "NOT NULL"),
+    ],
+)
+def test_E003_ids_that_an_older_MariaDB_has_made_texts_of(model, column, null):
+    """The hint is the statement that makes them what Django writes, in every table."""
     other = connections["default"]
     if other.vendor != "mysql" or not other.features.has_native_uuid_field:
         pytest.skip("A case for MariaDB, which has uuid since 10.7.")
+    table = model._meta.db_table
     with connection.cursor() as cursor:
-        cursor.execute(f"ALTER TABLE {TABLE} MODIFY causation_id char(32) NULL")
+        cursor.execute(f"ALTER TABLE {table} MODIFY {column} char(32) {null}")
     ((number, hint),) = said("default")
-    statement = f"ALTER TABLE {TABLE} MODIFY causation_id uuid NULL;"
+    statement = f"ALTER TABLE {table} MODIFY {column} uuid {null};"
     assert number == "django_cqrs_outbox.E003"
     assert hint == f"Stop the workers, then run: {statement}"
     with connection.cursor() as cursor:
