@@ -143,7 +143,7 @@ def _settings_problems() -> Iterator[Problem]:
             "dictionary.",
             "Write it like CACHES: map an alias to a BACKEND and, optionally, OPTIONS.",
         )
-    for key in ("IDEMPOTENCY_WINDOW", "JOURNAL"):
+    for key in ("IDEMPOTENCY_WINDOW", "JOURNAL", "TASK_RESULTS"):
         value = getattr(conf.current(), key)
         if not (_is_span(value) or (key == "JOURNAL" and value is None)):
             yield Problem(

@@ -34,6 +34,8 @@ class Settings:
     """How long an ``idempotency_key`` is remembered, as a timedelta or in seconds."""
     JOURNAL: timedelta | float | None = None
     """How long the outcome of each message is kept; None disables the journal."""
+    TASK_RESULTS: timedelta | float = timedelta(days=14)
+    """How long the results of finished tasks are kept, likewise."""
     SERVICES: Mapping[str | type, str | type] = dataclasses.field(default_factory=dict)
     """The classes, or their paths, that are used in place of interfaces."""
 

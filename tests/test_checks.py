@@ -1910,6 +1910,6 @@ def test_keys_are_of_the_same_type_whatever_the_project_says(label):
 
     assert config.default_auto_field == "django.db.models.BigAutoField"
     for each in (*config.get_models(), *migrated):
-        if each._meta.app_label == label and each._meta.pk.name == "id":
+        if each._meta.app_label == label and each._meta.pk.auto_created:
             assert type(each._meta.pk) is models.BigAutoField
     assert any(each._meta.app_label == label for each in migrated)

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Final
 
 from django.core.checks import CheckMessage, Error
 from django.db import DEFAULT_DB_ALIAS
-from django.utils.module_loading import import_string
 
 from django_cqrs.channels.aliases import channels
 from django_cqrs.engines.base import EngineChannel, handle
-
-# In Django 5.2 it comes from the package django-tasks.
-_PACKAGE = "django.tasks" if find_spec("django.tasks") else "django_tasks"
-try:
-    make_task: Callable[..., Any] = import_string(f"{_PACKAGE}.task")
-except ImportError as error:
-    msg = f"{error}; pip install 'django-cqrs-kit[tasks]' installs it for Django 5.2"
-    raise ImportError(msg) from error
+from django_cqrs.outbox.tasks.djangos import make_task
 
 TASK: Final = "handle_messages"
 

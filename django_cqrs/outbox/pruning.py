@@ -16,10 +16,16 @@ from django_cqrs.clock import now
 from django_cqrs.exceptions import InvalidOption
 from django_cqrs.outbox import journal
 from django_cqrs.outbox.inbox import window
-from django_cqrs.outbox.models import DeadLetter, InboxEntry, JournalEntry, Throughput
+from django_cqrs.outbox.models import (
+    DeadLetter,
+    InboxEntry,
+    JournalEntry,
+    StoredTaskResult,
+    Throughput,
+)
 from django_cqrs.outbox.store.batches import SIZE, delete_in_batches
 from django_cqrs.outbox.store.dead_letters import discard
-from django_cqrs.outbox.worker import throughput
+from django_cqrs.outbox.worker import tasks, throughput
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +43,7 @@ KEPT: Final = (
     Kept(InboxEntry, "created_at", window),
     Kept(Throughput, "minute", lambda: throughput.KEPT),
     Kept(JournalEntry, "at", journal.kept_time),
+    Kept(StoredTaskResult, "last_attempted_at", tasks.kept_time),
 )
 
 

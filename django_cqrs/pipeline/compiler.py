@@ -250,6 +250,8 @@ class Pipelines:
         return plans
 
     def _at(self, point: JoinPoint, *kinds: When) -> list[Interceptor]:
+        if not point.endpoint.is_declared:
+            return []
         return [
             each
             for each in self.interceptors

@@ -98,6 +98,8 @@ def observed_in_transaction(run: Run, point: JoinPoint, alias: str) -> Run:
 def label_of(point: JoinPoint) -> str:
     """Return the name of the messages here for people: name, class or routing key."""
     cls, endpoint = point.payload_type, point.endpoint
+    if not endpoint.is_declared:  # its payload is of a class that all such share
+        return endpoint.name
     if cls is not None and (name := message_name_of(cls)) is not None:
         return name.name
     if cls is not None and not is_value_type(cls):

@@ -64,6 +64,8 @@ class Endpoint:
     """The names of the factories and actions that share its messages."""
     is_alone_somewhere: bool = True
     """Whether a message is routed here that is not routed to a factory."""
+    is_declared: bool = True
+    """Whether a decorator declares it: if not, no interceptor applies to it."""
 
     @property
     def role(self) -> HandlerRole:

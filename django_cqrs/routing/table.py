@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -23,6 +23,20 @@ from django_cqrs.routing.diagnosis import (
 )
 from django_cqrs.routing.endpoint import Endpoint
 from django_cqrs.routing.index import nearest_route, turn_of
+
+_makers: dict[str, Callable[[str], Endpoint]] = {}
+
+
+def add_endpoint_maker(prefix: str, make: Callable[[str], Endpoint]) -> None:
+    """
+    Let a higher layer make the endpoints that no decorator declares, when needed.
+
+    Args:
+        prefix: the part of their names before the first colon.
+        make: returns the endpoint of a name, or raises :exc:`UnknownEndpoint`.
+
+    """
+    _makers[prefix] = make
 
 
 class RouteTable(RouteDiagnosis):
@@ -53,6 +67,9 @@ class RouteTable(RouteDiagnosis):
         """
         endpoint = self._by_name.get(name)
         if endpoint is None:
+            make = _makers.get(name.partition(":")[0])
+            if make is not None:
+                return make(name)
             msg = (
                 f"No handler has the endpoint name {name!r}. If it was renamed, give "
                 "the old name in aliases=[...] of its decorator."

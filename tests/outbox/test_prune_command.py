@@ -18,6 +18,7 @@ from django_cqrs.outbox.models import (
     JournalEntry,
     OutboxMessage,
     State,
+    StoredTaskResult,
     Throughput,
 )
 from django_cqrs.outbox.pruning import prune
@@ -103,6 +104,7 @@ def test_what_is_out_of_its_time_goes():
         "Deleted 3 inbox entries.\n"
         "Deleted 4 minutes of throughput.\n"
         "Deleted 0 journal entries.\n"
+        "Deleted 0 task results.\n"
     )
 
     assert InboxEntry.objects.count() == 2
@@ -192,6 +194,7 @@ def test_a_dry_run_deletes_nothing():
         "Would delete 3 inbox entries.\n"
         "Would delete 1 minute of throughput.\n"
         "Would delete 0 journal entries.\n"
+        "Would delete 0 task results.\n"
         "Would delete 2 dead letters.\n"
     )
 
@@ -299,6 +302,7 @@ def test_from_code():
         (InboxEntry, 0),
         (Throughput, 0),
         (JournalEntry, 0),
+        (StoredTaskResult, 0),
         (DeadLetter, 1),
     ]
     for wrong in (-1, "30d", True):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from django_cqrs.buses.registries import Registry
 from django_cqrs.outbox.store.rows import Claimed, Group
 from django_cqrs.outbox.worker.failures import Failure
+from django_cqrs.outbox.worker.tasks import FinishedTask
 
 
 class Turn(NamedTuple):
@@ -88,6 +89,8 @@ class Batch:
     """The messages that handlers had sent before one ended the transaction."""
     callbacks: list[Any] = dataclasses.field(default_factory=list)
     """The callbacks that were to run after the commit at that time, or at its end."""
+    tasks: list[FinishedTask] = dataclasses.field(default_factory=list)
+    """The tasks that are finished, to be reported after the commit."""
     is_written: bool = False
     """Whether the commit is the only step that is left."""
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import enum
 from datetime import timedelta
+from typing import Final
 
 from django.db import InterfaceError, OperationalError
 
@@ -109,6 +110,7 @@ class FailurePolicies:
             hit.said = hit.said or self.said_of(failure)
             return failure
         is_worth = retry.is_worth(error) or isinstance(error, asyncio.CancelledError)
+        is_worth = is_worth and not getattr(error, _IS_FINAL, False)
         if reason is not Reason.FAILED:
             outcome = FailureOutcome.DEAD
         elif is_worth and attempts < retry.attempts and not is_final:
@@ -159,6 +161,15 @@ class FailurePolicies:
         )
         name = said["exception"].rpartition(".")[2]
         return f"{name}: {said['error']}" if said["error"] else name
+
+
+_IS_FINAL: Final = "_cqrs_is_final"
+
+
+def as_final(error: Exception) -> Exception:
+    """Return an exception after which no other attempt is worth its time."""
+    setattr(error, _IS_FINAL, True)
+    return error
 
 
 FINAL_OUTCOMES = {

@@ -45,6 +45,7 @@ from django_cqrs.outbox.worker.savepoints import (
     TransactionLost,
     forget_rollbacks,
 )
+from django_cqrs.outbox.worker.tasks import TaskOutcomes, is_task
 from django_cqrs.outbox.worker.throughput import ThroughputRecorder
 from django_cqrs.pipeline.scopes import BusScope
 from django_cqrs.retries import DEADLOCKS
@@ -102,6 +103,8 @@ class ClaimHandler:
         self._uncertain: dict[str, Batch] = {}
         self.heartbeat = Heartbeat(store.using, lease)
         self.throughput = ThroughputRecorder(store.using)
+        self.tasks = TaskOutcomes(store.using)
+        """The results of tasks among the messages."""
         # The notes on messages of the current claim, by id.
         self._notes: dict[int, journal.Note] | None = {} if journal.is_kept() else None
 
@@ -139,6 +142,7 @@ class ClaimHandler:
         self._ended = set()
         if self._notes:
             self._notes.clear()
+        self.tasks.begin(owner)
         self.heartbeat.hold(owner, keys, lease)
         left = claimed
         try:
@@ -493,6 +497,8 @@ class ClaimHandler:
                     ran=self._policies.ran,
                 )
                 is_read = True
+                if is_task(name):
+                    handle = self.tasks.around(claimed, handle)
                 if _is_of_this_transaction(endpoint, self._store.using):
                     # Anything a handler activates, such as a language, ends with it.
                     contextvars.copy_context().run(handle)
@@ -503,6 +509,8 @@ class ClaimHandler:
                 note=note,
                 ran=self._policies.ran,
             )
+            if is_task(name):
+                handle = self.tasks.around(claimed, handle)
         except TransactionLost as lost:
             if lost.was_unread:
                 self._habits.note_unread(name)
@@ -603,6 +611,7 @@ class ClaimHandler:
         self._store.settle(owner, [each.pk for each in ended])
         for failure in batch.failures:
             self._settle_failure(owner, failure)
+        batch.tasks = self.tasks.write(batch.done, batch.failures)
         if self._notes is not None:
             journal.write(self._store.using, list(self._entries(batch)))
         done = batch.done_of_keys()
@@ -726,6 +735,8 @@ class ClaimHandler:
             self._reporter.report_recovery(batch.done)
         for failure in tried:
             self._reporter.report_failure(failure)
+        if batch.tasks:
+            self.tasks.report(batch.tasks)
 
     def _ensure_reachable(self) -> None:
         """

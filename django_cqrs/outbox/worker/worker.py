@@ -67,7 +67,8 @@ class Relay(Protocol):
 
 logger: Final = logging.getLogger("django_cqrs.worker")
 
-# The maximum number of batches of old journal entries that are deleted at once.
+# The maximum number of batches of old journal entries, and of the results of tasks,
+# that are deleted at once.
 PURGED: Final = 10
 
 # The number of deadlocks in a row, over the outbox's own rows, to pass in silence.
@@ -429,6 +430,7 @@ class Worker:
             self._seeks_abandoned = True
             if self._handler.keeps_journal:
                 journal.purge(self.store.using, batches=PURGED)
+            self._handler.tasks.purge(batches=PURGED)
         return found + sum(relay.look_after() for relay in self.relays.values())
 
     def _clean_up(self) -> None:

@@ -50,7 +50,8 @@ class Command(BaseCommand):
 
     help = (
         "Deletes expired rows in batches: keys older than IDEMPOTENCY_WINDOW, counts "
-        "older than a day, and journal entries older than JOURNAL. Deletes dead "
+        "older than a day, journal entries older than JOURNAL, and results of tasks "
+        "older than TASK_RESULTS. Deletes dead "
         "letters only if an age is given."
     )
 
