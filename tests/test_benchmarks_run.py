@@ -41,6 +41,7 @@ DESK_PAGES = (
     "dead letters, one",
 )
 OUTBOX_BOUNDS = 7
+DURATIONS = "How long this took"
 INSERT = "A command that inserts one row, SQLite"
 SERVER = os.environ.get("DATABASE_URL", "")
 NO_SERVER = "postgres://postgres@127.0.0.1:1/postgres"
@@ -64,7 +65,10 @@ def rows_of(results):
     """Return the rows of a part alone: each run says how busy the machine is."""
     noise = [row for row in results["rows"] if row["section"].startswith(INSERT)]
     assert len(noise) == 2
-    return [row for row in results["rows"] if row not in noise]
+    durations = [row for row in results["rows"] if row["section"] == DURATIONS]
+    assert len(durations) == 3  # the noise, the part, the whole run
+    assert all(row["value"] > 0 and row["unit"] == "s" for row in durations)
+    return [row for row in results["rows"] if row not in (*noise, *durations)]
 
 
 def row(value, **options):
@@ -166,6 +170,11 @@ def test_a_quick_run_prints_the_table_and_enforces_no_bound(tmp_path):
     bounds = [row for row in results["rows"] if row["bound"] is not None]
     assert len(bounds) == 20
     assert all(row["what"] in done.stdout for row in results["rows"])
+    assert [row["what"] for row in results["rows"] if row["section"] == DURATIONS] == [
+        "buses",
+        "transactions",
+        "the whole run",
+    ]
     assert "PostgreSQL was not run: no URL of a server was given." in results["notes"]
     assert all(note in done.stdout for note in results["notes"])
     assert "no bound is enforced" in done.stdout

@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,6 +74,35 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
+class Watch:
+    """Tells how long the parts of a run take, by the clock on the wall."""
+
+    def __init__(self) -> None:
+        """Start with no parts."""
+        self._began = perf_counter()
+        self._taken: dict[str, float] = {}
+
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Add the time of the block to that of a part."""
+        began = perf_counter()
+        try:
+            yield
+        finally:
+            taken = perf_counter() - began
+            self._taken[part] = self._taken.get(part, 0.0) + taken
+
+    def rows(self) -> list[Row]:
+        """Return a row for each part, and one for the whole run."""
+        from tests.benchmarks.results import Row
+
+        every = {**self._taken, "the whole run": perf_counter() - self._began}
+        return [
+            Row(section="How long this took", what=part, value=seconds, unit="s")
+            for part, seconds in every.items()
+        ]
+
+
 def run(options: argparse.Namespace) -> tuple[list[Row], list[str], str | None]:
     """Return the rows, what is to be said about them, and why no PostgreSQL."""
     from tests.benchmarks import transactions
@@ -79,23 +110,26 @@ def run(options: argparse.Namespace) -> tuple[list[Row], list[str], str | None]:
     parts = options.only or PARTS
     rows: list[Row] = []
     notes: list[str] = []
+    watch = Watch()
+    missing = None
     if "buses" in parts:
-        in_process(rows, notes, quick=options.quick)
+        with watch.timing("buses"):
+            in_process(rows, notes, quick=options.quick)
     # Always: its twin says how busy the machine is.
-    transactions.make_sqlite_tables()
-    rows += transactions.insert_of_one_row(
-        "default",
-        rounds=5 if options.quick else 300,
-        calls=10 if options.quick else 60,
-    )
-    if set(parts) == {"buses"}:
-        return rows, notes, None
-    with transactions.postgres_database() as missing:
-        if missing is None:
-            on_postgres(rows, notes, options, parts)
-        else:
-            notes.append(f"PostgreSQL was not run: {missing}.")
-    return rows, notes, missing
+    with watch.timing("transactions"):
+        transactions.make_sqlite_tables()
+        rows += transactions.insert_of_one_row(
+            "default",
+            rounds=5 if options.quick else 300,
+            calls=10 if options.quick else 60,
+        )
+    if set(parts) != {"buses"}:
+        with transactions.postgres_database() as missing:
+            if missing is None:
+                on_postgres(rows, notes, options, parts, watch)
+            else:
+                notes.append(f"PostgreSQL was not run: {missing}.")
+    return [*rows, *watch.rows()], notes, missing
 
 
 def in_process(rows: list[Row], notes: list[str], *, quick: bool) -> None:
@@ -126,40 +160,46 @@ def on_postgres(
     notes: list[str],
     options: argparse.Namespace,
     parts: Sequence[str],
+    watch: Watch,
 ) -> None:
     """Measure what waits for the disk of a server."""
     from tests.benchmarks import desk, engines, modelling, outbox, transactions
 
     if "transactions" in parts:
-        rows += transactions.insert_of_one_row(
-            "postgres",
-            rounds=3 if options.quick else 200,
-            calls=10 if options.quick else 60,
-        )
+        with watch.timing("transactions"):
+            rows += transactions.insert_of_one_row(
+                "postgres",
+                rounds=3 if options.quick else 200,
+                calls=10 if options.quick else 60,
+            )
     if "model" in parts:
-        rows += modelling.run(
-            rounds=3 if options.quick else 200, calls=10 if options.quick else 60
-        )
+        with watch.timing("model"):
+            rows += modelling.run(
+                rounds=3 if options.quick else 200, calls=10 if options.quick else 60
+            )
     if "outbox" in parts:
-        more, said = outbox.run(
-            "postgres",
-            quick=options.quick,
-            python=options.workers,
-            redis=options.redis,
-        )
+        with watch.timing("outbox"):
+            more, said = outbox.run(
+                "postgres",
+                quick=options.quick,
+                python=options.workers,
+                redis=options.redis,
+            )
         rows += more
         notes += said
     if "desk" in parts:
-        more, said = desk.run("postgres", quick=options.quick)
+        with watch.timing("desk"):
+            more, said = desk.run("postgres", quick=options.quick)
         rows += more
         notes += said
     if "engines" in parts:
-        more, said = engines.run(
-            "postgres",
-            quick=options.quick,
-            python=options.workers,
-            brokers={"Redis": options.redis, "RabbitMQ": options.rabbitmq},
-        )
+        with watch.timing("engines"):
+            more, said = engines.run(
+                "postgres",
+                quick=options.quick,
+                python=options.workers,
+                brokers={"Redis": options.redis, "RabbitMQ": options.rabbitmq},
+            )
         rows += more
         notes += said
 
