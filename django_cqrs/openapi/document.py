@@ -12,12 +12,14 @@ from django.urls import get_resolver
 from django_cqrs.conversion.json_schemas import json_schemas, references_in
 from django_cqrs.exceptions import CQRSError, InvalidHandler
 from django_cqrs.openapi.operations import Operation
-from django_cqrs.openapi.paths import path_templates
+from django_cqrs.openapi.outcomes import outcome_operation
+from django_cqrs.openapi.paths import PathTemplate, path_templates
 from django_cqrs.openapi.payloads import REFERENCE, DescribedPayload
 from django_cqrs.views import (
     AsyncCommandView,
     AsyncQueryView,
     CommandView,
+    OutcomeView,
     QueryView,
 )
 
@@ -32,8 +34,8 @@ def openapi_document(
     """
     Return the OpenAPI 3.1 document of the views of messages.
 
-    Every :class:`CommandView` and :class:`QueryView` in the URLconf, and their async
-    twins, are an operation.
+    Every :class:`CommandView`, :class:`QueryView` and :class:`OutcomeView` in the
+    URLconf is an operation, and so are the async twins.
 
     Args:
         title: the name of the API; by default that of the URLconf's package.
@@ -54,6 +56,9 @@ def openapi_document(
     problem = {"$ref": f"{REFERENCE}{problem_name}"}
     paths: dict[str, dict[str, Any]] = {}
     ids: dict[str, int] = {}
+    for template in _of_outcomes(module):
+        name = _unique(template.name or "outcome", ids)
+        paths[template.path] = {"get": outcome_operation(template, name, problem)}
     for operation, own in zip(operations, schemas, strict=True):
         methods = paths.setdefault(operation.template.path, {})
         if operation.method in methods:
@@ -95,6 +100,14 @@ PROBLEM: Final[dict[str, Any]] = {
         },
     },
 }
+
+
+def _of_outcomes(urlconf: str) -> Iterator[PathTemplate]:
+    """Yield the paths of the views that tell what became of a command."""
+    for template in path_templates(get_resolver(urlconf).url_patterns):
+        cls = getattr(template.view, "view_class", None)
+        if isinstance(cls, type) and issubclass(cls, OutcomeView):
+            yield template
 
 
 def _operations(urlconf: str) -> Iterator[Operation]:

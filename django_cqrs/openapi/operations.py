@@ -193,7 +193,7 @@ class Operation:
 
         """
         if self.is_later:
-            yield 202, {"description": "The command waits in a channel."}
+            yield 202, self._accepted()
             return
         view, result = self.view, self.result
         empty_status = getattr(view, "empty_status", None)
@@ -213,6 +213,20 @@ class Operation:
             yield view.status or 200, {**response, "content": {JSON: {"schema": shown}}}
         if not self.is_command and self.shows_version:
             yield 304, self._response("The client has this answer.")
+
+    def _accepted(self) -> dict[str, Any]:
+        response: dict[str, Any] = {"description": "The command waits in a channel."}
+        if self.view.outcome_view is None:
+            return response
+        text = "The address that tells what became of the command."
+        schema = {"type": "string", "format": "uri-reference"}
+        response["headers"] = {"Location": {"description": text, "schema": schema}}
+        body = {
+            "type": "object",
+            "required": ["message_id"],
+            "properties": {"message_id": {"type": "string", "format": "uuid"}},
+        }
+        return {**response, "content": {JSON: {"schema": body}}}
 
     def _response(self, description: str) -> dict[str, Any]:
         response: dict[str, Any] = {"description": description}

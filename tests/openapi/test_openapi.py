@@ -6,6 +6,7 @@ import json
 import types
 from dataclasses import dataclass
 from io import StringIO
+from uuid import uuid4
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -15,7 +16,8 @@ from django_cqrs import Registry, command_handler
 from django_cqrs.exceptions import InvalidHandler
 from django_cqrs.openapi import openapi_document
 from django_cqrs.openapi.paths import path_templates
-from django_cqrs.views import CommandView
+from django_cqrs.outbox.outcomes import outcome_of
+from django_cqrs.views import CommandView, OutcomeView
 
 URLS = "tests.openapi.urls"
 PROBLEM = {"$ref": "#/components/schemas/ProblemDetails"}
@@ -89,6 +91,8 @@ def test_every_view_of_a_message_is_an_operation(document):
         ("get", "/archive/{ticket_id}.json"): "ticket.row_2",
         ("post", "/old/{var}/{var2}/"): "contact",
         ("post", "/{year}/remind/"): "Remind",
+        ("post", "/later/"): "Remind_2",
+        ("get", "/outcomes/{message_id}/"): "outcome",
         ("post", "/count/"): "count",
         ("post", "/count/{number}/"): "count_2",
         ("post", "/weigh/"): "weigh",
@@ -241,6 +245,29 @@ def test_the_statuses_are_those_that_the_view_answers(document):
     } == expected
     shown = operation(document, "/api/{ticket_id}/", "get")
     assert result_of(shown) == {"$ref": "#/components/schemas/TicketRow"}
+
+
+def test_the_outcome_of_a_command_has_an_address(document):
+    """202 has it as Location; the view under it is an operation as well."""
+    accepted = operation(document, "/later/")["responses"]["202"]
+    told = operation(document, "/outcomes/{message_id}/", "get")
+
+    assert list(accepted["headers"]) == ["Location"]
+    assert list(result_of(operation(document, "/later/"), "202")["properties"]) == [
+        "message_id"
+    ]
+    assert list(told["responses"]) == ["200", "404"]
+    assert "handled" in result_of(told)["properties"]["status"]["enum"]
+    assert list(parameters_of(told, "path")) == ["message_id"]
+
+
+@pytest.mark.django_db
+def test_what_the_outcome_has_is_what_the_document_says(document):
+    """The members of its JSON object."""
+    outcome = outcome_of(uuid4())
+    told = result_of(operation(document, "/outcomes/{message_id}/", "get"))
+
+    assert list(OutcomeView().details_of(outcome)) == list(told["properties"])
 
 
 def test_errors_are_problem_details(document):

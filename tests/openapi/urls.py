@@ -29,7 +29,13 @@ from django_cqrs.conversion import converter
 from django_cqrs.documents import document
 from django_cqrs.exceptions import MessageConversionError
 from django_cqrs.modelling import Fetch, Version, aggregate
-from django_cqrs.views import AsyncCommandView, AsyncQueryView, CommandView, QueryView
+from django_cqrs.views import (
+    AsyncCommandView,
+    AsyncQueryView,
+    CommandView,
+    OutcomeView,
+    QueryView,
+)
 
 
 class Money:
@@ -245,6 +251,11 @@ urlpatterns = [
         "<openapi_year:year>/remind/",
         CommandView.as_view(message=Remind, bus=commands),
     ),
+    path(
+        "later/",
+        CommandView.as_view(message=Remind, bus=commands, outcome_view="outcome"),
+    ),
+    path("outcomes/<uuid:message_id>/", OutcomeView.as_view(), name="outcome"),
     path("count/", CommandView.as_view(route="count", bus=commands)),
     path("count/<int:number>/", CommandView.as_view(route="count", bus=commands)),
     path("weigh/", CommandView.as_view(route="weigh", bus=commands)),
