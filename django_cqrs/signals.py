@@ -7,7 +7,14 @@ from typing import Any
 
 from django.dispatch import Signal
 
-__all__ = ["message_failed", "message_handled"]
+__all__ = [
+    "batch_finished",
+    "batch_started",
+    "message_failed",
+    "message_handled",
+    "worker_started",
+    "worker_stopped",
+]
 
 on_change: list[Callable[[], None]] = []
 """Called when receivers come and go: without any, signals cost nothing."""
@@ -46,4 +53,36 @@ message_failed: BusSignal = BusSignal()
 """
 Sent after a handler has raised, with the arguments of ``message_handled`` and
 ``exception``. The exception propagates all the same.
+"""
+
+worker_started: Signal = Signal()
+"""
+Sent by a worker before it looks for messages, in the thread that handles them.
+
+Arguments: ``sender`` (the worker's class), ``worker`` (its name), ``channels`` (their
+aliases) and ``using`` (the alias of the database). A receiver's exception is logged and
+changes nothing, as for the other signals of a worker.
+"""
+
+worker_stopped: Signal = Signal()
+"""
+Sent when a worker has stopped, whatever the reason, unless its process was killed.
+
+The arguments are those of ``worker_started``, and ``tally``: its counts of messages
+that were handled, failed, dead, expired and forwarded.
+"""
+
+batch_started: Signal = Signal()
+"""
+Sent before a batch of messages is handled, which are those of one claim.
+
+The arguments are ``sender``, ``worker``, ``using``, ``channel`` (its alias) and
+``count`` (the number of messages). The batch may be handled in several transactions.
+"""
+
+batch_finished: Signal = Signal()
+"""
+Sent after a batch of messages, also if the worker could not handle all of them.
+
+The arguments are those of ``batch_started``.
 """

@@ -37,7 +37,8 @@ PUBLIC = {
         DEADLOCKS InstantRetry Retry Transient
     """,
     "django_cqrs.signals": """
-        message_failed message_handled
+        batch_finished batch_started message_failed message_handled
+        worker_started worker_stopped
     """,
     "django_cqrs.models": """
         NameField RecordsEvents SagaModel
@@ -79,11 +80,21 @@ PUBLIC = {
         OutboxChannel
     """,
     "django_cqrs.outbox.models": """
-        DeadLetter InboxEntry JournalEntry OutboxMessage Outcome Reason State
-        Throughput
+        DeadLetter InboxEntry JournalEntry OutboxMessage Outcome PausedChannel
+        Reason State Throughput WorkerRecord
     """,
     "django_cqrs.outbox.admin": """
         DeadLetterAdmin JournalEntryAdmin OutboxMessageAdmin TimelineMixin
+        WorkerRecordAdmin
+    """,
+    "django_cqrs.outbox.attendance": """
+        ALIVE LivingWorker living_workers
+    """,
+    "django_cqrs.outbox.deployment": """
+        StoredKind stored_kinds
+    """,
+    "django_cqrs.outbox.pausing": """
+        pause paused_channels resume
     """,
     "django_cqrs.outbox.health": """
         Problem find_problems

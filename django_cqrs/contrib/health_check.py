@@ -15,7 +15,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from health_check.base import HealthCheck
 from health_check.exceptions import ServiceUnavailable, ServiceWarning
 
-from django_cqrs.outbox.health import LATE, find_problems
+from django_cqrs.outbox.health import ABSENT, LATE, find_problems
 from django_cqrs.outbox.long_transactions import LONG
 
 __all__ = ["Outbox"]
@@ -35,6 +35,7 @@ class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
         max_dead: the number of dead letters that a channel may have; None: no limit.
         max_transaction: how long a transaction of the database may be open; None means
             no limit.
+        max_absence: how long a channel may be without a worker; None means no limit.
 
     """
 
@@ -43,6 +44,7 @@ class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
     max_age: timedelta | None = LATE
     max_dead: int | None = 0
     max_transaction: timedelta | None = dataclasses.field(default=LONG, repr=False)
+    max_absence: timedelta | None = dataclasses.field(default=ABSENT, repr=False)
 
     async def run(self) -> None:
         """Raise an error for each problem found."""
@@ -57,6 +59,7 @@ class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
                 max_age=self.max_age,
                 max_dead=self.max_dead,
                 max_transaction=self.max_transaction,
+                max_absence=self.max_absence,
             )
         finally:
             connection.close()  # Django does not clean up after this thread

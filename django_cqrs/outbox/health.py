@@ -12,9 +12,11 @@ from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.db.models import QuerySet
 
 from django_cqrs import clock
+from django_cqrs.outbox.attendance import ALIVE, attended_until
 from django_cqrs.outbox.clock_skew import clock_skew, skew_in_words
 from django_cqrs.outbox.long_transactions import LONG, long_transactions
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
+from django_cqrs.outbox.pausing import paused_channels
 from django_cqrs.outbox.statistics import (
     HELD,
     LOOKED,
@@ -28,15 +30,18 @@ logger: Final = logging.getLogger("django_cqrs.health")
 
 LATE: Final = timedelta(minutes=5)
 
+ABSENT: Final = timedelta(minutes=5)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """A problem that somebody should look at."""
 
-    kind: Literal["unreadable", "late", "dead", "transaction", "clock"]
+    kind: Literal["unreadable", "late", "dead", "worker", "transaction", "clock"]
     """
-    The database cannot be read; messages wait too long; messages are dead; a
-    transaction is open for too long; this machine's clock is not the database's.
+    The database cannot be read; messages wait too long; messages are dead; no worker
+    handles a channel; a transaction is open for too long; this machine's clock is not
+    the database's.
     """
     channel: str | None = None
     """The alias of the channel; None if it concerns all of them."""
@@ -55,6 +60,7 @@ def find_problems(
     max_age: timedelta | None = LATE,
     max_dead: int | None = 0,
     max_transaction: timedelta | None = LONG,
+    max_absence: timedelta | None = ABSENT,
 ) -> list[Problem]:
     """
     Return the problems of a database's outbox; none if all is well.
@@ -70,6 +76,9 @@ def find_problems(
         max_dead: the number of dead letters that a channel may have; None: no limit.
         max_transaction: how long a transaction of the database may be open; None means
             no limit.
+        max_absence: how long a channel may be without a worker; None means no limit. A
+            channel that no worker has ever had counts from its oldest due message, and
+            a paused channel does not count.
 
     Returns:
         The problems. An unreadable database is one of them, and does not raise.
@@ -80,6 +89,7 @@ def find_problems(
         return [
             *(() if max_age is None else _late(using, names, max_age)),
             *(() if max_dead is None else _dead(using, names, max_dead)),
+            *(() if max_absence is None else _absent(using, names, max_absence)),
             *(() if max_transaction is None else _open(using, max_transaction)),
             *_apart(using),
         ]
@@ -219,6 +229,31 @@ def _dead(using: str, channels: Sequence[str], max_dead: int) -> Iterator[Proble
                 begin = f"There are {_number(found, 'at least')} dead letters"
             text = f"{begin} in the channel {channel!r}."
             yield Problem(kind="dead", channel=channel, text=text)
+
+
+def _absent(
+    using: str, channels: Sequence[str], max_absence: timedelta
+) -> Iterator[Problem]:
+    now = clock.now()
+    before = now - max_absence
+    paused = paused_channels(using)
+    seen = attended_until(using, channels)
+    never = [each for each in channels if each not in seen and each not in paused]
+    counted = _counted(using, list(_waiting(using, never, before)), before)
+    for channel in channels:
+        if channel in paused:
+            continue
+        since = seen.get(channel) or counted.get(channel, _Tallied()).since
+        if since is None or now - since <= max(max_absence, ALIVE):
+            continue
+        span = timedelta(seconds=int((now - since).total_seconds()))
+        text = f"No worker has handled the channel {channel!r} for {span}."
+        if channel not in seen:
+            text = (
+                f"No worker has handled the channel {channel!r} within a day; its "
+                f"oldest message has waited for {span}."
+            )
+        yield Problem(kind="worker", channel=channel, text=text)
 
 
 def _number(found: _Tallied, more: str = "At least") -> str:

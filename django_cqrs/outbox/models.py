@@ -242,6 +242,53 @@ class Throughput(models.Model):
         return f"{self.handled} of {self.channel} in {self.minute:%Y-%m-%d %H:%M}"
 
 
+class WorkerRecord(models.Model):
+    """A worker of some channels; kept for a day after its last sign of life."""
+
+    name = models.CharField(_("name"), max_length=100, unique=True)
+    # The aliases, sorted, one a line.
+    channels = models.TextField(_("channels"))
+    started_at = MomentField(_("since"))
+    seen_at = MomentField(_("last sign of life"), db_index=True)
+    stopped_at = MomentField(_("stopped at"), null=True)
+
+    objects: ClassVar[models.Manager[WorkerRecord]] = models.Manager()
+
+    class Meta:
+        """A few rows, in which each worker gives a sign of life now and then."""
+
+        verbose_name = _("worker")
+        verbose_name_plural = _("workers")
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        """Return the worker's name."""
+        return f"{self.name}"
+
+
+class PausedChannel(models.Model):
+    """A channel whose messages are not handled until somebody resumes it."""
+
+    channel = NameField(_("channel"), max_length=100, unique=True)
+    paused_at = MomentField(_("paused at"))
+    paused_by = models.CharField(_("user"), max_length=255, blank=True, default="")
+    reason = models.CharField(_("reason"), max_length=255, blank=True, default="")
+
+    objects: ClassVar[models.Manager[PausedChannel]] = models.Manager()
+
+    class Meta:
+        """A few rows, which workers read every second."""
+
+        verbose_name = _("paused channel")
+        verbose_name_plural = _("paused channels")
+        default_permissions = ("view",)
+        permissions = (("pause_channel", _("Can pause and resume channels")),)
+
+    def __str__(self) -> str:
+        """Return the alias of the channel."""
+        return f"{self.channel}"
+
+
 class Outcome(models.TextChoices):
     """The outcome of one attempt at handling a message."""
 

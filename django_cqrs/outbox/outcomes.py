@@ -8,9 +8,9 @@ from typing import Any, Final
 from uuid import UUID
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, models
-from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from django_cqrs import clock
 from django_cqrs.buses.receipts import Receipt
 from django_cqrs.exceptions import InvalidOption
 from django_cqrs.outbox.models import (
@@ -22,6 +22,7 @@ from django_cqrs.outbox.models import (
 )
 from django_cqrs.outbox.redaction import redact_list
 from django_cqrs.outbox.store.dialects import lacks_table
+from django_cqrs.outbox.times import as_sent
 
 
 class MessageStatus(models.TextChoices):
@@ -173,7 +174,7 @@ def _of_waiting(row: OutboxMessage) -> MessageOutcome:
     status = MessageStatus.WAITING
     if row.last_error is not None:
         status = MessageStatus.FAILED
-    elif due is not None and due > timezone.now():
+    elif due is not None and as_sent(due) > clock.now():
         status = MessageStatus.DELAYED
     return MessageOutcome(
         message_id=row.message_id,

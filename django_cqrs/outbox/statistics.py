@@ -94,7 +94,7 @@ def statistics_of(
 
     """
     now = clock.now()
-    chosen = tuple(dict.fromkeys(_outboxes() if channels is None else channels))
+    chosen = tuple(dict.fromkeys(outboxes() if channels is None else channels))
     if channels is None:
         others = set(kept_channels(using)).difference(chosen)
         chosen += tuple(sorted(others))
@@ -109,7 +109,8 @@ def statistics_of(
     ]
 
 
-def _outboxes() -> Iterator[str]:
+def outboxes() -> Iterator[str]:
+    """Yield the aliases of all outboxes in the settings, in their order."""
     for alias in all_channels:
         with contextlib.suppress(InvalidChannel):  # a check reports it
             if isinstance(all_channels[alias], OutboxChannel):

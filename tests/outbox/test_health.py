@@ -16,7 +16,7 @@ from health_check.views import HealthCheckView
 from django_cqrs import Retry
 from django_cqrs.contrib.health_check import Outbox
 from django_cqrs.outbox.health import Problem, find_problems
-from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
+from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State, WorkerRecord
 from django_cqrs.outbox.statistics import LOOKED
 from tests.outbox.support import (
     LONG_AGO,
@@ -68,6 +68,16 @@ def bury(*numbers, using="default"):
 
 def be_late(**times):
     OutboxMessage.objects.update(sent_at=timezone.now() - timedelta(**times))
+
+
+@pytest.fixture(autouse=True)
+def _worker():
+    """A worker lives: that none does is a problem of its own."""
+    now = timezone.now()
+    for alias in ("default", "other"):
+        WorkerRecord.objects.using(alias).create(
+            name="living", channels="gone\noutbox", started_at=now, seen_at=now
+        )
 
 
 @pytest.fixture

@@ -6,10 +6,12 @@ from django_cqrs.outbox.admin.dead_letters import DeadLetterAdmin
 from django_cqrs.outbox.admin.journal_entries import JournalEntryAdmin
 from django_cqrs.outbox.admin.outbox_messages import OutboxMessageAdmin
 from django_cqrs.outbox.admin.timeline_pages import TimelineMixin
+from django_cqrs.outbox.admin.workers import WorkerRecordAdmin
 
 __all__ = [
     "DeadLetterAdmin",
     "JournalEntryAdmin",
     "OutboxMessageAdmin",
     "TimelineMixin",
+    "WorkerRecordAdmin",
 ]

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.contrib.admin.models import CHANGE
 from django.core.exceptions import PermissionDenied
 from django.db import router
 from django.db.models import Model, Q, QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import (
+    HttpRequest,
+    HttpResponse,
+    HttpResponseNotAllowed,
+    HttpResponseRedirect,
+)
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.text import format_lazy
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from django_cqrs.admin_databases import DatabaseFilter, database_of, databases_of
+from django_cqrs.admin_databases import (
+    DatabaseFilter,
+    database_of,
+    databases_of,
+    with_database,
+)
 from django_cqrs.outbox.admin.channel_overview import glance, idle_channels
 from django_cqrs.outbox.admin.filters import (
     LISTED,
@@ -30,7 +41,15 @@ from django_cqrs.outbox.admin.stored_messages import SHOWN, KeptMessageAdmin
 from django_cqrs.outbox.admin.timeline_pages import (
     urls_of,
 )
+from django_cqrs.outbox.attendance import living_workers
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage
+from django_cqrs.outbox.pausing import (
+    REASON,
+    described,
+    pause,
+    paused_channels,
+    resume,
+)
 from django_cqrs.outbox.statistics import statistics_of
 from django_cqrs.outbox.worker.replays import replays_in_progress
 
@@ -114,21 +133,26 @@ class OutboxMessageAdmin(KeptMessageAdmin):
     def get_urls(self) -> list[URLPattern]:
         """Add the page of channels, and the timelines."""
         view = self.admin_site.admin_view(self.channels_view)
-        own = path("channels/", view, name=f"{self.opts.app_label}_channels")
-        return [own, *urls_of(self), *super().get_urls()]
+        name = f"{self.opts.app_label}_channels"
+        own = path("channels/", view, name=name)
+        view = self.admin_site.admin_view(self.pause_view)
+        pausing = path("channels/pause/", view, name=f"{name}_pause")
+        return [own, pausing, *urls_of(self), *super().get_urls()]
 
     def channels_view(self, request: HttpRequest) -> HttpResponse:
         """Show the figures of all channels."""
-        messages = self._list_of(request, OutboxMessage)
+        listed = self._list_of(request, OutboxMessage)
         letters = self._list_of(request, DeadLetter)
-        if not messages and not letters:
+        if not listed and not letters:
             raise PermissionDenied
         asked = database_of(request, OutboxMessage)
         using = asked or router.db_for_read(OutboxMessage)
         figures = statistics_of(using, at_most=LISTED)
         rows = glance(
-            figures, messages=messages, letters=letters, at_most=LISTED, database=asked
+            figures, messages=listed, letters=letters, at_most=LISTED, database=asked
         )
+        paused = paused_channels(using) if listed else {}
+        working = [each for each in figures if each.channel not in paused]
         labels = [each.label for each in rows[0].figures] if rows else []
         context = {
             **self.admin_site.each_context(request),
@@ -141,10 +165,63 @@ class OutboxMessageAdmin(KeptMessageAdmin):
             "databases": databases_of(OutboxMessage),
             "using": using,
             "rows": rows,
+            "workers": living_workers(using) if listed else [],
+            "paused": [(name, described(row)) for name, row in paused.items()],
+            "may_pause": bool(listed) and self._may_pause(request),
+            "reason_length": REASON,
             "replays": replays_in_progress(using) if letters else [],
-            "idle_channels": idle_channels(figures, using) if messages else [],
+            "idle_channels": idle_channels(working, using) if listed else [],
         }
         return self._page(request, "channels.html", context)
+
+    def _may_pause(self, request: HttpRequest) -> bool:
+        user: Any = request.user
+        return bool(user.has_perm(f"{self.opts.app_label}.pause_channel"))
+
+    def pause_view(self, request: HttpRequest) -> HttpResponse:
+        """Pause or resume a channel on POST, and return to the page of channels."""
+        if not self._may_pause(request) or not self.has_view_permission(request):
+            raise PermissionDenied
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        asked = database_of(request, OutboxMessage)
+        using = asked or router.db_for_write(OutboxMessage)
+        channel = request.POST.get("channel", "")
+        if request.POST.get("action") == "resume":
+            self._resume(request, channel, using)
+        else:
+            self._pause(request, channel, using)
+        address = reverse(
+            f"admin:{self.opts.app_label}_channels", current_app=self.admin_site.name
+        )
+        return HttpResponseRedirect(with_database(address, asked))
+
+    def _pause(self, request: HttpRequest, channel: str, using: str) -> None:
+        if channel not in {each.channel for each in statistics_of(using, at_most=1)}:
+            text = gettext("There is no channel %(channel)s.")
+            self.message_user(request, text % {"channel": channel}, messages.ERROR)
+            return
+        reason = request.POST.get("reason", "").strip()
+        by = request.user.get_username()
+        is_new = pause(channel, using=using, by=by, reason=reason)
+        text = gettext("Channel %(channel)s was paused already.")
+        if is_new:
+            row = paused_channels(using)[channel]
+            why = gettext("Paused: %(reason)s") if reason else gettext("Paused.")
+            self._log(request, [row], CHANGE, why % {"reason": reason})
+            text = gettext("Channel %(channel)s is paused. Its messages wait.")
+        level = messages.SUCCESS if is_new else messages.WARNING
+        self.message_user(request, text % {"channel": channel}, level)
+
+    def _resume(self, request: HttpRequest, channel: str, using: str) -> None:
+        row = paused_channels(using).get(channel)
+        if row is None or not resume(channel, using=using):
+            text = gettext("Channel %(channel)s was not paused.")
+            self.message_user(request, text % {"channel": channel}, messages.WARNING)
+            return
+        self._log(request, [row], CHANGE, gettext("Resumed."))
+        text = gettext("Channel %(channel)s is resumed.")
+        self.message_user(request, text % {"channel": channel}, messages.SUCCESS)
 
     def _list_of(self, request: HttpRequest, model: type[Model]) -> str:
         """Return the address of a list, empty if the user must not see it."""

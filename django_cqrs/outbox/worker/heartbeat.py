@@ -12,6 +12,7 @@ from django.db import Error
 from django.db import connections as all_connections
 
 from django_cqrs.outbox.store.store import Store
+from django_cqrs.outbox.worker.presence import Presence
 
 logger: Final = logging.getLogger("django_cqrs.worker")
 
@@ -34,6 +35,8 @@ class Heartbeat:
         self._renewing = threading.Lock()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
+        self.presence: Presence | None = None
+        """The signs of life of the worker, which it may be too busy to give."""
 
     def start(self) -> None:
         self._done.clear()
@@ -86,12 +89,21 @@ class Heartbeat:
                 if count:
                     self._ends = self._renewed + self._lease.total_seconds()
 
+    def _must_beat(self) -> bool:
+        return self.presence is not None and self.presence.is_overdue()
+
+    def beat(self) -> None:
+        """Renew the leases, and give the worker's sign of life, if it is time."""
+        self._renew()
+        if self.presence is not None and self.presence.is_overdue():
+            self.presence.beat()
+
     def _run(self) -> None:
-        while not self._done.wait(self._interval / 2):
-            if not self._is_time():
+        while not self._done.wait(min(self._interval / 2, Presence.beat_time / 2)):
+            if not self._is_time() and not self._must_beat():
                 continue
             try:
-                self._renew()
+                self.beat()
             except Error as error:
                 logger.warning(
                     "A lease could not be renewed (%s)", type(error).__name__

@@ -21,11 +21,13 @@ from typing import Any, Final, Protocol
 
 from django.db import Error, reset_queries
 from django.db import connections as all_connections
+from django.dispatch import Signal
 
 from django_cqrs.buses.registries import Registry
 from django_cqrs.logged_errors import described
 from django_cqrs.outbox import journal
 from django_cqrs.outbox.models import State
+from django_cqrs.outbox.pausing import paused_channels
 from django_cqrs.outbox.store.dialects import NOTIFICATION
 from django_cqrs.outbox.store.rows import Claimed
 from django_cqrs.outbox.store.store import Store
@@ -34,8 +36,15 @@ from django_cqrs.outbox.worker.failures import OUTAGES, FailurePolicies
 from django_cqrs.outbox.worker.handling import ClaimHandler
 from django_cqrs.outbox.worker.notifications import can_listen, wakes_workers
 from django_cqrs.outbox.worker.outages import Outages, is_of_database
+from django_cqrs.outbox.worker.presence import Presence
 from django_cqrs.outbox.worker.replays import Replays
 from django_cqrs.retries import DEADLOCKS
+from django_cqrs.signals import (
+    batch_finished,
+    batch_started,
+    worker_started,
+    worker_stopped,
+)
 
 
 class Relay(Protocol):
@@ -91,6 +100,8 @@ class Worker:
     # The interval in which messages are sought that stay parked after rows were
     # deleted.
     sweep_time = 30.0
+    # The interval in which it looks which channels an operator has paused.
+    pause_time = 1.0
     # The target time for handling a claim, in seconds, so that others get a share.
     claim_time = 1.0
     # A worker that is alive and loses its leases is too slow for them. It lengthens its
@@ -148,6 +159,10 @@ class Worker:
             self.store, self._policies, self.progress, lease=lease
         )
         self._replays = Replays(using)
+        self._presence = Presence(self.name, self.channels, using)
+        self._handler.heartbeat.presence = self._presence
+        self._paused: frozenset[str] = frozenset()
+        self._asked: float | None = None
         self._listens = all(map(wakes_workers, self.channels))
 
     @property
@@ -156,17 +171,37 @@ class Worker:
         return self.progress.tally
 
     def _handle_claim(self, owner: str, claimed: Sequence[Claimed]) -> None:
-        seconds = self._handler.handle(owner, claimed, self._lease)
-        if claimed:
-            self._adapt(len(claimed), seconds)
+        if not claimed:
+            self._handler.handle(owner, claimed, self._lease)
+            return
+        about: dict[str, Any] = {}
+        if batch_started.receivers or batch_finished.receivers:
+            about["channel"], about["count"] = claimed[0].channel, len(claimed)
+            self._send(batch_started, **about)
+        try:
+            seconds = self._handler.handle(owner, claimed, self._lease)
+        finally:
+            if about:
+                self._send(batch_finished, **about)
+        self._adapt(len(claimed), seconds)
+
+    def _send(self, signal: Signal, **about: Any) -> None:
+        signal.send_robust(
+            type(self), worker=self.name, using=self.store.using, **about
+        )
 
     def stop(self) -> None:
         """Ask to stop after the current message. Safe in a signal handler."""
         self.progress.is_stopping = True
 
     def paused_channels(self) -> list[str]:
-        """Return the aliases of the channels in an outage, sorted."""
-        return sorted(self.outages.now)
+        """Return the aliases of the channels in an outage or paused, sorted."""
+        return sorted(self._paused.intersection(self.channels).union(self.outages.now))
+
+    def why_paused(self, channel: str) -> str:
+        """Return the reason why a channel is paused, in a few words."""
+        outage = self.outages.now.get(channel)
+        return "an operator has paused it" if outage is None else outage.said
 
     def run(self) -> Tally:
         """
@@ -184,6 +219,7 @@ class Worker:
         is_nested = self.store.connection.in_atomic_block  # a test's transaction
         if not is_nested:
             self._handler.heartbeat.start()
+        self._send(worker_started, channels=self.channels)
         try:
             while not self.progress.is_over():
                 try:
@@ -231,6 +267,8 @@ class Worker:
                 relay.close()
             if not is_nested:
                 self._handler.throughput.write_at_last()
+                self._presence.end()
+            self._send(worker_stopped, channels=self.channels, tally=self.tally)
         if self.progress.stopped_by is not None:
             raise self.progress.stopped_by
         return self.tally
@@ -245,6 +283,7 @@ class Worker:
         """
         for owner in list(self._handler.unsettled):
             self._handler.give_back(owner, State.READY)
+        self._attend()
         if self._looked_after is None:
             self._look_after()
         # Ready messages come first: one of them may have woken the worker.
@@ -261,6 +300,16 @@ class Worker:
         self._clean_up()
         return found
 
+    def _attend(self) -> None:
+        """Give a sign of life, and look for paused channels, if it is time."""
+        connection = self.store.connection
+        if self._presence.is_due() and not connection.in_atomic_block:
+            self._presence.beat()
+        now = time.monotonic()
+        if self._asked is None or now - self._asked >= self.pause_time:
+            self._asked = now
+            self._paused = frozenset(paused_channels(self.store.using))
+
     def _run_channels(self) -> int:
         """Handle one batch of each channel that has ready messages, in order."""
         found = 0
@@ -268,6 +317,8 @@ class Worker:
         for place, channel in enumerate(self.channels):
             if self.progress.is_over():
                 break
+            if channel in self._paused:
+                continue
             if channel not in self._busy:
                 if known is None:
                     known = self._with_ready(self.channels[place:])
@@ -325,7 +376,7 @@ class Worker:
         return len(claimed) or self.store.was_contended
 
     def _run_abandoned(self, channel: str) -> int:
-        if self.outages.rests(channel):
+        if channel in self._paused or self.outages.rests(channel):
             return 0
         owner = self._next_owner()
         claimed = self.store.claim_abandoned(

@@ -124,7 +124,7 @@ def test_a_channel_that_is_no_outbox():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "the following arguments are required: CHANNEL"),
+        ([], "Give the aliases of the channels to handle, or --all for all of them."),
         (["outbox", "--batch", "0"], "'0' is not a whole number of at least 1."),
         (["outbox", "--lease", "0"], "'0' is not a number of seconds above 0."),
         (["outbox", "--lease", "nan"], "'nan' is not a number of seconds above 0."),

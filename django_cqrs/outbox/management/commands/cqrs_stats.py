@@ -13,9 +13,11 @@ from django.utils import timezone
 from tabulate import tabulate
 
 from django_cqrs.exceptions import InvalidChannel
+from django_cqrs.outbox.attendance import living_workers
 from django_cqrs.outbox.channel import outbox_of
 from django_cqrs.outbox.long_transactions import long_transactions
 from django_cqrs.outbox.management.refusals import clear_errors
+from django_cqrs.outbox.pausing import described, paused_channels
 from django_cqrs.outbox.statistics import ChannelStatistics, statistics_of
 
 JSON_VERSION = 1
@@ -78,6 +80,8 @@ class Command(BaseCommand):
         with clear_errors(database):
             found = statistics_of(database, channels or None)
             transactions = long_transactions(database)
+            workers = living_workers(database)
+            paused = paused_channels(database)
         if format == "json":
             document: dict[str, Any] = {
                 "version": JSON_VERSION,
@@ -85,6 +89,18 @@ class Command(BaseCommand):
                 "at": timezone.now().isoformat(),
                 "channels": [dataclasses.asdict(each) for each in found],
             }
+            if workers:
+                document["workers"] = [
+                    {
+                        "name": each.name,
+                        "channels": each.channels,
+                        "since": each.since.isoformat(),
+                        "seen_at": each.seen_at.isoformat(),
+                    }
+                    for each in workers
+                ]
+            if paused:
+                document["paused_channels"] = sorted(paused)
             if transactions:
                 document["long_transactions"] = [
                     dataclasses.asdict(each) for each in transactions
@@ -92,6 +108,11 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps(document, indent=2))
             return
         self.stdout.write(_table(found) if found else "No channels.")
+        for worker in workers:
+            names = ", ".join(worker.channels)
+            self.stdout.write(f"Worker {worker.name} handles {names}.")
+        for name, row in paused.items():
+            self.stdout.write(f"Channel {name} is paused {described(row)}.")
         for each in transactions:
             self.stdout.write(each.described())
 

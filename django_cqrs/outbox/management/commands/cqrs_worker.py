@@ -23,6 +23,7 @@ from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.outbox.channel import outbox_of
 from django_cqrs.outbox.clock_skew import clock_skew, skew_in_words
 from django_cqrs.outbox.management.refusals import clear_errors
+from django_cqrs.outbox.statistics import outboxes
 from django_cqrs.outbox.worker.bounds import Bounds, StopWorker, megabytes_used
 from django_cqrs.outbox.worker.outages import is_of_database
 from django_cqrs.outbox.worker.supervisor import (
@@ -82,6 +83,29 @@ def relays_of(aliases: Sequence[str], using: str) -> dict[str, Relay]:
     return relays
 
 
+def _chosen(channels: list[str], *, is_all: bool) -> list[str]:
+    """
+    Return the aliases of the channels to handle.
+
+    Raises:
+        CommandError: none is given, or none exists, or both ways of giving them are
+            used.
+
+    """
+    if is_all and channels:
+        msg = f"Give either --all or the channels {', '.join(channels)}, not both."
+        raise CommandError(msg)
+    if not is_all and not channels:
+        msg = "Give the aliases of the channels to handle, or --all for all of them."
+        raise CommandError(msg)
+    if is_all:
+        channels = list(outboxes())
+        if not channels:
+            msg = "No channel in DJANGO_CQRS['CHANNELS'] is an outbox."
+            raise CommandError(msg)
+    return channels
+
+
 def _bounds_of(options: Mapping[str, Any]) -> Bounds:
     """
     Return the bounds that the options set.
@@ -125,9 +149,14 @@ class Command(BaseCommand):
         """Add the channels, the database and the bounds."""
         parser.add_argument(
             "channels",
-            nargs="+",
+            nargs="*",
             metavar="CHANNEL",
             help="The aliases of the channels, in the order in which they are polled.",
+        )
+        parser.add_argument(
+            "--all",
+            action="store_true",
+            help="All channels of the outbox, in the order of the settings.",
         )
         parser.add_argument(
             "--database",
@@ -189,6 +218,7 @@ class Command(BaseCommand):
 
     def handle(self, **options: Any) -> None:
         """Check the channels, then run, under the reloader if asked to."""
+        options["channels"] = _chosen(options["channels"], is_all=options["all"])
         try:
             for alias in options["channels"]:
                 outbox_of(alias)
@@ -296,7 +326,7 @@ class Command(BaseCommand):
         if options["until_empty"] and paused:
             msg = (
                 f"{', '.join(paused)}: messages remain because the channel is paused: "
-                f"{worker.outages.now[paused[0]].said}."
+                f"{worker.why_paused(paused[0])}."
             )
             raise CommandError(msg)
         limit = options["max_megabytes"]
