@@ -75,6 +75,14 @@ def on_ticket(event: Plain) -> None: ...
 def close_ticket(command: CloseTicket) -> None: ...
 
 
+@command_handler("ticket.drop", on_missing=LookupError, ordering_key=True)
+def drop_ticket(number: int) -> None: ...
+
+
+@command_handler("ticket.add", on_existing=ValueError("taken"), on_missing="raise")
+def add_ticket(number: int) -> None: ...
+
+
 def functions(events: EventBus) -> None:
     assert_type(open_ticket(OpenTicket("lamp"), events), UUID)
     assert_type(open_elsewhere(OpenTicket("lamp"), number=3), UUID)
@@ -89,6 +97,9 @@ async def async_functions() -> None:
 
 
 def functions_wrongly(events: EventBus) -> None:
+    command_handler(on_missing=int)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    command_handler(on_existing="never")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    command_handler(ordering_key=False)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     open_ticket(OpenTicket("lamp"))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     open_ticket(CloseTicket(1), events)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     open_elsewhere(OpenTicket("lamp"), number="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
