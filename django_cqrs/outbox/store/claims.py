@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cached_property
 from operator import itemgetter
@@ -13,10 +13,12 @@ from django.db.models import QuerySet
 
 from django_cqrs.outbox.models import State
 from django_cqrs.outbox.store.dialects import LOCK_TIMEOUT
+from django_cqrs.outbox.store.fronts import Position
 from django_cqrs.outbox.store.ordering import Ordering
 from django_cqrs.outbox.store.rows import (
     CLAIMED_COLUMNS,
     ENDPOINT,
+    PRIORITY,
     SEQUENCE,
     Claimed,
     Taking,
@@ -106,10 +108,32 @@ class Claims(Ordering):
         self, channel: str, taking: Taking, limit: int
     ) -> list[tuple[Any, ...]] | None:
         """Do the same as :meth:`_taken` on PostgreSQL, in one round trip."""
-        rows = self._claims.plain(channel, limit, taking)
+        # Forwarded messages are taken without their places.
+        has_places = taking.columns == CLAIMED_COLUMNS
+        place = self._fronts.place(channel) if has_places else None
+        rows = self._claims.plain(channel, limit, taking, behind=place)
+        if place is not None and not rows:
+            place = None
+            rows = self._claims.plain(channel, limit, taking)
         if any(row[-2] is not None for row in rows):
             return None
+        if has_places:
+            self._note_front(channel, rows, limit, place)
         return [row[:-1] for row in rows if row[-1]]
+
+    def _note_front(
+        self,
+        channel: str,
+        rows: Sequence[tuple[Any, ...]],
+        limit: int,
+        place: Position | None,
+    ) -> None:
+        """Note where a claim has ended that began behind a place."""
+        if len(rows) < limit:
+            self._fronts.forget(channel)
+            return
+        last = Position(rows[-1][PRIORITY], rows[-1][SEQUENCE])
+        self._fronts.note(channel, last, is_from_beginning=place is None)
 
     def _taken_in_order_at_once(
         self, channel: str, taking: Taking, limit: int
@@ -121,8 +145,12 @@ class Claims(Ordering):
             None if something does; then nothing is taken.
 
         """
+        place = self._fronts.place(channel)
         try:
-            claim = self._claims.in_order(channel, limit, taking)
+            claim = self._claims.in_order(channel, limit, taking, behind=place)
+            if place is not None and not claim.rows and not claim.is_mixed:
+                place = None
+                claim = self._claims.in_order(channel, limit, taking)
         except OperationalError as error:
             if not LOCK_TIMEOUT.includes(error):
                 raise
@@ -131,6 +159,7 @@ class Claims(Ordering):
         if claim.is_mixed:
             return None
         self._saw_keys = claim.has_keys
+        self._note_front(channel, claim.rows, limit, place)
         runs: dict[Any, list[tuple[Any, ...]]] = {}
         for row in claim.rows:
             group = self._group_of(row[ENDPOINT], row[-1])

@@ -228,6 +228,8 @@ class Ordering(Survey):
         if not self._may_be_parked(len(pairs)):
             return 0
         heads = self._groups.parked_heads(pairs)
+        if heads:
+            self._fronts.forget()
         woken = 0
         for start in range(0, len(heads), LOOK):
             some = heads[start : start + LOOK]
@@ -289,6 +291,7 @@ class Ordering(Survey):
 
     def give_back_key(self, owner: str, group: Group) -> int:
         """Release the messages of a key that an owner still holds."""
+        self._fronts.forget()
         return self._held_of(owner, group).update(
             state=State.READY, owner=None, lease_expires_at=None
         )

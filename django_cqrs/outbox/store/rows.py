@@ -131,6 +131,7 @@ class Claimed:
 PLACE_COLUMNS = "id", "endpoint", "ordering_key"
 
 SEQUENCE = CLAIMED_COLUMNS.index("sequence")
+PRIORITY = CLAIMED_COLUMNS.index("priority")
 
 
 def envelope_of(values: Mapping[str, Any]) -> Envelope:

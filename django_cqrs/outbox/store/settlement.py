@@ -90,6 +90,7 @@ class Settlement(Table):
         for each in lost:
             alike.setdefault((each.attempts, each.is_counted), []).append(each.pk)
         found = 0
+        self._fronts.forget()
         for (attempts, is_counted), keys in alike.items():
             rows = self.rows().filter(pk__in=keys)
             if is_counted:  # and somebody else has claimed it since
@@ -182,6 +183,7 @@ class Settlement(Table):
     def give_back(self, owner: str, keys: Sequence[int], state: State) -> int:
         """Release the messages of a claim that it still holds."""
         held = self._held(owner, keys)
+        self._fronts.forget()
         return held.update(state=state, owner=None, lease_expires_at=None)
 
     def bury(

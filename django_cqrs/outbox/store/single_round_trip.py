@@ -26,6 +26,7 @@ from django_cqrs.outbox.store.dialects import (
     forms_transaction,
     to_last_result,
 )
+from django_cqrs.outbox.store.fronts import Position
 from django_cqrs.outbox.store.leases import lease_end, lease_value
 from django_cqrs.outbox.store.rows import Taking, in_sql
 
@@ -76,7 +77,14 @@ class SingleRoundTripClaims:
         """Return whether the database supports them, and no transaction is open."""
         return forms_transaction(self._connection)
 
-    def plain(self, channel: str, limit: int, taking: Taking) -> list[tuple[Any, ...]]:
+    def plain(
+        self,
+        channel: str,
+        limit: int,
+        taking: Taking,
+        *,
+        behind: Position | None = None,
+    ) -> list[tuple[Any, ...]]:
         """
         Take the next messages that nobody is taking, unless one has a key.
 
@@ -84,15 +92,18 @@ class SingleRoundTripClaims:
             channel: the alias.
             limit: the maximum number of messages.
             taking: how to take them; its last column is the key.
+            behind: take only messages of this priority, from this sequence on, and
+                nothing if one with a higher priority is ready.
 
         Returns:
             The next rows, in order. The last column says which were taken: all, or
             none.
 
         """
-        key = ("plain", *taking.columns)
+        key = ("plain" if behind is None else "behind", *taking.columns)
         if key not in self._statements:
-            seen = f"{self._next(taking.columns)} FOR UPDATE SKIP LOCKED"
+            turn = self._next(taking.columns, is_behind=behind is not None)
+            seen = f"{turn} FOR UPDATE SKIP LOCKED"
             # Do not test their state again: they are locked, and a plan might use the
             # index of the state although the ids suffice.
             no_key = "NOT EXISTS (SELECT 1 FROM seen WHERE ordering_key IS NOT NULL)"
@@ -101,7 +112,7 @@ class SingleRoundTripClaims:
                 f"WITH seen AS MATERIALIZED ({seen}), "
                 f"{self._taken(no_key)} SELECT {own}, taken.id IS NOT NULL {_RESULT}"
             )
-        values = self._values(channel, limit, taking)
+        values = self._values(channel, limit, taking, behind)
         # A plan pays for a large claim; one that wakes an idle worker is small.
         rows = self._rows_by_plan(self._statements[key], values)
         if rows is None:
@@ -109,7 +120,14 @@ class SingleRoundTripClaims:
         self._was_idle = not rows
         return rows
 
-    def in_order(self, channel: str, limit: int, taking: Taking) -> InOrder:
+    def in_order(
+        self,
+        channel: str,
+        limit: int,
+        taking: Taking,
+        *,
+        behind: Position | None = None,
+    ) -> InOrder:
         """
         Take the next messages, unless one of their keys has others.
 
@@ -119,6 +137,7 @@ class SingleRoundTripClaims:
             channel: the alias.
             limit: the maximum number of messages.
             taking: how to take them.
+            behind: as for :meth:`plain`.
 
         Returns:
             The rows that were taken, in order, and why there may be none.
@@ -128,8 +147,9 @@ class SingleRoundTripClaims:
                 includes it.
 
         """
-        key = ("in order", *taking.columns)
+        key = ("in order" if behind is None else "in order, behind", *taking.columns)
         if key not in self._statements:
+            turn = self._next(("id",), is_behind=behind is not None)
             own = ", ".join(in_sql(column, "own") for column in taking.columns)
             unmixed = (
                 f"own.state = {State.READY.value} "  # noqa: S608 - no value in it
@@ -138,7 +158,7 @@ class SingleRoundTripClaims:
             self._statements[key] = (
                 f"{RELAX}; SET LOCAL lock_timeout = {round(PATIENCE * 1000)}; "  # noqa: S608 - no value in it
                 f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK}); "
-                f"WITH seen AS MATERIALIZED ({self._next(('id',))}), "
+                f"WITH seen AS MATERIALIZED ({turn}), "
                 f"keys AS MATERIALIZED (SELECT ordering_key AS k, endpoint AS e, "
                 f"COUNT(*) AS c, MAX(sequence) AS s FROM seen "
                 f"WHERE ordering_key IS NOT NULL GROUP BY ordering_key, endpoint), "
@@ -149,7 +169,7 @@ class SingleRoundTripClaims:
                 f"said LEFT JOIN taken ON TRUE "
                 f"ORDER BY taken.priority DESC, taken.sequence"
             )
-        values = self._values(channel, limit, taking)
+        values = self._values(channel, limit, taking, behind)
         rows = self._rows(self._statements[key], values)
         has_keys, is_mixed = rows[0][-2:]
         taken = [row[:-2] for row in rows if row[0] is not None]
@@ -160,11 +180,18 @@ class SingleRoundTripClaims:
         table: str = self._connection.ops.quote_name(OutboxMessage._meta.db_table)
         return table
 
-    def _next(self, columns: Sequence[str]) -> str:
+    def _next(self, columns: Sequence[str], *, is_behind: bool = False) -> str:
         names = ", ".join(map(in_sql, dict.fromkeys((*columns, *_TURN))))
+        ready = f"channel = %s AND state = {State.READY.value}"
+        where = ready
+        if is_behind:
+            # One range of the index, and a look at the one before it.
+            where += (
+                f" AND priority = %s AND sequence >= %s AND NOT EXISTS "  # noqa: S608 - no value in it
+                f"(SELECT 1 FROM {self._table} WHERE {ready} AND priority > %s)"
+            )
         return (
-            f"SELECT {names} FROM {self._table} "  # noqa: S608 - no value in it
-            f"WHERE channel = %s AND state = {State.READY.value} "
+            f"SELECT {names} FROM {self._table} WHERE {where} "  # noqa: S608 - no value in it
             f"ORDER BY priority DESC, sequence LIMIT %s"
         )
 
@@ -177,9 +204,12 @@ class SingleRoundTripClaims:
             f"AND {condition} RETURNING {columns})"
         )
 
-    def _values(self, channel: str, limit: int, taking: Taking) -> list[Any]:
+    def _values(
+        self, channel: str, limit: int, taking: Taking, behind: Position | None = None
+    ) -> list[Any]:
         until = lease_value(self._connection, taking.lease)
-        return [channel, limit, taking.becomes.value, taking.owner, until]
+        place = () if behind is None else (*behind, channel, behind.priority)
+        return [channel, *place, limit, taking.becomes.value, taking.owner, until]
 
     def _rows(self, statement: str, values: list[Any]) -> list[tuple[Any, ...]]:
         with self._connection.cursor() as cursor:

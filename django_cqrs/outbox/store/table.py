@@ -17,6 +17,7 @@ from django_cqrs.outbox.store.dialects import (
     sends_several,
     to_last_result,
 )
+from django_cqrs.outbox.store.fronts import Fronts
 from django_cqrs.outbox.store.leases import lease_end, lease_value
 from django_cqrs.outbox.store.rows import ENDPOINT, Claimed, Group, Taking, claimed_from
 from django_cqrs.outbox.store.single_round_trip import ATTEMPTED, counted_up
@@ -44,6 +45,7 @@ class Table:
         self._names = names or {}
         self._queries: dict[tuple[Any, ...], QuerySet[Any, Any]] = {}
         self._ordered: set[tuple[State, str]] = set()
+        self._fronts = Fronts()
         self._saw_keys = False
 
     @cached_property
@@ -140,6 +142,7 @@ class Table:
             if self.connection.features.has_select_for_update_skip_locked:
                 found = rows.select_for_update(skip_locked=True)
             keys = list(found.values_list("pk", flat=True)[:limit])
+            self._fronts.forget()
             return rows.order_by().filter(pk__in=keys).update(**changes)
 
     def _in_turn(self, rows: QuerySet[OutboxMessage]) -> QuerySet[OutboxMessage]:
