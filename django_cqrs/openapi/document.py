@@ -34,8 +34,8 @@ def openapi_document(
     """
     Return the OpenAPI 3.1 document of the views of messages.
 
-    Every :class:`CommandView`, :class:`QueryView` and :class:`OutcomeView` in the
-    URLconf is an operation, and so are the async twins.
+    Every ``CommandView``, ``QueryView`` and ``OutcomeView`` in the URLconf is an
+    operation, and so are the async twins.
 
     Args:
         title: the name of the API; by default that of the URLconf's package.

@@ -150,7 +150,7 @@ class VersionedAnswer(NamedTuple):
     result: Any
     """The handler's result."""
     headers: Mapping[str, str]
-    """The headers of the response: ``ETag``, if the object has a version."""
+    """For the response; the ``ETag``, if the object has a version."""
 
 
 def dispatch_for(
@@ -173,7 +173,7 @@ def dispatch_for(
 
     Args:
         request: the request.
-        payload: as for :meth:`CommandBus.dispatch`.
+        payload: as for ``CommandBus.dispatch``.
         route: likewise.
         aggregate_id: likewise.
         headers: likewise.
@@ -187,7 +187,7 @@ def dispatch_for(
         PreconditionError: ``If-Match`` is malformed, missing, or cannot be compared.
         ConcurrencyError: the object is at another version; the handler was not called.
 
-    The errors of :meth:`CommandBus.dispatch` are raised as well.
+    The errors of ``CommandBus.dispatch`` are raised as well.
 
     """
     __traceback_hide__ = True
@@ -224,7 +224,7 @@ def ask_for(
 
     Args:
         request: the request.
-        payload: as for :meth:`QueryBus.ask`.
+        payload: as for ``QueryBus.ask``.
         route: likewise.
         aggregate_id: likewise.
         headers: likewise.
@@ -236,7 +236,7 @@ def ask_for(
     Raises:
         PreconditionError: ``If-Match`` is malformed, or names another version.
 
-    The errors of :meth:`QueryBus.ask` are raised as well.
+    The errors of ``QueryBus.ask`` are raised as well.
 
     """
     __traceback_hide__ = True
