@@ -183,10 +183,10 @@ current: ContextVar[Message | Origin] = ContextVar("django_cqrs", default=_ORIGI
 """The message being handled, or the origin of the next one."""
 
 
-_MILLISECOND: Final = 1_000_000
+MILLISECOND: Final = 1_000_000
 
 
-class _Clock:
+class Clock:
     """Holds the last sending time, in a slot: a global is slower to set."""
 
     __slots__ = ("last",)
@@ -195,7 +195,7 @@ class _Clock:
         self.last = 0
 
 
-_clock: Final = _Clock()
+clock: Final = Clock()
 
 
 def sending_time() -> int:
@@ -205,9 +205,9 @@ def sending_time() -> int:
     If the clock goes back by more than a millisecond, so does the result.
     """
     now = time.time_ns()
-    if now <= _clock.last < now + _MILLISECOND:
-        now = _clock.last + 1
-    _clock.last = now  # what two threads do to it at once, does no harm
+    if now <= clock.last < now + MILLISECOND:
+        now = clock.last + 1
+    clock.last = now  # what two threads do to it at once, does no harm
     return now
 
 
@@ -293,8 +293,8 @@ class Message:
         nanoseconds = getattr(self, "_nanoseconds", None) or self._time()
         begin, front = _beginning
         rest = nanoseconds - begin
-        if not 0 <= rest < _MILLISECOND:  # many have that of the last one
-            milliseconds, rest = divmod(nanoseconds, _MILLISECOND)
+        if not 0 <= rest < MILLISECOND:  # many have that of the last one
+            milliseconds, rest = divmod(nanoseconds, MILLISECOND)
             front = milliseconds << 26 | _VERSION_AND_VARIANT
             _beginning = nanoseconds - rest, front
         # The rest has two parts, of 12 and of 8 bits, with the two bits of the variant

@@ -10,8 +10,9 @@ from uuid import UUID, SafeUUID
 
 import pytest
 
-from django_cqrs import Registry, command_handler
+from django_cqrs import CommandBus, Registry, command_handler
 from django_cqrs.messages import Message, sending_time, setter_of
+from django_cqrs.pipeline import stages
 
 
 def id_of(nanoseconds):
@@ -75,6 +76,32 @@ def test_a_clock_that_stands_still_makes_no_two_times_alike(monkeypatch):
 
     assert found == [5_000, 5_001, 5_002]
     assert Message("x").timestamp.year == 1970
+
+
+@pytest.mark.parametrize("clock", [0, 5_000])
+def test_a_stopped_clock_makes_no_two_handled_messages_alike(monkeypatch, clock):
+    """Whatever a handler takes, the times of its messages are in their order."""
+    monkeypatch.setattr(time, "time_ns", lambda: clock)
+    monkeypatch.setattr(stages, "time_ns", lambda: clock)
+    messages = []
+
+    @command_handler("alone", atomic=False)
+    def alone(number: int, message: Message) -> None:
+        messages.append(message)
+
+    @command_handler("with.more", atomic=False)
+    def with_more(number: int, message: Message, bus: CommandBus) -> None:
+        messages.append(message)
+
+    registry = Registry()
+    registry.add(alone)
+    registry.add(with_more)
+    for number in range(5):
+        registry.command_bus.dispatch(number, route="alone")
+        registry.command_bus.dispatch(number, route="with.more")
+    ids = [each.message_id for each in messages]
+
+    assert ids == sorted(set(ids))
 
 
 def test_ids_of_threads_are_distinct():

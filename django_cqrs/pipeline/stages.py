@@ -9,6 +9,7 @@ from copy import deepcopy
 from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from enum import Enum
+from time import time_ns
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -18,8 +19,10 @@ from django.db.transaction import Atomic
 
 from django_cqrs.exceptions import BrokenTransaction
 from django_cqrs.messages import (
+    MILLISECOND,
     Message,
     Origin,
+    clock,
     current,
     handling_of,
     name_run,
@@ -54,10 +57,13 @@ def handle_payload(handler: Callable[[Any], Any]) -> Run:
 
 
 def handle_payload_and_message(handler: Callable[[Any, Message], Any]) -> Run:
-    """Do the same as :func:`while_current` with one frame less."""
+    """Do the same as :func:`while_current` with two frames less."""
 
     def run(message: Message) -> Any:
-        message._nanoseconds = sending_time()
+        now = time_ns()  # and then as sending_time()
+        if now <= clock.last < now + MILLISECOND:
+            now = clock.last + 1
+        clock.last = message._nanoseconds = now
         token = _set_current(message)
         try:
             return handler(message._payload, message)
