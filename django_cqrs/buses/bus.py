@@ -202,7 +202,7 @@ class _TextRoute:
         self.endpoint = endpoint
         self.read = read
         self.compiled = compiled
-        self.runs: dict[type, Run] = {}
+        self.runs: dict[type, Known] = {}
 
 
 class SingleHandlerBus(BaseBus):
@@ -287,7 +287,7 @@ class SingleHandlerBus(BaseBus):
             run = compiled[key] = self.registry.with_taps(self.kind, run)
         return run
 
-    def _read_known(self, known: _TextRoute, text: Any) -> tuple[Any, Run]:
+    def _read_known(self, known: _TextRoute, text: Any) -> tuple[Any, Known]:
         """Convert text for a known routing key; return the payload and its run."""
         __traceback_hide__ = True
         try:
@@ -296,11 +296,11 @@ class SingleHandlerBus(BaseBus):
             error.at_entrance = is_at_entrance()
             raise
         cls = type(payload)
-        run = known.runs.get(cls)
-        if run is None:
+        found = known.runs.get(cls)
+        if found is None:
             run = self._run_of(known.endpoint, None, cls, known.compiled)
-            known.runs[cls] = run
-        return payload, run
+            found = known.runs[cls] = run, handler_alone(run)
+        return payload, found
 
     def _compile(self, endpoint: Endpoint, using: str | None, cls: type) -> Run:
         point = JoinPoint(endpoint, self, cls)

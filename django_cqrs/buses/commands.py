@@ -172,33 +172,31 @@ class CommandBus(SingleHandlerBus):
 
         """
         __traceback_hide__ = True
+        known = None
         if not _others and _get_running_loop() is None:
             try:
                 if route is None:
-                    run, handler = self._by_type[type(payload)]
+                    known = self._by_type[type(payload)]
                 else:
-                    run, handler = self._by_key[route, type(payload)]
+                    known = self._by_key[route, type(payload)]
             except (KeyError, TypeError):  # not known yet, or a key of a wrong type
                 pass
-            else:
-                message = Message(payload, current_message())
-                if headers:
-                    message._add_headers(headers)
-                if handler is None:
-                    return run(message)
-                token = set_current_message(message)
-                try:
-                    return handler(payload)
-                finally:
-                    reset_current_message(token)
         elif _others == JSON_TEXT and type(route) is str:
             text_route = self._by_text.get(route)
             if text_route is not None and _get_running_loop() is None:
-                read, run = self._read_known(text_route, payload)
-                message = Message(read, current_message())
-                if headers:
-                    message._add_headers(headers)
+                payload, known = self._read_known(text_route, payload)
+        if known is not None:
+            run, handler = known
+            message = Message(payload, current_message())
+            if headers:
+                message._add_headers(headers)
+            if handler is None:
                 return run(message)
+            token = set_current_message(message)
+            try:
+                return handler(payload)
+            finally:
+                reset_current_message(token)
         return self._dispatch(payload, route=route, headers=headers, **_others)
 
     @overload

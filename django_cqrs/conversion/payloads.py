@@ -14,7 +14,13 @@ from django_cqrs.annotations import (
     name_of_type,
     union_members,
 )
-from django_cqrs.conversion.adapters import Adapter, adapter_of, to_json, to_jsonable
+from django_cqrs.conversion.adapters import (
+    Adapter,
+    adapter_of,
+    known_adapters,
+    to_json,
+    to_jsonable,
+)
 from django_cqrs.conversion.stored import Unset, to_stored_json, unset_in
 from django_cqrs.exceptions import FieldError, MessageConversionError
 
@@ -151,7 +157,11 @@ class PayloadType:
 
         """
         __traceback_hide__ = True
-        return adapter_of(self._converted).from_json(text)
+        try:  # adapter_of() again, which would be one call more for each text
+            adapter = known_adapters[self._converted]
+        except (KeyError, TypeError):
+            adapter = self._adapter
+        return adapter.from_json(text)
 
     def from_stored_json(self, text: bytes) -> Any:
         """
