@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from random import getrandbits
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 from uuid import UUID, SafeUUID
 
 from django_cqrs.exceptions import InvalidHeader
@@ -27,12 +27,21 @@ T = TypeVar("T")
 HeaderValue = str | int | float | bool | UUID | Decimal | datetime | enum.Enum | None
 """The possible values of a header. The last four become text on a channel."""
 
-OWN_HEADERS = ("message_id", "correlation_id", "causation_id", "timestamp")
+OWN_HEADERS = (
+    "message_id",
+    "correlation_id",
+    "causation_id",
+    "timestamp",
+    "attempt",
+    "is_last_attempt",
+)
 RESERVED_HEADERS = frozenset(
     {
         "message_id",
         "causation_id",
         "timestamp",
+        "attempt",
+        "is_last_attempt",
         "content_type",
         "delay",
         "expires",
@@ -99,6 +108,21 @@ def _evaluated(annotation: Any, cls: type) -> Any:
         return Any
 
 
+class RetryPolicy(Protocol):
+    """A policy for messages whose handling failed."""
+
+    def is_last(self, attempt: int, error: BaseException | None = None) -> bool:
+        """
+        Return whether no attempt follows one that fails.
+
+        Args:
+            attempt: its number, from 1.
+            error: the exception with which it failed, if that is known.
+
+        """
+        ...
+
+
 class Handling:
     """
     The state that the layers keep with a message while it is sent and handled.
@@ -160,6 +184,9 @@ class Origin:
     """
 
     __slots__ = ("_scope", "_user", "correlation_id", "message_id")
+
+    attempt: Final = 1
+    is_last_attempt: Final = True
 
     def __init__(
         self,
@@ -243,9 +270,11 @@ class Message:
     # that is set often is faster if the class has none of that name.
     _aggregate: Mapping[str, Any] = _NO_AGGREGATE
     _aggregate_id: Any = None
+    _attempt: int = 0  # that of the message whose handling it is part of
     _correlation_id: UUID | None = None
     _dependencies: Any = None  # not in `handling`: each message with Depends has some
     _handling: Handling = _UNHANDLED
+    _retry: RetryPolicy | None = None  # of a message with an attempt of its own
     _scope: Any = None
     _using: str | None = None
 
@@ -332,6 +361,26 @@ class Message:
         return taken
 
     @property
+    def attempt(self) -> int:
+        """
+        The number of this attempt at handling it, from 1.
+
+        A message that is handled inside the handling of another one has its attempt.
+        """
+        return self._attempt or self._parent.attempt
+
+    @property
+    def is_last_attempt(self) -> bool:
+        """
+        Whether it is given up if this attempt fails, since no other attempt is left.
+
+        False does not promise another one: ``on=`` may end the attempts earlier.
+        """
+        if not self._attempt:
+            return self._parent.is_last_attempt
+        return self._retry is not None and self._retry.is_last(self._attempt)
+
+    @property
     def headers(self) -> Headers:
         """The user's headers and the message's own, read-only."""
         return Headers(self)
@@ -392,6 +441,23 @@ class Message:
     def __repr__(self) -> str:
         """Return the payload's type and the id: a payload may be secret."""
         return f"<Message {type(self._payload).__name__} {self.message_id}>"
+
+
+def is_last_after(message: Message | Origin, error: BaseException) -> bool:
+    """
+    Return whether the policy for a message ends its attempts with a failure.
+
+    Args:
+        message: the message, or one that is handled inside its handling.
+        error: the exception of the handler.
+
+    """
+    while isinstance(message, Message):
+        if message._attempt:
+            retry = message._retry
+            return retry is not None and retry.is_last(message._attempt, error)
+        message = message._parent
+    return True
 
 
 def handling_of(message: object) -> Handling:

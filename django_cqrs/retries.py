@@ -140,6 +140,10 @@ class InstantRetry:
         """Return whether an exception is one of the given ones."""
         return _is_one_of(error, self.on)
 
+    def is_last(self, attempt: int, error: BaseException | None = None) -> bool:
+        """Return whether no attempt follows one that fails, counted from 1."""
+        return attempt > self.retries or not (error is None or self.is_worth(error))
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
@@ -197,6 +201,17 @@ class Retry:
         """Return whether an exception is one of the given ones."""
         return _is_one_of(error, self.on)
 
+    def is_last(self, attempt: int, error: BaseException | None = None) -> bool:
+        """
+        Return whether no attempt follows one that fails, counted from 1.
+
+        With ``final_failure="stop"`` one always follows, when a worker is started.
+        """
+        if self.final_failure == "stop":
+            return False
+        is_over = attempt >= self.attempts
+        return is_over or not (error is None or self.is_worth(error))
+
     def delay_after(self, attempt: int) -> timedelta:
         """Return the delay after an attempt, counted from 1."""
         try:
@@ -206,3 +221,7 @@ class Retry:
         if self.jitter:
             seconds *= random.uniform(0.5, 1)  # noqa: S311 - no secret
         return timedelta(seconds=seconds)
+
+
+DEFAULT_RETRY: Final = Retry()
+"""The policy of the outbox for messages of handlers that have none."""

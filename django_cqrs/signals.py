@@ -51,8 +51,11 @@ Arguments: ``sender`` (the bus's class), ``message``, ``endpoint`` (its name) an
 
 message_failed: BusSignal = BusSignal()
 """
-Sent after a handler has raised, with the arguments of ``message_handled`` and
-``exception``. The exception propagates all the same.
+Sent after a handler has raised. The exception propagates all the same.
+
+Arguments: those of ``message_handled``, ``exception``, ``attempt`` (its number, from 1)
+and ``is_last_attempt``: whether the policy for the message ends its attempts with this
+exception. An outage of the channel may add one.
 """
 
 worker_started: Signal = Signal()

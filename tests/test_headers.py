@@ -248,13 +248,16 @@ def test_headers_shows_the_users_and_the_messages_own():
         "correlation_id": message.correlation_id,
         "causation_id": None,
         "timestamp": message.timestamp,
+        "attempt": 1,
+        "is_last_attempt": True,
         "tenant": "t",
         "n": 1,
     }
-    assert len(headers) == 6
+    assert len(headers) == 8
     assert headers.get("nosuch") is None
     assert repr(headers) == (
-        "<Headers message_id, correlation_id, causation_id, timestamp, tenant, n>"
+        "<Headers message_id, correlation_id, causation_id, timestamp, attempt, "
+        "is_last_attempt, tenant, n>"
     )
     with pytest.raises(TypeError, match="does not support item assignment"):
         headers["tenant"] = "other"
@@ -309,6 +312,8 @@ RESERVED_TEXT = (
         "message_id",
         "causation_id",
         "timestamp",
+        "attempt",
+        "is_last_attempt",
         "content_type",
         "delay",
         "expires",
@@ -352,7 +357,7 @@ def test_a_reserved_header_is_refused(name):
 def test_the_reserved_names_are_these():
     """A name joins the reserved ones on purpose: it takes one from users. [B08.4]"""
     names = {"message_id", "causation_id", "timestamp", "content_type"}
-    names |= {"delay", "expires", "priority"}
+    names |= {"attempt", "is_last_attempt", "delay", "expires", "priority"}
 
     assert names == RESERVED_HEADERS
 
@@ -753,6 +758,8 @@ def test_reserved_headers_do_not_pass_on():
         "correlation_id",
         "causation_id",
         "timestamp",
+        "attempt",
+        "is_last_attempt",
         "tenant",
     }
 

@@ -46,6 +46,7 @@ class ReadAgain:
 
 def own_headers(headers):
     names = {"message_id", "causation_id", "correlation_id", "timestamp"}
+    names |= {"attempt", "is_last_attempt"}
     return {name: value for name, value in headers.items() if name not in names}
 
 

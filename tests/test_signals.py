@@ -166,6 +166,7 @@ def test_the_arguments_of_message_failed(sent):
     assert arguments["message"].payload == Open()
     assert arguments["exception"] is error
     assert arguments["duration"] >= 0.002
+    assert (arguments["attempt"], arguments["is_last_attempt"]) == (1, True)
 
 
 def test_a_failure_is_told_of_for_each_handler_that_it_passes(sent):

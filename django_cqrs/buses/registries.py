@@ -32,6 +32,7 @@ from django_cqrs.pipeline.compiler import Pipelines
 from django_cqrs.pipeline.envelopes import decode, message_of
 from django_cqrs.pipeline.interceptors import Interceptor, interceptors_of
 from django_cqrs.problems import Problem
+from django_cqrs.retries import Retry
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
 from django_cqrs.routing.table import RouteTable
 from django_cqrs.signals import on_change
@@ -61,7 +62,7 @@ class Registry:
         self._table: RouteTable | None = None
         self._pipelines = Pipelines(())
         self._taps: list[Callable[[Kind, Message], None]] = []
-        self._consumptions: dict[Any, Run] = {}
+        self._consumptions: dict[Any, tuple[Run, Retry | None]] = {}
         self._lock = threading.RLock()
         _registries.add(self)
         self._is_compiling = False
@@ -207,7 +208,13 @@ class Registry:
         self.routes  # noqa: B018 - compiles both
         return self._pipelines
 
-    def deliver(self, envelope: Envelope, *, using: str | None = None) -> None:
+    def deliver(
+        self,
+        envelope: Envelope,
+        *,
+        using: str | None = None,
+        attempt: int | None = None,
+    ) -> None:
         """
         Handle a message from a channel.
 
@@ -215,6 +222,7 @@ class Registry:
             envelope: the envelope, as stored.
             using: the database that the message was sent in, for handlers that do not
                 name one.
+            attempt: the number of this attempt, from 1; None if it is the only one.
 
         Raises:
             UnknownEndpoint: no handler has the name in its address.
@@ -227,7 +235,7 @@ class Registry:
         """
         __traceback_hide__ = True
         refuse_running_loop("deliver", "await sync_to_async(deliver)(envelope)")
-        _, handle = self.unpack(envelope, using=using)
+        _, handle = self.unpack(envelope, using=using, attempt=attempt)
         handle()
 
     def unpack(
@@ -239,6 +247,7 @@ class Registry:
         using: str | None = None,
         note: Any = None,
         ran: Ran | None = None,
+        attempt: int | None = None,
     ) -> tuple[Endpoint, Callable[[], Any]]:
         """
         Read a message from a channel; return a function that handles it.
@@ -252,6 +261,7 @@ class Registry:
                 name one.
             note: the caller's note for the handling, if it keeps one.
             ran: records whether the factory or the action has run.
+            attempt: the number of this attempt, from 1; None if it is the only one.
 
         Returns:
             The endpoint, and a function that handles the message.
@@ -275,14 +285,19 @@ class Registry:
                 payload = decode(pair, table.types, envelope)
             endpoint = pair
         key = endpoint, type(payload), opens_transaction, using
-        run = consumptions.get(key)
-        if run is None:
+        found = consumptions.get(key)
+        if found is None:
             bus = self.bus_of(endpoint.kind)
             point = JoinPoint(endpoint, bus, type(payload), is_consumed=True)
-            run = consumptions[key] = self._pipelines.consumption(
+            run = self._pipelines.consumption(
                 point, opens_transaction=opens_transaction, using=using
             )
+            found = consumptions[key] = run, endpoint.retry
+        run, retry = found
         message = message_of(envelope, payload, scope)
+        if attempt is not None:
+            message._attempt = attempt
+            message._retry = retry
         if note is not None:
             message.handling.note = note
         if ran is not None and endpoint.action is not None:

@@ -20,6 +20,7 @@ from django.core.checks import CheckMessage
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
+from django_cqrs.retries import Retry
 
 logger: Final = logging.getLogger("django_cqrs.channels")
 
@@ -146,6 +147,8 @@ class Channel:
     """Whether a message whose handler failed is kept, and handled again."""
     is_immediate: ClassVar[bool] = False
     """Whether handlers run inside the sender's transaction, as only tests need it."""
+    default_retry: ClassVar[Retry | None] = None
+    """The policy of handlers that have none; None if this channel decides by itself."""
     known_options: ClassVar[tuple[str, ...]] = ()
     """The keys that ``OPTIONS`` may have."""
 

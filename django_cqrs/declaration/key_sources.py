@@ -175,6 +175,9 @@ def _attribute_getter(name: str, what: str, whose: str) -> Callable[[Message], o
     return get
 
 
+_KEYLESS = frozenset({"timestamp", "causation_id", "attempt", "is_last_attempt"})
+
+
 def faults_of(source: object, members: tuple[Any, ...] | None) -> Iterator[str]:
     """
     Yield the faults of a key source.
@@ -185,7 +188,7 @@ def faults_of(source: object, members: tuple[Any, ...] | None) -> Iterator[str]:
             takes none.
 
     """
-    if isinstance(source, Header) and source.name in ("timestamp", "causation_id"):
+    if isinstance(source, Header) and source.name in _KEYLESS:
         yield (
             f"The header {source.name!r} is not a key: it does not tell one message "
             "from another."

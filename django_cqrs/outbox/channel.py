@@ -27,6 +27,7 @@ from django_cqrs.outbox.store.dialects import (
 )
 from django_cqrs.outbox.store.insertion import insert
 from django_cqrs.outbox.worker.worker import Relay
+from django_cqrs.retries import DEFAULT_RETRY
 
 if TYPE_CHECKING:
     from django_cqrs.buses.registries import Registry
@@ -45,6 +46,7 @@ class OutboxChannel(Channel):
     supports_priority = True
     supports_ordering = True
     supports_redelivery = True
+    default_retry = DEFAULT_RETRY
     known_options: ClassVar[tuple[str, ...]] = ("NOTIFY",)
 
     # A woken worker polls for so many seconds, so no other notification is needed in

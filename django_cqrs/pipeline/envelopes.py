@@ -173,6 +173,8 @@ def message_of(envelope: Envelope, payload: Any, scope: Any = None) -> Message:
 
 def _take_own(headers: dict[str, Any], message: Message) -> None:
     """Move the headers that this library has added from the user's to a message."""
+    for name in ("attempt", "is_last_attempt"):  # stored when they were not reserved
+        headers.pop(name, None)
     trace = headers.pop(TRACE) if isinstance(headers.get(TRACE), dict) else None
     aggregate_id = headers.pop(AGGREGATE_ID, None)
     headers.pop(UNSET, None)

@@ -14,7 +14,13 @@ from time import perf_counter
 from typing import Any, Final
 
 from django_cqrs.annotations import is_value_type, name_of_type
-from django_cqrs.messages import Message, Ran, message_name_of, name_run
+from django_cqrs.messages import (
+    Message,
+    Ran,
+    is_last_after,
+    message_name_of,
+    name_run,
+)
 from django_cqrs.routing.endpoint import JoinPoint, Run
 from django_cqrs.signals import message_failed, message_handled, tell_change
 
@@ -133,6 +139,8 @@ def _signalled(run: Run, point: JoinPoint, step: Step) -> Run:
                 endpoint=name_run(message, endpoint),
                 duration=perf_counter() - start,
                 exception=error,
+                attempt=message.attempt,
+                is_last_attempt=is_last_after(message, error),
             )
             raise
         message_handled.send_robust(

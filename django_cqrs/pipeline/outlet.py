@@ -98,9 +98,16 @@ class _Deliverer:
         self._using = using
         self.retry = retry
 
-    def __call__(self, envelope: Envelope) -> None:
-        """Handle a message."""
-        self._deliver(envelope, using=self._using)
+    def __call__(self, envelope: Envelope, attempt: int | None = None) -> None:
+        """
+        Handle a message.
+
+        Args:
+            envelope: the envelope, as stored.
+            attempt: the number of this attempt, from 1, on a channel that counts them.
+
+        """
+        self._deliver(envelope, using=self._using, attempt=attempt)
 
 
 class Outlet:
@@ -156,8 +163,7 @@ class Outlet:
         alias = self._alias_in(scope, message)
         deliver = self._deliverers.get(alias)
         if deliver is None:
-            retry = self.endpoint.policies.retry
-            deliver = _Deliverer(self._deliver, alias, retry)
+            deliver = _Deliverer(self._deliver, alias, self.endpoint.retry)
             self._deliverers[alias] = deliver
         delivery = Delivery(envelope, deliver)
         handling = handling_of(message)

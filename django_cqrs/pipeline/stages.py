@@ -288,8 +288,10 @@ def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
         if is_inside_transaction(connections[alias]) or _is_retried(message._parent):
             return run(message)
         message.handling.is_retried = True
+        message._retry = retry
         sent = _copied(message._payload)
         for retries in range(retry.retries):
+            message._attempt = retries + 1
             try:
                 return run(message)
             except Exception as error:
@@ -308,6 +310,7 @@ def retried(run: Run, retry: InstantRetry, alias: str, name: str) -> Run:
                         "cqrs_endpoint": name_run(message, name),
                     },
                 )
+        message._attempt = retry.retries + 1
         return run(message)
 
     return run_retried

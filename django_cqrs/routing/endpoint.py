@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from django_cqrs.annotations import place_of
+from django_cqrs.channels.aliases import channels
 from django_cqrs.channels.channel import DEFAULT_CHANNEL_ALIAS
 from django_cqrs.declaration.declarations import Kind, Policies
 from django_cqrs.declaration.keywords import HandlerRole
+from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.messages import Message, handling_of
 from django_cqrs.parameters.plan import ArgumentPlan
 from django_cqrs.problems import Problem
+from django_cqrs.retries import DEFAULT_RETRY, Retry
 
 if TYPE_CHECKING:
     from django_cqrs.parameters.services import Services
@@ -107,6 +110,19 @@ class Endpoint:
         """Whether it runs in a transaction of its own."""
         may_be = self.kind is Kind.COMMAND or self.channel is not None
         return may_be and self.policies.atomic is not False
+
+    @property
+    def retry(self) -> Retry | None:
+        """The policy for messages whose handling failed; None: its channel decides."""
+        own = self.policies.retry
+        if own is not None:
+            return own
+        if self.channel is None:  # messages may still wait in one that it had
+            return DEFAULT_RETRY
+        try:
+            return channels[self.channel].default_retry
+        except InvalidChannel:  # a check reports it
+            return DEFAULT_RETRY
 
     @property
     def plans(self) -> tuple[ArgumentPlan, ...]:

@@ -856,7 +856,7 @@ class ReadHeaders:
 
 @query_handler
 def read_headers(query: ReadHeaders, headers: Headers) -> dict[str, object]:
-    own = {"message_id", "correlation_id", "timestamp"}
+    own = {"message_id", "correlation_id", "timestamp", "attempt", "is_last_attempt"}
     return {name: value for name, value in headers.items() if name not in own}
 
 

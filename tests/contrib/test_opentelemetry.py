@@ -263,6 +263,7 @@ def test_a_nested_error_marks_every_span_that_it_passes():
 @command_handler(channel=True, name="tickets.assign")
 def assign_later(command: Assign, headers: Headers, queries: QueryBus) -> None:
     own = {"message_id", "correlation_id", "causation_id", "timestamp"}
+    own |= {"attempt", "is_last_attempt"}
     assert set(headers) - own == {"tenant"}
     queries.ask(Find())
 

@@ -151,6 +151,8 @@ def assert_everything(registry, answer, query):
         "correlation_id": message.correlation_id,
         "causation_id": None,
         "timestamp": message.timestamp,
+        "attempt": 1,
+        "is_last_attempt": True,
         "executor_id": "7",
     }
     assert isinstance(answer["gateway"], Gateway)

@@ -23,9 +23,7 @@ from django_cqrs.outbox.models import Reason
 from django_cqrs.outbox.store.rows import Claimed
 from django_cqrs.outbox.worker.outages import Outages
 from django_cqrs.outbox.worker.savepoints import TransactionLost
-from django_cqrs.retries import Retry
-
-DEFAULT_RETRY = Retry()
+from django_cqrs.retries import DEFAULT_RETRY, Retry
 
 # The database is unavailable, or has closed the connection.
 OUTAGES = (OperationalError, InterfaceError)
@@ -85,7 +83,7 @@ class FailurePolicies:
             endpoint = self.registry.routes.endpoint_named(name)
         except CQRSError:  # without an endpoint there is no policy
             return DEFAULT_RETRY
-        return endpoint.policies.retry or DEFAULT_RETRY
+        return endpoint.retry or DEFAULT_RETRY
 
     def failure_of(
         self,

@@ -485,6 +485,7 @@ class ClaimHandler:
         is_read = False
         note, self._policies.ran.name = self._note_of(claimed), ""
         name = claimed.envelope.endpoint
+        attempt = claimed.attempts + (not claimed.is_counted)
         is_apart = self._habits.is_to_be_apart(name)
         try:
             with savepoints.around(turn, is_apart=is_apart):
@@ -495,6 +496,7 @@ class ClaimHandler:
                     using=self._store.using,
                     note=note,
                     ran=self._policies.ran,
+                    attempt=attempt,
                 )
                 is_read = True
                 if is_task(name):
@@ -508,6 +510,7 @@ class ClaimHandler:
                 using=self._store.using,
                 note=note,
                 ran=self._policies.ran,
+                attempt=attempt,
             )
             if is_task(name):
                 handle = self.tasks.around(claimed, handle)
