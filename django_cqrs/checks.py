@@ -18,6 +18,7 @@ from django_cqrs.annotations import is_plain_class, name_of_type
 from django_cqrs.buses.registries import Registry, registry
 from django_cqrs.channels.aliases import channels
 from django_cqrs.channels.channel import as_timedelta
+from django_cqrs.channels.retry_settings import project_instant_retry, project_retry
 from django_cqrs.conversion.adapters import adapter_of
 from django_cqrs.conversion.converters import converter_problems
 from django_cqrs.conversion.payloads import PayloadType
@@ -28,6 +29,7 @@ from django_cqrs.documents.names import named_documents
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.modelling import interfaces
 from django_cqrs.problems import Problem, Rule
+from django_cqrs.retries import InstantRetry, Retry
 from django_cqrs.routing.endpoint import Endpoint
 
 TAG = "django_cqrs"
@@ -162,6 +164,17 @@ def _settings_problems() -> Iterator[Problem]:
     except ImproperlyConfigured as error:
         hint = "Give a class, or its dotted path, for each interface."
         yield Problem(Rule.BAD_SETTING, str(error), hint)
+    for read, cls in (
+        (project_retry, Retry),
+        (project_instant_retry, InstantRetry),
+    ):
+        try:
+            read()
+        except ImproperlyConfigured as error:
+            hint = (
+                f"Give a dictionary of the arguments of {cls.__name__}, or remove it."
+            )
+            yield Problem(Rule.BAD_SETTING, str(error), hint)
     for key in ("SERVICE_RESOLVER", "REQUEST_HEADERS"):
         try:
             conf.resolve(key)

@@ -32,6 +32,10 @@ class Settings:
     """A callable, or its path: from an HTTP request to headers."""
     IDEMPOTENCY_WINDOW: timedelta | float = timedelta(days=7)
     """How long an ``idempotency_key`` is remembered, as a timedelta or in seconds."""
+    RETRY: Any = None
+    """The ``Retry`` of handlers whose channel has none, or a dict of its arguments."""
+    INSTANT_RETRY: Any = None
+    """The ``InstantRetry`` of the command bus, or a dict of its arguments."""
     JOURNAL: timedelta | float | None = None
     """How long the outcome of each message is kept; None disables the journal."""
     TASK_RESULTS: timedelta | float = timedelta(days=14)

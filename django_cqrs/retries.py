@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import inspect
+import logging
+import math
 import random
 import sqlite3
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from django.db import DatabaseError, OperationalError
 
-FinalFailure = Literal["dead_letter", "drop", "stop"]
+logger: Final = logging.getLogger("django_cqrs.worker")
 
-__all__ = ["DEADLOCKS", "InstantRetry", "Retry", "Transient"]
+FinalFailure = Literal["dead_letter", "drop", "stop"]
+"""The fate of a message whose attempts have failed."""
+
+Decision = Literal["retry", "dead", "drop"]
+"""The answers of a function in ``Retry(on=...)`` about a message that failed."""
+
+__all__ = ["DEADLOCKS", "Decision", "InstantRetry", "Retry", "Transient"]
 
 
 class Transient:
@@ -93,9 +104,48 @@ def _check_failures(policy: object, on: Failures) -> None:
     if not named or not all(map(_are_failures, named)):
         msg = (
             f"{type(policy).__name__}(on=...) takes exception classes and DEADLOCKS, "
-            f"one or a tuple of them, not {on!r}."
+            f"one or a tuple of them{_OR_FUNCTION * isinstance(policy, Retry)}, "
+            f"not {on!r}."
         )
         raise TypeError(msg)
+
+
+_OR_FUNCTION: Final = ", or a function of the exception"
+
+
+def _is_function(on: object) -> bool:
+    return callable(on) and not isinstance(on, (type, Transient))
+
+
+def _check_arguments(function: Callable[..., Any]) -> None:
+    """
+    Refuse a function that does not take an exception.
+
+    Raises:
+        TypeError: it takes another number of arguments, or is asynchronous.
+
+    """
+    try:
+        inspect.signature(function).bind(Exception())
+    except TypeError as error:
+        msg = f"Retry(on={_name(function)}): it is called with the exception: {error}."
+        raise TypeError(msg) from None
+    except ValueError:  # of a builtin, whose signature is unknown
+        pass
+    if inspect.iscoroutinefunction(function):
+        msg = f"Retry(on={_name(function)}): it must not be async."
+        raise TypeError(msg)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__qualname__", None)
+    return repr(function) if name is None else f"{function.__module__}.{name}"
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return not math.isnan(value)
 
 
 def _is_one_of(error: BaseException, on: Failures) -> bool:
@@ -159,7 +209,9 @@ class Retry:
             messages that failed together are not retried together.
         on: the failures to retry: an exception class, a set of codes such as
             :data:`~django_cqrs.DEADLOCKS`, or a tuple of these; after any other the
-            message is given up at once.
+            message is given up at once. Or a function of the exception that decides:
+            ``"retry"``, ``"dead"`` (a dead letter at once) or ``"drop"`` (the message
+            is logged and forgotten).
         final_failure: ``"dead_letter"`` keeps a message that is given up, ``"drop"``
             logs and forgets it, ``"stop"`` leaves it waiting and stops the worker.
 
@@ -170,7 +222,7 @@ class Retry:
     factor: float = 2
     cap: float = 600
     jitter: bool = True
-    on: Failures = Exception
+    on: Failures | Callable[[Exception], Decision] = Exception
     final_failure: FinalFailure = "dead_letter"
 
     def __post_init__(self) -> None:
@@ -178,39 +230,85 @@ class Retry:
         Refuse an invalid policy.
 
         Raises:
-            TypeError: `on` contains something that is not an exception.
+            TypeError: `on` contains something that is not an exception, and is not a
+                function of one.
             ValueError: a number is out of range, or a word is not one of those.
 
         """
-        if not isinstance(self.attempts, int) or self.attempts < 1:
+        if type(self.attempts) is not int or self.attempts < 1:
             msg = (
                 f"Retry(attempts={self.attempts!r}): must be at least 1, which is the "
                 "first attempt."
             )
             raise ValueError(msg)
-        if min(self.delay, self.cap) < 0 or self.factor < 1:
-            msg = "Retry: delay and cap must be at least 0, factor at least 1."
+        numbers = (self.delay, self.cap, self.factor)
+        if not all(map(_is_number, numbers)) or min(numbers) < 0 or self.factor < 1:
+            msg = (
+                f"Retry(delay={self.delay!r}, cap={self.cap!r}, "
+                f"factor={self.factor!r}): delay and cap must be at least 0 seconds, "
+                "factor at least 1."
+            )
             raise ValueError(msg)
         if self.final_failure not in get_args(FinalFailure):
             words = ", ".join(get_args(FinalFailure))
             msg = f"Retry(final_failure={self.final_failure!r}): one of {words}."
             raise ValueError(msg)
-        _check_failures(self, self.on)
+        on: Any = self.on
+        if _is_function(on):
+            _check_arguments(on)
+        else:
+            _check_failures(self, on)
+
+    def judge(self, error: BaseException) -> Decision | Literal["final"]:
+        """
+        Return the fate of a message by its exception.
+
+        Returns:
+            ``"retry"`` while attempts are left, ``"dead"`` or ``"drop"`` at once;
+            ``"final"`` for what `final_failure` says. If the function in `on` raises,
+            or answers something else, that is logged, and the message is retried.
+
+        """
+        if isinstance(error, asyncio.CancelledError):
+            return "retry"
+        on: Any = self.on
+        if not _is_function(on):
+            return "retry" if _is_one_of(error, on) else "final"
+        if not isinstance(error, Exception):  # it ends the process
+            return "final"
+        try:
+            answer: Any = on(error)
+        except Exception:
+            logger.exception("%s, in on=, failed: the message is retried", _name(on))
+            return "retry"
+        if answer not in get_args(Decision):
+            logger.error(
+                "%s, in on=, answered %r, which is none of %s: the message is retried",
+                _name(on),
+                answer,
+                ", ".join(get_args(Decision)),
+            )
+            return "retry"
+        decision: Decision = answer
+        return decision
 
     def is_worth(self, error: BaseException) -> bool:
-        """Return whether an exception is one of the given ones."""
-        return _is_one_of(error, self.on)
+        """Return whether a message that failed with an exception is to be retried."""
+        return self.judge(error) == "retry"
 
     def is_last(self, attempt: int, error: BaseException | None = None) -> bool:
         """
         Return whether no attempt follows one that fails, counted from 1.
 
-        With ``final_failure="stop"`` one always follows, when a worker is started.
+        With ``final_failure="stop"`` one follows when a worker is started, unless a
+        function in `on` decides otherwise.
         """
+        verdict = "retry" if error is None else self.judge(error)
+        if verdict in ("dead", "drop"):
+            return True
         if self.final_failure == "stop":
             return False
-        is_over = attempt >= self.attempts
-        return is_over or not (error is None or self.is_worth(error))
+        return verdict == "final" or attempt >= self.attempts
 
     def delay_after(self, attempt: int) -> timedelta:
         """Return the delay after an attempt, counted from 1."""

@@ -34,7 +34,7 @@ PUBLIC = {
         UnsentCommand
     """,
     "django_cqrs.retries": """
-        DEADLOCKS InstantRetry Retry Transient
+        DEADLOCKS Decision InstantRetry Retry Transient
     """,
     "django_cqrs.signals": """
         batch_finished batch_started message_failed message_handled

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 from django.db import connections
 
 from django_cqrs.channels.channel import Envelope
+from django_cqrs.channels.retry_settings import project_instant_retry
 from django_cqrs.conversion.payloads import JSON, PayloadType, check_content_type
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.exceptions import InvalidOption, MessageConversionError, NoHandlerFound
@@ -210,6 +211,18 @@ class SingleHandlerBus(BaseBus):
 
     _retry: InstantRetry | None = None
     _is_direct: bool = False
+    _is_default: bool = False
+
+    @property
+    def _policy(self) -> InstantRetry | None:
+        """
+        The failures to retry at once.
+
+        Raises:
+            ImproperlyConfigured: ``INSTANT_RETRY`` in the settings is not a policy.
+
+        """
+        return project_instant_retry() if self._is_default else self._retry
 
     def _run_for(
         self,
@@ -311,13 +324,13 @@ class SingleHandlerBus(BaseBus):
                 point,
                 outlet.put,
                 alias_of=outlet.alias_for,
-                retry=self._retry,
+                retry=self._policy,
                 key=self._key,
             )
         return pipelines.handling(
             point,
             using=using,
-            retry=self._retry,
+            retry=self._policy,
             key=self._key,
             is_direct=self._is_direct,
         )

@@ -72,6 +72,7 @@ class Registry:
         self.implementations: dict[type, Any] = {}
         """The implementations of business interfaces, by the interface."""
         self.command_bus: CommandBus = CommandBus(registry=self)
+        self.command_bus._is_default = True
         self.query_bus: QueryBus = QueryBus(registry=self)
         self.event_bus: EventBus = EventBus(registry=self)
 

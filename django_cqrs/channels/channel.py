@@ -17,8 +17,10 @@ from typing import Any, ClassVar, Final, NamedTuple
 from uuid import UUID
 
 from django.core.checks import CheckMessage
+from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_cqrs.channels.retry_settings import read_policy
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.retries import Retry
 
@@ -150,25 +152,36 @@ class Channel:
     default_retry: ClassVar[Retry | None] = None
     """The policy of handlers that have none; None if this channel decides by itself."""
     known_options: ClassVar[tuple[str, ...]] = ()
-    """The keys that ``OPTIONS`` may have."""
+    """The keys that ``OPTIONS`` may have, besides ``"retry"`` where it retries."""
 
     def __init__(self, alias: str, options: dict[str, Any]) -> None:
         """
         Make the channel of an alias.
 
         Raises:
-            InvalidChannel: this channel does not support an option.
+            InvalidChannel: this channel does not support an option, or its value is
+                invalid.
 
         """
         self.alias = alias
         self.options = options
-        unknown = set(options) - set(self.known_options)
+        known = {*self.known_options}
+        if self.supports_redelivery:
+            known.add("retry")
+        self.retry: Retry | None = None
+        """The policy in ``OPTIONS``, for handlers that have none."""
+        unknown = set(options) - known
         if unknown:
             names = ", ".join(repr(name) for name in sorted(unknown))
             msg = (
                 f"The channel {alias!r} ({type(self).__name__}) has no option {names}."
             )
             raise InvalidChannel(msg)
+        where = f"The option 'retry' of the channel {alias!r}"
+        try:
+            self.retry = read_policy(Retry, options.get("retry"), where)
+        except ImproperlyConfigured as error:
+            raise InvalidChannel(str(error)) from error
 
     def write(
         self, connection: BaseDatabaseWrapper, entries: Sequence[Delivery]

@@ -123,13 +123,15 @@ class InMemoryChannel(Channel):
         if retry is None:
             self._attempts[envelope.sequence] = attempts
             return delivery
-        if retry.is_worth(error) and attempts < retry.attempts:
+        verdict = retry.judge(error)
+        if verdict == "retry" and attempts < retry.attempts:
             self._attempts[envelope.sequence] = attempts
             until = clock.now() + retry.delay_after(attempts)
             envelope = dataclasses.replace(envelope, available_at=until)
             return delivery._replace(envelope=envelope)
         self._attempts.pop(envelope.sequence, None)
-        return delivery if retry.final_failure == "stop" else None
+        stays = retry.final_failure == "stop" and verdict not in ("dead", "drop")
+        return delivery if stays else None
 
     def advance(self, span: timedelta) -> None:
         """Let time pass for waiting messages: delayed ones fall due, or expire."""

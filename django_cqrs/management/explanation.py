@@ -9,7 +9,15 @@ from fnmatch import fnmatchcase
 from django_cqrs.annotations import is_protocol, name_of_type, path_of
 from django_cqrs.buses.registries import Registry
 from django_cqrs.declaration.declarations import Kind
-from django_cqrs.management.listing import interceptors_around, place, transaction_of
+from django_cqrs.management.listing import (
+    RetryRow,
+    interceptors_around,
+    place,
+    retry_row,
+    seconds,
+    source_text,
+    transaction_of,
+)
 from django_cqrs.messages import message_name_of
 from django_cqrs.routing.endpoint import Endpoint, Subject
 from django_cqrs.routing.table import RouteTable
@@ -185,6 +193,8 @@ def _explain_found(
         if endpoint.subject is not None:
             yield f"     {_on_object(endpoint, endpoint.subject, found)};"
         yield f"     {_transaction_in_words(endpoint)}."
+        for policy in _policies_in_words(endpoint):
+            yield f"     {policy}"
         for interceptor in interceptors_around(registry, endpoint):
             yield f"     through {interceptor}"
         problem = registry.routes.problem_of(endpoint)
@@ -215,6 +225,47 @@ def _transaction_in_words(endpoint: Endpoint) -> str:
     if not endpoint.is_atomic:
         return f"{when}, without a transaction of its own"
     return f"{when}, in a transaction on the database {transaction_of(endpoint)!r}"
+
+
+def _policies_in_words(endpoint: Endpoint) -> Iterator[str]:
+    """Yield the delay, the keys and the policy for failures."""
+    delay = seconds(endpoint.policies.delay)
+    if delay:
+        yield f"after a delay of {delay:g} s"
+    ordering_key = source_text(endpoint.policies.ordering_key)
+    if ordering_key is not None:
+        yield f"one at a time in the order of {ordering_key}"
+    idempotency_key = source_text(endpoint.policies.idempotency_key)
+    if idempotency_key is not None:
+        yield f"once per {idempotency_key}"
+    retry = retry_row(endpoint)
+    if retry is not None:
+        yield _retry_in_words(retry)
+
+
+_SOURCES = {
+    "handler": "its own retry=",
+    "channel": "the channel's OPTIONS",
+    "project": "DJANGO_CQRS['RETRY']",
+    "default": "the default",
+}
+
+
+def _retry_in_words(retry: RetryRow) -> str:
+    times = f"at most {retry.attempts} attempts"
+    if retry.attempts == 1:
+        times = "one attempt"
+    elif retry.factor == 1 or retry.attempts == 2:  # noqa: PLR2004 - one delay
+        times += f", {retry.delay:g} s between them"
+    else:
+        times += (
+            f", the first two {retry.delay:g} s apart, each next delay "
+            f"{retry.factor:g} times as long, up to {retry.cap:g} s"
+        )
+    return (
+        f"if it fails: {times}, on {', '.join(retry.on)}; then {retry.final_failure} "
+        f"(by {_SOURCES[retry.source]})"
+    )
 
 
 def _look_alikes(table: RouteTable, wanted: str, meant: list[type]) -> Iterator[str]:

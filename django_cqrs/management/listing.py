@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
 
 from django_cqrs.annotations import name_of_type, path_of
 from django_cqrs.buses.registries import Registry
+from django_cqrs.channels.channel import as_timedelta
 from django_cqrs.declaration.declarations import Kind
+from django_cqrs.declaration.marks import Header
+from django_cqrs.exceptions import InvalidOption
 from django_cqrs.modelling.interfaces.implementing import (
     Method,
     implement,
@@ -22,11 +27,34 @@ from django_cqrs.modelling.interfaces.implementing import (
     methods_of,
 )
 from django_cqrs.problems import Rule
+from django_cqrs.retries import DEADLOCKS
 from django_cqrs.routing.endpoint import Endpoint
 from django_cqrs.routing.table import RouteTable
 
 SENDERS = "sender's"
 NONE = "none"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RetryRow:
+    """A policy for messages whose handling failed."""
+
+    attempts: int
+    delay: float
+    factor: float
+    cap: float
+    jitter: bool
+    on: tuple[str, ...]
+    """The exceptions to retry, or the function that decides."""
+    final_failure: str
+    source: str
+    """Its source: ``handler``, ``channel``, ``project`` or ``default``."""
+
+    def __str__(self) -> str:
+        """Return the attempts and the first delay, for a table."""
+        if self.attempts == 1:
+            return "1 attempt"
+        return f"{self.attempts} attempts from {self.delay:g} s"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +89,22 @@ class EndpointRow:
     """Whether it creates such an object, instead of being called on one."""
     output: str | None
     """The routing key of the command for its result; several with commas."""
+    retry: RetryRow | None
+    """The policy for messages whose handling failed, on a channel that has one."""
+    delay: float | None
+    """The minimum time in the channel, in seconds."""
+    ordering_key: str | None
+    """The source of the key whose messages are handled one at a time."""
+    idempotency_key: str | None
+    """The source of the key that identifies duplicates."""
     problem: str | None
     """The id of the failed check, None if the route works."""
+
+    @property
+    def keys(self) -> str:
+        """The sources of both keys, for a table."""
+        found = (("ordered by", self.ordering_key), ("once per", self.idempotency_key))
+        return ", ".join(f"{what} {key}" for what, key in found if key is not None)
 
     @property
     def short_handler(self) -> str:
@@ -182,8 +224,59 @@ def _rows(registry: Registry, endpoint: Endpoint) -> Iterator[EndpointRow]:
             object=path_of(endpoint.subject.owner) if endpoint.subject else None,
             is_factory=endpoint.subject is not None and endpoint.is_factory,
             output=", ".join(endpoint.policies.outputs) or None,
+            retry=retry_row(endpoint),
+            delay=seconds(endpoint.policies.delay),
+            ordering_key=source_text(endpoint.policies.ordering_key),
+            idempotency_key=source_text(endpoint.policies.idempotency_key),
             problem=problem.rule.id if problem else None,
         )
+
+
+def retry_row(endpoint: Endpoint) -> RetryRow | None:
+    """Return the policy for an endpoint's messages; None at once, or without one."""
+    try:
+        source, retry = endpoint.sourced_retry
+    except ImproperlyConfigured:  # a check reports it
+        return None
+    if retry is None or endpoint.channel is None:
+        return None
+    on = retry.on if isinstance(retry.on, tuple) else (retry.on,)
+    return RetryRow(
+        attempts=retry.attempts,
+        delay=retry.delay,
+        factor=retry.factor,
+        cap=retry.cap,
+        jitter=retry.jitter,
+        on=tuple(map(_failure_text, on)),
+        final_failure=retry.final_failure,
+        source=str(source),
+    )
+
+
+def _failure_text(on: Any) -> str:
+    if on is DEADLOCKS:
+        return "DEADLOCKS"
+    name = getattr(on, "__qualname__", None)
+    if name is None:
+        return repr(on)
+    return name if on.__module__ == "builtins" else f"{on.__module__}.{name}"
+
+
+def seconds(span: timedelta | float | None) -> float | None:
+    """Return a time span in seconds; None without one, or for an invalid value."""
+    try:
+        return None if span is None else as_timedelta(span, "").total_seconds()
+    except InvalidOption:  # a check reports it
+        return None
+
+
+def source_text(source: Any) -> str | None:
+    """Return the source of a key as it is written in code."""
+    if source is None or isinstance(source, str):
+        return source
+    if isinstance(source, Header):
+        return f"Header({source.name!r})"
+    return getattr(source, "__qualname__", repr(source))
 
 
 def interceptors_around(registry: Registry, endpoint: Endpoint) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from django_cqrs.annotations import place_of
 from django_cqrs.channels.aliases import channels
 from django_cqrs.channels.channel import DEFAULT_CHANNEL_ALIAS
+from django_cqrs.channels.retry_settings import project_retry
 from django_cqrs.declaration.declarations import Kind, Policies
 from django_cqrs.declaration.keywords import HandlerRole
 from django_cqrs.exceptions import InvalidChannel
@@ -27,6 +29,15 @@ BUS_METHODS = {
     Kind.QUERY: "query_bus.ask",
     Kind.EVENT: "event_bus.publish",
 }
+
+
+class RetrySource(enum.StrEnum):
+    """The source of a handler's policy for messages whose handling failed."""
+
+    HANDLER = "handler"
+    CHANNEL = "channel"
+    PROJECT = "project"
+    DEFAULT = "default"
 
 
 _NOTHING_SAID: Final = Policies()
@@ -113,16 +124,42 @@ class Endpoint:
 
     @property
     def retry(self) -> Retry | None:
-        """The policy for messages whose handling failed; None: its channel decides."""
+        """
+        The policy for messages whose handling failed; None if its channel decides.
+
+        Raises:
+            ImproperlyConfigured: ``RETRY`` in the settings is not a policy.
+
+        """
+        return self.sourced_retry[1]
+
+    @property
+    def sourced_retry(self) -> tuple[RetrySource, Retry | None]:
+        """
+        That policy and its source: the most special one is decisive.
+
+        Raises:
+            ImproperlyConfigured: ``RETRY`` in the settings is not a policy.
+
+        """
         own = self.policies.retry
         if own is not None:
-            return own
-        if self.channel is None:  # messages may still wait in one that it had
-            return DEFAULT_RETRY
-        try:
-            return channels[self.channel].default_retry
-        except InvalidChannel:  # a check reports it
-            return DEFAULT_RETRY
+            return RetrySource.HANDLER, own
+        default: Retry | None = DEFAULT_RETRY
+        if self.channel is not None:  # messages may still wait in one that it had
+            try:
+                channel = channels[self.channel]
+            except InvalidChannel:  # a check reports it
+                return RetrySource.DEFAULT, default
+            if not channel.supports_redelivery:
+                return RetrySource.DEFAULT, None
+            if channel.retry is not None:
+                return RetrySource.CHANNEL, channel.retry
+            default = channel.default_retry
+        shared = project_retry()
+        if shared is not None:
+            return RetrySource.PROJECT, shared
+        return RetrySource.DEFAULT, default
 
     @property
     def plans(self) -> tuple[ArgumentPlan, ...]:

@@ -184,6 +184,10 @@ def test_json():
         "object": None,
         "is_factory": False,
         "output": None,
+        "retry": None,
+        "delay": None,
+        "ordering_key": None,
+        "idempotency_key": None,
         "problem": None,
     }
 

@@ -38,12 +38,15 @@ COLUMNS = {
     "channel": "Channel",
     "transaction": "Transaction",
     "priority": "Priority",
+    "delay": "Delay",
+    "retry": "Retry",
+    "keys": "Keys",
     "interceptors": "Interceptors",
 }
 # Places to break a line: after a folder, a module or a word of a name, before a number.
 WORD_END = re.compile(r"(?<=[/_ ])|(?<=\.)(?!py:)|(?=:\d)|(?<=[a-z])(?=[A-Z])")
 # Shown only if a route has one.
-OPTIONAL = ("channel", "priority", "interceptors")
+OPTIONAL = ("channel", "priority", "delay", "retry", "keys", "interceptors")
 
 
 class Command(BaseCommand):
@@ -229,6 +232,8 @@ def _cell(row: EndpointRow, column: str) -> str:
         return ""
     if column == "interceptors":
         return ", ".join(value)
+    if column == "delay":
+        return f"{value:g} s"
     if column == "message" and row.problem:
         return f"{BROKEN} {value} ({row.problem})"
     return str(value)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import enum
 from datetime import timedelta
 from typing import Final
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError
 
 from django_cqrs.buses.registries import Registry
@@ -81,9 +81,10 @@ class FailurePolicies:
         """Return the retry policy of an endpoint, by its name."""
         try:
             endpoint = self.registry.routes.endpoint_named(name)
-        except CQRSError:  # without an endpoint there is no policy
+            retry = endpoint.retry
+        except (CQRSError, ImproperlyConfigured):  # no endpoint, or no policy
             return DEFAULT_RETRY
-        return endpoint.retry or DEFAULT_RETRY
+        return retry or DEFAULT_RETRY
 
     def failure_of(
         self,
@@ -107,11 +108,14 @@ class FailurePolicies:
             failure = self._paused(claimed, error, retry)
             hit.said = hit.said or self.said_of(failure)
             return failure
-        is_worth = retry.is_worth(error) or isinstance(error, asyncio.CancelledError)
-        is_worth = is_worth and not getattr(error, _IS_FINAL, False)
-        if reason is not Reason.FAILED:
+        verdict = "dead" if reason is not Reason.FAILED else retry.judge(error)
+        if verdict == "retry" and getattr(error, _IS_FINAL, False):
+            verdict = "final"
+        if verdict == "dead":
             outcome = FailureOutcome.DEAD
-        elif is_worth and attempts < retry.attempts and not is_final:
+        elif verdict == "drop":
+            outcome = FailureOutcome.DROP
+        elif verdict == "retry" and attempts < retry.attempts and not is_final:
             outcome = FailureOutcome.RETRY
         else:
             outcome = FINAL_OUTCOMES[retry.final_failure]
