@@ -15,6 +15,7 @@ from django_cqrs.declaration.decorators import (
     service,
 )
 from django_cqrs.declaration.marks import Depends, Header, Service
+from django_cqrs.given_up import MessageGaveUp
 from django_cqrs.messages import Command, Headers, Message, Query, message
 from django_cqrs.modelling import Fetch, Identifier, Version
 from django_cqrs.retries import DEADLOCKS, InstantRetry, Retry
@@ -32,6 +33,7 @@ __all__ = [
     "Identifier",
     "InstantRetry",
     "Message",
+    "MessageGaveUp",
     "Query",
     "QueryBus",
     "Receipt",

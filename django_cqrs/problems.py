@@ -57,6 +57,8 @@ class Rule(enum.Enum):
     HIDDEN_HANDLER = "E047", "A handler behind a wrapper that hides it"
     USELESS_UPCASTER = "E048", "An upcaster that is never needed"
     UNKNOWN_OUTCOME_VIEW = "E049", "An outcome_view= that is not the name of a URL"
+    UNKNOWN_ON_DEAD = "E050", "An on_dead= that no handler takes"
+    DEAD_CYCLE = "E051", "An on_dead= that leads back to its own handler"
     UNKNOWN_SETTING = "W001", "An unknown key of DJANGO_CQRS"
     UNROUTED_HANDLER = "W002", "A decorated function outside the handlers modules"
     INCONVERTIBLE_PAYLOAD = "W003", "A payload type that cannot be created from JSON"

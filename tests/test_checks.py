@@ -80,6 +80,7 @@ from django_cqrs.views import AsyncCommandView, CommandView, QueryView
 from tests.apps.strays import handlers as strays
 from tests.documents import test_shapes
 from tests.modelling import test_checks as of_the_model
+from tests.outbox import test_given_up
 from tests.testapp.messages import OpenTicket
 
 
@@ -1869,6 +1870,7 @@ def test_E042_sql_parameters():
 def test_every_rule_has_a_test_of_its_name():
     """Each id of a check stands in the name of a test here, or of the model's."""
     tests = [*globals(), *vars(of_the_model), *vars(test_shapes.TestChecks)]
+    tests += vars(test_given_up)
     names = "".join(each for each in tests if each.startswith("test_"))
 
     missing = [

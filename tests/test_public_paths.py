@@ -12,8 +12,9 @@ from django_cqrs.problems import Rule
 PUBLIC = {
     "django_cqrs": """
         Command CommandBus DEADLOCKS Depends EventBus Fetch Header Headers
-        Identifier InstantRetry Message Query QueryBus Receipt Registry Retry Send
-        Sensitive Service Version command_bus command_handler event_bus event_handler
+        Identifier InstantRetry Message MessageGaveUp Query QueryBus Receipt
+        Registry Retry Send Sensitive Service Version command_bus command_handler
+        event_bus event_handler
         message query_bus query_handler service
     """,
     "django_cqrs.modelling": """

@@ -55,6 +55,18 @@ class Host(Protocol):
         """Handle a message from a channel."""
         ...
 
+    def give_up(
+        self,
+        envelope: Envelope,
+        error: Exception,
+        *,
+        channel: str,
+        attempts: int,
+        using: str,
+    ) -> None:
+        """Tell handlers that a channel gives up a message."""
+        ...
+
     def with_taps(self, kind: Kind, run: Run) -> Run:
         """Return `run` preceded by the observers of every message."""
         ...
@@ -127,7 +139,9 @@ class BaseBus:
         outlet = self._compiled.get(key)
         if outlet is None:
             registry = self.registry
-            outlet = Outlet(endpoint, registry.routes.types, registry.deliver)
+            outlet = Outlet(
+                endpoint, registry.routes.types, registry.deliver, registry.give_up
+            )
             self._compiled[key] = outlet
         return outlet
 

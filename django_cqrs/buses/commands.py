@@ -30,7 +30,7 @@ from django_cqrs.messages import Command, Message, SentMessage
 from django_cqrs.pipeline.idempotency import BusKey
 from django_cqrs.pipeline.outlet import send_options
 from django_cqrs.retries import InstantRetry
-from django_cqrs.routing.endpoint import Endpoint
+from django_cqrs.routing.endpoint import Endpoint, Run
 from django_cqrs.sync import in_thread, refuse_running_loop, twin_of
 
 
@@ -198,6 +198,10 @@ class CommandBus(SingleHandlerBus):
             finally:
                 reset_current_message(token)
         return self._dispatch(payload, route=route, headers=headers, **_others)
+
+    def run_for(self, endpoint: Endpoint, command: Any, using: str | None) -> Run:
+        """Return the run that sends a command to an endpoint, wherever it routes."""
+        return self._run_of(endpoint, using, type(command), self._compiled)
 
     @overload
     async def adispatch(

@@ -204,6 +204,10 @@ class EventBus(BaseBus):
         message._aggregate = headers
         run(message)
 
+    def run_for(self, endpoint: Endpoint, event: Any) -> Run:
+        """Return the run that reaches one handler of an event, and no other."""
+        return self._compile_for((endpoint,), event)
+
     @twin_of(publish)
     async def apublish(
         self, payload: Any = None, **keywords: Unpack[PublishKeywords]

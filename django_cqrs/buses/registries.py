@@ -17,13 +17,16 @@ from django_cqrs.annotations import sole_type
 from django_cqrs.buses.bus import BaseBus
 from django_cqrs.buses.commands import CommandBus
 from django_cqrs.buses.events import EventBus
+from django_cqrs.buses.giving_up import Farewell, are_told, gave_up
 from django_cqrs.buses.queries import QueryBus
 from django_cqrs.channels.channel import Envelope
 from django_cqrs.declaration.declarations import Kind, declarations_of, handlers_of
 from django_cqrs.declaration.discovery import Discovery, Found, discover
 from django_cqrs.exceptions import CQRSError
+from django_cqrs.given_up import MessageGaveUp
 from django_cqrs.inbox import find_inbox, no_inbox
 from django_cqrs.interception import interception_of
+from django_cqrs.logged_errors import described
 from django_cqrs.messages import Message, Ran, message_name_of
 from django_cqrs.parameters.plan import Constant, Resolver
 from django_cqrs.parameters.planner import Unfillable, register_filler
@@ -31,6 +34,8 @@ from django_cqrs.parameters.services import Services
 from django_cqrs.pipeline.compiler import Pipelines
 from django_cqrs.pipeline.envelopes import decode, message_of
 from django_cqrs.pipeline.interceptors import Interceptor, interceptors_of
+from django_cqrs.pipeline.notices import restored_form
+from django_cqrs.pipeline.stages import in_transaction
 from django_cqrs.problems import Problem
 from django_cqrs.retries import Retry
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
@@ -239,6 +244,43 @@ class Registry:
         _, handle = self.unpack(envelope, using=using, attempt=attempt)
         handle()
 
+    def give_up(
+        self,
+        envelope: Envelope,
+        error: Exception,
+        *,
+        channel: str,
+        attempts: int,
+        using: str,
+    ) -> None:
+        """
+        Tell handlers that a channel without dead letters gives up a message.
+
+        Args:
+            envelope: the message.
+            error: the exception of its last attempt.
+            channel: the alias of the channel.
+            attempts: the number of attempts.
+            using: the database that the message was sent in.
+
+        Raises:
+            Exception: the exception of a handler that is told, unchanged.
+
+        """
+        if not are_told(self, envelope):
+            return
+        facts = Farewell(
+            envelope,
+            channel,
+            f"{type(error).__module__}.{type(error).__qualname__}",
+            next(iter(described(error).splitlines()), ""),
+            attempts,
+            "failed",
+        )
+        message, notices = gave_up(self, facts, using)
+        for endpoint, run in notices:
+            in_transaction(run, using, endpoint.name)(message.replace())
+
     def unpack(
         self,
         envelope: Envelope,
@@ -285,6 +327,8 @@ class Registry:
                 # A plain value is the factory's payload, as it was when sent.
                 payload = decode(pair, table.types, envelope)
             endpoint = pair
+        if isinstance(payload, MessageGaveUp):
+            payload = restored_form(table, payload)
         key = endpoint, type(payload), opens_transaction, using
         found = consumptions.get(key)
         if found is None:

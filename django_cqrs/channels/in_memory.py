@@ -130,8 +130,13 @@ class InMemoryChannel(Channel):
             envelope = dataclasses.replace(envelope, available_at=until)
             return delivery._replace(envelope=envelope)
         self._attempts.pop(envelope.sequence, None)
-        stays = retry.final_failure == "stop" and verdict not in ("dead", "drop")
-        return delivery if stays else None
+        if retry.final_failure == "stop" and verdict not in ("dead", "drop"):
+            return delivery
+        is_dead = verdict == "dead" or retry.final_failure == "dead_letter"
+        if is_dead and verdict != "drop" and isinstance(error, Exception):
+            counted: Any = delivery.deliver
+            counted.give_up(envelope, error, attempts)
+        return None
 
     def advance(self, span: timedelta) -> None:
         """Let time pass for waiting messages: delayed ones fall due, or expire."""

@@ -50,6 +50,7 @@ class Policies:
     output: str | tuple[str, ...] | None = None
     ordering_key: Any = None
     idempotency_key: Any = None
+    on_dead: Any = None
 
     @property
     def outputs(self) -> tuple[str, ...]:

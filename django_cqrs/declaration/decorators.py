@@ -99,6 +99,7 @@ class HandlerKeywords(TypedDict, total=False):
     output: str | tuple[str, ...] | list[str] | None
     ordering_key: KeySource | Literal[True] | None
     idempotency_key: KeySource | None
+    on_dead: str | type | None
 
 
 def _takes_policies(decorator: F) -> F:
@@ -162,6 +163,9 @@ def command_handler(route: Any = None, /, **keywords: Unpack[HandlerKeywords]) -
         idempotency_key: the source, likewise, of the key that identifies duplicates of
             handled messages. A duplicate is not handled, and returns the result of the
             first one's handler.
+        on_dead: the address that is told if a message is given up: the routing key of a
+            command, the name of an event, or a subclass of
+            :class:`~django_cqrs.MessageGaveUp`.
 
     Returns:
         The function itself: calling it does not involve a bus.
@@ -252,6 +256,9 @@ def event_handler(route: Any = None, /, **keywords: Unpack[HandlerKeywords]) -> 
             takes the object that it is for. An event whose key is None has no order.
         idempotency_key: the source, likewise, of the key that identifies duplicates of
             handled events on a channel. A duplicate is not handled.
+        on_dead: the address that is told if a message is given up: the routing key of a
+            command, the name of an event, or a subclass of
+            :class:`~django_cqrs.MessageGaveUp`.
 
     Returns:
         The function itself.

@@ -94,6 +94,7 @@ KEYWORDS: Final = {
         Keyword("output", ANYWHERE, ANYWHERE),
         Keyword("ordering_key", CHANNEL, CHANNEL),
         Keyword("idempotency_key", ANYWHERE, CHANNEL),
+        Keyword("on_dead", CHANNEL, CHANNEL),
     )
 }
 """Every keyword that a handler's decorator takes, by its name."""

@@ -11,6 +11,7 @@ from django_cqrs.buses.registries import Registry
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.management.listing import (
     RetryRow,
+    address_text,
     interceptors_around,
     place,
     retry_row,
@@ -241,6 +242,9 @@ def _policies_in_words(endpoint: Endpoint) -> Iterator[str]:
     retry = retry_row(endpoint)
     if retry is not None:
         yield _retry_in_words(retry)
+    on_dead = address_text(endpoint.policies.on_dead)
+    if on_dead is not None:
+        yield f"if it is given up, {on_dead} is told"
 
 
 _SOURCES = {

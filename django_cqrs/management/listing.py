@@ -97,6 +97,8 @@ class EndpointRow:
     """The source of the key whose messages are handled one at a time."""
     idempotency_key: str | None
     """The source of the key that identifies duplicates."""
+    on_dead: str | None
+    """The address that is told if a message is given up."""
     problem: str | None
     """The id of the failed check, None if the route works."""
 
@@ -228,6 +230,7 @@ def _rows(registry: Registry, endpoint: Endpoint) -> Iterator[EndpointRow]:
             delay=seconds(endpoint.policies.delay),
             ordering_key=source_text(endpoint.policies.ordering_key),
             idempotency_key=source_text(endpoint.policies.idempotency_key),
+            on_dead=address_text(endpoint.policies.on_dead),
             problem=problem.rule.id if problem else None,
         )
 
@@ -268,6 +271,11 @@ def seconds(span: timedelta | float | None) -> float | None:
         return None if span is None else as_timedelta(span, "").total_seconds()
     except InvalidOption:  # a check reports it
         return None
+
+
+def address_text(on_dead: str | type | None) -> str | None:
+    """Return the value of ``on_dead=``: a route, or the dotted path of a class."""
+    return path_of(on_dead) if isinstance(on_dead, type) else on_dead
 
 
 def source_text(source: Any) -> str | None:

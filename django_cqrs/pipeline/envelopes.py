@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from datetime import timedelta
@@ -13,6 +14,7 @@ from django_cqrs.conversion.adapters import adapter_of, to_jsonable
 from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.conversion.stored import MessageTypes, Unset, restore_unset, unset_in
 from django_cqrs.exceptions import FieldError, InvalidHeader, MessageConversionError
+from django_cqrs.given_up import MessageGaveUp
 from django_cqrs.messages import (
     EPOCH,
     RESERVED_PREFIX,
@@ -61,8 +63,21 @@ def encode(
     if is_value_type(type(payload)):
         wanted = endpoint.plan.payload or PayloadType(Any)
         return "", 0, wanted.to_json(payload)
+    if isinstance(payload, MessageGaveUp):
+        payload = stored_form(types, payload)
     name, text = types.encode(payload)
     return name.name, name.version, text
+
+
+def stored_form(types: MessageTypes, event: MessageGaveUp) -> MessageGaveUp:
+    """Return the event with its payload as JSON, for a channel."""
+    payload, name, version = event.payload, event.name, event.version
+    if is_value_type(type(payload)):
+        plain = to_jsonable(payload)
+    else:
+        own, text = types.encode(payload)
+        plain, name, version = json.loads(text), own.name, own.version
+    return dataclasses.replace(event, payload=plain, name=name, version=version)
 
 
 def unset_of(endpoint: Endpoint, payload: Any) -> Unset:

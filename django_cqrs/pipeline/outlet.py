@@ -80,21 +80,31 @@ def send_options(
 class _Deliverer:
     """Handles messages of one endpoint that were sent in one database."""
 
-    __slots__ = ("_deliver", "_using", "retry")
+    __slots__ = ("_channel", "_deliver", "_give_up", "_using", "retry")
 
     def __init__(
-        self, deliver: Callable[..., None], using: str, retry: Retry | None
+        self,
+        deliver: Callable[..., None],
+        give_up: Callable[..., None],
+        *,
+        channel: str,
+        using: str,
+        retry: Retry | None,
     ) -> None:
         """
         Take the function that handles an envelope, and the endpoint's settings.
 
         Args:
             deliver: called with the envelope and ``using=``.
+            give_up: called with the envelope and the facts about its failure.
+            channel: the alias of the channel.
             using: the database of a handler that does not name one.
             retry: the endpoint's policy, for a channel that retries in this process.
 
         """
         self._deliver = deliver
+        self._give_up = give_up
+        self._channel = channel
         self._using = using
         self.retry = retry
 
@@ -109,6 +119,16 @@ class _Deliverer:
         """
         self._deliver(envelope, using=self._using, attempt=attempt)
 
+    def give_up(self, envelope: Envelope, error: Exception, attempts: int) -> None:
+        """Tell handlers that a channel without dead letters gives up a message."""
+        self._give_up(
+            envelope,
+            error,
+            channel=self._channel,
+            attempts=attempts,
+            using=self._using,
+        )
+
 
 class Outlet:
     """Sends the messages for one endpoint on a channel."""
@@ -118,6 +138,7 @@ class Outlet:
         endpoint: Endpoint,
         types: MessageTypes,
         deliver: Callable[..., None],
+        give_up: Callable[..., None],
     ) -> None:
         """
         Open the outlet of an endpoint.
@@ -126,6 +147,7 @@ class Outlet:
             endpoint: a handler on a channel.
             types: the message classes, by their stored names.
             deliver: handles an envelope, ``using=`` the database that it was sent in.
+            give_up: tells handlers of an envelope that a channel gives up.
 
         Raises:
             InvalidChannel: the endpoint's channel cannot be created.
@@ -136,6 +158,7 @@ class Outlet:
         self.channel: Channel = channels[endpoint.channel]
         self._types = types
         self._deliver = deliver
+        self._give_up = give_up
         self._deliverers: dict[str, _Deliverer] = {}
         self._addresses: dict[type, Callable[[Message], str]] = {}
         source = endpoint.policies.ordering_key
@@ -163,7 +186,13 @@ class Outlet:
         alias = self._alias_in(scope, message)
         deliver = self._deliverers.get(alias)
         if deliver is None:
-            deliver = _Deliverer(self._deliver, alias, self.endpoint.retry)
+            deliver = _Deliverer(
+                self._deliver,
+                self._give_up,
+                channel=self.channel.alias,
+                using=alias,
+                retry=self.endpoint.retry,
+            )
             self._deliverers[alias] = deliver
         delivery = Delivery(envelope, deliver)
         handling = handling_of(message)

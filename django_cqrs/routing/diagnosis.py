@@ -9,7 +9,7 @@ import re
 import sys
 import typing
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from django_cqrs.annotations import (
 from django_cqrs.declaration.declarations import Declaration, Kind, declarations_of
 from django_cqrs.declaration.discovery import Discovery
 from django_cqrs.exceptions import InvalidHandler
+from django_cqrs.given_up import MessageGaveUp
 from django_cqrs.parameters.services import Services
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.routing.endpoint import BUS_METHODS, Endpoint, payload_types_of
@@ -94,6 +95,8 @@ class RouteDiagnosis(RouteIndex):
                     *self._find_ambiguities(),
                     *self._find_nameless(),
                     *self._find_unknown_outputs(),
+                    *self._find_unknown_on_dead(),
+                    *self._find_dead_cycles(),
                 ]
             )
         )
@@ -220,6 +223,91 @@ class RouteDiagnosis(RouteIndex):
                     endpoint.function,
                 )
 
+    def _find_unknown_on_dead(self) -> Iterator[Problem]:
+        """Yield the handlers whose ``on_dead=`` has no handler, or an unfit one."""
+        for endpoint in self.endpoints:
+            on_dead = endpoint.own.on_dead
+            if on_dead is None or endpoint.channel is None:
+                continue
+            said = on_dead.__name__ if isinstance(on_dead, type) else repr(on_dead)
+            fault, hint = self._fault_of_on_dead(on_dead)
+            if fault:
+                yield Problem(
+                    Rule.UNKNOWN_ON_DEAD,
+                    f"{endpoint.place} has on_dead={said}, {fault}.",
+                    hint,
+                    endpoint.function,
+                )
+
+    def _fault_of_on_dead(self, on_dead: str | type) -> tuple[str, str]:
+        """Return the fault of an ``on_dead=`` and its fix; empty without one."""
+        cls = on_dead if isinstance(on_dead, type) else MessageGaveUp
+        if not issubclass(cls, MessageGaveUp):
+            hint = f"Derive it: class {cls.__name__}(MessageGaveUp), or give a key."
+            return "which is not a subclass of MessageGaveUp", hint
+        if cls is MessageGaveUp and on_dead is cls:
+            return (
+                "which is sent for every message that is given up",
+                "Remove on_dead=, or derive a class of your own.",
+            )
+        try:
+            cls(endpoint="")
+        except TypeError as error:
+            return f"which cannot be created: {error}", "Give its fields defaults."
+        nameless = self.types.why_nameless(cls)
+        if nameless is not None:
+            return f"which has no stored name: {nameless}", "Name it with @message."
+        if not self._are_told(on_dead):
+            keys = [*self._by_key[Kind.COMMAND], *self._by_key[Kind.EVENT]]
+            near = difflib.get_close_matches(str(on_dead), keys, n=1)
+            meant = f"Did you mean {near[0]!r}?" if near else "Write one, or fix it."
+            return "and no handler of a command or an event takes it", meant
+        for told in self._told_of(on_dead):
+            taken = told.plan.payload
+            if taken is not None and not taken.takes_all_of(cls):
+                return (
+                    f"but {told.place} does not take a {cls.__name__}",
+                    f"Annotate its first parameter with {cls.__name__}.",
+                )
+        return "", ""
+
+    def _are_told(self, on_dead: str | type) -> bool:
+        return next(iter(self._told_of(on_dead)), None) is not None
+
+    def _told_of(self, on_dead: str | type) -> list[Endpoint]:
+        """Return the endpoints that ``on_dead=`` names."""
+        if isinstance(on_dead, str):
+            commands = self._by_key[Kind.COMMAND].get(on_dead)
+            if commands:
+                return list(commands)
+            events = self._by_key[Kind.EVENT].get(on_dead, [])
+            matched = [e for key, e in self._by_pattern if fnmatchcase(on_dead, key)]
+            return [*events, *matched]
+        return [
+            endpoint
+            for routed, endpoints in self._by_class[Kind.EVENT].items()
+            if not is_protocol(routed) and issubclass(on_dead, routed)
+            for endpoint in endpoints
+        ]
+
+    def _find_dead_cycles(self) -> Iterator[Problem]:
+        """Yield the handlers whose ``on_dead=`` leads back to themselves."""
+        told = {
+            each: self._told_of(each.policies.on_dead)
+            for each in self.endpoints
+            if each.policies.on_dead is not None and each.channel is not None
+        }
+        for endpoint in told:
+            path = _way_back(endpoint, told)
+            if path and endpoint.own.on_dead is not None:
+                places = " to ".join(each.place for each in path)
+                yield Problem(
+                    Rule.DEAD_CYCLE,
+                    f"The on_dead= of {endpoint.place} leads back to it: {places}.",
+                    "Let one of them name a handler without on_dead=.",
+                    endpoint.function,
+                )
+
     def _refuse_unroutable(
         self, kind: Kind, *, cls: type = object, key: str | None = None
     ) -> None:
@@ -284,6 +372,21 @@ class RouteDiagnosis(RouteIndex):
             other = names[near[0]]
             return f"{other.__module__}.{other.__qualname__}"
         return near[0] if near[0] in names else repr(near[0])
+
+
+def _way_back(
+    start: Endpoint, told: Mapping[Endpoint, Sequence[Endpoint]]
+) -> list[Endpoint]:
+    """Return a way from an endpoint to itself; empty if there is none."""
+    ways, seen = [[start]], set[Endpoint]()
+    for way in ways:
+        for each in told.get(way[-1], ()):
+            if each is start:
+                return [*way, start]
+            if each not in seen:
+                seen.add(each)
+                ways.append([*way, each])
+    return []
 
 
 def location_of(endpoint: Endpoint) -> str:

@@ -49,6 +49,10 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "priority": ("a whole number", _is_whole),
     "retry": ("a Retry", lambda value: isinstance(value, Retry)),
     "output": ("a routing key, or a tuple of them", _are_keys),
+    "on_dead": (
+        "a routing key, or a subclass of MessageGaveUp",
+        lambda value: _is_text(value) or isinstance(value, type),
+    ),
 }
 
 
@@ -221,6 +225,10 @@ def _option_faults(
             f"The channel {channel.alias!r} ({kind}) never retries a message.",
             "Remove retry=, or choose another channel.",
         )
+    if policies.on_dead is not None and not channel.supports_redelivery:
+        kind = type(channel).__name__
+        fault = f"The channel {channel.alias!r} ({kind}) keeps no message that failed."
+        yield "on_dead", fault, "Remove on_dead=, or choose another channel."
 
 
 _SPANS = ("delay", "expires")

@@ -14,6 +14,7 @@ from django_cqrs.declaration.declarations import Kind
 from django_cqrs.declaration.discovery import Discovery
 from django_cqrs.declaration.keywords import OWN
 from django_cqrs.exceptions import InvalidHandler
+from django_cqrs.given_up import MessageGaveUp
 from django_cqrs.messages import message_name_of
 from django_cqrs.parameters.services import Services
 from django_cqrs.problems import Problem, Rule
@@ -213,6 +214,7 @@ class RouteIndex:
         }
         self._pairs: dict[tuple[Endpoint, Endpoint], Endpoint] = {}
         self._parts: dict[Endpoint, tuple[Endpoint, ...]] = {}
+        self._has_subscribers: dict[type, bool] = {}
 
     def _message_classes(self, discovery: Discovery) -> list[type]:
         members = [
@@ -224,7 +226,12 @@ class RouteIndex:
             and member.__module__ != "builtins"
             and not is_protocol(member)
         ]
-        said = [*_named_classes(discovery), *members]
+        named = [
+            each
+            for endpoint in self.endpoints
+            if isinstance(each := endpoint.policies.on_dead, type)
+        ]
+        said = [*_named_classes(discovery), MessageGaveUp, *named, *members]
         # Classes that @dataclass(slots=True) copied, and those of earlier imports of a
         # module, remain as subclasses: the last one counts.
         derived: dict[Any, type] = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from django_cqrs.annotations import name_of_type
+from django_cqrs.annotations import is_protocol, name_of_type
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.exceptions import (
     DuplicateHandler,
@@ -196,6 +196,55 @@ class RouteTable(RouteDiagnosis):
         if sent_by is not None:
             found.extend(self._listening_to(sent_by))
         return self._in_order(found)
+
+    def has_subscribers(self, cls: type) -> bool:
+        """Return whether an event of a class may have a handler."""
+        found = self._has_subscribers.get(cls)
+        if found is None:
+            name = message_name_of(cls)
+            keys: list[str] = [] if name is None else [name.name]
+            found = self._has_subscribers[cls] = any(
+                routed is object or is_protocol(routed) or issubclass(cls, routed)
+                for routed in self._by_class[Kind.EVENT]
+            ) or any(self._by_key[Kind.EVENT].get(key) for key in keys)
+            found = found or any(
+                fnmatchcase(key, pattern)
+                for key in keys
+                for pattern, _ in self._by_pattern
+            )
+            self._has_subscribers[cls] = found
+        return found
+
+    def commands_of(self, key: str) -> list[Endpoint]:
+        """Return the handlers of a command by its routing key, sound or not."""
+        return self.paired(self._by_key[Kind.COMMAND].get(key, ()))
+
+    def told_of(self, event: Any, key: str | None) -> list[Endpoint]:
+        """
+        Return the endpoints of an event, sound or not, in the order of their calls.
+
+        Args:
+            event: the event; None for no event of a class.
+            key: a name that it is published under besides, or None.
+
+        """
+        found: list[Endpoint] = []
+        keys = [] if key is None else [key]
+        if event is not None:
+            name = message_name_of(type(event))
+            keys += [] if name is None else [name.name]
+            found += [
+                endpoint
+                for routed, endpoints in self._by_class[Kind.EVENT].items()
+                if routed is object or isinstance(event, routed)
+                for endpoint in endpoints
+            ]
+        for each in keys:
+            found += self._by_key[Kind.EVENT].get(each, ())
+            found += [
+                e for pattern, e in self._by_pattern if fnmatchcase(each, pattern)
+            ]
+        return sorted(self.paired(found), key=turn_of)
 
     def subscribers_of_key(self, key: str) -> tuple[Endpoint, ...]:
         """

@@ -84,6 +84,7 @@ on_existing: 'OnExisting | None' = None
 output: 'str | tuple[str, ...] | list[str] | None' = None
 ordering_key: 'KeySource | Literal[True] | None' = None
 idempotency_key: 'KeySource | None' = None
+on_dead: 'str | type | None' = None
 """
 
 

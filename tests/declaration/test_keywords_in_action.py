@@ -17,6 +17,7 @@ from django.db import connections
 from django.test import TestCase
 
 from django_cqrs import (
+    MessageGaveUp,
     Registry,
     Retry,
     command_handler,
@@ -42,7 +43,7 @@ CHANNELS = {
     "commit": {"BACKEND": "django_cqrs.channels.OnCommitChannel"},
 }
 WAYS = (None, *CHANNELS)
-NOT_ON_COMMIT = {"delay", "expires", "priority", "retry", "ordering_key"}
+NOT_ON_COMMIT = {"delay", "expires", "priority", "retry", "ordering_key", "on_dead"}
 DECORATORS: dict[Kind, Any] = {
     Kind.COMMAND: command_handler,
     Kind.EVENT: event_handler,
@@ -127,6 +128,7 @@ class Bench:
         self.owner: Any = None
         self.registry = Registry()
         self.registry.add(self._output())
+        self.registry.add(self._dead())
         way = {} if case.way is None else {"channel": case.way}
         self.registry.add(self._target({**way, **keywords}))
         self.names: list[str] = []
@@ -137,6 +139,13 @@ class Bench:
             self.sent_on.append(sent)
 
         return out
+
+    def _dead(self) -> Any:
+        @command_handler("keywords.dead")
+        def dead(sent: MessageGaveUp) -> None:
+            self.sent_on.append(sent.payload)
+
+        return dead
 
     def do(self, name: str, ref: str) -> None:
         """Be the body of the handler."""
@@ -419,6 +428,14 @@ def _idempotency_key(bench: Bench) -> None:
     assert bench.was_called(1)
 
 
+def _on_dead(bench: Bench) -> None:
+    bench.fails = True
+    bench.send()
+    bench.run()
+    assert bench.was_called(1)
+    assert bench.sent_on == [Go()]
+
+
 PROOFS: dict[str, tuple[Any, Callable[[Bench], None]]] = {
     "name": ("keywords.named", _name),
     "aliases": (["keywords.former"], _aliases),
@@ -435,6 +452,7 @@ PROOFS: dict[str, tuple[Any, Callable[[Bench], None]]] = {
     "output": ("keywords.out", _output),
     "ordering_key": ("key", _ordering_key),
     "idempotency_key": ("key", _idempotency_key),
+    "on_dead": ("keywords.dead", _on_dead),
 }
 
 SHAPES = {
@@ -497,6 +515,8 @@ def test_a_keyword_does_what_the_reference_says_or_is_refused(
 ):
     """On each kind of handler, at once and behind every channel."""
     settings.DJANGO_CQRS = {"CHANNELS": CHANNELS}
+    if keyword == "on_dead":
+        settings.DJANGO_CQRS = {"CHANNELS": CHANNELS, "RETRY": {"attempts": 1}}
     value, prove = PROOFS[keyword]
     for case in cases(kind, shape, way):
         if (

@@ -188,6 +188,7 @@ def test_json():
         "delay": None,
         "ordering_key": None,
         "idempotency_key": None,
+        "on_dead": None,
         "problem": None,
     }
 

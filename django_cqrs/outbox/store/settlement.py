@@ -217,6 +217,28 @@ class Settlement(Table):
 
         """
         self.settle(owner, [claimed.pk])
+        return self.write_letter(
+            claimed,
+            reason=reason,
+            attempts=attempts,
+            endpoint=endpoint,
+            exception=exception,
+            error=error,
+            traceback=traceback,
+        )
+
+    def write_letter(
+        self,
+        claimed: Claimed,
+        *,
+        reason: Reason,
+        attempts: int,
+        endpoint: str = "",
+        exception: str = "",
+        error: str = "",
+        traceback: str = "",
+    ) -> DeadLetter:
+        """Write a dead letter; see :meth:`bury`."""
         envelope = claimed.envelope
         return DeadLetter.objects.using(self.using).create(
             channel=claimed.channel,

@@ -77,10 +77,14 @@ class Batch:
     done: list[Claimed] = dataclasses.field(default_factory=list)
     expired: list[Claimed] = dataclasses.field(default_factory=list)
     failures: list[Failure] = dataclasses.field(default_factory=list)
-    outside: list[tuple[Claimed, Callable[[], object] | None]] = dataclasses.field(
-        default_factory=list
+    outside: list[tuple[Claimed, Callable[[], object] | Failure | None]] = (
+        dataclasses.field(default_factory=list)
     )
-    """The messages to be handled outside this transaction, each with its call."""
+    """
+    The messages to be handled outside this transaction, each with its call.
+
+    One that is given up, and of which handlers are told, has its failure instead.
+    """
     later: set[Group] = dataclasses.field(default_factory=set)
     """Their keys: other messages of these keys come after them."""
     ended: set[Group] = dataclasses.field(default_factory=set)
@@ -91,8 +95,15 @@ class Batch:
     """The callbacks that were to run after the commit at that time, or at its end."""
     tasks: list[FinishedTask] = dataclasses.field(default_factory=list)
     """The tasks that are finished, to be reported after the commit."""
+    notices: list[Failure] = dataclasses.field(default_factory=list)
+    """The failures of handlers that were told of a message that was given up."""
     is_written: bool = False
     """Whether the commit is the only step that is left."""
+
+    def all_failures(self) -> list[Failure]:
+        """Return the failures in it, and those that are settled after it."""
+        later = [each for _, each in self.outside if isinstance(each, Failure)]
+        return [*self.failures, *later]
 
     def settled(self) -> list[int]:
         """Return the ids of the messages that no claim holds after the commit."""

@@ -20,7 +20,7 @@ from django_cqrs.clock import now
 from django_cqrs.logged_errors import described, storable
 from django_cqrs.messages import Origin
 from django_cqrs.outbox import journal
-from django_cqrs.outbox.journal import LONGEST, path_of_error, shortened
+from django_cqrs.outbox.journal import LONGEST, shortened
 from django_cqrs.outbox.models import JournalEntry, Outcome, Reason, State
 from django_cqrs.outbox.redaction import NOT_SHOWN
 from django_cqrs.outbox.store.rows import Claimed, Group
@@ -28,6 +28,7 @@ from django_cqrs.outbox.store.settlement import LeaseLost
 from django_cqrs.outbox.store.store import Store
 from django_cqrs.outbox.worker.batch import Batch, Habits, Turn, known_habits
 from django_cqrs.outbox.worker.bounds import Progress
+from django_cqrs.outbox.worker.burials import Burials, NoticeLost
 from django_cqrs.outbox.worker.failures import (
     Failure,
     FailureOutcome,
@@ -90,6 +91,9 @@ class ClaimHandler:
         self._policies = policies
         self._progress = progress
         self._reporter = FailureReporter(policies, progress)
+        self._burials = Burials(store, policies, self._texts_of)
+        # The handlers that were told, and ended the transaction of the burial.
+        self._broken: dict[str, BaseException] = {}
         self._habits = known_habits.setdefault(policies.registry, Habits())
         self.unsettled: dict[str, list[int]] = {}
         """The messages of unfinished claims, by owner."""
@@ -210,9 +214,14 @@ class ClaimHandler:
         else:
             left = list(claimed[batch.taken :])
         outside = batch.outside
-        while outside and not self._progress.is_ending() and not self._rests(claimed):
-            self._handle_outside(owner, *outside.pop(0))
-        return [*(each for each, _ in outside), *left]
+        unhandled = []
+        for each, what in outside:
+            is_over = self._progress.is_ending() or self._rests(claimed)
+            if is_over and not isinstance(what, Failure):
+                unhandled.append(each)
+            else:
+                self._handle_outside(owner, each, what)
+        return [*unhandled, *left]
 
     def _loaded(self, owner: str, claimed: Sequence[Claimed]) -> Sequence[Claimed]:
         """Read the next large messages that fit into memory, if the first is large."""
@@ -249,9 +258,10 @@ class ClaimHandler:
         error: BaseException,
     ) -> list[Claimed]:
         """Handle messages of a batch that was undone; return those left over."""
-        if batch.taken == len(batch.failures) == 1 and isinstance(error, Error):
+        failures = batch.all_failures()
+        if batch.taken == len(failures) == 1 and isinstance(error, Error):
             self._start_afresh(error)
-            self._end(owner, begun[0], batch.failures[0])
+            self._end(owner, begun[0], failures[0])
             return []
         again = self._rolled_back(owner, begun, error)
         while again and not self._progress.is_ending() and not self._rests(again):
@@ -393,7 +403,10 @@ class ClaimHandler:
                 if each.group is not None:
                     batch.later.add(each.group)
             else:
-                batch.failures.append(outcome)
+                if self._burials.are_told(outcome):
+                    batch.outside.append((each, outcome))
+                else:
+                    batch.failures.append(outcome)
                 if outcome.holds_key and each.group is not None:
                     batch.ended.add(each.group)
                 if self._progress.ends_worker(outcome) or (
@@ -435,7 +448,9 @@ class ClaimHandler:
         failure = self._policies.failure_of(
             culprit, ended.cause, is_final=ended.returned
         )
-        batch.failures.append(failure)
+        is_told = self._burials.are_told(failure)
+        if not is_told:
+            batch.failures.append(failure)
         connection = self._store.connection
         try:
             with atomic(self._store.using):
@@ -450,6 +465,8 @@ class ClaimHandler:
                 batch.callbacks = connection.run_on_commit[start:]
                 batch.is_written = True
             self._report(batch)
+            if is_told:
+                self._end(owner, culprit, failure)
         except LeaseLost as error:
             logger.warning("%s", error)
             self._lost += batch.done
@@ -545,7 +562,7 @@ class ClaimHandler:
                 return
             self._start_afresh(error)
             # If its handler failed as well, report that failure.
-            failed = next(iter(batch.failures), None)
+            failed = next(iter(batch.all_failures()), None)
             # A handler that returned, and left a state that cannot be settled, counts.
             counts = False if batch.done else None
             if failed is None:
@@ -562,9 +579,15 @@ class ClaimHandler:
             self._handle_outside(owner, each, handle)
 
     def _handle_outside(
-        self, owner: str, claimed: Claimed, handle: Callable[[], object] | None
+        self,
+        owner: str,
+        claimed: Claimed,
+        handle: Callable[[], object] | Failure | None,
     ) -> None:
         """Handle a message at least once, outside the batch's transaction."""
+        if isinstance(handle, Failure):  # it was handled there, and failed
+            self._end(owner, claimed, handle)
+            return
         if handle is None:  # it was not read, since one of its key came before it
             self._handle_alone(owner, claimed)
             return
@@ -584,9 +607,10 @@ class ClaimHandler:
             batch.done.append(claimed)
         else:
             batch.failures.append(failure)
+        self._broken = {}
         try:
             try:
-                self._settle_one(owner, batch)
+                self._settle_telling(owner, batch)
             except Error as error:
                 if self._store.connection.in_atomic_block:  # of a test
                     raise
@@ -595,15 +619,51 @@ class ClaimHandler:
                 # The handler may have left locked tables or a setting in the session:
                 # that must not keep the attempt from being counted.
                 self._store.connection.close()
-                self._settle_one(owner, batch)
+                self._settle_telling(owner, batch)
         except LeaseLost as error:
-            logger.warning("%s", error)
-            self._lose(owner, claimed)
-            return
+            if failure is None or not self._tell_late(failure, batch):
+                logger.warning("%s", error)
+                self._lose(owner, claimed)
+                return
+        finally:
+            self._broken = {}
         self._report(batch)
+
+    def _settle_telling(self, owner: str, batch: Batch) -> None:
+        """
+        Settle a message; tell again if a handler that was told ends the transaction.
+
+        That handler is not called again: it gets a dead letter of its own.
+        """
+        while True:
+            try:
+                self._settle_one(owner, batch)
+            except NoticeLost as lost:
+                if self._store.connection.in_atomic_block:  # of a test
+                    raise lost.error from None
+                self._broken[lost.endpoint] = lost.error
+                self._start_afresh(lost.error)
+            else:
+                return
+
+    def _tell_late(self, failure: Failure, batch: Batch) -> bool:
+        """
+        Write the dead letter of a handler that has committed the burial by itself.
+
+        Returns:
+            Whether the dead letter of the message was committed.
+
+        """
+        letter = self._burials.letter_of(failure) if self._broken else None
+        if letter is None:
+            return False
+        with atomic(self._store.using):
+            batch.notices = self._burials.tell(failure, letter, self._broken)
+        return True
 
     def _settle_one(self, owner: str, batch: Batch) -> None:
         batch.is_written = False
+        batch.notices = []
         with atomic(self._store.using):
             self._settle(owner, batch)
             batch.is_written = True
@@ -613,7 +673,7 @@ class ClaimHandler:
         ended = [*batch.done, *batch.expired]
         self._store.settle(owner, [each.pk for each in ended])
         for failure in batch.failures:
-            self._settle_failure(owner, failure)
+            batch.notices += self._settle_failure(owner, failure)
         batch.tasks = self.tasks.write(batch.done, batch.failures)
         if self._notes is not None:
             journal.write(self._store.using, list(self._entries(batch)))
@@ -665,8 +725,10 @@ class ClaimHandler:
             self._ended.add(claimed.group)
             self._store.give_back_key(owner, claimed.group)
 
-    def _settle_failure(self, owner: str, failure: Failure) -> None:
+    def _settle_failure(self, owner: str, failure: Failure) -> Sequence[Failure]:
+        """Record an outcome; return the failures of handlers that were told of it."""
         claimed, attempts = failure.claimed, failure.attempts
+        notices: Sequence[Failure] = ()
         match failure.outcome:
             case FailureOutcome.RETRY | FailureOutcome.PAUSE:
                 self._store.delay(
@@ -681,18 +743,10 @@ class ClaimHandler:
             case FailureOutcome.STOP:
                 self._store.give_back(owner, [claimed.pk], State.READY)
             case FailureOutcome.DEAD:
-                error = failure.error
-                self._store.bury(
-                    owner,
-                    claimed,
-                    endpoint=failure.endpoint,
-                    reason=failure.reason,
-                    attempts=attempts,
-                    exception=path_of_error(error),
-                    **self._texts_of(failure),
-                )
+                notices = self._burials.bury(owner, failure, self._broken)
         if failure.holds_key and claimed.group is not None:
             self._store.park_rest(owner, claimed.group)
+        return notices
 
     def _texts_of(self, failure: Failure) -> dict[str, str]:
         """Return an exception's text and traceback, shortened for storage."""
@@ -736,7 +790,7 @@ class ClaimHandler:
             )
         if batch.done and (self._policies.outages.now or self._policies.outages.row):
             self._reporter.report_recovery(batch.done)
-        for failure in tried:
+        for failure in (*tried, *batch.notices):
             self._reporter.report_failure(failure)
         if batch.tasks:
             self.tasks.report(batch.tasks)
