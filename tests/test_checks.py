@@ -1867,6 +1867,22 @@ def test_E042_sql_parameters():
     )
 
 
+@pytest.mark.parametrize("view", [CommandView, AsyncCommandView])
+def test_E049_unknown_outcome_view(settings, view):
+    """The name that a view gives for the address of outcomes is not that of a URL."""
+    urls = types.ModuleType("urls")
+    given = {"route": "checks.anything", "outcome_view": "nowhere"}
+    urls.urlpatterns = [path("", view.as_view(**given))]
+    settings.ROOT_URLCONF = urls
+
+    found = [each for each in check_routes() if each.id == "django_cqrs.E049"]
+
+    assert len(found) == 1
+    assert found[0].msg.startswith(
+        f"{view.__name__} has outcome_view='nowhere', which is not the name of a URL"
+    )
+
+
 def test_every_rule_has_a_test_of_its_name():
     """Each id of a check stands in the name of a test here, or of the model's."""
     tests = [*globals(), *vars(of_the_model), *vars(test_shapes.TestChecks)]
