@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DEFAULT_POSTGRES_URL = "postgres://postgres@127.0.0.1:5432/postgres"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 DEFAULT_RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672//"
-PARTS = ("buses", "transactions", "model", "outbox", "desk", "engines")
+PARTS = ("buses", "transactions", "model", "outbox", "tasks", "desk", "engines")
 
 
 def parsed() -> argparse.Namespace:
@@ -163,7 +163,7 @@ def on_postgres(
     watch: Watch,
 ) -> None:
     """Measure what waits for the disk of a server."""
-    from tests.benchmarks import desk, engines, modelling, outbox, transactions
+    from tests.benchmarks import desk, engines, modelling, outbox, tasks, transactions
 
     if "transactions" in parts:
         with watch.timing("transactions"):
@@ -185,6 +185,10 @@ def on_postgres(
                 python=options.workers,
                 redis=options.redis,
             )
+        rows += more
+        notes += said
+    if "tasks" in parts:
+        more, said = tasks.run("postgres", quick=options.quick, python=options.workers)
         rows += more
         notes += said
     if "desk" in parts:

@@ -67,6 +67,14 @@ OURS_TWICE = dataclasses.replace(
     name="cqrs_worker --processes 2",
     command=(*OURS.command, "--processes", "2"),
 )
+OURS_TASKS = Queue(
+    "outbox_tasks",
+    "cqrs_worker, OutboxTaskBackend",
+    "django-cqrs-kit",
+    "django_cqrs",
+    _manage("cqrs_worker", "default", "-v0"),
+    10_000,
+)
 RELIABLE_OUTBOX = Queue(
     "reliable_outbox",
     "django-reliable-outbox",
@@ -290,14 +298,19 @@ class Yard:
         first = min(FIRST, count // 2)
         return (stamps[-1] - stamps[first]) / (len(stamps) - first)
 
-    def latencies(self, queue: Queue, count: int) -> list[float]:
+    def seconds_per_call(self, queue: Queue, kind: str, count: int) -> float:
+        """Have messages sent in transactions of many; return the pace of the sender."""
+        name = self.database(queue)
+        return float(self.do(queue, "pace", kind, str(count), database=name))
+
+    def latencies(self, queue: Queue, count: int, *, database: str = "") -> list[float]:
         """Send messages to a worker that is idle; return the seconds each took."""
-        self.database(queue)
-        with self.worker(queue, "count", CALLS="each") as file:
-            self.do(queue, "fill", "count", "1")
+        name = self.database(queue, database)
+        with self.worker(queue, "count", database=name, CALLS="each") as file:
+            self.do(queue, "fill", "count", "1", database=name)
             _lines(file, 1, queue, seconds=60)
             sleep(1)  # what it does after a message is done
-            sent = json.loads(self.do(queue, "send", str(count)))
+            sent = json.loads(self.do(queue, "send", str(count), database=name))
             lines = _lines(file, count + 1, queue, seconds=60)
         return [line["at"] - sent[str(line["number"])] for line in lines[1:]]
 

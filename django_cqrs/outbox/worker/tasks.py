@@ -12,6 +12,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs import conf
 from django_cqrs.channels.channel import Envelope, as_timedelta
@@ -20,7 +21,7 @@ from django_cqrs.logged_errors import writable
 from django_cqrs.outbox.journal import LONGEST, path_of_error, shortened
 from django_cqrs.outbox.models import StoredTaskResult, TaskStatus
 from django_cqrs.outbox.store.batches import delete_in_batches
-from django_cqrs.outbox.store.rows import Claimed
+from django_cqrs.outbox.store.rows import Claimed, adapters_of
 from django_cqrs.outbox.worker.failures import Failure, FailureOutcome
 from django_cqrs.statements import portions, written
 
@@ -178,10 +179,10 @@ class TaskOutcomes:
             if row.finished_at is not None:
                 error = None if failure is None else exited(failure.error)
                 finished.append(FinishedTask(row, error))
-        connection = connections[self._using]
-        rows = StoredTaskResult.objects.using(self._using)
-        for part in portions(connection, new, _size_of, rows=_MOST_ROWS) if new else ():
-            rows.bulk_create(part)
+        if new:
+            connection = connections[self._using]
+            for part in portions(connection, new, _size_of, rows=_MOST_ROWS):
+                _insert(connection, part)
         return finished
 
     def _row_of(
@@ -238,6 +239,50 @@ _STATUSES: Final[Mapping[FailureOutcome, TaskStatus]] = {
 }
 
 _MOST_ROWS: Final = 200
+
+
+# PostgreSQL takes a column as one array: many rows are fourteen parameters.
+_ARRAYS: Final = {
+    "id": "uuid",
+    "correlation_id": "uuid",
+    "channel": "text",
+    "endpoint": "text",
+    "priority": "integer",
+    "payload": "bytea",
+    "enqueued_at": "timestamptz",
+    "status": "text",
+    "started_at": "timestamptz",
+    "last_attempted_at": "timestamptz",
+    "finished_at": "timestamptz",
+    "worker_ids": "bytea",
+    "errors": "bytea",
+    "return_value": "bytea",
+}
+
+
+def _insert(connection: BaseDatabaseWrapper, rows: Sequence[StoredTaskResult]) -> None:
+    """Insert new rows by one statement."""
+    if connection.vendor != "postgresql":
+        StoredTaskResult.objects.using(connection.alias).bulk_create(rows)
+        return
+    _, as_bytes, as_time = adapters_of(connection)
+    adapters = {
+        "bytea": lambda value: None if value is None else as_bytes(value),
+        "timestamptz": as_time,
+    }
+    values = []
+    for name, kind in _ARRAYS.items():
+        column = [getattr(row, name) for row in rows]
+        adapt = adapters.get(kind)
+        values.append(column if adapt is None else [adapt(each) for each in column])
+    quote = connection.ops.quote_name
+    arrays = ", ".join(f"%s::{kind}[]" for kind in _ARRAYS.values())
+    statement = (
+        f"INSERT INTO {quote(StoredTaskResult._meta.db_table)} "  # noqa: S608 - no value in it
+        f"({', '.join(map(quote, _ARRAYS))}) SELECT * FROM unnest({arrays})"
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
 
 
 def _size_of(row: StoredTaskResult) -> int:

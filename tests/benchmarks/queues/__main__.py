@@ -14,7 +14,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
-from time import sleep, time
+from time import perf_counter, sleep, time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def _reliable_outbox() -> Send:
 
 
 def _tasks_db() -> Send:
+    """Enqueue tasks of Django's interface, whichever backend the settings name."""
     from tests.benchmarks.queues import django_tasks
 
     return lambda kind, number: getattr(django_tasks, kind).enqueue(**_payload(number))
@@ -83,6 +84,7 @@ SENDERS: dict[str, Callable[[], Send]] = {
     "django_cqrs": _django_cqrs,
     "reliable_outbox": _reliable_outbox,
     "tasks_db": _tasks_db,
+    "outbox_tasks": _tasks_db,
     "procrastinate": _procrastinate,
     "celery": _celery,
 }
@@ -105,6 +107,21 @@ def fill(kind: str, count: int) -> None:
                 for number in numbers:
                     send(kind, number)
     _tidy()
+
+
+def pace(kind: str, count: int) -> None:
+    """Send messages as fill() does; print the seconds for one of them."""
+    from django.db import transaction
+
+    send = SENDERS[os.environ["BENCHMARKS_QUEUE"]]()
+    with transaction.atomic():
+        send(kind, -1)  # imports, and a connection
+    start = perf_counter()
+    for first in range(0, count, IN_ONE_TRANSACTION):
+        with transaction.atomic():
+            for number in range(first, min(count, first + IN_ONE_TRANSACTION)):
+                send(kind, number)
+    print((perf_counter() - start) / count)
 
 
 def _tidy() -> None:
@@ -212,6 +229,8 @@ def main(action: str, *arguments: str) -> None:
             call_command("migrate", run_syncdb=True, verbosity=0)
         case "fill", (kind, count):
             fill(kind, int(count))
+        case "pace", (kind, count):
+            pace(kind, int(count))
         case "surround", (count,):
             surround(int(count))
         case "send", (count,):

@@ -1,4 +1,4 @@
-"""Tasks of django-tasks-db: Django's own from 6.0 on, before that of its backport."""
+"""Tasks of Django's interface: its own from 6.0 on, before that of its backport."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ REDIS_URL = os.environ.get("BENCHMARKS_REDIS", "")
 BACKPORT = [] if django.VERSION >= (6, 0) else ["django_tasks"]
 APPS = {
     "django_cqrs": ["django_cqrs", "django_cqrs.outbox"],
+    "outbox_tasks": [*BACKPORT, "django_cqrs", "django_cqrs.outbox"],
     "reliable_outbox": ["reliable_outbox"],
     "tasks_db": [*BACKPORT, "django_tasks_db"],
     "procrastinate": ["procrastinate.contrib.django"],
@@ -40,6 +41,9 @@ DJANGO_CQRS = {
     }
 }
 TASKS = {"default": {"BACKEND": "django_tasks_db.DatabaseBackend"}}
+if QUEUE == "outbox_tasks":
+    TASKS = {"default": {"BACKEND": "django_cqrs.outbox.tasks.OutboxTaskBackend"}}
+    DJANGO_CQRS["CHANNELS"]["default"] = DJANGO_CQRS["CHANNELS"]["orders"]
 PROCRASTINATE_IMPORT_PATHS = ["tests.benchmarks.queues.procrastinate_tasks"]
 if QUEUE == "procrastinate":
     PROCRASTINATE_AUTODISCOVER_MODULE_NAME = None
