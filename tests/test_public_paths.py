@@ -77,6 +77,9 @@ PUBLIC = {
     "django_cqrs.documents.models": """
         Document
     """,
+    "django_cqrs.outbox.tasks": """
+        OutboxTaskBackend
+    """,
     "django_cqrs.outbox.channel": """
         OutboxChannel
     """,

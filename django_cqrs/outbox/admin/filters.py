@@ -13,7 +13,7 @@ from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 
 from django_cqrs import clock
-from django_cqrs.outbox.models import Outcome, State
+from django_cqrs.outbox.models import Outcome, State, TaskStatus
 from django_cqrs.outbox.statistics import is_delayed, is_pending, kept_channels
 
 if TYPE_CHECKING:
@@ -135,6 +135,27 @@ class NewestOutcomeFilter(admin.SimpleListFilter):
         if self.value() not in Outcome.values:
             return None
         return queryset.filter(is_newest(queryset), outcome=self.value())
+
+
+class NewestStatusFilter(admin.SimpleListFilter):
+    """Filters the newest results of tasks by status."""
+
+    title = format_lazy(_("status (of the newest {count})"), count=f"{SEARCHED:,}")
+    parameter_name = "status__exact"
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, Any]]:
+        """Return the choices."""
+        return list(TaskStatus.choices)
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> QuerySet[Any] | None:
+        """Return the newest results with the chosen status."""
+        if self.value() not in TaskStatus.values:
+            return None
+        return queryset.filter(is_newest(queryset), status=self.value())
 
 
 class _ChannelsFilter(admin.SimpleListFilter):
