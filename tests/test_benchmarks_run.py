@@ -243,6 +243,28 @@ def test_a_server_that_is_required_and_not_there_fails_the_run():
 
 @pytest.mark.database
 @pytest.mark.skipif(
+    not SERVER.startswith("postgres"), reason="Tasks are measured on PostgreSQL."
+)
+def test_a_quick_run_of_the_tasks_has_both_backends(tmp_path):
+    """`--only tasks` compares enqueueing, handling and waking up, and no more."""
+    file = tmp_path / "results.json"
+
+    done = run("--only", "tasks", "--postgres", SERVER, "--json", str(file))
+
+    assert done.stderr == ""
+    assert done.returncode == 0
+    results = json.loads(file.read_text(encoding="utf-8"))
+    sections = [row["section"] for row in rows_of(results)]
+    assert sections == [
+        "Enqueueing a task",
+        "Handling with one worker, a task that does nothing",
+        "Handling with one worker, a task that inserts one row",
+        "From commit to task with an idle worker, median",
+    ]
+
+
+@pytest.mark.database
+@pytest.mark.skipif(
     not SERVER.startswith("postgres"), reason="The outbox is measured on PostgreSQL."
 )
 def test_a_quick_run_of_the_outbox_says_how_little_it_measured(tmp_path):
