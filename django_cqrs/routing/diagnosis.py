@@ -251,7 +251,7 @@ class RouteDiagnosis(RouteIndex):
                 "Remove on_dead=, or derive a class of your own.",
             )
         try:
-            cls(endpoint="")
+            event = cls(endpoint="")
         except TypeError as error:
             return f"which cannot be created: {error}", "Give its fields defaults."
         nameless = self.types.why_nameless(cls)
@@ -264,7 +264,7 @@ class RouteDiagnosis(RouteIndex):
             return "and no handler of a command or an event takes it", meant
         for told in self._told_of(on_dead):
             taken = told.plan.payload
-            if taken is not None and not taken.takes_all_of(cls):
+            if taken is not None and not taken.takes(event):
                 return (
                     f"but {told.place} does not take a {cls.__name__}",
                     f"Annotate its first parameter with {cls.__name__}.",

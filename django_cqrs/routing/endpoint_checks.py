@@ -217,15 +217,16 @@ def _option_faults(
             if name in _SPANS and not _is_span(value):
                 hint = f"Give {name}= seconds, or a timedelta, of 0 or more."
             yield name, str(error), hint
-    retries = channel.supports_redelivery or channel.is_immediate
-    if policies.retry is not None and not retries:
+    if channel.supports_redelivery or channel.is_immediate:  # the latter is for tests
+        return
+    if policies.retry is not None:
         kind = type(channel).__name__
         yield (
             "retry",
             f"The channel {channel.alias!r} ({kind}) never retries a message.",
             "Remove retry=, or choose another channel.",
         )
-    if policies.on_dead is not None and not channel.supports_redelivery:
+    if policies.on_dead is not None:
         kind = type(channel).__name__
         fault = f"The channel {channel.alias!r} ({kind}) keeps no message that failed."
         yield "on_dead", fault, "Remove on_dead=, or choose another channel."

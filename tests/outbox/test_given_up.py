@@ -813,6 +813,35 @@ def test_E050_an_on_dead_that_names_nobody(on_dead, said, hint):
     assert found.hint == hint
 
 
+def test_E050_accepts_handlers_of_every_given_up_message():
+    """A handler of MessageGaveUp is told of its subclasses too, so it takes them."""
+    registry = registry_of(
+        charging(on_dead=ChargeGaveUp),
+        hearing([], takes=ChargeGaveUp, name="own"),
+        hearing([], channel="other", name="all"),
+    )
+
+    assert check_registry(registry) == []
+
+
+def test_E019_accepts_on_dead_where_tests_handle_messages_at_once(settings):
+    """As with retry=: a suite that makes channels immediate keeps its handlers."""
+    settings.DJANGO_CQRS = {
+        "CHANNELS": {
+            "outbox": {"BACKEND": "django_cqrs.channels.ImmediateChannel"},
+        }
+    }
+    seen = []
+    registry = registry_of(
+        charging(on_dead=ChargeGaveUp), hearing(seen, takes=ChargeGaveUp)
+    )
+
+    assert check_registry(registry) == []
+    with pytest.raises(Refused):
+        send(registry, 1)
+    assert seen == []  # its sender has the exception: the message is not given up
+
+
 def test_E050_a_class_that_cannot_be_made():
     """Its own fields need defaults."""
     registry = registry_of(
