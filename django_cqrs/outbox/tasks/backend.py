@@ -104,7 +104,8 @@ class OutboxTaskBackend(BaseTaskBackend):
             The result, whose ``id`` is the id of the message.
 
         Raises:
-            InvalidTask: the backend cannot run the task, or a worker cannot import it.
+            django.tasks.exceptions.InvalidTask: the backend cannot run the task, or a
+                worker cannot import it.
             InvalidChannel: the queue has no channel.
             TypeError: an argument has a type without a JSON form; nothing was stored.
             ValueError: an argument has a value without one.
@@ -127,8 +128,8 @@ class OutboxTaskBackend(BaseTaskBackend):
             The result. It is ``RUNNING`` while a worker has claimed the task.
 
         Raises:
-            TaskResultDoesNotExist: no task has this id, or its result is no longer
-                kept.
+            django.tasks.exceptions.TaskResultDoesNotExist: no task has this id,
+                or its result is no longer kept.
             ImportError: the task can no longer be imported.
 
         """
