@@ -8,6 +8,7 @@ from django.db import DEFAULT_DB_ALIAS
 from django.utils import timezone
 
 from django_cqrs import clock
+from django_cqrs.channels.aliases import channels
 from django_cqrs.outbox.models import PausedChannel
 from django_cqrs.outbox.times import as_sent
 
@@ -34,7 +35,11 @@ def pause(
     Returns:
         Whether it was not paused before.
 
+    Raises:
+        InvalidChannel: the settings have no such channel, so no worker handles it.
+
     """
+    channels[channel]
     _, is_new = PausedChannel.objects.using(using).get_or_create(
         channel=channel,
         defaults={

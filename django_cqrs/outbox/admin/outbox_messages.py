@@ -27,6 +27,7 @@ from django_cqrs.admin_databases import (
     databases_of,
     with_database,
 )
+from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.admin.channel_overview import glance, idle_channels
 from django_cqrs.outbox.admin.filters import (
     LISTED,
@@ -203,7 +204,11 @@ class OutboxMessageAdmin(KeptMessageAdmin):
             return
         reason = request.POST.get("reason", "").strip()
         by = request.user.get_username()
-        is_new = pause(channel, using=using, by=by, reason=reason)
+        try:
+            is_new = pause(channel, using=using, by=by, reason=reason)
+        except InvalidChannel as error:  # of messages that the settings have forgotten
+            self.message_user(request, str(error), messages.ERROR)
+            return
         text = gettext("Channel %(channel)s was paused already.")
         if is_new:
             row = paused_channels(using)[channel]

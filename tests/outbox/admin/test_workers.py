@@ -101,6 +101,15 @@ def test_what_cannot_be_done_is_said(admin_client, data, said):
     assert not LogEntry.objects.exists()
 
 
+def test_a_channel_that_the_settings_have_lost_cannot_be_paused(admin_client):
+    """The page lists it while messages wait in it, and says why nothing happens."""
+    kept(OutboxMessage, channel="lost")
+    page = admin_client.post(PAUSING, {"channel": "lost"}, follow=True).content.decode()
+
+    assert "&#x27;lost&#x27; is not in DJANGO_CQRS" in page
+    assert not PausedChannel.objects.exists()
+
+
 def test_pausing_has_a_permission_of_its_own(client, operator):  # noqa: F811 - the fixture
     """Who may only view sees what is paused, and no button."""
     pause("outbox", by="ada")
@@ -119,8 +128,10 @@ def test_pausing_has_a_permission_of_its_own(client, operator):  # noqa: F811 - 
     assert client.get(PAUSING).status_code == 405
 
 
-def test_the_page_does_not_ask_for_a_worker_of_a_paused_channel(admin_client):
+def test_the_page_does_not_ask_for_a_worker_of_a_paused_channel(admin_client, settings):
     """Its messages wait on purpose."""
+    outbox = settings.DJANGO_CQRS["CHANNELS"]["outbox"]
+    settings.DJANGO_CQRS = {"CHANNELS": {"outbox": outbox, "mail": outbox}}
     kept(OutboxMessage, channel="mail", sent_at=clock.now() - timedelta(minutes=2))
     command = "python manage.py cqrs_worker mail"
     assert command in admin_client.get(CHANNELS).content.decode()

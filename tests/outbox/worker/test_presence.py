@@ -12,6 +12,7 @@ from django.db import connection
 from django.db.transaction import atomic
 
 from django_cqrs import clock
+from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox import attendance
 from django_cqrs.outbox.attendance import ALIVE, LivingWorker, living_workers
 from django_cqrs.outbox.health import find_problems
@@ -261,6 +262,14 @@ def test_pausing_twice_changes_nothing():
     assert not resume("outbox")
 
 
+def test_only_a_channel_of_the_settings_can_be_paused(registry):
+    """A misspelt alias would leave the channel that was meant running."""
+    with pytest.raises(InvalidChannel, match="'outbx' is not in DJANGO_CQRS"):
+        pause("outbx")
+
+    assert paused_channels() == {}
+
+
 # ------------------------------------------------------------------------- commands
 
 
@@ -290,7 +299,7 @@ def test_the_command_refuses_a_channel_that_does_not_exist(action):
 
 def test_the_command_resumes_a_channel_that_the_settings_have_lost():
     """A row that nobody needs can be removed."""
-    pause("lost")
+    PausedChannel.objects.create(channel="lost", paused_at=clock.now())
 
     assert output_of("cqrs_channels", "resume", "lost") == "Resumed lost.\n"
 
