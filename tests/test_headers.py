@@ -1144,12 +1144,12 @@ def test_names_that_callers_choose_are_not_kept_without_end():
     @registry.add
     @command_handler("bounded.count", atomic=False)
     def count(number: int, message: Message) -> int:
-        return len(message.headers)
+        return message.headers[f"name {number}"]
 
     bus = registry.command_bus
     for number in range(3 * MOST_NAMES):
         headers = {f"name {number}": number}
-        assert bus.dispatch(number, route="bounded.count", headers=headers) == 5
+        assert bus.dispatch(number, route="bounded.count", headers=headers) == number
         with pytest.raises(NoHandlerFound):
             bus.dispatch(number, route=f"unknown.{number}")
 

@@ -397,7 +397,8 @@ def test_methods_of_services_are_told_of(sent):
 
 
 def run_of(bus, cls):
-    return bus._by_type[cls]
+    run, _ = bus._by_type[cls]
+    return run
 
 
 def names_in(run):
