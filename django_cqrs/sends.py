@@ -57,6 +57,9 @@ class Send:
         """Check the arguments where they are written, not where they are used."""
         if self.route is None and (self.command is None or _is_class(self.command)):
             raise InvalidOption(_not_an_object("Send", "a command", self.command))
+        if type(self.command) is Send:
+            msg = "A Send is already complete: return it, or send its command."
+            raise InvalidOption(msg)
         if self.route is not None and not isinstance(self.route, str):
             msg = f"route= must be a routing key (a string), not {self.route!r}."
             raise InvalidOption(msg)
@@ -120,7 +123,7 @@ def made_by(function: Any) -> Any:
 
     """
     made = function()
-    if made is None or _is_class(made) or type(made) in LATE:
+    if made is None or _is_class(made) or type(made) in LATE or type(made) is Send:
         name = getattr(function, "__qualname__", repr(function))
         raise InvalidEvent(_not_an_object(f"{name}, called after the save,", "", made))
     return made

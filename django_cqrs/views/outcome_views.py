@@ -56,14 +56,19 @@ class OutcomeView(View):
         return super().as_view(**initkwargs)
 
     def get(
-        self, request: HttpRequest, message_id: UUID, **_kwargs: Any
+        self, request: HttpRequest, message_id: UUID | str, **_kwargs: Any
     ) -> HttpResponse:
         """Answer with the outcome of a message."""
         from django_cqrs.outbox.outcomes import MessageStatus, outcome_of
 
-        outcome = outcome_of(message_id, using=self.using)
+        unknown = problem(404, "Nothing is known of this message.")
+        try:
+            key = UUID(str(message_id))
+        except ValueError:  # of a URL with <str:message_id>
+            return response_to(unknown)
+        outcome = outcome_of(key, using=self.using)
         if outcome.status is MessageStatus.UNKNOWN:
-            return response_to(problem(404, "Nothing is known of this message."))
+            return response_to(unknown)
         response = JsonResponse(self.details_of(outcome))
         response["Cache-Control"] = "no-store"
         return response

@@ -429,7 +429,9 @@ class TestFunction:
         assert calls == ["called", "called", "published", "published"]
 
     @pytest.mark.parametrize(
-        ("made", "said"), [(None, "None"), (Opened, "Opened")], ids=["none", "class"]
+        ("made", "said"),
+        [(None, "None"), (Opened, "Opened"), (Send(Opened(1)), "Send")],
+        ids=["none", "class", "send"],
     )
     @pytest.mark.parametrize("method", ["record", "send"])
     def test_it_must_return_a_message(self, carts, method, made, said):
@@ -665,6 +667,7 @@ class TestBadValues:
         [
             ((), {}, InvalidOption, "takes a command, not None"),
             ((Pack,), {}, InvalidOption, r"takes an instance, Pack\(...\)"),
+            ((Send(Pack(7)),), {}, InvalidOption, "A Send is already complete"),
             ((Pack(7),), {"route": 7}, InvalidOption, "must be a routing key"),
             ((Pack(7),), {"delay": "1h"}, InvalidOption, "delay= takes seconds"),
             ((Pack(7),), {"delay": -1}, InvalidOption, "is negative"),

@@ -141,6 +141,14 @@ def test_an_unknown_id_is_not_found(serve):
     assert client.post(f"/outcomes/{uuid4()}/").status_code == 405
 
 
+def test_an_id_in_a_path_of_text_may_be_wrong(rf):
+    """The path says <str:message_id>: what is not an id is not found either."""
+    view = OutcomeView.as_view()
+
+    assert view(rf.get("/"), message_id="nothing").status_code == 404
+    assert view(rf.get("/"), message_id=str(uuid4())).status_code == 404
+
+
 def test_a_message_that_an_interceptor_stopped_has_no_address(serve, registry):
     """It is accepted, as without outcome_view=, and nobody can ask of it."""
 

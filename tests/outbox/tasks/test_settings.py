@@ -8,6 +8,7 @@ from django.core.checks import run_checks
 
 from django_cqrs import Retry
 from django_cqrs.outbox.tasks.djangos import InvalidTaskBackend, task_backends
+from tests.outbox.tasks import work
 from tests.outbox.tasks.conftest import BACKEND, backend
 
 HINT = (
@@ -108,6 +109,18 @@ def test_django_cqrs_outbox_e005_no_channel(settings, config, text, alias):
             HINT.format(alias=alias),
         )
     ]
+
+
+@pytest.mark.django_db
+def test_the_channel_of_a_test_suite_calls_tasks_at_once(settings):
+    """Settings in which every channel is immediate pass the check, as for handlers."""
+    settings.DJANGO_CQRS = {
+        "CHANNELS": {"outbox": {"BACKEND": "django_cqrs.channels.ImmediateChannel"}}
+    }
+
+    assert reported() == []
+    work.noop.enqueue(7)
+    assert work.seen == [((7,), {})]
 
 
 def test_an_invalid_time(settings):
