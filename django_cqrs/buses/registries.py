@@ -264,7 +264,8 @@ class Registry:
             using: the database that the message was sent in.
 
         Raises:
-            Exception: the exception of a handler that is told, unchanged.
+            Exception: the first exception of the handlers that are told, unchanged;
+                the others are told all the same.
 
         """
         if not are_told(self, envelope):
@@ -278,8 +279,14 @@ class Registry:
             "failed",
         )
         message, notices = gave_up(self, facts, using)
+        failures: list[Exception] = []
         for endpoint, run in notices:
-            in_transaction(run, using, endpoint.name)(message.replace())
+            try:
+                in_transaction(run, using, endpoint.name)(message.replace())
+            except Exception as failure:  # noqa: BLE001 - raised below
+                failures.append(failure)
+        if failures:
+            raise failures[0]
 
     def unpack(
         self,

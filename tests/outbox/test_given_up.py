@@ -78,7 +78,7 @@ class ChargeGaveUp(MessageGaveUp):
 def charging(**policies):
     """Return a handler that fails on its channel."""
 
-    @command_handler(name="charge", channel="outbox", **{"retry": ONCE, **policies})
+    @command_handler(name="charge", **{"channel": "outbox", "retry": ONCE, **policies})
     def charge(command: Charge) -> None:
         Note.objects.create(text="charged", number=command.order)
         raise Refused(f"no money on {command.card}")
@@ -727,6 +727,24 @@ def test_the_channel_in_memory_tells_as_the_outbox_does(channel):
     assert heard.causation_id == envelope.message_id
     assert [each.payload for each in flow.published] == [Charge(7)]
     assert texts() == ["hear"]
+
+
+def test_a_handler_that_fails_keeps_nothing_from_the_others_in_memory():
+    """All are told, as by the outbox. The test then sees the first exception."""
+    seen = []
+    registry = registry_of(
+        charging(channel="memory"),
+        hearing(seen, name="a", fails=True),
+        hearing(seen, name="b"),
+    )
+    send(registry, 7)
+
+    with pytest.raises(Refused, match=r"^a$"):
+        channels["memory"].run()
+
+    assert len(seen) == 2
+    assert texts() == ["b"]
+    assert channels["memory"].run() == 0
 
 
 def test_a_message_dropped_from_the_channel_in_memory_is_not_told_of():
