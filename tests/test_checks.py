@@ -1035,7 +1035,19 @@ def test_E016_says_what_is_wrong(settings):
         f"The channel 'mail' has a BACKEND that cannot be imported: "
         f"No module named 'nowhere'."
     )
-    assert found.hint == "Name a channel in DJANGO_CQRS['CHANNELS']."
+    assert found.hint == "Fix DJANGO_CQRS['CHANNELS']['mail']."
+
+
+def test_E016_of_an_alias_that_the_settings_do_not_have(settings):
+    """Then the name is what to fix, not the settings of a channel."""
+    settings.DJANGO_CQRS = {
+        "CHANNELS": {"mail": {"BACKEND": "django_cqrs.channels.InMemoryChannel"}}
+    }
+
+    @command_handler("ticket.mail", channel="mial")
+    def mail() -> None: ...
+
+    assert only(checks_of(mail)).hint == "Name a channel in DJANGO_CQRS['CHANNELS']."
 
 
 @pytest.mark.parametrize("channel", [["memory"], 5, b"memory"])

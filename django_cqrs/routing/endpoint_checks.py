@@ -167,7 +167,7 @@ def _channel(endpoint: Endpoint) -> Iterator[Problem]:
             yield Problem(
                 Rule.UNKNOWN_CHANNEL,
                 f"{where} has channel={alias!r}. {error}",
-                "Name a channel in DJANGO_CQRS['CHANNELS'].",
+                _hint_of_channel(alias),
                 endpoint.function,
             )
         return
@@ -230,6 +230,13 @@ def _option_faults(
         kind = type(channel).__name__
         fault = f"The channel {channel.alias!r} ({kind}) keeps no message that failed."
         yield "on_dead", fault, "Remove on_dead=, or choose another channel."
+
+
+def _hint_of_channel(alias: Any) -> str:
+    """Return the fix of a broken channel: of its settings if any, or of its name."""
+    if alias in tuple(channels):
+        return f"Fix DJANGO_CQRS['CHANNELS'][{alias!r}]."
+    return "Name a channel in DJANGO_CQRS['CHANNELS']."
 
 
 _SPANS = ("delay", "expires")

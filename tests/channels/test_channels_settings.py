@@ -145,9 +145,11 @@ def test_a_channel_that_cannot_be_made(settings, configured, alias, reason):
     assert registry.command_bus.dispatch(route="at.once") == "fine"
     with pytest.raises(InvalidHandler) as broken:
         registry.command_bus.dispatch(route="background")
+    hint = "Name a channel in DJANGO_CQRS['CHANNELS']."
+    if isinstance(configured, dict) and alias in configured:
+        hint = f"Fix DJANGO_CQRS['CHANNELS'][{alias!r}]."
     assert str(broken.value).endswith(
-        f"background has channel={alias!r}. {reason} Name a channel in "
-        "DJANGO_CQRS['CHANNELS']. (django_cqrs.E016)"
+        f"background has channel={alias!r}. {reason} {hint} (django_cqrs.E016)"
     )
 
 
