@@ -188,7 +188,10 @@ def on_postgres(
         rows += more
         notes += said
     if "tasks" in parts:
-        more, said = tasks.run("postgres", quick=options.quick, python=options.workers)
+        with watch.timing("tasks"):
+            more, said = tasks.run(
+                "postgres", quick=options.quick, python=options.workers
+            )
         rows += more
         notes += said
     if "desk" in parts:
