@@ -104,7 +104,7 @@ PUBLIC = {
         Problem find_problems
     """,
     "django_cqrs.outbox.outcomes": """
-        MessageOutcome MessageStatus outcome_of
+        MessageOutcome MessageStatus aoutcome_of outcome_of
     """,
     "django_cqrs.outbox.statistics": """
         ChannelStatistics LOOKED WINDOWS statistics_of

@@ -23,6 +23,7 @@ from django_cqrs.outbox.models import (
 from django_cqrs.outbox.redaction import redact_list
 from django_cqrs.outbox.store.dialects import lacks_table
 from django_cqrs.outbox.times import as_sent
+from django_cqrs.sync import in_thread, twin_of
 
 
 class MessageStatus(models.TextChoices):
@@ -128,6 +129,16 @@ def outcome_of(
             "using= the database that stores it."
         )
         raise InvalidOption(msg) from error
+
+
+@twin_of(outcome_of)
+async def aoutcome_of(
+    receipt: Receipt | UUID | str, *, using: str | None = None
+) -> MessageOutcome:
+    """Do the same as :func:`outcome_of`, in one hop to the database's thread."""
+    __traceback_hide__ = True
+    found: MessageOutcome = await in_thread(outcome_of)(receipt, using=using)
+    return found
 
 
 def _id_of(receipt: Receipt | UUID | str) -> UUID:

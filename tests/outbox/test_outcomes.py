@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import signature
 from typing import Annotated
 from uuid import UUID, uuid4
 
@@ -25,7 +26,7 @@ from django_cqrs import (
 from django_cqrs.exceptions import InvalidOption, NoHandlerFound
 from django_cqrs.interception import STOP, pointcut, pre_send
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State
-from django_cqrs.outbox.outcomes import MessageStatus, outcome_of
+from django_cqrs.outbox.outcomes import MessageStatus, aoutcome_of, outcome_of
 from django_cqrs.outbox.store import replay
 from tests.outbox.support import make_due, worker_of
 from tests.support import registry_of
@@ -330,6 +331,18 @@ def test_an_id_is_enough(registry):
     for given in (receipt, receipt.message_id, str(receipt.message_id)):
         assert outcome_of(given).status is MessageStatus.WAITING
     assert outcome_of(uuid4()).status is MessageStatus.UNKNOWN
+
+
+def test_async_code_asks_in_the_thread_of_the_database(registry):
+    """It gets the same outcome, of what its caller has not committed as well."""
+    receipt = registry.command_bus.send(Print())
+    ask = async_to_sync(aoutcome_of)
+
+    assert ask(receipt) == outcome_of(receipt)
+    assert ask(str(receipt), using="default").status is MessageStatus.WAITING
+    with pytest.raises(InvalidOption, match="no database 'elsewhere' in DATABASES"):
+        ask(receipt, using="elsewhere")
+    assert signature(aoutcome_of) == signature(outcome_of)
 
 
 @pytest.mark.parametrize("given", ["lamp", "", 7, None, b"x"])

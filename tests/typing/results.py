@@ -15,7 +15,12 @@ from django_cqrs import (
     event_bus,
     query_bus,
 )
-from django_cqrs.outbox.outcomes import MessageOutcome, MessageStatus, outcome_of
+from django_cqrs.outbox.outcomes import (
+    MessageOutcome,
+    MessageStatus,
+    aoutcome_of,
+    outcome_of,
+)
 from tests.typing.messages import (
     AssignTicket,
     CloseTicket,
@@ -56,7 +61,8 @@ def receipts() -> None:
 
 
 async def receipts_asynchronously() -> None:
-    assert_type(await command_bus.asend(CloseTicket(1), priority=3), Receipt)
+    receipt = assert_type(await command_bus.asend(CloseTicket(1), priority=3), Receipt)
+    assert_type(await aoutcome_of(receipt, using="default"), MessageOutcome)
 
 
 def a_receipt_wrongly() -> None:
