@@ -61,7 +61,10 @@ def read_policy(cls: type[P], given: Any, where: str) -> P | None:
         return given
     name = cls.__name__
     if not isinstance(given, Mapping):
-        msg = f"{where} = {given!r} is neither a {name} nor a dictionary of its values."
+        msg = (
+            f"{where} = {given!r} is neither None, nor {name}(...), nor a dictionary "
+            "of its values."
+        )
         raise ImproperlyConfigured(msg)
     known = [field.name for field in dataclasses.fields(cls)]
     for key in given:

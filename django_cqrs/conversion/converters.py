@@ -112,7 +112,7 @@ def _core_schema(_cls: type, source: Any, handler: Any) -> Any:
     def load(value: Any) -> Any:
         if pair.load is None:
             code: Any = CODES_FAULT
-            text: Any = "no converter reads a {name}"
+            text: Any = "no converter reads {name}"
             raise PydanticCustomError(code, text, {"name": name})
         return refusable(pair.load[1])(value)
 
@@ -123,7 +123,7 @@ def _core_schema(_cls: type, source: Any, handler: Any) -> Any:
         if not isinstance(value, source):  # another member of a union
             raise PydanticSerializationUnexpectedValue(source.__name__)
         if pair.dump is None:
-            msg = f"no converter writes a {name}"
+            msg = f"no converter writes {name}"
             raise ValueError(msg)
         return pair.dump[1](value)
 

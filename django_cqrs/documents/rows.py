@@ -189,7 +189,9 @@ class Rows(Collection):
         return fitting(
             connections[using],
             lambda: written(json.dumps(content)),
-            lambda: self.said(key) if key else f"A {name_of_type(self.target)}",
+            lambda: (
+                self.said(key) if key else f"An object of {name_of_type(self.target)}"
+            ),
         )
 
     def update(self, mark: Mark, value: Any, using: str) -> None:

@@ -269,7 +269,7 @@ class ObjectShape(DocumentShape):
         """
         said = name_of_type(self.target)
         if type(value) is not self.target:
-            text = f"it is a {name_of_type(type(value))}, not exactly a {said}"
+            text = f"it is of type {name_of_type(type(value))}, not exactly {said}"
             raise MessageConversionError(said, [FieldError("", text, "type")])
         names = self.attributes()
         state = {name: getattr(value, name) for name in names if hasattr(value, name)}

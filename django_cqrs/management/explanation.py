@@ -212,8 +212,10 @@ def _on_object(
     if not endpoint.is_factory:
         return f"it is called on the {owner} identified by the message"
     if any(not each.is_factory for each in others):
-        return f"it makes a {owner} if the one identified by the message does not exist"
-    return f"it makes a {owner}"
+        return (
+            f"it makes the {owner} if the one identified by the message does not exist"
+        )
+    return f"it makes a new object of {owner}"
 
 
 def _transaction_in_words(endpoint: Endpoint) -> str:

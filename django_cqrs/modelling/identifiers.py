@@ -88,7 +88,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset, Mapping, bytes, bool)):
         msg = (
             "An identifier must be a single value, such as a number, a text or a "
-            f"UUID, not a {type(value).__name__}."
+            f"UUID, not a value of type {type(value).__name__}."
         )
         raise InvalidIdentifier(msg)
     if hasattr(value, "_meta") and hasattr(value, "pk"):  # an instance of a model
@@ -134,7 +134,8 @@ def typed(annotation: Any, name: str, value: Any) -> Any:
         return adapter_of(target).from_python(value)
     except MessageConversionError as error:
         msg = (
-            f"{value!r} is not a valid identifier: {name} is a {name_of_type(target)}."
+            f"{value!r} is not a valid identifier: {name} has the type "
+            f"{name_of_type(target)}."
         )
         raise InvalidIdentifier(msg) from error
 

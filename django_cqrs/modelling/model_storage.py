@@ -179,7 +179,7 @@ class ModelStorage(Storage[Any]):
 
     def _existing(self, instance: models.Model) -> AggregateAlreadyExists:
         said = said_of(self.parts, self.values_of(instance))
-        msg = f"A {name_of_type(self._model)} with {said} exists already."
+        msg = f"{name_of_type(self._model)} with {said} exists already."
         return AggregateAlreadyExists(msg)
 
     def _is_taken_by_validation(self, error: ValidationError) -> bool:
@@ -364,7 +364,9 @@ def _converted(field: Any, target: Any, value: Any) -> Any:
         return target.to_python(value)
     except (ValidationError, ValueError, TypeError) as error:
         kind = type(target).__name__
-        msg = f"{value!r} is not a valid identifier: {field.attname} is a {kind}."
+        msg = (
+            f"{value!r} is not a valid identifier: {field.attname} has the type {kind}."
+        )
         raise InvalidIdentifier(msg) from error
 
 

@@ -408,7 +408,7 @@ class RepositoryStorage(Storage[Any]):
         values = self.values_of(instance)
         found = None if None in values else self._find(values)
         if found is not None and found is not instance:
-            msg = f"A {self.said(instance)} exists already."
+            msg = f"{self.said(instance)} exists already."
             raise AggregateAlreadyExists(msg)
         self.repository.save(instance)
         self._known.add(instance)

@@ -161,7 +161,7 @@ def test_settings_that_change_are_read_again(settings):
 # ------------------------------------------------------------------------ bad values
 
 FAULTS = [
-    (3, " = 3 is neither a {cls} nor a dictionary of its values."),
+    (3, " = 3 is neither None, nor {cls}(...), nor a dictionary of its values."),
     ({"delays": 1}, ": {cls} has no argument 'delays'.{hint}"),
     ({"on": "no.such.Error"}, ": No module named 'no'"),
     ({"on": 5}, ": {cls}(on=...) takes exception classes and DEADLOCKS"),

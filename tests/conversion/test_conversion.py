@@ -947,9 +947,9 @@ def test_half_a_pair_says_which_half_is_missing():
     assert to_jsonable(Written()) == "written"
     assert type(adapter_of(Read).from_json('"x"')) is Read
     assert refusal_of(adapter_of(list[Written]).from_json, '["x"]') == [
-        ("0", f"no converter reads a {Written.__qualname__}")
+        ("0", f"no converter reads {Written.__qualname__}")
     ]
-    with pytest.raises(MessageConversionError, match=r"no converter writes a .*Read"):
+    with pytest.raises(MessageConversionError, match=r"no converter writes .*Read"):
         to_jsonable(Read())
 
 

@@ -156,7 +156,7 @@ class TestFactories:
         with pytest.raises(AggregateAlreadyExists) as raised, transaction.atomic():
             command_bus.dispatch(OpenTicket(ONE, "other"))
 
-        assert str(raised.value) == (f"A Ticket with ticket_id={ONE} exists already.")
+        assert str(raised.value) == (f"Ticket with ticket_id={ONE} exists already.")
         assert Ticket.objects.get().title == "lamp"
 
     def test_a_unique_field_that_exists(self):
@@ -661,7 +661,7 @@ class TestIdentifiers:
             command_bus.dispatch(route="ticket.close", aggregate_id="lamp")
 
         assert str(raised.value) == (
-            "'lamp' is not a valid identifier: ticket_id is a UUIDField."
+            "'lamp' is not a valid identifier: ticket_id has the type UUIDField."
         )
 
     def test_several_parts(self):

@@ -80,7 +80,7 @@ def test_a_factory_whose_identifier_is_taken_is_refused(basket, registry):
     with pytest.raises(AggregateAlreadyExists) as raised:
         registry.command_bus.dispatch(Open(7))
 
-    assert str(raised.value) == "A Basket with basket_id=7 exists already."
+    assert str(raised.value) == "Basket with basket_id=7 exists already."
     assert basket.contents[7].apples == 3
 
 

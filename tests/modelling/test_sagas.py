@@ -219,7 +219,7 @@ class TestRoutes:
         out = capsys.readouterr().out
         assert "is a command. Its handlers are a factory and an action:" in out
         assert (
-            "it makes a PageCount if the one identified by the message does not "
+            "it makes the PageCount if the one identified by the message does not "
             "exist;" in out
         )
         assert "it is called on the PageCount identified by the message;" in out
