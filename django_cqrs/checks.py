@@ -97,7 +97,17 @@ def check_registry(subject: Registry) -> list[CheckMessage]:
         *converter_problems,
         *_payload_problems(subject),
     ]
-    return [as_check_message(problem) for problem in found]
+    return [as_check_message(problem) for problem in _without_repeats(found)]
+
+
+def _without_repeats(found: list[Problem]) -> Iterator[Problem]:
+    """Yield problems, and of those with one cause only the first."""
+    seen: set[str] = set()
+    for problem in found:
+        if problem.cause and problem.cause in seen:
+            continue
+        seen.add(problem.cause)
+        yield problem
 
 
 def check_channels(**_kwargs: Any) -> list[CheckMessage]:

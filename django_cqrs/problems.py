@@ -59,6 +59,7 @@ class Rule(enum.Enum):
     UNKNOWN_OUTCOME_VIEW = "E049", "An outcome_view= that is not the name of a URL"
     UNKNOWN_ON_DEAD = "E050", "An on_dead= that no handler takes"
     DEAD_CYCLE = "E051", "An on_dead= that leads back to its own handler"
+    INCOMPARABLE_VIEW = "E052", "A requires_if_match= that nothing compares"
     UNKNOWN_SETTING = "W001", "An unknown key of DJANGO_CQRS"
     UNROUTED_HANDLER = "W002", "A decorated function outside the handlers modules"
     INCONVERTIBLE_PAYLOAD = "W003", "A payload type that cannot be created from JSON"
@@ -78,6 +79,8 @@ class Problem:
     message: str
     hint: str
     obj: Any = None
+    cause: str = ""
+    """A fault elsewhere that each of its victims reports; one report is enough."""
 
     def __str__(self) -> str:
         """Return the text of the error that a broken route raises."""

@@ -81,6 +81,7 @@ from tests.apps.strays import handlers as strays
 from tests.documents import test_shapes
 from tests.modelling import test_checks as of_the_model
 from tests.outbox import test_given_up
+from tests.support import registry_of
 from tests.testapp.messages import OpenTicket
 
 
@@ -1038,6 +1039,43 @@ def test_E016_says_what_is_wrong(settings):
     assert found.hint == "Fix DJANGO_CQRS['CHANNELS']['mail']."
 
 
+def test_E016_once_for_all_handlers_of_a_channel(settings):
+    """The fault is the channel's; each handler's route is broken nevertheless."""
+    settings.DJANGO_CQRS = {
+        "CHANNELS": {
+            alias: {
+                "BACKEND": "django_cqrs.channels.OnCommitChannel",
+                "OPTIONS": {"QUEUE": 1},
+            }
+            for alias in ("mail", "post")
+        }
+    }
+
+    @command_handler("ticket.mail", channel="mail")
+    def mail() -> None: ...
+
+    @command_handler("ticket.remind", channel="mail")
+    def remind() -> None: ...
+
+    @command_handler("ticket.post", channel="post")
+    def post() -> None: ...
+
+    @command_handler("ticket.typo", channel="pots")
+    def typo() -> None: ...
+
+    @command_handler("ticket.again", channel="pots")
+    def again() -> None: ...
+
+    registry = registry_of(mail, remind, post, typo, again)
+    found = check_registry(registry)
+
+    assert [each.id for each in found] == ["django_cqrs.E016"] * 4
+    assert [each.obj for each in found] == [mail, post, typo, again]
+    for key in ("ticket.mail", "ticket.remind"):
+        with pytest.raises(InvalidHandler, match="no option 'QUEUE'"):
+            registry.command_bus.dispatch(route=key)
+
+
 def test_E016_of_an_alias_that_the_settings_do_not_have(settings):
     """Then the name is what to fix, not the settings of a channel."""
     settings.DJANGO_CQRS = {
@@ -1893,6 +1931,39 @@ def test_E049_unknown_outcome_view(settings, view):
     assert found[0].msg.startswith(
         f"{view.__name__} has outcome_view='nowhere', which is not the name of a URL"
     )
+
+
+@pytest.mark.parametrize("view", [CommandView, AsyncCommandView])
+@pytest.mark.parametrize(
+    ("channel", "said"),
+    [("memory", "is handled later, and"), (None, "is for no object with a version")],
+)
+def test_E052_if_match_that_nothing_compares(view, channel, said):
+    """A view that demands a version can compare it, or no request would succeed."""
+
+    @command_handler("ticket.mail", channel=channel)
+    def mail() -> None: ...
+
+    given = {"route": "ticket.mail", "bus": registry_of(mail).command_bus}
+    [problem] = view.cqrs_problems({**given, "requires_if_match": True})
+
+    assert problem.rule.id == "django_cqrs.E052"
+    assert problem.message.startswith(
+        f"{view.__name__} with route='ticket.mail' has requires_if_match=True, but its "
+        f"message {said}"
+    )
+    assert list(view.cqrs_problems(given)) == []
+
+
+def test_E052_is_only_for_commands():
+    """The version of an answer is compared, wherever it comes from."""
+
+    @query_handler("ticket.row")
+    def row() -> int: ...
+
+    given = {"route": "ticket.row", "bus": registry_of(row).query_bus}
+
+    assert list(QueryView.cqrs_problems({**given, "requires_if_match": True})) == []
 
 
 def test_every_rule_has_a_test_of_its_name():

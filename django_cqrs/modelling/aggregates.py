@@ -37,7 +37,9 @@ from django_cqrs.modelling.conditions import ConditionalOrigin
 from django_cqrs.modelling.identifiers import (
     Values,
     at_entrance,
+    declared_sources,
     identification,
+    marked_fields,
     plain,
     version_field,
 )
@@ -333,6 +335,26 @@ class AggregateSubject(Subject):
             return "" if values is None else self.key_of(values)
 
         return address
+
+    def parts_missing_in(self, endpoint: Endpoint, cls: type) -> list[str]:
+        """Return the parts of the identifier that a message cannot have."""
+        declared = endpoint.policies.identifier
+        is_made = endpoint.is_factory and endpoint.action is None
+        if is_made or callable(declared):
+            return []
+        try:
+            parts = self.storage.parts
+        except NoStorage:  # the checks of the class report it
+            return []
+        names = [name for name, _ in declared_sources(declared)]
+        names += marked_fields(cls)
+        return [
+            part.aliases[0]
+            for part in parts
+            if not any(map(part.is_called, filter(None, names)))
+            and not (None in names and len(parts) == 1)
+            and not any(_may_have(cls, alias) for alias in part.aliases)
+        ]
 
     # Handling ---------------------------------------------------------------------
 
@@ -825,7 +847,7 @@ class AggregateSubject(Subject):
         ) -> None:
             """Raise ConcurrencyError for an object at none of the versions."""
             if found is None:
-                rest = f"a {owner}, but there is none"
+                rest = f"an object of {owner}, but there is none"
             else:
                 version = self.storage.version_of(found)
                 if versions is None or version in versions:

@@ -266,9 +266,17 @@ class RouteDiagnosis(RouteIndex):
             taken = told.plan.payload
             if taken is not None and not taken.takes(event):
                 return (
-                    f"but {told.place} does not take a {cls.__name__}",
+                    f"but {told.place} does not take {cls.__name__}",
                     f"Annotate its first parameter with {cls.__name__}.",
                 )
+            if told.subject is None:
+                continue
+            missing = told.subject.parts_missing_in(told, cls)
+            if missing:
+                names = " and no ".join(missing)
+                fault = f"cannot find its object: {cls.__name__} has no {names}"
+                hint = "Give that handler an identifier=, such as a Header."
+                return f"but {told.place} {fault}", hint
         return "", ""
 
     def _are_told(self, on_dead: str | type) -> bool:

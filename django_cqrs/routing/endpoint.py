@@ -278,6 +278,20 @@ class Subject(ABC):
         """
 
     @abstractmethod
+    def parts_missing_in(self, endpoint: Any, cls: type) -> list[str]:
+        """
+        Return the parts of the identifier that a message cannot have.
+
+        Args:
+            endpoint: the handler.
+            cls: the class of the payloads.
+
+        Returns:
+            Their names; none if the handler creates the object.
+
+        """
+
+    @abstractmethod
     def surround(self, run: Run, point: JoinPoint, alias: str) -> Run:
         """
         Return `run` with the object found before it, and saved after it.

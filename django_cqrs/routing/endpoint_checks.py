@@ -169,6 +169,7 @@ def _channel(endpoint: Endpoint) -> Iterator[Problem]:
                 f"{where} has channel={alias!r}. {error}",
                 _hint_of_channel(alias),
                 endpoint.function,
+                cause=str(error) if alias in channels else "",
             )
         return
     if channel is None:

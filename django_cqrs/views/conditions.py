@@ -62,15 +62,18 @@ class IfMatch(NamedTuple):
         """
         if self.versions is None or is_in_payload:
             return
-        if endpoint.channel is not None:
-            rest = "is handled later, and cannot be compared with If-Match."
-        elif not has_version(endpoint) or (
-            endpoint.is_factory and endpoint.action is None
-        ):
-            rest = "is for no object with a version that If-Match could name."
-        else:
-            return
-        raise PreconditionError(412, f"This message {rest}")
+        rest = why_incomparable(endpoint)
+        if rest:
+            raise PreconditionError(412, f"This message {rest}")
+
+
+def why_incomparable(endpoint: Endpoint) -> str:
+    """Return why only a payload could carry the version; empty if it can be known."""
+    if endpoint.channel is not None:
+        return "is handled later, and cannot be compared with If-Match."
+    if not has_version(endpoint) or (endpoint.is_factory and endpoint.action is None):
+        return "is for no object with a version that If-Match could name."
+    return ""
 
 
 NO_VERSION: Final = "If-Match names no version of this object: send its strong ETag."

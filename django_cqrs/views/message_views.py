@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
+from types import NoneType
 from typing import Any, Final
 from uuid import UUID
 
@@ -42,6 +43,7 @@ from django_cqrs.views.conditions import (
     is_cached,
     sent_with,
     version_shown_by,
+    why_incomparable,
 )
 from django_cqrs.views.problem_details import (
     OF_REQUESTS,
@@ -125,10 +127,9 @@ class _MessageView(View):
 
     def _inconvertible(self, wanted: Wanted, fault: str) -> Problem:
         assert wanted.type is not None  # noqa: S101 - it has a fault
-        given = f"route={self.route!r}" if self.route is not None else "message="
         return Problem(
             Rule.INCONVERTIBLE_VIEW,
-            f"{type(self).__name__} with {given} takes "
+            f"{type(self).__name__} with {self._given_name} takes "
             f"{name_of_type(wanted.type.annotation)}, which cannot be created from a "
             f"request: {fault}.",
             "Give every field of the class a type that JSON can represent, or write "
@@ -152,12 +153,21 @@ class _MessageView(View):
             wanted = view._wanted()
         except (CQRSError, ImproperlyConfigured):
             return  # its handler has a check of its own
+        yield from view._incomparable(wanted)
         fault = None if wanted.type is None else wanted.type.fault
         if fault is not None:
             yield view._inconvertible(wanted, fault)
 
     def _other_problems(self) -> Iterator[Problem]:
         yield from ()
+
+    def _incomparable(self, wanted: Wanted) -> Iterator[Problem]:
+        """Yield the problem of a version that is demanded and never compared."""
+        yield from ()
+
+    @property
+    def _given_name(self) -> str:
+        return f"route={self.route!r}" if self.route is not None else "message="
 
     def _wanted(self) -> Wanted:
         if self.message is not None:
@@ -301,6 +311,22 @@ class _Commands(_MessageView):
     bus: CommandBus = command_bus
     outcome_view: str | None = None
 
+    def __init__(self, **initkwargs: Any) -> None:
+        """
+        Take the arguments of ``as_view()``.
+
+        Raises:
+            TypeError: as for every view, or `outcome_view` is not a string.
+
+        """
+        super().__init__(**initkwargs)
+        if not isinstance(self.outcome_view, (str, NoneType)):
+            msg = (
+                f"{type(self).__name__} has outcome_view={self.outcome_view!r:.100}. "
+                "Give the name of a URL, which is a string."
+            )
+            raise TypeError(msg)
+
     def _given(
         self, path: Mapping[str, Any], wanted: Wanted, condition: IfMatch | None
     ) -> RequestValues:
@@ -376,6 +402,25 @@ class _Commands(_MessageView):
                 f"is not the name of a URL for a message's id: {error}",
                 'Add path("outcomes/<uuid:message_id>/", OutcomeView.as_view(), '
                 f"name={self.outcome_view!r}).",
+                self.message or type(self),
+            )
+
+    def _incomparable(self, wanted: Wanted) -> Iterator[Problem]:
+        """Yield the problem of a version that is demanded and never compared."""
+        if not self.requires_if_match or wanted.version_field is not None:
+            return
+        try:
+            endpoint = self._known_endpoint()
+        except (CQRSError, ImproperlyConfigured):
+            return  # its handler has a check of its own
+        rest = "" if endpoint is None else why_incomparable(endpoint)
+        if rest:
+            yield Problem(
+                Rule.INCOMPARABLE_VIEW,
+                f"{type(self).__name__} with {self._given_name} has "
+                f"requires_if_match=True, but its message {rest}",
+                "Remove requires_if_match=, or give the message's class a field that "
+                "is marked with Version().",
                 self.message or type(self),
             )
 

@@ -13,6 +13,7 @@ from django.db import IntegrityError, connection, transaction
 
 from django_cqrs import (
     CommandBus,
+    Header,
     Message,
     MessageGaveUp,
     Retry,
@@ -25,7 +26,7 @@ from django_cqrs.channels import channels
 from django_cqrs.checks import check_registry
 from django_cqrs.documents import DocumentStore, document
 from django_cqrs.interception import before, pointcut, pre_send
-from django_cqrs.modelling import Saga, saga
+from django_cqrs.modelling import Saga, aggregate, saga
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, Reason
 from django_cqrs.outbox.redaction import redact
 from django_cqrs.outbox.store import replay
@@ -791,6 +792,36 @@ class Nameless(MessageGaveUp):
 def takes_another(command: Charge) -> None: ...
 
 
+@aggregate
+@document("given_up.bill")
+@dataclass
+class Bill:
+    bill_id: str
+
+    @command_handler("bill.note")
+    def note(self, event: MessageGaveUp) -> None: ...
+
+    @command_handler("bill.clear")
+    def clear(self) -> None: ...
+
+    @event_handler("bill.hear")
+    def hear(self, event: MessageGaveUp) -> None: ...
+
+    @command_handler("bill.field", identifier="message_id")
+    def by_field(self, event: MessageGaveUp) -> None: ...
+
+    @command_handler("bill.header", identifier={"bill_id": Header("bill")})
+    def by_header(self, event: MessageGaveUp) -> None: ...
+
+    @command_handler("bill.function", identifier=lambda message: "1")
+    def by_function(self, event: MessageGaveUp) -> None: ...
+
+    @command_handler("bill.open")
+    @classmethod
+    def open(cls, event: MessageGaveUp) -> Bill:
+        return cls(event.error)
+
+
 UNKNOWN = [
     (
         "takes.anothr",
@@ -799,7 +830,7 @@ UNKNOWN = [
     ),
     (
         "takes.another",
-        f"'takes.another', but {__name__}.takes_another does not take a MessageGaveUp.",
+        f"'takes.another', but {__name__}.takes_another does not take MessageGaveUp.",
         "Annotate its first parameter with MessageGaveUp.",
     ),
     (
@@ -862,6 +893,27 @@ def test_E019_accepts_on_dead_where_tests_handle_messages_at_once(settings):
     with pytest.raises(Refused):
         send(registry, 1)
     assert seen == []  # its sender has the exception: the message is not given up
+
+
+@pytest.mark.parametrize("name", ["note", "clear", "hear"])
+def test_E050_a_handler_of_an_object_that_cannot_be_identified(name):
+    """A MessageGaveUp does not say whose it is, unless the handler does."""
+    [found] = check_registry(registry_of(charging(on_dead=f"bill.{name}"), Bill))
+
+    assert found.id == "django_cqrs.E050"
+    assert found.msg.endswith(
+        f"has on_dead='bill.{name}', but {__name__}.Bill.{name} cannot find its "
+        "object: MessageGaveUp has no bill_id."
+    )
+    assert found.hint == "Give that handler an identifier=, such as a Header."
+
+
+@pytest.mark.parametrize("name", ["field", "header", "function", "open"])
+def test_E050_accepts_a_handler_that_can_identify_its_object(name):
+    """Its identifier= may be in the message, and a factory needs none."""
+    registry = registry_of(charging(on_dead=f"bill.{name}"), Bill)
+
+    assert check_registry(registry) == []
 
 
 def test_E050_a_class_that_cannot_be_made():

@@ -191,6 +191,14 @@ def test_a_wrong_name_is_a_problem_of_the_view(serve):
     assert client
 
 
+@pytest.mark.parametrize("given", [OutcomeView, OutcomeView.as_view(), 5, b"outcome"])
+@pytest.mark.parametrize("view", [CommandView, AsyncCommandView])
+def test_what_is_not_the_name_of_a_url_is_refused_by_as_view(view, given):
+    """One error says what is taken."""
+    with pytest.raises(TypeError, match="Give the name of a URL, which is a string"):
+        view.as_view(route="outcomes.mail", outcome_view=given)
+
+
 def test_a_view_may_make_its_addresses_itself(serve):
     """The URL may take more than the id."""
 
