@@ -151,7 +151,9 @@ class TestMethods:
         """A value that its type does not say: nothing is written."""
         with pytest.raises(MessageConversionError, match=r"colours\.0"):
             themes.add("dark", Theme("Dark", [7]))
-        with pytest.raises(MessageConversionError, match="a Price, not exactly"):
+        with pytest.raises(
+            MessageConversionError, match="of type Price, not exactly Theme"
+        ):
             themes.add("dark", Price(1))
 
         assert not Document.objects.exists()
