@@ -23,15 +23,15 @@ from tests.benchmarks.shop.models import Order
 class Size:
     """How much is measured."""
 
-    rounds: int = 5
+    rounds: int = 3
     share: float = 1.0
     """Of each queue's messages."""
     calls: int = 60
     command_rounds: int = 60
     many: int = 1_000
     many_rounds: int = 30
-    latencies: int = 15
-    latency_rounds: int = 3
+    latencies: int = 10
+    latency_rounds: int = 2
     beside: int = 1_000_000
     ordered: tuple[str, ...] = ("count", "record")
 

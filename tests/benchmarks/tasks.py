@@ -18,12 +18,12 @@ BOTH = OURS, PEER
 class Size:
     """How much is measured."""
 
-    rounds: int = 5
+    rounds: int = 3
     share: float = 1.0
     """Of each queue's messages."""
     enqueued: int = 2_000
     latencies: int = 15
-    latency_rounds: int = 3
+    latency_rounds: int = 2
 
     def messages(self, queue: Queue) -> int:
         return max(20, round(queue.messages * self.share))
