@@ -38,7 +38,7 @@ SOAKS = os.environ.get("CQRS_SOAK") == "1"
 
 def examples(say):
     """Return how many courses of events Hypothesis draws, and print it."""
-    count = int(os.environ.get("CQRS_EXAMPLES") or (2_000 if SOAKS else 25))
+    count = int(os.environ.get("CQRS_EXAMPLES") or (2_000 if SOAKS else 15))
     say(f"{count:,} courses of events")
     return count
 

@@ -300,9 +300,9 @@ def test_it_reads_no_more_where_much_more_waits(late):
     later = timezone.now() + timedelta(days=1)
 
     def more():
-        store_many(3000, **moment)
-        store_many(3000, state=State.DELAYED, available_at=later, **moment)
-        bury_many(3000)
+        store_many(1500, **moment)
+        store_many(1500, state=State.DELAYED, available_at=later, **moment)
+        bury_many(1500)
         analyze()
 
     more()

@@ -397,14 +397,14 @@ class TestFunction:
         def steps(cls):
             cart = cls()
             cart.record(lambda: Opened(cart.pk, 1))
-            cart.record(Opened(NUMBER, 2))
+            cart.record(Opened(other, 2))
             cart.record(partial(_opened, cart))
             return cart
 
-        Cart.objects.create(pk=NUMBER)
+        other = Cart.objects.create().pk
         number = carts.make(steps)
 
-        assert carts.seen == [Opened(number, 1), Opened(NUMBER, 2), Opened(number, 3)]
+        assert carts.seen == [Opened(number, 1), Opened(other, 2), Opened(number, 3)]
 
     def test_it_is_called_before_any_event_is_published(self, carts):
         """What the handlers of the first event do, it does not see."""

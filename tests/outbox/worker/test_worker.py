@@ -1407,7 +1407,7 @@ def test_nothing_leaks(settings, say):
     import tracemalloc
 
     settings.DEBUG = True
-    size = 100_000 if SOAKS else 500
+    size = 100_000 if SOAKS else 300
     registry = registry_of(note)
 
     def go():
