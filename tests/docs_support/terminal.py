@@ -34,6 +34,7 @@ MAKE = {
     "make test": [
         "make",
         "test",
+        "WORKERS=0",
         "ARGS=tests/test_docs.py -k reference_of -p no:cacheprovider",
     ],
 }
