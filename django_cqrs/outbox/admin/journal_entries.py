@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import admin
-from django.db.models import Model, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
@@ -21,6 +21,7 @@ from django_cqrs.outbox.admin.filters import (
     NewestOutcomeFilter,
     TypedModelAdmin,
 )
+from django_cqrs.outbox.admin.read_only import ReadOnly
 from django_cqrs.outbox.admin.stored_messages import OutboxDatabaseMixin
 from django_cqrs.outbox.admin.timeline_pages import BY_ID, CorrelationMixin
 from django_cqrs.outbox.models import JournalEntry
@@ -28,7 +29,11 @@ from django_cqrs.outbox.models import JournalEntry
 
 @admin.register(JournalEntry)
 class JournalEntryAdmin(
-    OfferedLookupsMixin, OutboxDatabaseMixin, CorrelationMixin, TypedModelAdmin
+    ReadOnly,
+    OfferedLookupsMixin,
+    OutboxDatabaseMixin,
+    CorrelationMixin,
+    TypedModelAdmin,
 ):
     """Outcomes of messages: the way to the timeline of a message without a row."""
 
@@ -48,22 +53,6 @@ class JournalEntryAdmin(
         *("message_id", "correlation_id", "causation_id"),
     )
     change_list_template = "admin/django_cqrs_outbox/change_list.html"
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Refuse: entries are written when messages are handled."""
-        return False
-
-    def has_change_permission(
-        self, request: HttpRequest, obj: Model | None = None
-    ) -> bool:
-        """Refuse: an entry records the past."""
-        return False
-
-    def has_delete_permission(
-        self, request: HttpRequest, obj: Model | None = None
-    ) -> bool:
-        """Refuse: entries are deleted when they expire."""
-        return False
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import admin
-from django.db.models import Model, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
@@ -19,6 +19,7 @@ from django_cqrs.outbox.admin.filters import (
     NewestStatusFilter,
     TypedModelAdmin,
 )
+from django_cqrs.outbox.admin.read_only import ReadOnly
 from django_cqrs.outbox.admin.stored_messages import OutboxDatabaseMixin, as_text
 from django_cqrs.outbox.admin.timeline_pages import CorrelationMixin
 from django_cqrs.outbox.models import StoredTaskResult
@@ -26,7 +27,11 @@ from django_cqrs.outbox.models import StoredTaskResult
 
 @admin.register(StoredTaskResult)
 class StoredTaskResultAdmin(
-    OfferedLookupsMixin, OutboxDatabaseMixin, CorrelationMixin, TypedModelAdmin
+    ReadOnly,
+    OfferedLookupsMixin,
+    OutboxDatabaseMixin,
+    CorrelationMixin,
+    TypedModelAdmin,
 ):
     """Results of tasks: they are viewed, and deleted when they expire."""
 
@@ -49,22 +54,6 @@ class StoredTaskResultAdmin(
         *("attempts", "call_text", "value_text", "errors_text", "workers_text"),
     )
     change_list_template = "admin/django_cqrs_outbox/change_list.html"
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Refuse: results are written when tasks are handled."""
-        return False
-
-    def has_change_permission(
-        self, request: HttpRequest, obj: Model | None = None
-    ) -> bool:
-        """Refuse: a result records the past."""
-        return False
-
-    def has_delete_permission(
-        self, request: HttpRequest, obj: Model | None = None
-    ) -> bool:
-        """Refuse: results are deleted when they expire."""
-        return False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Return the rows without the columns that lists do not show."""

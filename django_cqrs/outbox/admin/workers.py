@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Model
-from django.http import HttpRequest
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
@@ -14,6 +12,7 @@ from django_cqrs import clock
 from django_cqrs.admin_databases import DatabaseFilter
 from django_cqrs.admin_lookups import OfferedLookupsMixin
 from django_cqrs.outbox.admin.filters import BoundedPaginator, TypedModelAdmin
+from django_cqrs.outbox.admin.read_only import ReadOnly
 from django_cqrs.outbox.admin.stored_messages import OutboxDatabaseMixin
 from django_cqrs.outbox.attendance import ALIVE, channels_in
 from django_cqrs.outbox.models import WorkerRecord
@@ -21,7 +20,9 @@ from django_cqrs.outbox.times import as_sent
 
 
 @admin.register(WorkerRecord)
-class WorkerRecordAdmin(OfferedLookupsMixin, OutboxDatabaseMixin, TypedModelAdmin):
+class WorkerRecordAdmin(
+    ReadOnly, OfferedLookupsMixin, OutboxDatabaseMixin, TypedModelAdmin
+):
     """The workers of the last day: the living ones, and those that have ended."""
 
     paginator = BoundedPaginator
@@ -35,22 +36,6 @@ class WorkerRecordAdmin(OfferedLookupsMixin, OutboxDatabaseMixin, TypedModelAdmi
     list_filter = (DatabaseFilter,)
     fields = ("name", "channel_names", "started_at", "seen_at", "stopped_at")
     change_list_template = "admin/django_cqrs_outbox/change_list.html"
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Refuse: a worker adds itself."""
-        return False
-
-    def has_change_permission(
-        self, request: HttpRequest, obj: Model | None = None
-    ) -> bool:
-        """Refuse: a worker changes its own row."""
-        return False
-
-    def has_delete_permission(
-        self, request: HttpRequest, obj: Model | None = None
-    ) -> bool:
-        """Refuse: workers delete the rows of those that have ended."""
-        return False
 
     @admin.display(description=_("channels"))
     def channel_names(self, obj: WorkerRecord) -> str:
