@@ -50,6 +50,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django_cqrs",
     "django_cqrs.documents",
+    "django_cqrs.events",
     "django_cqrs.outbox",
     "django_tasks_db",
     "tests.modelling",

@@ -11,7 +11,7 @@ from django.db import DEFAULT_DB_ALIAS
 
 from django_cqrs import clock
 from django_cqrs.outbox.models import WorkerRecord
-from django_cqrs.outbox.times import as_sent
+from django_cqrs.times import as_sent
 
 __all__ = ["ALIVE", "LivingWorker", "attended_until", "living_workers"]
 

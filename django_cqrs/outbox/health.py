@@ -24,7 +24,7 @@ from django_cqrs.outbox.statistics import (
     as_moment,
     kept_channels,
 )
-from django_cqrs.outbox.times import as_stored
+from django_cqrs.times import as_stored
 
 logger: Final = logging.getLogger("django_cqrs.health")
 

@@ -19,8 +19,8 @@ from django_cqrs.exceptions import BrokenTransaction
 from django_cqrs.inbox import FirstResult
 from django_cqrs.outbox.models import InboxEntry
 from django_cqrs.outbox.store.batches import SIZE, delete_in_batches
-from django_cqrs.outbox.times import as_sent
 from django_cqrs.statements import fitting, written
+from django_cqrs.times import as_sent
 
 COLUMNS = "endpoint", "key", "message_id", "created_at"
 

@@ -8,7 +8,7 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.models import NameField, PartialIndex
-from django_cqrs.outbox.times import MomentField
+from django_cqrs.times import MomentField
 
 
 class State(models.IntegerChoices):

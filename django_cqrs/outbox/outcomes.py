@@ -22,8 +22,8 @@ from django_cqrs.outbox.models import (
 )
 from django_cqrs.outbox.redaction import redact_list
 from django_cqrs.outbox.store.dialects import lacks_table
-from django_cqrs.outbox.times import as_sent
 from django_cqrs.sync import in_thread, twin_of
+from django_cqrs.times import as_sent
 
 
 class MessageStatus(models.TextChoices):

@@ -10,7 +10,7 @@ from django.utils import timezone
 from django_cqrs import clock
 from django_cqrs.channels.aliases import channels
 from django_cqrs.outbox.models import PausedChannel
-from django_cqrs.outbox.times import as_sent
+from django_cqrs.times import as_sent
 
 __all__ = ["pause", "paused_channels", "resume"]
 

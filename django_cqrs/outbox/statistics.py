@@ -18,7 +18,7 @@ from django_cqrs.channels.aliases import channels as all_channels
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.channel import OutboxChannel
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage, State, Throughput
-from django_cqrs.outbox.times import MomentField, as_read
+from django_cqrs.times import MomentField, as_read
 
 WINDOWS: Final[Mapping[str, timedelta]] = {
     "5_minutes": timedelta(minutes=5),

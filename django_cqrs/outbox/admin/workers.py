@@ -16,7 +16,7 @@ from django_cqrs.outbox.admin.read_only import ReadOnly
 from django_cqrs.outbox.admin.stored_messages import OutboxDatabaseMixin
 from django_cqrs.outbox.attendance import ALIVE, channels_in
 from django_cqrs.outbox.models import WorkerRecord
-from django_cqrs.outbox.times import as_sent
+from django_cqrs.times import as_sent
 
 
 @admin.register(WorkerRecord)

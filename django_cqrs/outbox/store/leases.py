@@ -14,7 +14,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Expression
 
 from django_cqrs.clock import now
-from django_cqrs.outbox.times import MomentField, as_stored
+from django_cqrs.times import MomentField, as_stored
 
 # The time of the statement, which can be searched with an index.
 _ENDS: Final = {

@@ -15,7 +15,7 @@ from django.db.models.lookups import LessThanOrEqual
 from django_cqrs.channels.channel import Envelope
 from django_cqrs.frozen import maker_of
 from django_cqrs.outbox.models import State
-from django_cqrs.outbox.times import as_sent, as_stored
+from django_cqrs.times import as_sent, as_stored
 
 LARGEST_CLAIMED: Final = 64 * 2**10
 """The maximum size of the payload and headers that a claim reads, in bytes."""

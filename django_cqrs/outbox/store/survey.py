@@ -15,7 +15,7 @@ from django_cqrs.outbox.store.dialects import (
 )
 from django_cqrs.outbox.store.leases import lease_end, lease_value
 from django_cqrs.outbox.store.table import Table
-from django_cqrs.outbox.times import as_stored
+from django_cqrs.times import as_stored
 
 MOST_CHANNELS: Final = 100
 """The maximum number of channels in one statement."""

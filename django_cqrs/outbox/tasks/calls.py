@@ -14,7 +14,7 @@ from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.exceptions import MessageConversionError
 from django_cqrs.outbox.models import StoredTaskResult
 from django_cqrs.outbox.tasks.djangos import TaskError, normalize_json
-from django_cqrs.outbox.times import as_sent
+from django_cqrs.times import as_sent
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

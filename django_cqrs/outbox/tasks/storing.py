@@ -23,11 +23,11 @@ from django_cqrs.outbox.tasks.djangos import (
     task_enqueued,
 )
 from django_cqrs.outbox.tasks.endpoints import endpoint_of
-from django_cqrs.outbox.times import as_sent
 from django_cqrs.outbox.worker.tasks import endpoint_name
 from django_cqrs.pipeline.envelopes import encode_headers, headers_of
 from django_cqrs.pipeline.scopes import send
 from django_cqrs.routing.endpoint import JoinPoint, Run
+from django_cqrs.times import as_sent
 
 _LONGEST_NAME: Final = 255
 

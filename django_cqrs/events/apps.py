@@ -1,0 +1,34 @@
+"""The app config of event streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.apps import AppConfig
+from django.db import connections
+from django.db.models.signals import post_migrate
+from django.utils.translation import gettext_lazy as _
+
+
+class EventsConfig(AppConfig):
+    """Events that are kept in streams, and the projections that follow them."""
+
+    name = "django_cqrs.events"
+    label = "django_cqrs_events"
+    verbose_name = _("Events")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Complete the tables after ``migrate``, and where there are no migrations."""
+        post_migrate.connect(_complete_tables, sender=self)
+
+
+def _complete_tables(using: str, **_kwargs: Any) -> None:
+    from django.db import router
+
+    from django_cqrs.events.models import StoredEvent
+    from django_cqrs.events.positions import complete
+
+    connection = connections[using]
+    if router.allow_migrate_model(using, StoredEvent):
+        complete(connection, StoredEvent._meta.db_table)
