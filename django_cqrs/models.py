@@ -12,7 +12,12 @@ from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.channels.channel import Seconds
 from django_cqrs.messages import HeaderValue
-from django_cqrs.recording import RECORDED_COMMANDS, ensure_known, expect_collection
+from django_cqrs.recording import (
+    RECORDED,
+    RECORDED_COMMANDS,
+    ensure_known,
+    expect_collection,
+)
 from django_cqrs.sends import LATE, Send, ensure_object
 
 
@@ -128,9 +133,6 @@ class RecordsEvents:
         Override it. It is called after the object was inserted, in the same
         transaction, before its recorded events are published. It may record more.
         """
-
-
-RECORDED = "_recorded_events"
 
 
 # Never another mix-in: a model's bases are in its project's migrations.

@@ -91,6 +91,9 @@ def ensure_known(
 
 # ------------------------------------------------------------- commands that are sent
 
+RECORDED: Final = "_recorded_events"
+"""The attribute with the events that an object has recorded."""
+
 RECORDED_COMMANDS: Final = "_recorded_commands"
 """The attribute with the commands that an object sends after its save."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from django_cqrs.documents.names import stored_name_of
-from django_cqrs.documents.shapes import DocumentShape, shape_of
+from django_cqrs.documents.shapes import Shape, shape_of
 from django_cqrs.messages import MessageName
 
 
@@ -22,7 +22,7 @@ class Collection:
         self.names = (name.name, *name.aliases)
 
     @cached_property
-    def shape(self) -> DocumentShape:
+    def shape(self) -> Shape:
         """The shape that writes and reads the values."""
         return shape_of(self.target)
 
