@@ -20,7 +20,13 @@ from django_cqrs.buses.events import EventBus
 from django_cqrs.buses.giving_up import Farewell, are_told, gave_up
 from django_cqrs.buses.queries import QueryBus
 from django_cqrs.channels.channel import Envelope
-from django_cqrs.declaration.declarations import Kind, declarations_of, handlers_of
+from django_cqrs.declaration.declarations import (
+    Kind,
+    declarations_of,
+    handlers_of,
+    role_of,
+    stand_in_of,
+)
 from django_cqrs.declaration.discovery import Discovery, Found, discover
 from django_cqrs.exceptions import CQRSError
 from django_cqrs.given_up import MessageGaveUp
@@ -92,10 +98,11 @@ class Registry:
             TypeError: the argument is not decorated.
 
         """
-        target: Any = handler_or_class
+        target: Any = stand_in_of(handler_or_class)
         is_class = isinstance(target, type)
         if not (
             (is_class and (message_name_of(target) or any(handlers_of(target))))
+            or role_of(target) is not None
             or (not is_class and declarations_of(target))
             or interception_of(target) is not None
         ):

@@ -243,6 +243,17 @@ class Channel:
             msg = f"priority= takes a whole number, not {value!r}."
             raise InvalidOption(msg)
 
+    def wake(self, connection: BaseDatabaseWrapper) -> None:
+        """
+        Wake the worker of this channel after the commit, since it has a job.
+
+        By default this does nothing: the worker looks by itself.
+
+        Args:
+            connection: the connection with the data that the job is about.
+
+        """
+
     def cancel(
         self,
         connection: BaseDatabaseWrapper,

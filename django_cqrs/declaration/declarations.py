@@ -184,6 +184,14 @@ def take_role(cls: C, role: Any, *, depth: int = 2) -> C:
     return cls
 
 
+STAND_IN = "__cqrs_stand_in__"
+
+
+def stand_in_of(target: Any) -> Any:
+    """Return the class that a decorator has made for a function; else the target."""
+    return getattr(target, STAND_IN, target)
+
+
 def role_of(cls: object) -> Any:
     """Return the role of exactly this class, None if it has none."""
     return vars(cls).get(ROLE) if isinstance(cls, type) else None

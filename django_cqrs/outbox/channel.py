@@ -13,6 +13,7 @@ from django.core.checks import CheckMessage, Error
 from django.db import DEFAULT_DB_ALIAS, DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_cqrs.callbacks import OwnCallback
 from django_cqrs.channels.aliases import channels
 from django_cqrs.channels.channel import Channel, Delivery
 from django_cqrs.exceptions import InvalidChannel
@@ -98,6 +99,15 @@ class OutboxChannel(Channel):
             return
         # Last, since without a transaction it is done immediately.
         connection.on_commit(partial(self._notify, connection), robust=True)
+
+    def wake(self, connection: BaseDatabaseWrapper) -> None:
+        """Wake the worker after the commit, on PostgreSQL, unless it is polling."""
+        if not self.notifies or connection.vendor != "postgresql":
+            return
+        waiting = connection.run_on_commit
+        if waiting and isinstance(waiting[-1][1], _Wake) and waiting[-1][1].is_of(self):
+            return  # the last of many appends in a transaction
+        connection.on_commit(_Wake(self, connection), robust=True)
 
     def _is_quiet(self, connection: BaseDatabaseWrapper) -> bool:
         """Return whether a worker that was woken is still polling."""
@@ -208,6 +218,20 @@ class OutboxChannel(Channel):
                 hint="Add 'django_cqrs.outbox' to INSTALLED_APPS and migrate.",
                 id="django_cqrs_outbox.E001",
             )
+
+
+class _Wake(OwnCallback):
+    """Wakes the worker of a channel: an ``on_commit`` callback."""
+
+    def __init__(self, channel: OutboxChannel, connection: BaseDatabaseWrapper) -> None:
+        self._channel = channel
+        self._connection = connection
+
+    def is_of(self, channel: OutboxChannel) -> bool:
+        return self._channel is channel
+
+    def __call__(self) -> None:
+        self._channel._notify(self._connection)
 
 
 def _forget_notifications(connection: BaseDatabaseWrapper) -> None:

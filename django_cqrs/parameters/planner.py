@@ -52,6 +52,7 @@ from django_cqrs.parameters.plan import (
     Constant,
     Given,
     Resolver,
+    Source,
     header_converter,
     message_itself,
     payload_of,
@@ -150,7 +151,7 @@ def plan_of(
     has_receiver: bool = True,
     payload: Any = None,
     once: bool = False,
-    given: Callable[[inspect.Parameter], Given | None] | None = None,
+    given: Callable[[inspect.Parameter], Source | None] | None = None,
     names: Names = NO_NAMES,
 ) -> ArgumentPlan:
     """
@@ -167,7 +168,7 @@ def plan_of(
             payload; None for functions without a payload, such as an ``__init__``.
         once: whether it is called once for all messages, so that no message's data may
             be passed to it.
-        given: tells which parameters the caller provides.
+        given: returns the source of the parameters that the caller provides.
         names: the names visible to the dependent, for the annotations of a function or
             class that is local as well.
 
@@ -270,7 +271,7 @@ class _Planner:
         payload: Any,
         *,
         once: bool,
-        given: Callable[[inspect.Parameter], Given | None] | None,
+        given: Callable[[inspect.Parameter], Source | None] | None,
         names: Names,
     ) -> None:
         self.function = function

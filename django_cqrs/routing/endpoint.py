@@ -17,7 +17,7 @@ from django_cqrs.declaration.declarations import Kind, Policies
 from django_cqrs.declaration.keywords import HandlerRole
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.messages import Message, handling_of
-from django_cqrs.parameters.plan import ArgumentPlan
+from django_cqrs.parameters.plan import ArgumentPlan, Source
 from django_cqrs.problems import Problem
 from django_cqrs.retries import DEFAULT_RETRY, Retry
 
@@ -80,6 +80,8 @@ class Endpoint:
     """Whether a message is routed here that is not routed to a factory."""
     is_declared: bool = True
     """Whether a decorator declares it: if not, no interceptor applies to it."""
+    is_fed: bool = False
+    """Whether its class is fed with stored events, so that it subscribes to none."""
 
     @property
     def role(self) -> HandlerRole:
@@ -219,6 +221,21 @@ class Role(ABC):
 
     decorator: str
     """Its name in code, for hints: ``@aggregate``."""
+    is_fed: bool = False
+    """
+    Whether the objects are fed with stored events.
+
+    Their event handlers then subscribe to nothing. Each object is a service, and
+    :meth:`subject_of` is not called.
+    """
+
+    def source_of(self, parameter: inspect.Parameter) -> Source | None:
+        """Return the source of a parameter that only handlers in this role have."""
+        return None
+
+    def planned(self, plan: ArgumentPlan) -> ArgumentPlan:
+        """Return the plan of an event handler as this role reads it."""
+        return plan
 
     @abstractmethod
     def subject_of(self, owner: type, services: Services) -> Subject:

@@ -30,7 +30,7 @@ from django_cqrs.parameters.plan import ArgumentPlan
 from django_cqrs.parameters.planner import TAKES_PAYLOAD, on_object, on_service, plan_of
 from django_cqrs.parameters.services import Services
 from django_cqrs.problems import Problem, Rule
-from django_cqrs.routing.endpoint import Endpoint, Subject, subject_of
+from django_cqrs.routing.endpoint import Endpoint, Role, Subject, subject_of
 from django_cqrs.routing.endpoint_checks import with_sound_values
 
 PATTERN_SIGNS: Final = frozenset("*?[")
@@ -48,12 +48,14 @@ def endpoints_of(found: Found, services: Services) -> Iterator[Endpoint]:
     if isinstance(target, type):
         methods = list(handlers_of(target))
         role = role_of(target)
-        subject = None if role is None else role.subject_of(target, services)
+        subject = None
+        if role is not None and not role.is_fed:
+            subject = role.subject_of(target, services)
         for name, method in methods:
             yield from _endpoints(
-                found, name, method, target, services, subject=subject
+                found, name, method, target, services, subject=subject, role=role
             )
-        if methods or subject is not None or message_name_of(target) is not None:
+        if methods or role is not None or message_name_of(target) is not None:
             return
     elif declarations_of(target):
         yield from _endpoints(found, None, target, None, services)
@@ -73,11 +75,15 @@ def _endpoints(
     services: Services,
     *,
     subject: Subject | None = None,
+    role: Role | None = None,
 ) -> Iterator[Endpoint]:
     by_kind: defaultdict[Kind, list[Declaration]] = defaultdict(list)
     for declaration in declarations_of(handler):
         by_kind[declaration.kind].append(declaration)
-    function, plan = _callable_and_plan(attribute, handler, owner, services, subject)
+    is_fed = role is not None and role.is_fed and Kind.EVENT in by_kind
+    function, plan = _callable_and_plan(
+        attribute, handler, owner, services, subject, fed_by=role if is_fed else None
+    )
     is_static = isinstance(handler, (classmethod, staticmethod))
     for kind, declarations in by_kind.items():
         problems = list(plan.problems)
@@ -106,7 +112,8 @@ def _endpoints(
             problems=tuple(problems),
             # A query of the class itself does not concern an object.
             subject=None if is_static and kind is Kind.QUERY else subject,
-            is_factory=is_static,
+            is_factory=is_static and not is_fed,
+            is_fed=is_fed and kind is Kind.EVENT,
         )
         yield endpoint
 
@@ -117,6 +124,8 @@ def _callable_and_plan(
     owner: type | None,
     services: Services,
     subject: Subject | None,
+    *,
+    fed_by: Role | None,
 ) -> tuple[Callable[..., Any], ArgumentPlan]:
     if owner is None or attribute is None:
         return handler, plan_of(handler, services, payload=TAKES_PAYLOAD)
@@ -127,7 +136,10 @@ def _callable_and_plan(
         owner=owner,
         has_receiver=not isinstance(handler, staticmethod),
         payload=TAKES_PAYLOAD,
+        given=None if fed_by is None else fed_by.source_of,
     )
+    if fed_by is not None:
+        plan = fed_by.planned(plan)
     if inner is handler:  # an instance's method, with the instance as first argument
         if subject is None:
             plan = on_service(plan, owner, services)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from django_cqrs.annotations import is_plain_class, is_protocol
 from django_cqrs.conversion.stored import MessageTypes
-from django_cqrs.declaration.declarations import Kind
+from django_cqrs.declaration.declarations import Kind, role_of
 from django_cqrs.declaration.discovery import Discovery
 from django_cqrs.declaration.keywords import OWN
 from django_cqrs.exceptions import InvalidHandler
@@ -194,7 +194,15 @@ class RouteIndex:
         self._by_pattern: list[tuple[str, Endpoint]] = []
         self._methods: defaultdict[tuple[type | None, Kind], list[Endpoint]]
         self._methods = defaultdict(list)
+        self._fed: dict[type | None, list[Endpoint]] = {
+            found.target: []
+            for found in discovery.handlers
+            if getattr(role_of(found.target), "is_fed", False)
+        }
         for endpoint in self.endpoints:
+            if endpoint.is_fed:
+                self._fed[endpoint.owner].append(endpoint)
+                continue
             if endpoint.subject is not None:
                 self._methods[endpoint.owner, endpoint.kind].append(endpoint)
             for cls in endpoint.classes:
@@ -238,6 +246,15 @@ class RouteIndex:
             load_of(each): each for member in members for each in subclasses_of(member)
         }
         return [*said, *derived.values()]
+
+    @property
+    def fed_owners(self) -> tuple[type, ...]:
+        """The classes that are fed with stored events, in order of registration."""
+        return tuple(owner for owner in self._fed if owner is not None)
+
+    def fed(self, owner: type) -> tuple[Endpoint, ...]:
+        """Return the event handlers of a class that is fed, in order of definition."""
+        return tuple(self._fed.get(owner, ()))
 
     def paired(self, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
         """Return endpoints, with the factory and the action of one class made one."""

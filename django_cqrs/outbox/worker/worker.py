@@ -34,6 +34,7 @@ from django_cqrs.outbox.store.store import Store
 from django_cqrs.outbox.worker.bounds import Bounds, Progress, Tally
 from django_cqrs.outbox.worker.failures import OUTAGES, FailurePolicies
 from django_cqrs.outbox.worker.handling import ClaimHandler
+from django_cqrs.outbox.worker.jobs import ChannelJobs
 from django_cqrs.outbox.worker.notifications import can_listen, wakes_workers
 from django_cqrs.outbox.worker.outages import Outages, is_of_database
 from django_cqrs.outbox.worker.presence import Presence
@@ -158,6 +159,7 @@ class Worker:
         self._handler = ClaimHandler(
             self.store, self._policies, self.progress, lease=lease
         )
+        self.jobs = ChannelJobs(registry, using, self.progress)
         self._replays = Replays(using)
         self._presence = Presence(self.name, self.channels, using)
         self._handler.heartbeat.presence = self._presence
@@ -265,6 +267,7 @@ class Worker:
             self._handler.heartbeat.stop()
             for relay in self.relays.values():
                 relay.close()
+            self.jobs.close()
             if not is_nested:
                 self._handler.throughput.write_at_last()
                 self._presence.end()
@@ -311,7 +314,7 @@ class Worker:
             self._paused = frozenset(paused_channels(self.store.using))
 
     def _run_channels(self) -> int:
-        """Handle one batch of each channel that has ready messages, in order."""
+        """Handle one batch of each channel that has messages, and then its jobs."""
         found = 0
         known: set[str] | None = None
         for place, channel in enumerate(self.channels):
@@ -319,19 +322,22 @@ class Worker:
                 break
             if channel in self._paused:
                 continue
-            if channel not in self._busy:
-                if known is None:
-                    known = self._with_ready(self.channels[place:])
-                if channel not in known:
-                    continue
-            relay = self.relays.get(channel)
-            taken = self._run_ready(channel) if relay is None else self._run(relay)
-            if taken:
-                self._busy.add(channel)
-                known = None  # handling takes time, in which others may have got some
-            else:
-                self._busy.discard(channel)
-            found += taken
+            if channel not in self._busy and known is None:
+                known = self._with_ready(self.channels[place:])
+            if channel in self._busy or (known is not None and channel in known):
+                relay = self.relays.get(channel)
+                taken = self._run_ready(channel) if relay is None else self._run(relay)
+                if taken:
+                    self._busy.add(channel)
+                    known = None  # in the meantime others may have got some
+                else:
+                    self._busy.discard(channel)
+                found += taken
+            if not self.progress.is_over():
+                done = self.jobs.run(channel)
+                if done:
+                    known = None
+                found += done
         return found
 
     def _with_ready(self, channels: Sequence[str]) -> set[str]:
