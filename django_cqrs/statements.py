@@ -1,7 +1,8 @@
-"""The size of statements: a server accepts only a limited number of bytes."""
+"""The text of statements: its size, and what it can do."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
@@ -123,3 +124,20 @@ def _limit_of_server(connection: BaseDatabaseWrapper) -> int | None:
         return None
     finally:
         other.close()
+
+
+_PLAIN: Final = re.compile(
+    r"[\s(]*(?:SELECT|INSERT|UPDATE|DELETE|MERGE|WITH|SAVEPOINT|RELEASE|ROLLBACK\s+TO)"
+    r"\b[^;]*;?\s*\Z",
+    re.IGNORECASE,
+)
+
+
+def is_plain(query: object) -> bool:
+    """
+    Return whether a query is the text of one statement that ends no transaction.
+
+    A semicolon in a literal makes it one that is not plain. Parameters do not matter,
+    since the driver quotes them.
+    """
+    return type(query) is str and _PLAIN.match(query) is not None

@@ -22,6 +22,7 @@ from django_cqrs.outbox.store.dialects import (
     COMMIT,
     NOTIFICATION,
     can_commit,
+    commit_and_notify,
     lacks_table,
     literal,
     speaks_psycopg,
@@ -73,7 +74,11 @@ class OutboxChannel(Channel):
         if type(self).write is not OutboxChannel.write:  # it may do more afterwards
             self.write(connection, entries)
         else:
-            end = COMMIT if can_commit(connection) else ""
+            end = ""
+            if can_commit(connection):
+                end = COMMIT
+                if self.notifies and not self._is_quiet(connection):
+                    end = commit_and_notify(connection, self.alias) or COMMIT
             self._store(connection, entries, end=end)
 
     def _store(
@@ -94,6 +99,10 @@ class OutboxChannel(Channel):
             )
             raise InvalidChannel(msg) from error
         if not self.notifies or connection.vendor != "postgresql":
+            return
+        if is_ended and end != COMMIT:  # with the notification
+            self._last_notifications[connection.alias] = time.monotonic()
+            _forget_notifications(connection)
             return
         if is_ended and self._is_quiet(connection):  # it is committed
             return

@@ -28,6 +28,7 @@ from django_cqrs.messages import (
     name_run,
     sending_time,
 )
+from django_cqrs.pipeline.joined_begin import join_begin
 from django_cqrs.pipeline.scopes import BusScope
 from django_cqrs.retries import InstantRetry
 from django_cqrs.routing.endpoint import Run
@@ -129,6 +130,8 @@ def in_transaction(run: Run, alias: str, name: str, *, opens: bool = True) -> Ru
         # Django never clears it: an old error would be blamed for a later rollback.
         connection.rollback_exc = None
         with block:
+            if opens and connection.vendor == "postgresql":
+                join_begin(connection)
             scope = message._scope = BusScope(connection, message._parent)
             try:
                 result = run(message)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -63,6 +64,28 @@ def on_a_server():
 def on_postgresql():
     if connection.vendor != "postgresql":
         pytest.skip("A case for PostgreSQL.")
+
+
+@contextmanager
+def traced():
+    """Yield a list, which afterwards holds a text for each round trip of libpq."""
+    on_postgresql()
+    if not sys.platform.startswith("linux"):
+        pytest.skip("psycopg traces a session on Linux only.")
+    sent = []
+    with tempfile.TemporaryFile() as file:
+        connection.ensure_connection()
+        connection.connection.pgconn.trace(file.fileno())
+        try:
+            yield sent
+        finally:
+            connection.connection.pgconn.untrace()
+            file.seek(0)
+            lines = file.read().decode().splitlines()
+    assert sum("\tReadyForQuery\t" in each for each in lines) == sum(
+        "\tQuery\t" in each for each in lines
+    )
+    sent += [each.partition("\tQuery\t")[2] for each in lines if "\tQuery\t" in each]
 
 
 def own_session():

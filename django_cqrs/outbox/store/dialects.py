@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -10,6 +11,8 @@ from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.retries import Transient
+
+logger: Final = logging.getLogger("django_cqrs.channels")
 
 # Do not wait for the disk: a claim that a crash undoes was never made.
 RELAX: Final = "SET LOCAL synchronous_commit = off"
@@ -78,6 +81,67 @@ def can_commit(connection: BaseDatabaseWrapper) -> bool:
         and not connection.execute_wrappers
         and not session.pipeline_status
     )
+
+
+def commit_and_notify(connection: BaseDatabaseWrapper, alias: str) -> str | None:
+    """
+    Return :data:`COMMIT` with the notification of a channel's workers after it.
+
+    The notification is not part of the transaction, whose commit would then wait for
+    others that notify. It is sent in the same round trip, and if the server refuses it,
+    that is logged: the transaction has been committed.
+
+    Args:
+        connection: for which :func:`can_commit` is true.
+        alias: the alias of the channel.
+
+    Returns:
+        None if the driver cannot do it.
+
+    """
+    kind = getattr(connection.connection, "cursor_factory", None)
+    if kind is None or _notifying(kind) is None:
+        return None
+    return f"{COMMIT}; NOTIFY {NOTIFICATION}, {literal(alias)}"
+
+
+def forgive_notification(cursor: Any) -> None:
+    """Let a cursor log the error of a notification that follows a COMMIT."""
+    kind = _notifying(type(cursor))
+    if kind is not None:
+        cursor.__class__ = kind
+
+
+_notifying_classes: dict[type[Any], type[Any] | None] = {}
+
+
+def _notifying(kind: type[Any]) -> type[Any] | None:
+    """Return a subclass of Django's own class of cursors, None for any other."""
+    if kind not in _notifying_classes:
+        _notifying_classes[kind] = _made_notifying(kind)
+    return _notifying_classes[kind]
+
+
+def _made_notifying(kind: type[Any]) -> type[Any] | None:
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name != "django.db.backends.postgresql.base.Cursor" or not hasattr(
+        kind, "_check_results"
+    ):
+        return None
+    return type("NotifyingCursor", (_Notifying, kind), {})
+
+
+class _Notifying:
+    def _check_results(self, results: list[Any]) -> None:
+        committed = [each.command_status == b"COMMIT" for each in results[:-1]]
+        if any(committed) and results[-1].error_message:
+            logger.warning(
+                "A message is stored, but its worker could not be notified: %s",
+                results[-1].error_message.decode(errors="replace").strip(),
+            )
+            results = results[:-1]
+        own: Any = super()
+        own._check_results(results)
 
 
 def among(

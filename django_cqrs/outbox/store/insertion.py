@@ -12,7 +12,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.channels.channel import Envelope
 from django_cqrs.outbox.models import OutboxMessage, State
-from django_cqrs.outbox.store.dialects import literal, speaks_psycopg
+from django_cqrs.outbox.store.dialects import (
+    forgive_notification,
+    literal,
+    speaks_psycopg,
+)
 from django_cqrs.outbox.store.rows import INSERTED_COLUMNS, adapters_of, row_of
 from django_cqrs.statements import fitting, portions
 
@@ -226,10 +230,15 @@ def _insert(
     _execute(connection, f"{statement}{end}", values)
 
 
+_NOTIFY: Final = "; NOTIFY "
+
+
 def _execute(
     connection: BaseDatabaseWrapper, statement: str, values: Sequence[Any]
 ) -> None:
     with connection.cursor() as cursor:
+        if _NOTIFY in statement:
+            forgive_notification(cursor.cursor)
         cursor.execute(statement, values)
 
 

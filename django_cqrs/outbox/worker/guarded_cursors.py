@@ -18,26 +18,11 @@ traces statements) stays what it is, and opening it is a use of the connection.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol
 
-_PLAIN: Final = re.compile(
-    r"[\s(]*(?:SELECT|INSERT|UPDATE|DELETE|MERGE|WITH|SAVEPOINT|RELEASE|ROLLBACK\s+TO)"
-    r"\b[^;]*;?\s*\Z",
-    re.IGNORECASE,
-)
-
-
-def is_plain(query: object) -> bool:
-    """
-    Return whether a query is the text of one statement that ends no transaction.
-
-    A semicolon in a literal makes it one that is not plain. Parameters do not matter,
-    since the driver quotes them.
-    """
-    return type(query) is str and _PLAIN.match(query) is not None
+from django_cqrs.statements import is_plain
 
 
 class CursorGuard(Protocol):

@@ -1,11 +1,17 @@
 """What a command sends is written last, on PostgreSQL together with the COMMIT."""
 
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import pytest
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    connection,
+    connections,
+    transaction,
+)
 from django.test.utils import CaptureQueriesContext, override_settings
 
 from django_cqrs import (
@@ -17,8 +23,11 @@ from django_cqrs import (
     message,
 )
 from django_cqrs.channels import channels
+from django_cqrs.outbox import channel
 from django_cqrs.outbox.channel import OutboxChannel
 from django_cqrs.outbox.store import insertion
+from django_cqrs.outbox.store.dialects import COMMIT, NOTIFICATION
+from tests.limits import LIMIT
 from tests.outbox.support import (
     note,
     numbers,
@@ -27,6 +36,7 @@ from tests.outbox.support import (
     on_postgresql,
     registry_of,
     rows,
+    traced,
     work,
 )
 from tests.outbox.work import Work
@@ -70,9 +80,9 @@ def statements():
     with CaptureQueriesContext(connection) as queries:
         yield found
     found += [
-        " ".join(part.split()[0] for part in each["sql"].split(";") if part.strip())
-        for each in queries
-        if "NOTIFY" not in each["sql"]
+        " ".join(part.split()[0] for part in each.split(";") if part.strip())
+        for each in (query["sql"].partition("; NOTIFY")[0] for query in queries)
+        if "NOTIFY" not in each
     ]
 
 
@@ -140,6 +150,43 @@ def test_nothing_is_committed_where_the_commit_fails():
     assert (after, numbers(), rows()) == ([], [], [])
     assert is_as_before()
     assert not LogEntry.objects.exists()
+
+
+def test_a_notification_that_fails_is_logged_and_the_command_has_succeeded(
+    monkeypatch, caplog
+):
+    """It comes after the COMMIT in the same round trip: nothing is undone by it."""
+    on_postgresql()
+    after = []
+    registry = sending(
+        last=lambda: transaction.on_commit(lambda: after.append(numbers()))
+    )
+    too_long = f"{COMMIT}; NOTIFY {NOTIFICATION}, '{'x' * 8001}'"
+    monkeypatch.setattr(channel, "commit_and_notify", lambda *_: too_long)
+    monkeypatch.setattr(channels["outbox"], "_last_notifications", {})
+
+    registry.command_bus.dispatch(Work(1, "done"))
+
+    assert (after, len(rows())) == ([[1]], 1)
+    assert is_as_before()
+    assert "could not be notified: ERROR:  payload string too long" in caplog.text
+
+
+def test_a_worker_is_notified_in_the_round_trip_of_the_commit(monkeypatch):
+    """The command's own statement, and the message with all that follows it."""
+    on_postgresql()
+    registry = sending()
+    monkeypatch.setattr(channels["outbox"], "_last_notifications", {})
+    with closing(connections.create_connection("default")) as listener:
+        listener.cursor().execute(f"LISTEN {NOTIFICATION}")
+
+        with traced() as sent:
+            registry.command_bus.dispatch(Work(1, "done"))
+
+        notes = list(listener.connection.notifies(timeout=LIMIT, stop_after=1))
+    assert [each.payload for each in notes] == ["outbox"]
+    assert len([each for each in sent if "SELECT" not in each]) == 2
+    assert "COMMIT; NOTIFY" in sent[-1]
 
 
 @pytest.mark.parametrize("savepoint", [True, False])
@@ -341,4 +388,5 @@ def test_what_takes_several_statements_is_not_taken_for_committed(
     registry.command_bus.dispatch(Work(1, "done"))
 
     assert len(rows()) == 20
-    assert asked == [asks_inside]
+    # The first time, whether to notify in the same round trip.
+    assert asked == [True, asks_inside]

@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import re
-import sys
-import tempfile
 
 import pytest
 from django.db import DatabaseError, connection, transaction
@@ -22,6 +20,7 @@ from tests.outbox.support import (
     registry_of,
     rows,
     send,
+    traced,
     work,
     worker_of,
 )
@@ -65,28 +64,6 @@ IDLE = []
 
 
 # --------------------------------------------------------------------------- round trips
-
-
-@contextlib.contextmanager
-def traced():
-    """Yield a list, which afterwards holds a text for each round trip of libpq."""
-    on_postgresql()
-    if not sys.platform.startswith("linux"):
-        pytest.skip("psycopg traces a session on Linux only.")
-    sent = []
-    with tempfile.TemporaryFile() as file:
-        connection.ensure_connection()
-        connection.connection.pgconn.trace(file.fileno())
-        try:
-            yield sent
-        finally:
-            connection.connection.pgconn.untrace()
-            file.seek(0)
-            lines = file.read().decode().splitlines()
-    assert sum("\tReadyForQuery\t" in each for each in lines) == sum(
-        "\tQuery\t" in each for each in lines
-    )
-    sent += [each.partition("\tQuery\t")[2] for each in lines if "\tQuery\t" in each]
 
 
 def test_a_hundred_messages_with_one_statement_take_a_round_trip_each():
