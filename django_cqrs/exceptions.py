@@ -20,6 +20,8 @@ All errors of this package, with one base.
   + AggregateNotFound · also ObjectDoesNotExist
   + AggregateAlreadyExists
   + ConcurrencyError
+  + StreamNotFound · also ObjectDoesNotExist
+  + EventAlreadyStored
   + PreconditionError · also ValueError
   + DocumentNotFound · also ObjectDoesNotExist
   + DocumentAlreadyExists
@@ -55,6 +57,7 @@ __all__ = [
     "DocumentAlreadyExists",
     "DocumentNotFound",
     "DuplicateHandler",
+    "EventAlreadyStored",
     "FieldError",
     "InvalidChannel",
     "InvalidEvent",
@@ -70,6 +73,7 @@ __all__ = [
     "ParameterError",
     "PreconditionError",
     "StatementTooLarge",
+    "StreamNotFound",
     "SynchronousDispatch",
     "UnexpectedResult",
     "UnknownEndpoint",
@@ -233,6 +237,14 @@ class ConcurrencyError(CQRSError):
 
     at_entrance: bool = False
     is_precondition: bool = False
+
+
+class StreamNotFound(CQRSError, ObjectDoesNotExist):
+    """The event store has no stream of this name."""
+
+
+class EventAlreadyStored(CQRSError):
+    """An event has the id of one that is stored in another place."""
 
 
 class PreconditionError(CQRSError, ValueError):

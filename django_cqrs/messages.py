@@ -679,6 +679,7 @@ class MessageName:
     name: str
     version: int = 1
     aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 NAME_MARK = "__cqrs_message_name__"
@@ -688,7 +689,12 @@ declared_messages: list[type] = []
 
 
 def message(
-    name: str, /, *, version: int = 1, aliases: tuple[str, ...] | list[str] = ()
+    name: str,
+    /,
+    *,
+    version: int = 1,
+    aliases: tuple[str, ...] | list[str] = (),
+    tags: tuple[str, ...] | list[str] = (),
 ) -> Callable[[type[T]], type[T]]:
     """
     Name a message class, for routing and for storage.
@@ -697,6 +703,7 @@ def message(
         name: unique in the project, such as ``"order.placed"``.
         version: the version of the payload's shape, from 1.
         aliases: former names under which messages of this class were stored.
+        tags: tags that each event of this class has in the event store.
 
     Subclasses do not inherit the name.
 
@@ -706,7 +713,8 @@ def message(
         raise TypeError(msg)
 
     def decorate(cls: type[T]) -> type[T]:
-        setattr(cls, NAME_MARK, MessageName(name, version, tuple(aliases)))
+        named = MessageName(name, version, tuple(aliases), tuple(tags))
+        setattr(cls, NAME_MARK, named)
         declared_messages.append(cls)
         return cls
 

@@ -193,6 +193,20 @@ class EventBus(BaseBus):
 
         """
         __traceback_hide__ = True
+        message = Message(payload, current_message())
+        message._aggregate = headers
+        self.publish_message(message)
+
+    def publish_message(self, message: Message) -> None:
+        """
+        Publish an event whose message exists, with its id, time and headers.
+
+        Args:
+            message: the message of a plain object.
+
+        """
+        __traceback_hide__ = True
+        payload = message._payload
         run = self._known_run(payload, None)
         if run is None:
             by_type = self._by_type
@@ -200,8 +214,6 @@ class EventBus(BaseBus):
             run = self._compile_for(endpoints, payload)
             run = self.registry.with_taps(self.kind, run)
             by_type[type(payload)] = run, handler_alone(run)
-        message = Message(payload, current_message())
-        message._aggregate = headers
         run(message)
 
     def run_for(self, endpoint: Endpoint, event: Any) -> Run:

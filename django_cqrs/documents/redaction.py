@@ -13,7 +13,7 @@ NOT_SHOWN: Final = "(not shown)"
 """The replacement of values that may be sensitive."""
 
 
-class Stored(Protocol):
+class StoredContent(Protocol):
     """The displayed part of a document's row."""
 
     # Any: for a model, a type checker may compare fields with these instead of values.
@@ -23,7 +23,7 @@ class Stored(Protocol):
     shape: Any
 
 
-def text_of(document: Stored) -> str:
+def text_of(document: StoredContent) -> str:
     """
     Return a document's content as JSON, one value a line, its sensitive fields masked.
 
@@ -40,7 +40,7 @@ def text_of(document: Stored) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False)
 
 
-def key_of(document: Stored) -> str:
+def key_of(document: StoredContent) -> str:
     """
     Return a document's key in the form for operators.
 
@@ -70,7 +70,7 @@ def _is_masked(known: Collection, shape: int) -> bool:
 _UNKNOWN: Final = object()
 
 
-def _masked(document: Stored) -> tuple[Any, list[Any]]:
+def _masked(document: StoredContent) -> tuple[Any, list[Any]]:
     """Return the content without its sensitive values, and the masked paths."""
     buses.registry.routes  # noqa: B018 - it finds the classes
     content: Any = document.content

@@ -13,8 +13,8 @@ from django.db import IntegrityError, connections, router
 from django.utils import timezone
 
 from django_cqrs.annotations import name_of_type
+from django_cqrs.conversion.limits import ensure_kept
 from django_cqrs.documents.collections import Collection
-from django_cqrs.documents.limits import ensure_kept
 from django_cqrs.documents.shapes import Mark, mark_of, put_mark
 from django_cqrs.exceptions import ConcurrencyError, InvalidIdentifier
 from django_cqrs.modelling.identifiers import plain

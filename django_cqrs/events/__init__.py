@@ -1,0 +1,57 @@
+"""Event streams and projections: a separate Django app."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from django_cqrs.events.insertion import ANY, EXISTS, NEW, ExpectedVersion
+    from django_cqrs.events.queries import EventQuery, where
+    from django_cqrs.events.recorded import Recorded, Stored
+    from django_cqrs.events.store import Appended, EventMarker, EventStore, event_store
+    from django_cqrs.events.tags import Tag
+
+__all__ = [
+    "ANY",
+    "EXISTS",
+    "NEW",
+    "Appended",
+    "EventMarker",
+    "EventQuery",
+    "EventStore",
+    "ExpectedVersion",
+    "Recorded",
+    "Stored",
+    "Tag",
+    "event_store",
+    "where",
+]
+
+# Some of them need the models, which Django loads after this package.
+_PLACES: Final = {
+    "ANY": "insertion",
+    "EXISTS": "insertion",
+    "NEW": "insertion",
+    "Appended": "store",
+    "EventStore": "store",
+    "ExpectedVersion": "insertion",
+    "EventMarker": "store",
+    "EventQuery": "queries",
+    "Recorded": "recorded",
+    "Stored": "recorded",
+    "Tag": "tags",
+    "event_store": "store",
+    "where": "queries",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    place = _PLACES.get(name)
+    if place is None:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    found = getattr(importlib.import_module(f"{__name__}.{place}"), name)
+    globals()[name] = found
+    return found

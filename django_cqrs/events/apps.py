@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from django.apps import AppConfig
@@ -17,6 +18,11 @@ class EventsConfig(AppConfig):
     label = "django_cqrs_events"
     verbose_name = _("Events")
     default_auto_field = "django.db.models.BigAutoField"
+
+    def import_models(self) -> None:
+        """Import the models, and the store before routes are compiled."""
+        super().import_models()
+        import_module("django_cqrs.events.store")
 
     def ready(self) -> None:
         """Complete the tables after ``migrate``, and where there are no migrations."""

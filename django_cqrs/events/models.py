@@ -369,6 +369,10 @@ class AppendFloor(models.Model):
     """The lowest position that an open transaction may append at; used by MariaDB."""
 
     floor = models.BigIntegerField(_("floor"))
+    # The server's number of the connection, and the time of the append: pages that
+    # say who holds back the followers show them.
+    thread = models.BigIntegerField(_("thread"))
+    taken_at = MomentField(_("taken at"))
 
     objects: ClassVar[models.Manager[AppendFloor]] = models.Manager()
 

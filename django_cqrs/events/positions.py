@@ -26,7 +26,9 @@ SETTLED: Final = "django_cqrs_events_settled"
 # The key of an advisory lock has 64 bits: 3 for what it is, 13 for the store, since
 # each schema of a database may have one, and 48 for a position. Two stores that share
 # a number hold each other back, which is needless and harmless.
-_FLOOR: Final = 0b010
+FLOOR_KIND: Final = 0b010
+"""The highest bits of the keys of floors."""
+
 _GATE: Final = 0b011
 
 _NEXT: Final = """\
@@ -132,7 +134,7 @@ def _complete_postgresql(cursor: Any, table: str) -> None:
         "sequence_name": _literal(sequence),
         "position": POSITION,
         "settled": SETTLED,
-        "floor": _FLOOR,
+        "floor": FLOOR_KIND,
         "gate": _GATE,
     }
     cursor.execute(_NEXT.format(**names))

@@ -9,8 +9,8 @@ import pytest
 from django.db import connection
 
 from django_cqrs import Registry, command_handler
+from django_cqrs.conversion.limits import wide_integers
 from django_cqrs.documents import DocumentStore, document
-from django_cqrs.documents.limits import wide_integers
 from django_cqrs.documents.models import Document
 from django_cqrs.exceptions import MessageConversionError
 from django_cqrs.modelling import aggregate

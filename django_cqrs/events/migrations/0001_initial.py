@@ -42,6 +42,8 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("floor", models.BigIntegerField(verbose_name="floor")),
+                ("thread", models.BigIntegerField(verbose_name="thread")),
+                ("taken_at", models.DateTimeField(verbose_name="taken at")),
             ],
             options={
                 "verbose_name": "floor of a transaction",

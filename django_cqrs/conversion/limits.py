@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -66,4 +68,49 @@ def wide_integers(content: Any, path: str = "") -> Iterator[str]:
         for place, value in enumerate(content):
             yield from wide_integers(value, f"{path}.{place}" if path else str(place))
     elif isinstance(content, int) and not SMALLEST <= content <= LARGEST:
+        yield path
+
+
+# An escaped NUL; one whose backslash is escaped itself has an even number before it.
+_NULL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_MAYBE_NULL: Final = b"\\u0000"
+
+
+def ensure_storable(text: bytes, connection: BaseDatabaseWrapper, target: str) -> None:
+    """
+    Refuse JSON text that a database would refuse or change.
+
+    PostgreSQL's ``jsonb`` cannot hold the character NUL; events are the same on every
+    database.
+
+    Args:
+        text: the JSON.
+        connection: of the database.
+        target: the name of the type, for the error.
+
+    Raises:
+        MessageConversionError: it has such a character, or such integers; the error has
+            the path.
+
+    """
+    if _MAYBE_NULL in text and _NULL.search(text):
+        path = next(iter(_places_of_null(json.loads(text))), "")
+        fault = FieldError(path, "a text contains the character NUL", "not_json")
+        raise MessageConversionError(target, [fault])
+    if connection.vendor == "mysql" and not getattr(
+        connection, "mysql_is_mariadb", True
+    ):
+        ensure_kept(json.loads(text), connection, target)
+
+
+def _places_of_null(content: Any, path: str = "") -> Iterator[str]:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            if "\0" in name:
+                yield path
+            yield from _places_of_null(value, f"{path}.{name}" if path else name)
+    elif isinstance(content, list):
+        for place, value in enumerate(content):
+            yield from _places_of_null(value, f"{path}.{place}" if path else str(place))
+    elif isinstance(content, str) and "\0" in content:
         yield path

@@ -1,0 +1,607 @@
+"""Insert events as rows, in one statement, and explain a conflict."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple, Protocol
+from uuid import UUID
+
+from django.db import IntegrityError, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_cqrs.events.columns import EVENT, STREAM, TAG, key_column, uuid_writer
+from django_cqrs.events.floors import hold_floor
+from django_cqrs.events.stream_names import StreamName
+from django_cqrs.exceptions import ConcurrencyError, EventAlreadyStored, InvalidOption
+from django_cqrs.statements import fitting, portions, written
+from django_cqrs.times import as_stored
+
+
+class ExpectedVersion(enum.Enum):
+    """The state that a stream must have for an append, beside a number."""
+
+    ANY = "any"
+    """Any: the stream is locked, so that nobody else appends until the commit."""
+    NEW = "new"
+    """No event."""
+    EXISTS = "exists"
+    """At least one event; the stream is locked likewise."""
+
+    def __repr__(self) -> str:
+        """Return its name, as it is imported."""
+        return self.name
+
+
+ANY: Final = ExpectedVersion.ANY
+NEW: Final = ExpectedVersion.NEW
+EXISTS: Final = ExpectedVersion.EXISTS
+
+
+class Row(Protocol):
+    """The part of an event that becomes a row."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> int: ...
+    @property
+    def payload(self) -> str: ...
+    @property
+    def headers(self) -> str: ...
+    @property
+    def tags(self) -> tuple[str, ...]: ...
+    @property
+    def event_id(self) -> UUID: ...
+    @property
+    def correlation_id(self) -> UUID: ...
+    @property
+    def causation_id(self) -> UUID | None: ...
+    @property
+    def recorded_at(self) -> datetime: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """The stream of an append, and the version that it must have."""
+
+    stream: StreamName | None
+    """None for events without a stream."""
+    expected: ExpectedVersion | int = ANY
+    """The number of its last event, or one of the names."""
+    stream_id: int | None = None
+    """The key of its row, if the caller has read `expected` from it."""
+
+    def __post_init__(self) -> None:
+        """
+        Refuse what is not a version.
+
+        Raises:
+            InvalidOption: it is negative, a bool, or text.
+
+        """
+        expected = self.expected
+        if type(expected) is ExpectedVersion:
+            return
+        if type(expected) is not int or expected < 0:
+            msg = (
+                f"expected_version= is ANY, NEW, EXISTS or the number of the last "
+                f"event, not {expected!r}."
+            )
+            raise InvalidOption(msg)
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether the version is read under a lock, so that a conflict is retried."""
+        return self.stream_id is None and self.expected in (ANY, EXISTS)
+
+
+class Insertion(NamedTuple):
+    """The places of events that were inserted."""
+
+    stream_id: int | None
+    places: list[tuple[int, int | None]]
+    """The position and the version of each, in order."""
+    is_repeated: bool = False
+    """Whether they were stored before, so that nothing was inserted."""
+
+
+MOST_TURNS: Final = 20
+"""The maximum number of attempts under a lock, against appends without one."""
+
+
+def insert(
+    connection: BaseDatabaseWrapper, target: Target, rows: Sequence[Row]
+) -> Insertion:
+    """
+    Insert events into the open transaction, all of them or none.
+
+    Args:
+        connection: of their database.
+        target: their stream.
+        rows: the events, at least one.
+
+    Raises:
+        ConcurrencyError: the stream has another version; the transaction is usable.
+        EventAlreadyStored: an event's id is in use; likewise.
+        StatementTooLarge: an event is larger than the server accepts.
+
+    """
+    is_postgresql = connection.vendor == "postgresql"
+    attempt = _insert_at_once if is_postgresql else _insert_in_steps
+    for _ in range(MOST_TURNS):
+        placed = attempt(connection, target, rows)
+        if placed is not None:
+            return placed
+        state = _state_of(connection, target)
+        repeated = _repeated(connection, target, rows, state)
+        if repeated is not None:
+            return repeated
+        if target.is_locked and not (state is None and target.expected is EXISTS):
+            continue
+        last = 0 if state is None else state.version
+        wanted = 0 if target.expected is NEW else target.expected
+        if state is None or target.stream_id is not None or last != wanted:
+            raise _conflict(target, last)
+        # The row of a stream without events: there is nothing to conflict with.
+        target = dataclasses.replace(target, stream_id=state.stream_id, expected=last)
+    raise _conflict(target, None)
+
+
+class _StreamState(NamedTuple):
+    stream_id: int
+    version: int
+
+
+def _state_of(connection: BaseDatabaseWrapper, target: Target) -> _StreamState | None:
+    """Return the key and the last version of a stream, if it has a row."""
+    if target.stream is None:
+        return None
+    with connection.cursor() as cursor:
+        cursor.execute(_located(connection), target.stream)
+        found = cursor.fetchone()
+    return None if found is None else _StreamState(found[0], found[1] or 0)
+
+
+def _located(connection: BaseDatabaseWrapper, end: str = "") -> str:
+    return (
+        f"SELECT s.id, (SELECT MAX(e.version) FROM {EVENT} e WHERE e.stream_id = s.id) "
+        f"FROM {STREAM} s WHERE s.category = %s AND s.{key_column(connection)} = %s"
+        f"{end}"
+    )
+
+
+def _conflict(target: Target, last: int | None) -> ConcurrencyError:
+    name = str(target.stream)
+    if last is None:
+        msg = (
+            f"Stream {name!r} is appended to all the time by others that do not lock "
+            "it. Nothing was appended; try again."
+        )
+    elif not last:
+        msg = (
+            f"Stream {name!r} has no events, and {target.expected!r} was expected. "
+            "Nothing was appended."
+        )
+    else:
+        msg = (
+            f"Stream {name!r} has version {last}, and {target.expected!r} was "
+            "expected: somebody else has appended to it. Nothing was appended; read it "
+            "again."
+        )
+    return ConcurrencyError(msg)
+
+
+def _repeated(
+    connection: BaseDatabaseWrapper,
+    target: Target,
+    rows: Sequence[Row],
+    state: _StreamState | None,
+) -> Insertion | None:
+    """
+    Return the places of events that were all stored before, as this append would.
+
+    Raises:
+        EventAlreadyStored: only some of them were, or elsewhere.
+
+    """
+    write = uuid_writer(connection)
+    ids = [write(each.event_id) for each in rows]
+    places: dict[str, tuple[int | None, int | None, int]] = {}
+    with connection.cursor() as cursor:
+        for start in range(0, len(ids), 500):
+            some = ids[start : start + 500]
+            marks = ", ".join(["%s"] * len(some))
+            cursor.execute(
+                f"SELECT event_id, stream_id, version, position FROM {EVENT} "
+                f"WHERE event_id IN ({marks})",
+                some,
+            )
+            for event_id, *place in cursor.fetchall():
+                key = UUID(str(event_id)).hex
+                places[key] = (place[0], place[1], place[2])
+    if not places:
+        return None
+    found = [places.get(each.event_id.hex) for each in rows]
+    first = found[0]
+    if first is not None and state is not None:
+        wanted = [
+            (state.stream_id, (first[1] or 0) + place) for place in range(len(rows))
+        ]
+        begins: int | None = None
+        if isinstance(target.expected, int):
+            begins = target.expected + 1
+        elif target.expected is NEW:
+            begins = 1
+        if begins in (None, first[1]) and wanted == [
+            None if each is None else each[:2] for each in found
+        ]:
+            return Insertion(
+                state.stream_id,
+                [(each[2], each[1]) for each in found if each is not None],
+                is_repeated=True,
+            )
+    event_id, place = next(
+        (row.event_id, place)
+        for row, place in zip(rows, found, strict=True)
+        if place is not None
+    )
+    msg = (
+        f"The event {event_id} is stored already, at position {place[2]}. Nothing was "
+        "appended."
+    )
+    raise EventAlreadyStored(msg)
+
+
+# PostgreSQL ---------------------------------------------------------------------------
+
+_TYPES: Final = (
+    ("name", "text"),
+    ("shape", "smallint"),
+    ("payload", "jsonb"),
+    ("headers", "jsonb"),
+    ("event_id", "uuid"),
+    ("correlation_id", "uuid"),
+    ("causation_id", "uuid"),
+    ("recorded_at", "timestamptz"),
+)
+_CONTENT: Final = ", ".join(name for name, _ in _TYPES)
+
+
+@functools.lru_cache(maxsize=64)
+def _statement(kind: str, *, is_single: bool, has_tags: bool) -> str:
+    """Return the statement that inserts events, for one kind of target."""
+    if is_single:
+        values = ", ".join(f"%s::{sql_type}" for _, sql_type in _TYPES)
+        source = f"(VALUES ({values}, 1)) AS n ({_CONTENT}, number)"
+    else:
+        arrays = ", ".join(f"%s::{sql_type}[]" for _, sql_type in _TYPES)
+        source = f"unnest({arrays}) WITH ORDINALITY AS n ({_CONTENT}, number)"
+    ctes, place, origin = _TARGETS[kind]
+    content = ", ".join(f"n.{name}" for name, _ in _TYPES)
+    insertion = (
+        f"INSERT INTO {EVENT} (stream_id, version, {_CONTENT}) "
+        f"SELECT {place}, {content} FROM {origin}{source} "
+        "ON CONFLICT DO NOTHING RETURNING position, version, stream_id"
+    )
+    if not has_tags:
+        return f"{'WITH ' if ctes else ''}{', '.join(ctes)} {insertion}"
+    tagged = (
+        f"tagged AS (INSERT INTO {TAG} (tag, position, name) "
+        "SELECT t.tag, i.position, t.name FROM inserted i JOIN "
+        "unnest(%s::uuid[], %s::text[], %s::text[]) AS t (event_id, tag, name) "
+        "ON t.event_id = i.event_id)"
+    )
+    whole = ", ".join((*ctes, f"inserted AS ({insertion}, event_id)", tagged))
+    return f"WITH {whole} SELECT position, version, stream_id FROM inserted"
+
+
+_OLD: Final = (
+    f"old AS (SELECT id FROM {STREAM} WHERE category = %s AND key = %s "
+    "FOR NO KEY UPDATE)"
+)
+_LAST: Final = (
+    f"SELECT id, (SELECT MAX(version) FROM {EVENT} WHERE stream_id = old.id) AS last "
+    "FROM old"
+)
+_MAKE: Final = (
+    f"INSERT INTO {STREAM} (category, key, created_at, first_version) "
+    "SELECT %s, %s, statement_timestamp(), 1"
+)
+_PLACE: Final = "t.id, t.last + n.number"
+
+# The common table expressions, the stream and version of a row, and the table that has
+# them, by the kind of target.
+_TARGETS: Final[dict[str, tuple[tuple[str, ...], str, str]]] = {
+    "none": ((), "NULL::bigint, NULL::int", ""),
+    "known": ((), "%s::bigint, %s::int + n.number", ""),
+    "any": (
+        (
+            _OLD,
+            (
+                f"made AS ({_MAKE} WHERE NOT EXISTS (SELECT 1 FROM old) "
+                "ON CONFLICT DO NOTHING RETURNING id)"
+            ),
+            (
+                f"t AS (SELECT id, COALESCE(last, 0) AS last FROM ({_LAST}) AS found "
+                "UNION ALL SELECT id, 0 FROM made)"
+            ),
+        ),
+        _PLACE,
+        "t, ",
+    ),
+    "exists": (
+        (_OLD, f"t AS (SELECT id, last FROM ({_LAST}) AS found WHERE last > 0)"),
+        _PLACE,
+        "t, ",
+    ),
+    "new": (
+        (f"t AS ({_MAKE} ON CONFLICT DO NOTHING RETURNING id, 0 AS last)",),
+        _PLACE,
+        "t, ",
+    ),
+    "number": (
+        (
+            (
+                f"t AS (SELECT s.id, e.version AS last FROM {STREAM} s JOIN {EVENT} e "
+                "ON e.stream_id = s.id WHERE s.category = %s AND s.key = %s "
+                "AND e.version = %s)"
+            ),
+        ),
+        _PLACE,
+        "t, ",
+    ),
+}
+
+
+def _kind_of(target: Target) -> tuple[str, tuple[Any, ...]]:
+    """Return the kind of a target, and its parameters."""
+    name, expected = target.stream, target.expected
+    if name is None:
+        return "none", ()
+    if target.stream_id is not None:
+        return "known", (target.stream_id, expected)
+    if expected is ANY:
+        return "any", (*name, *name)
+    if expected is EXISTS:
+        return "exists", tuple(name)
+    if expected is NEW or expected == 0:
+        return "new", tuple(name)
+    return "number", (*name, expected)
+
+
+def _insert_at_once(
+    connection: BaseDatabaseWrapper, target: Target, rows: Sequence[Row]
+) -> Insertion | None:
+    """Insert events in one statement; None if any of them conflicts."""
+    kind, place = _kind_of(target)
+    count = len(rows)
+    has_tags = any(row.tags for row in rows)
+    statement = _statement(kind, is_single=count == 1, has_tags=has_tags)
+    if count == 1:
+        values: tuple[Any, ...] = _values(rows[0])
+    else:
+        values = tuple(map(list, zip(*map(_values, rows), strict=True)))
+    parameters = [*place, *values]
+    if has_tags:
+        tags = [(row.event_id, tag, row.name) for row in rows for tag in row.tags]
+        parameters += map(list, zip(*tags, strict=True))
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+        found = cursor.fetchall()
+        if len(found) < count:
+            if found:  # others have one of the versions
+                _take_back(cursor, [position for position, _, _ in found], rows)
+            return None
+    if count > 1:
+        found.sort()
+    return Insertion(found[0][2], [(row[0], row[1]) for row in found])
+
+
+def _values(row: Row) -> tuple[Any, ...]:
+    return (
+        row.name,
+        row.shape,
+        row.payload,
+        row.headers,
+        row.event_id,
+        row.correlation_id,
+        row.causation_id,
+        row.recorded_at,
+    )
+
+
+def _take_back(cursor: Any, positions: list[int], rows: Sequence[Row]) -> None:
+    cursor.execute(f"DELETE FROM {EVENT} WHERE position = ANY(%s)", [positions])
+    tags = list({tag for row in rows for tag in row.tags})
+    if tags:
+        cursor.execute(
+            f"DELETE FROM {TAG} WHERE tag = ANY(%s) AND position = ANY(%s)",
+            [tags, positions],
+        )
+
+
+# Other databases ----------------------------------------------------------------------
+
+_COLUMNS: Final = ("stream_id", "version", *(name for name, _ in _TYPES))
+_REST: Final = 1024  # bytes of a row that are not counted
+
+
+def _insert_in_steps(
+    connection: BaseDatabaseWrapper, target: Target, rows: Sequence[Row]
+) -> Insertion | None:
+    """Insert events after the row of their stream; None if any of them conflicts."""
+    stream_id: int | None = None
+    last: int | None = None
+    if target.stream is not None:
+        state = _take_stream(connection, target, target.stream)
+        if state is None:
+            return None
+        stream_id, last = state
+    if connection.vendor == "mysql":
+        hold_floor(connection)
+    try:
+        positions = _insert_rows(connection, stream_id, last, rows)
+    except IntegrityError:  # the statement undoes itself alone
+        if target.stream is None or not _is_conflict(connection, stream_id, last, rows):
+            _repeated(connection, target, rows, None)
+            raise
+        return None
+    versions: list[int | None] = [None] * len(rows)
+    if last is not None:
+        versions = list(range(last + 1, last + 1 + len(rows)))
+    places = list(zip(positions, versions, strict=True))
+    _insert_tags(connection, places, rows)
+    return Insertion(stream_id, places)
+
+
+def _take_stream(
+    connection: BaseDatabaseWrapper, target: Target, name: StreamName
+) -> tuple[int, int] | None:
+    """Return the key and the version of a stream; None if it has another version."""
+    expected = target.expected
+    if target.stream_id is not None and isinstance(expected, int):
+        return target.stream_id, expected
+    lock = " FOR UPDATE" if target.is_locked and connection.vendor == "mysql" else ""
+    with connection.cursor() as cursor:
+        cursor.execute(_located(connection, lock), name)
+        found = cursor.fetchone()
+        if found is None:
+            if expected is EXISTS or (isinstance(expected, int) and expected):
+                return None
+            ignore = "IGNORE" if connection.vendor == "mysql" else "OR IGNORE"
+            cursor.execute(
+                f"INSERT {ignore} INTO {STREAM} "
+                f"(category, {key_column(connection)}, created_at, first_version) "
+                "VALUES (%s, %s, %s, 1)",
+                [*name, as_stored(datetime.now(UTC), connection)],
+            )
+            cursor.execute(_located(connection, lock), name)
+            found = cursor.fetchone()
+            if found is None:
+                return None
+    stream_id, last = found[0], found[1] or 0
+    if expected is EXISTS and not last:
+        return None
+    wanted = 0 if expected is NEW else expected
+    if not target.is_locked and last != wanted:
+        return None
+    return stream_id, last
+
+
+def _is_conflict(
+    connection: BaseDatabaseWrapper,
+    stream_id: int | None,
+    last: int | None,
+    rows: Sequence[Row],
+) -> bool:
+    """Return whether a row was refused for its version or its id."""
+    write = uuid_writer(connection)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT 1 FROM {EVENT} WHERE stream_id = %s AND version > %s LIMIT 1",
+            [stream_id, last],
+        )
+        if cursor.fetchone():
+            return True
+        for row in rows:
+            cursor.execute(
+                f"SELECT 1 FROM {EVENT} WHERE event_id = %s", [write(row.event_id)]
+            )
+            if cursor.fetchone():
+                return True
+    return False
+
+
+def _insert_rows(
+    connection: BaseDatabaseWrapper,
+    stream_id: int | None,
+    last: int | None,
+    rows: Sequence[Row],
+) -> list[int]:
+    """Insert rows, and return their positions in order."""
+    most = connection.features.max_query_params
+    limit = 1000 if most is None else max(1, most // len(_COLUMNS))
+    parts = portions(connection, rows, _size_of, rows=limit)
+    if len(parts) == 1:
+        return _insert_part(connection, stream_id, last, rows)
+    positions: list[int] = []
+    with transaction.atomic(using=connection.alias):
+        for part in parts:
+            positions += _insert_part(connection, stream_id, last, part)
+            last = None if last is None else last + len(part)
+    return positions
+
+
+def _size_of(row: Row) -> int:
+    return written(row.payload, row.headers) + _REST
+
+
+def _insert_part(
+    connection: BaseDatabaseWrapper,
+    stream_id: int | None,
+    last: int | None,
+    rows: Sequence[Row],
+) -> list[int]:
+    write = uuid_writer(connection)
+    values: list[Any] = []
+    for number, row in enumerate(rows, 1):
+        values += (
+            stream_id,
+            None if last is None else last + number,
+            row.name,
+            row.shape,
+            row.payload,
+            row.headers,
+            write(row.event_id),
+            write(row.correlation_id),
+            write(row.causation_id),
+            as_stored(row.recorded_at, connection),
+        )
+    marks = f"({', '.join(['%s'] * len(_COLUMNS))})"
+    statement = (
+        f"INSERT INTO {EVENT} ({', '.join(_COLUMNS)}) "
+        f"VALUES {', '.join([marks] * len(rows))}"
+    )
+    returns = connection.features.can_return_rows_from_bulk_insert
+    if returns:
+        statement += " RETURNING position"
+    with (
+        connection.cursor() as cursor,
+        fitting(
+            connection,
+            lambda: sum(map(_size_of, rows)),
+            lambda: f"An event {rows[0].name!r}",
+        ),
+    ):
+        cursor.execute(statement, values)
+        if not returns:  # MySQL
+            ids = [write(row.event_id) for row in rows]
+            places = ", ".join(["%s"] * len(ids))
+            cursor.execute(
+                f"SELECT position FROM {EVENT} WHERE event_id IN ({places})", ids
+            )
+        return sorted(position for (position,) in cursor.fetchall())
+
+
+def _insert_tags(
+    connection: BaseDatabaseWrapper,
+    places: Sequence[tuple[int, int | None]],
+    rows: Sequence[Row],
+) -> None:
+    values = [
+        (tag, position, row.name)
+        for (position, _), row in zip(places, rows, strict=True)
+        for tag in row.tags
+    ]
+    for start in range(0, len(values), 300):
+        some = values[start : start + 300]
+        marks = ", ".join(["(%s, %s, %s)"] * len(some))
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"INSERT INTO {TAG} (tag, position, name) VALUES {marks}",
+                [each for row in some for each in row],
+            )

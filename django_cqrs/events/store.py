@@ -1,0 +1,332 @@
+"""The event store: streams of events, appended to and read by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Final, NamedTuple
+
+from django.db import connections, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from django_cqrs.annotations import sole_type
+from django_cqrs.buses.registries import Registry
+from django_cqrs.buses.registries import registry as projects
+from django_cqrs.events import settling
+from django_cqrs.events.appending import append, publish
+from django_cqrs.events.columns import EVENT, STREAM, key_column
+from django_cqrs.events.decoding import Decoder, decoder_of
+from django_cqrs.events.insertion import ANY, ExpectedVersion, Target
+from django_cqrs.events.models import StoredEvent
+from django_cqrs.events.queries import EVERYTHING, EventQuery
+from django_cqrs.events.reading import PAGE, Scan, stream_page
+from django_cqrs.events.recorded import Recorded
+from django_cqrs.events.stream_names import StreamName, stream_name
+from django_cqrs.exceptions import InvalidOption, StreamNotFound
+from django_cqrs.messages import HeaderValue
+from django_cqrs.parameters.plan import Constant
+from django_cqrs.parameters.planner import register_filler
+from django_cqrs.parameters.services import Services
+
+
+class Appended(NamedTuple):
+    """The result of an append: the place of its last event."""
+
+    stream: str | None
+    version: int | None
+    """Its number in the stream; None without a stream."""
+    position: int
+    """Its number in the whole store."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EventMarker:
+    """The number of events that a query has found, and the position of the last."""
+
+    count: int
+    last: int
+
+    def __str__(self) -> str:
+        """Return it as text, for a form."""
+        return f"{self.count}:{self.last}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Selection:
+    """The events that a query has found, and the mark of that state."""
+
+    events: list[Recorded]
+    marker: EventMarker
+
+
+class EventStore:
+    """
+    The streams of one database.
+
+    You can create it while a module is imported: the database is only used when a
+    method is called, in the transaction that is open then. A handler's parameter with
+    this type gets the store of its registry.
+    """
+
+    def __init__(
+        self, using: str | None = None, *, registry: Registry | None = None
+    ) -> None:
+        """
+        Define a store.
+
+        Args:
+            using: the database alias, by default the router's.
+            registry: the registry with the classes and the handlers of the events, by
+                default the project's.
+
+        """
+        self._using = using
+        self._registry = registry
+
+    @property
+    def registry(self) -> Registry:
+        """The registry with the classes and the handlers of the events."""
+        return projects if self._registry is None else self._registry
+
+    def append(
+        self,
+        events: Sequence[Any] | Any,
+        *,
+        stream: str | None = None,
+        expected_version: ExpectedVersion | int = ANY,
+        tags: Sequence[str] = (),
+        headers: Mapping[str, HeaderValue] | None = None,
+        publish: bool = True,
+    ) -> Appended:
+        """
+        Append events, in the open transaction or in one of their own, and publish them.
+
+        Args:
+            events: an event or a list of them, each as it is or as a ``Stored``.
+            stream: the name of their stream: a category, a hyphen, and a key.
+            expected_version: ``ANY``; ``NEW`` if it may have no event; ``EXISTS``; or
+                the number of its last event.
+            tags: tags for all of them, beside those of their fields and classes.
+            headers: headers for all of them.
+            publish: whether their handlers are called.
+
+        Returns:
+            The place of the last event. Events that were stored before, with the same
+            ids at the same versions, are not stored or published again.
+
+        Raises:
+            ConcurrencyError: the stream has another version; nothing was appended, and
+                the transaction can continue.
+            EventAlreadyStored: likewise, since an event's id is in use.
+            MessageConversionError: an event would not come back from JSON unchanged.
+            UnknownMessage: the class of an event is not registered.
+            InvalidOption: an argument is not what it should be.
+
+        """
+        __traceback_hide__ = True
+        given = list(events) if isinstance(events, (list, tuple)) else [events]
+        if not given:
+            msg = "append() takes at least one event."
+            raise InvalidOption(msg)
+        name = None if stream is None else stream_name(stream)
+        if name is None and expected_version is not ANY:
+            msg = "expected_version= is about a stream: give stream= as well."
+            raise InvalidOption(msg)
+        target = Target(name, expected_version)
+        using = self._write_alias(name)
+        connection = connections[using]
+        with _transaction(connection):
+            recorded = append(
+                given,
+                target,
+                registry=self.registry,
+                using=using,
+                headers=headers,
+                tags=tags,
+            )
+            if publish:
+                _publish(recorded, self.registry, using)
+        last = recorded[-1]
+        return Appended(last.stream, last.version, last.position)
+
+    def read(
+        self,
+        stream: str,
+        *,
+        first: int = 1,
+        last: int | None = None,
+        backwards: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[Recorded]:
+        """
+        Yield the events of a stream, in pages of one query each.
+
+        Args:
+            stream: its name.
+            first: the lowest version.
+            last: the highest version, by default that of the last event.
+            backwards: whether the last event comes first.
+            limit: the maximum number of events.
+
+        Raises:
+            StreamNotFound: the stream has no event.
+
+        """
+        name = stream_name(stream)
+        connection = connections[self._read_alias(name)]
+        decoder = self._decoder
+        left = limit
+        is_first_page = True
+        while left is None or left > 0:
+            size = PAGE if left is None else min(left, PAGE)
+            page = stream_page(
+                connection,
+                name,
+                decoder,
+                first=first,
+                last=last,
+                backwards=backwards,
+                limit=size,
+            )
+            if not page and is_first_page and not self._version(connection, name):
+                msg = f"There is no stream {stream!r}."
+                raise StreamNotFound(msg)
+            yield from page
+            if len(page) < size:
+                return
+            is_first_page = False
+            if left is not None:
+                left -= size
+            edge = page[-1].version or 0
+            if backwards:
+                last = edge - 1
+            else:
+                first = edge + 1
+
+    def read_all(
+        self,
+        query: EventQuery | None = None,
+        *,
+        after: int = 0,
+        until: int | None = None,
+        limit: int | None = None,
+        archived: bool = False,
+    ) -> Iterator[Recorded]:
+        """
+        Yield the settled events of all streams, in order of position.
+
+        Args:
+            query: which events, by default all.
+            after: the position behind which to begin.
+            until: the last position, by default the settled one.
+            limit: the maximum number of events.
+            archived: whether those of archived streams as well.
+
+        """
+        connection = connections[self._read_alias(None)]
+        bound = settling.settled(connection)
+        end = bound if until is None else min(until, bound)
+        scan = Scan(
+            connection,
+            self.registry.routes.types,
+            EVERYTHING if query is None else query,
+            archived=archived,
+        )
+        left = limit
+        while after < end and (left is None or left > 0):
+            size = PAGE if left is None else min(left, PAGE)
+            page = scan.full_page(after, end, size)
+            yield from page.recorded
+            after = page.position
+            if left is not None:
+                left -= len(page.recorded)
+
+    def select(self, query: EventQuery) -> Selection:
+        """
+        Return all events that a query finds now, those that are not settled too.
+
+        Args:
+            query: which events.
+
+        """
+        connection = connections[self._read_alias(None)]
+        scan = Scan(connection, self.registry.routes.types, query, archived=True)
+        found = scan.everything()
+        return Selection(
+            found, EventMarker(len(found), found[-1].position if found else 0)
+        )
+
+    def exists(self, stream: str) -> bool:
+        """Return whether a stream has an event."""
+        return self.version(stream) > 0
+
+    def version(self, stream: str) -> int:
+        """Return the number of a stream's last event, 0 if it has none."""
+        name = stream_name(stream)
+        return self._version(connections[self._read_alias(name)], name)
+
+    @staticmethod
+    def _version(connection: BaseDatabaseWrapper, name: StreamName) -> int:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT MAX(e.version) FROM {EVENT} e JOIN {STREAM} s "
+                "ON s.id = e.stream_id WHERE s.category = %s "
+                f"AND s.{key_column(connection)} = %s",
+                name,
+            )
+            (version,) = cursor.fetchone()
+        return version or 0
+
+    def head(self) -> int:
+        """Return the position of the last visible event, 0 if there is none."""
+        return settling.head(connections[self._read_alias(None)])
+
+    def settled(self) -> int:
+        """Return the position below which nothing appears that is not there already."""
+        return settling.settled(connections[self._read_alias(None)])
+
+    @property
+    def _decoder(self) -> Decoder:
+        return decoder_of(self.registry.routes.types)
+
+    def _write_alias(self, name: StreamName | None) -> str:
+        if self._using is not None:
+            return self._using
+        hints = {} if name is None else {"category": name.category}
+        return router.db_for_write(StoredEvent, **hints)
+
+    def _read_alias(self, name: StreamName | None) -> str:
+        """Return the alias of the writes: a replica may lack what was read before."""
+        return self._write_alias(name)
+
+    def __repr__(self) -> str:
+        """Return the constructor call."""
+        using = "" if self._using is None else repr(self._using)
+        return f"EventStore({using})"
+
+
+_publish = publish
+
+
+def _transaction(connection: BaseDatabaseWrapper) -> Any:
+    """Return a transaction, unless one is open."""
+    if connection.in_atomic_block:
+        return nullcontext()
+    return transaction.atomic(using=connection.alias)
+
+
+event_store: Final = EventStore()
+"""The store of the project's registry, in the database that the router names."""
+
+
+def _store_filler(annotation: Any, services: Services) -> Constant | None:
+    if sole_type(annotation) is not EventStore:
+        return None
+    owner = services.owner
+    return Constant(
+        EventStore(registry=owner) if isinstance(owner, Registry) else owner
+    )
+
+
+register_filler(_store_filler)
