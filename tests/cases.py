@@ -13,7 +13,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 PAGE = TESTS / "CASES.md"
 
-PARTS = {"B": "Buses", "M": "Modelling", "C": "Channels"}
+PARTS = {"B": "Buses", "M": "Modelling", "C": "Channels", "K": "Test kit"}
 SECTIONS = {
     "B01": "Commands by class",
     "B02": "Routing keys and payloads",
@@ -56,6 +56,9 @@ SECTIONS = {
     "C08": "Engines",
     "C09": "Operation",
     "C10": "Databases",
+    "K01": "Scenario",
+    "K02": "Flow",
+    "K03": "Machines",
 }
 
 _CLAIM = re.compile(r"\[((?:[A-Z]\d\d(?:\.\d{1,2})?(?:, )?)+)\]")

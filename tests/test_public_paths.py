@@ -137,7 +137,8 @@ PUBLIC = {
         exception_handler
     """,
     "django_cqrs.testing": """
-        Flow InMemoryChannel eager_channels override run_channel
+        ANYTHING Flow InMemoryChannel SimulatedCrash Tree eager_channels like
+        override run_channel
     """,
     "django_cqrs.testing.flow": """
         Flow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -14,6 +15,8 @@ from django_cqrs import clock
 from django_cqrs.callbacks import OwnCallback
 from django_cqrs.channels.channel import Channel, Delivery, Envelope, log_dropped
 from django_cqrs.retries import Retry
+
+_FAILURES = (Exception, asyncio.CancelledError)
 
 
 class InMemoryChannel(Channel):
@@ -84,7 +87,9 @@ class InMemoryChannel(Channel):
             try:
                 self._deliver(delivery)
             except BaseException as error:
-                kept = self._after(delivery, error)
+                # A handler that ended the process has not failed.
+                has_failed = isinstance(error, _FAILURES)
+                kept = self._after(delivery, error) if has_failed else delivery
                 if kept is not None:
                     store.append(kept)
                 raise

@@ -64,3 +64,22 @@ class _AfterCommit(OwnCallback):
                 extra=log_extra(self.channel, envelope),
                 exc_info=loggable(error),
             )
+
+
+def take_registered(
+    channel: OnCommitChannel, connection: BaseDatabaseWrapper
+) -> Delivery | None:
+    """
+    Return the next message that waits for a commit, and forget it: for tests.
+
+    Args:
+        channel: the channel.
+        connection: the connection of the open transaction.
+
+    """
+    callbacks: list[Any] = connection.run_on_commit
+    for place, (_, callback, *_) in enumerate(callbacks):
+        if isinstance(callback, _AfterCommit) and callback.channel is channel:
+            del callbacks[place]
+            return callback.delivery
+    return None

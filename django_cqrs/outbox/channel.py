@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
@@ -15,7 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.callbacks import OwnCallback
 from django_cqrs.channels.aliases import channels
-from django_cqrs.channels.channel import Channel, Delivery
+from django_cqrs.channels.channel import Channel, Delivery, Envelope
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.models import OutboxMessage, State
 from django_cqrs.outbox.store.dialects import (
@@ -28,8 +29,11 @@ from django_cqrs.outbox.store.dialects import (
     speaks_psycopg,
 )
 from django_cqrs.outbox.store.insertion import insert
+from django_cqrs.outbox.store.leases import LeaseEnd
+from django_cqrs.outbox.store.rows import envelope_of
 from django_cqrs.outbox.worker.worker import Relay
 from django_cqrs.retries import DEFAULT_RETRY
+from django_cqrs.times import as_sent
 
 if TYPE_CHECKING:
     from django_cqrs.buses.registries import Registry
@@ -179,6 +183,42 @@ class OutboxChannel(Channel):
             return worker.run().handled
         except StopWorker as error:
             raise (error.__cause__ or error) from None
+
+    def waiting(self, *, using: str = DEFAULT_DB_ALIAS) -> list[Envelope]:
+        """
+        Return the waiting messages in the order of their handling: for tests.
+
+        Delayed ones come last. The claimed ones of living workers are among them.
+
+        Args:
+            using: the alias of the database.
+
+        """
+        rows = OutboxMessage.objects.using(using).filter(channel=self.alias)
+        in_turn = rows.order_by("-priority", "sequence", "pk").values()
+        delayed = [row["state"] == State.DELAYED for row in in_turn]
+        found = [
+            dataclasses.replace(
+                envelope_of(row),
+                available_at=row["available_at"] and as_sent(row["available_at"]),
+            )
+            for row in in_turn
+        ]
+        pairs = zip(delayed, found, strict=True)
+        return [each for _, each in sorted(pairs, key=lambda pair: pair[0])]
+
+    def expire_leases(self, *, using: str = DEFAULT_DB_ALIAS) -> None:
+        """
+        Let another worker have the claimed messages at once: for tests.
+
+        Args:
+            using: the alias of the database.
+
+        """
+        claimed = OutboxMessage.objects.using(using).filter(
+            channel=self.alias, state=State.CLAIMED
+        )
+        claimed.update(lease_expires_at=LeaseEnd(timedelta(seconds=-1)))
 
     def advance(self, span: timedelta, *, using: str = DEFAULT_DB_ALIAS) -> None:
         """Let time pass for waiting messages: delayed ones fall due, or expire."""

@@ -68,6 +68,12 @@ def add_transaction_observer(observer: TransactionObserver) -> None:
         tell_change()
 
 
+def remove_transaction_observer(observer: TransactionObserver) -> None:
+    """Remove an observer from all handlers."""
+    _transaction_observers.remove(observer)
+    tell_change()
+
+
 def observed(run: Run, point: JoinPoint, step: Step) -> Run:
     """Return `run` wrapped in its observers, those added last outermost."""
     for observer in (_signalled, _logged, *_observers):

@@ -14,9 +14,22 @@ from typing import Any
 from django_cqrs.buses.registries import registry
 from django_cqrs.channels.channel import DEFAULT_CHANNEL_ALIAS
 from django_cqrs.channels.in_memory import InMemoryChannel
+from django_cqrs.testing.comparison import ANYTHING, like
+from django_cqrs.testing.faults import SimulatedCrash
 from django_cqrs.testing.flow import Flow, eager_channels
+from django_cqrs.testing.trees import Tree
 
-__all__ = ["Flow", "InMemoryChannel", "eager_channels", "override", "run_channel"]
+__all__ = [
+    "ANYTHING",
+    "Flow",
+    "InMemoryChannel",
+    "SimulatedCrash",
+    "Tree",
+    "eager_channels",
+    "like",
+    "override",
+    "run_channel",
+]
 
 
 def override(

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Self
 
 from django.db import DEFAULT_DB_ALIAS
 from django.test.utils import TestContextDecorator
 
+from django_cqrs import clock
 from django_cqrs.buses.registries import Registry
 from django_cqrs.buses.registries import registry as project_registry
 from django_cqrs.channels.aliases import channels
+from django_cqrs.channels.channel import Channel, Seconds, as_timedelta
 from django_cqrs.channels.immediate import ImmediateChannel
-from django_cqrs.channels.in_memory import InMemoryChannel
+from django_cqrs.channels.on_commit import OnCommitChannel
 from django_cqrs.declaration.declarations import Kind
+from django_cqrs.exceptions import InvalidOption
 from django_cqrs.messages import Message
+from django_cqrs.pipeline.observation import add_observer, remove_observer
+from django_cqrs.retries import DEFAULT_RETRY
+from django_cqrs.testing.faults import FaultPlan
+from django_cqrs.testing.tracking import TrackedMessages, tracked
+from django_cqrs.testing.trees import Tree, TreeRecorder
+from django_cqrs.testing.waiting import (
+    advance_in,
+    can_run,
+    run_registered,
+    run_waiting,
+    usable_channels,
+    waiting_in,
+)
 
 
 class eager_channels(TestContextDecorator):  # noqa: N801 - as Django names its own
@@ -49,18 +65,6 @@ class eager_channels(TestContextDecorator):  # noqa: N801 - as Django names its 
         self._stack.close()
 
 
-class Waiting(Protocol):
-    """A channel with waiting messages that a test can handle."""
-
-    def run(self, limit: int | None, *, registry: Registry | None, using: str) -> int:
-        """Handle due messages."""
-        ...
-
-    def advance(self, span: timedelta, *, using: str) -> None:
-        """Let time pass for waiting messages."""
-        ...
-
-
 class Flow:
     """
     Records the messages on the buses, and runs channels in the test's transaction.
@@ -72,11 +76,16 @@ class Flow:
             assert flow.published == [OrderPlaced(1)]
             flow.run("mail")            # call background handlers now
             flow.advance(hours=24)      # delayed messages fall due
-            flow.run("mail")
+            flow.settle()               # all channels, until nothing is left to do
 
     It works in Django's ``TestCase`` and with pytest-django's ``db``, and needs no
     commit. The pytest fixture ``flow`` provides one for a test.
     """
+
+    horizon: timedelta = timedelta(days=1)
+    """The time that :meth:`settle` lets pass at most, for delayed messages."""
+    limit: int = 1000
+    """The number of messages after which :meth:`settle` calls a flow endless."""
 
     def __init__(
         self,
@@ -84,6 +93,7 @@ class Flow:
         registry: Registry | None = None,
         using: str = DEFAULT_DB_ALIAS,
         eager: bool = False,
+        leftovers: bool = True,
     ) -> None:
         """
         Follow the messages of one registry.
@@ -93,13 +103,19 @@ class Flow:
             using: the alias of the database that channels store messages in.
             eager: whether all channels handle their messages inside the sender's
                 transaction, as with :class:`eager_channels`.
+            leftovers: whether messages may still wait at the end of the block. False
+                fails the test then. You can set the attribute inside the block, too.
 
         """
         self.registry: Registry = registry if registry is not None else project_registry
         self.using = using
         self.eager = eager
+        self.leftovers = leftovers
         self.messages: list[tuple[Kind, Message]] = []
         self._stack = ExitStack()
+        self._recorder = TreeRecorder(self.registry)
+        self._faults = FaultPlan(self.registry)
+        self._lost: list[Exception] = []
 
     def __enter__(self) -> Self:
         """Start recording."""
@@ -108,6 +124,10 @@ class Flow:
         self._stack.enter_context(
             self.registry.tapped(lambda kind, m: self.messages.append((kind, m)))
         )
+        self._stack.enter_context(self.registry.tapped(self._recorder.tap))
+        add_observer(self._recorder.observe)
+        self._stack.callback(remove_observer, self._recorder.observe)
+        self._stack.callback(self._faults.close)
         return self
 
     def __exit__(
@@ -116,8 +136,20 @@ class Flow:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop recording."""
-        self._stack.close()
+        """
+        Stop recording, and take back all faults.
+
+        Raises:
+            AssertionError: messages wait, and ``leftovers`` is False.
+
+        """
+        try:
+            if error is None and not self.leftovers:
+                self.assert_empty()
+        finally:
+            self._stack.close()
+
+    # What happened --------------------------------------------------------------------
 
     @property
     def sent(self) -> list[Any]:
@@ -134,8 +166,15 @@ class Flow:
         """The published events, in order, including those without a handler."""
         return self._payloads(Kind.EVENT)
 
+    @property
+    def tree(self) -> Tree:
+        """Everything that happened so far, by its causes; ``str()`` shows it."""
+        return self._recorder.tree
+
     def _payloads(self, kind: Kind) -> list[Any]:
         return [message.payload for each, message in self.messages if each is kind]
+
+    # Time and channels ----------------------------------------------------------------
 
     def run(self, *aliases: str, limit: int | None = None) -> int:
         """
@@ -158,13 +197,9 @@ class Flow:
         while True:
             handled = 0
             for alias in aliases:
-                channel = channels[alias]
-                if isinstance(channel, InMemoryChannel):
-                    handled += channel.run(limit)
-                else:
-                    handled += _waiting(channel).run(
-                        limit, registry=self.registry, using=self.using
-                    )
+                handled += run_waiting(
+                    channels[alias], limit, registry=self.registry, using=self.using
+                )
             total += handled
             if not handled or limit is not None:
                 return total
@@ -180,13 +215,253 @@ class Flow:
         that reads it.
 
         """
-        passed = timedelta(**span)
+        self._advance(timedelta(**span))
+
+    def _advance(self, span: timedelta) -> None:
         for alias in channels:
-            channel = channels[alias]
-            if isinstance(channel, InMemoryChannel):
-                channel.advance(passed)
-            elif hasattr(channel, "advance"):
-                _waiting(channel).advance(passed, using=self.using)
+            advance_in(channels[alias], span, using=self.using)
+
+    def settle(
+        self,
+        *,
+        horizon: Seconds | None = None,
+        failures: Literal["raise", "keep"] = "raise",
+    ) -> Tree:
+        """
+        Handle the messages of every channel, and let time pass, until it is quiet.
+
+        Failed messages are tried again, as in production.
+
+        Args:
+            horizon: the time that may pass, in seconds or as a timedelta; by default
+                :attr:`horizon`. What falls due later waits.
+            failures: ``"raise"`` raises the exception of the first message that was
+                given up, after all others were handled; ``"keep"`` leaves it in the
+                tree.
+
+        Returns:
+            Everything that happened since the beginning of the flow.
+
+        Raises:
+            AssertionError: the flow is endless: its text shows the loop.
+            Exception: the exception of a handler, unchanged.
+
+        """
+        if failures not in ("raise", "keep"):
+            msg = f'settle(failures=...) is "raise" or "keep", not {failures!r}.'
+            raise InvalidOption(msg)
+        span = self.horizon if horizon is None else as_timedelta(horizon, "horizon")
+        self._settle(span)
+        lost = self._given_up()
+        if lost and failures == "raise":
+            error = lost[0]
+            error.add_note(f"This is what happened:\n{self.tree}")
+            raise error
+        return self.tree
+
+    def _settle(self, left: timedelta, *, whole: bool = False) -> list[Exception]:
+        """
+        Handle what is due now, and what falls due in a span of time.
+
+        Args:
+            left: the span.
+            whole: whether it passes to its end, even if nothing is left to do.
+
+        Returns:
+            The exceptions of the handlers, in order.
+
+        """
+        failures: list[Exception] = []
+        start = self._recorder.consumed
+        while True:
+            self._run_due(failures, start)
+            step = self._time_to_next()
+            if step is None or step > left:
+                break
+            self._advance(step)
+            left -= step
+        if whole:
+            self._advance(left)
+        self._lost += failures
+        return failures
+
+    def _run_due(self, failures: list[Exception], start: int) -> None:
+        """Handle what is due, in every channel, until nothing is."""
+        while True:
+            before = self._recorder.consumed, len(failures)
+            for channel in usable_channels().values():
+                self._run_channel(channel, failures, start)
+            if (self._recorder.consumed, len(failures)) == before:
+                return
+
+    def _run_channel(
+        self, channel: Channel, failures: list[Exception], start: int
+    ) -> None:
+        """Handle what is due in one channel, whatever fails."""
+        if not (can_run(channel) or isinstance(channel, OnCommitChannel)):
+            return
+        failed = 0
+        while True:
+            left = self.limit - (self._recorder.consumed - start)
+            if left < 0:
+                raise AssertionError(self._endless())
+            try:
+                if isinstance(channel, OnCommitChannel):
+                    run_registered(channel)
+                else:
+                    run_waiting(
+                        channel, left + 1, registry=self.registry, using=self.using
+                    )
+            except Exception as error:
+                failures.append(error)
+                failed += 1
+                waiting = len(waiting_in(channel, using=self.using))
+                if failed > waiting + DEFAULT_RETRY.attempts:
+                    raise  # it is handled again at once, and fails each time
+            else:
+                if self._recorder.consumed - start <= self.limit:
+                    return
+
+    def _time_to_next(self) -> timedelta | None:
+        """Return the time until the next message falls due, None without one."""
+        now = clock.now()
+        due = [
+            envelope.available_at
+            for channel in usable_channels().values()
+            for envelope in waiting_in(channel, using=self.using)
+            if envelope.available_at is not None and not envelope.is_due(now)
+        ]
+        # The clock of the database may be a little behind.
+        return min(due) - now + _TICK if due else None
+
+    def _given_up(self) -> list[Exception]:
+        """Note which messages were given up; return their exceptions."""
+        waiting = {
+            (envelope.message_id, envelope.endpoint)
+            for channel in usable_channels().values()
+            for envelope in waiting_in(channel, using=self.using)
+        }
+        kept = self._recorder.note_given_up(waiting)
+        return [each for each in self._lost if id(each) not in kept]
+
+    def _endless(self) -> str:
+        loop = " -> ".join(self._recorder.loop())
+        return (
+            f"The flow is not quiet after {self.limit:,} messages, which is its limit. "
+            f"It ends with: {loop}. If it is not endless, raise flow.limit, or let "
+            f"less time pass with flow.horizon. This is what happened:\n{self.tree}"
+        )
+
+    def assert_empty(self) -> None:
+        """
+        Fail if a message waits in any channel.
+
+        Raises:
+            AssertionError: one does; its text names them.
+
+        """
+        lines = [
+            f"  {envelope.name or 'a value'} for {envelope.endpoint} in {alias!r}"
+            for alias, channel in usable_channels().items()
+            for envelope in waiting_in(channel, using=self.using)
+        ]
+        if lines:
+            listed = "\n".join(lines)
+            msg = (
+                "Messages wait at the end of the test, and nothing has handled them:\n"
+                f"{listed}\nThis is what happened:\n{self.tree}"
+            )
+            raise AssertionError(msg)
+
+    # Faults ---------------------------------------------------------------------------
+
+    def fails_once(
+        self, handler: Any, error: type[BaseException] | BaseException
+    ) -> None:
+        """
+        Let a handler fail at its next call, before it does anything.
+
+        Args:
+            handler: its function or method, or the name of its endpoint.
+            error: the exception, or its class.
+
+        Raises:
+            InvalidOption: the registry does not have the handler, or it is not an
+                exception.
+
+        """
+        self._faults.fail(handler, error)
+
+    def crashes_after(self, handler: Any) -> None:
+        """
+        End the process after the next call of a handler, before its commit.
+
+        Its transaction is rolled back. :meth:`run` and :meth:`settle` go on as another
+        worker would; a sender that called the handler directly gets
+        :exc:`~django_cqrs.testing.faults.SimulatedCrash`.
+
+        Args:
+            handler: its function or method, or the name of its endpoint.
+
+        Raises:
+            InvalidOption: the registry does not have the handler.
+
+        """
+        self._faults.crash(handler)
+
+    def twice(self, messages: Any) -> None:
+        """
+        Let every message of a class be handled twice, with the same id.
+
+        In a channel it waits twice. A handler that is called directly is called again
+        after its return; a failure of that call does not reach the sender.
+
+        Args:
+            messages: their class; or a handler, for its messages alone.
+
+        Raises:
+            InvalidOption: it is neither.
+
+        """
+        self._faults.repeat(messages)
+
+    def shuffled(self, seed: int) -> None:
+        """
+        Let channels handle messages in a random order, that of the seed.
+
+        The messages of one ordering key, and higher priorities, keep their order.
+
+        Args:
+            seed: the same seed gives the same order.
+
+        """
+        self._faults.shuffle(seed)
+
+    # Other processes ------------------------------------------------------------------
+
+    def tracked(
+        self, *, timeout: Seconds = 30
+    ) -> AbstractContextManager[TrackedMessages]:
+        """
+        Wait, at the end of a ``with`` block, until real workers have handled it all.
+
+        What is delayed is not waited for, what waits for its next attempt is. The
+        journal says what the workers did, if the settings keep one.
+
+        Args:
+            timeout: fail after this time, in seconds or as a timedelta.
+
+        Returns:
+            A context manager; its value has the ``tree`` after the block.
+
+        Raises:
+            InvalidOption: a transaction is open, so that no worker sees the messages.
+            AssertionError: messages still wait after that time.
+
+        """
+        return tracked(
+            self._recorder, using=self.using, timeout=as_timedelta(timeout, "timeout")
+        )
 
     def __repr__(self) -> str:
         """Return the counts."""
@@ -196,8 +471,4 @@ class Flow:
         )
 
 
-def _waiting(channel: Any) -> Waiting:
-    if not hasattr(channel, "run"):
-        msg = f"{channel} does not keep messages, so a test cannot run them."
-        raise TypeError(msg)
-    return channel  # type: ignore[no-any-return]
+_TICK = timedelta(milliseconds=1)
