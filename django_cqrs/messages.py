@@ -48,7 +48,8 @@ RESERVED_HEADERS = frozenset(
         "priority",
     }
 )
-RESERVED_PREFIX = "aggregate_"
+RESERVED_PREFIXES = ("aggregate_", "schedule_")
+"""The beginnings of headers about a message's aggregate, and about its schedule."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_HEADERS: Mapping[str, HeaderValue] = {}
@@ -505,7 +506,7 @@ def scope_of(message: Message | Origin) -> Any:
 
 
 def aggregate_headers_of(message: Message) -> Mapping[str, Any]:
-    """Return a recorded event's headers about its aggregate."""
+    """Return a message's headers about its aggregate or its schedule."""
     return message._aggregate
 
 
@@ -514,7 +515,8 @@ class Headers(Mapping[str, Any]):
     All headers of a message: the user's and its own. Read-only.
 
     An event that an aggregate recorded also has ``aggregate_id``, ``aggregate_type``
-    and ``aggregate_version``. They are not passed on.
+    and ``aggregate_version``, and the command of a schedule has ``schedule_name``,
+    ``schedule_due_at`` and ``schedule_missed``. They are not passed on.
     """
 
     __slots__ = ("_message",)
@@ -527,7 +529,7 @@ class Headers(Mapping[str, Any]):
         """Return a header's value, in the type that it was given in."""
         if name in OWN_HEADERS:
             return getattr(self._message, name)
-        if name.startswith(RESERVED_PREFIX):
+        if name.startswith(RESERVED_PREFIXES):
             return aggregate_headers_of(self._message)[name]
         return self._message._user[name]
 
@@ -577,7 +579,7 @@ def split_headers(
                 "in its name."
             )
             raise InvalidHeader(msg)
-        if name in RESERVED_HEADERS or name.startswith(RESERVED_PREFIX):
+        if name in RESERVED_HEADERS or name.startswith(RESERVED_PREFIXES):
             msg = (
                 f"The header {name!r} is reserved: every message has its own. Choose "
                 "another name; only correlation_id may be given."

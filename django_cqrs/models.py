@@ -10,7 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from django_cqrs.channels.channel import Seconds
+from django_cqrs.channels.channel import Due
 from django_cqrs.messages import HeaderValue
 from django_cqrs.recording import (
     RECORDED,
@@ -55,8 +55,8 @@ class RecordsEvents:
         route: str | None = None,
         aggregate_id: Any = None,
         headers: Mapping[str, HeaderValue] | None = None,
-        delay: Seconds | None = None,
-        expires: Seconds | None = None,
+        delay: Due | None = None,
+        expires: Due | None = None,
         priority: int | None = None,
     ) -> None:
         """
@@ -68,7 +68,7 @@ class RecordsEvents:
             route: a routing key, if the command's class does not decide.
             aggregate_id: the identifier of the aggregate that handles it.
             headers: as for ``command_bus.dispatch``.
-            delay: for a handler on a channel, in seconds or a timedelta.
+            delay: for a handler on a channel, in seconds, a timedelta, or a datetime.
             expires: likewise.
             priority: likewise; higher first.
 

@@ -11,7 +11,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Final, final
 
 from django_cqrs.annotations import name_of_type, union_members
-from django_cqrs.channels.channel import Seconds, as_timedelta
+from django_cqrs.channels.channel import Due, ensure_time
 from django_cqrs.exceptions import InvalidEvent, InvalidOption
 from django_cqrs.messages import Headers, HeaderValue, split_headers
 
@@ -34,7 +34,7 @@ class Send:
         route: a routing key, if the command's class does not decide.
         aggregate_id: the identifier of the aggregate that handles it.
         headers: as for ``command_bus.dispatch``.
-        delay: for a handler on a channel, in seconds or a timedelta.
+        delay: for a handler on a channel, in seconds, a timedelta, or a datetime.
         expires: likewise.
         priority: likewise; higher first.
 
@@ -49,8 +49,8 @@ class Send:
     route: str | None = None
     aggregate_id: Any = None
     headers: Mapping[str, HeaderValue] | None = None
-    delay: Seconds | None = None
-    expires: Seconds | None = None
+    delay: Due | None = None
+    expires: Due | None = None
     priority: int | None = None
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class Send:
         for name in ("delay", "expires"):
             value = getattr(self, name)
             if value is not None:
-                as_timedelta(value, name)
+                ensure_time(value, name)
         priority: Any = self.priority
         if priority is not None and type(priority) is not int:
             msg = f"priority= takes a whole number, not {priority!r}."

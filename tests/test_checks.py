@@ -7,7 +7,7 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import (
     Annotated,
@@ -1301,6 +1301,22 @@ def test_E018_is_silent_without_a_channel():
             {"channel": "memory", "delay": "1h"},
             "has delay='1h'. delay= takes seconds or a timedelta, not '1h'.",
             "Give delay= seconds, or a timedelta, of 0 or more.",
+        ),
+        (
+            {"channel": "memory", "delay": datetime(2026, 7, 1, tzinfo=UTC)},
+            (
+                f"has delay={datetime(2026, 7, 1, tzinfo=UTC)!r}. It is one point in "
+                "time for all messages."
+            ),
+            "Give delay= a function of the message.",
+        ),
+        (
+            {"channel": "commit", "expires": str},
+            (
+                "has expires=<class 'str'>. Channel 'commit' (OnCommitChannel) does not "
+                "support expires=."
+            ),
+            "Remove expires=, or choose another channel.",
         ),
         (
             {"channel": "commit", "retry": Retry(attempts=9)},

@@ -12,7 +12,7 @@ import pytest
 
 from django_cqrs import conf, exceptions
 from django_cqrs.management.listing import EndpointRow, InterfaceRow
-from django_cqrs.messages import RESERVED_HEADERS, RESERVED_PREFIX
+from django_cqrs.messages import RESERVED_HEADERS, RESERVED_PREFIXES
 from django_cqrs.problems import Rule
 from tests.docs_support.pages import (
     DOCS,
@@ -173,7 +173,7 @@ def test_the_reference_of_headers_has_every_reserved_name():
     begin = page.index("These names are reserved:")
     found = set(re.findall(r"`(\w+)`", page[begin : page.index(". A", begin)]))
 
-    assert found == {*RESERVED_HEADERS, RESERVED_PREFIX}
+    assert found == {*RESERVED_HEADERS, *RESERVED_PREFIXES}
 
 
 def test_every_link_of_the_front_pages_leads_somewhere():

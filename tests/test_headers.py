@@ -321,6 +321,9 @@ RESERVED_TEXT = (
         "aggregate_id",
         "aggregate_type",
         "aggregate_anything",
+        "schedule_name",
+        "schedule_due_at",
+        "schedule_missed",
     ],
 )
 @pytest.mark.django_db
@@ -362,9 +365,11 @@ def test_the_reserved_names_are_these():
     assert names == RESERVED_HEADERS
 
 
-@pytest.mark.parametrize("near", ["aggregate", "Message_ID", "delays", "x-priority"])
+@pytest.mark.parametrize(
+    "near", ["aggregate", "schedule", "Message_ID", "delays", "x-priority"]
+)
 def test_a_name_that_is_only_near_is_free(near):
-    """Reserved are whole names, and the prefix aggregate_ with its underscore. [B08.4]"""
+    """Reserved are whole names, and two prefixes with their underscores. [B08.4]"""
 
     def handle(command: Open, headers: Headers):
         return headers[near]

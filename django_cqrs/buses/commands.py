@@ -21,7 +21,7 @@ from django_cqrs.buses.keywords import (
     short_form_of,
 )
 from django_cqrs.buses.receipts import Receipt
-from django_cqrs.channels.channel import Seconds
+from django_cqrs.channels.channel import Due
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.declaration.key_sources import KeySource
 from django_cqrs.declaration.marks import Header
@@ -92,8 +92,8 @@ class CommandBus(SingleHandlerBus):
         headers: GivenHeaders | None = None,
         content_type: str | None = None,
         using: str | None = None,
-        delay: Seconds | None = None,
-        expires: Seconds | None = None,
+        delay: Due | None = None,
+        expires: Due | None = None,
         priority: int | None = None,
     ) -> Any:
         __traceback_hide__ = True
@@ -155,7 +155,7 @@ class CommandBus(SingleHandlerBus):
             content_type: ``"application/json"`` if the payload is such text.
             using: the database alias of the transaction; it overrides the handler's
                 own.
-            delay: for a handler on a channel, in seconds or a timedelta.
+            delay: for a handler on a channel, in seconds, a timedelta, or a datetime.
             expires: likewise.
             priority: likewise; higher first.
 
@@ -243,8 +243,8 @@ class CommandBus(SingleHandlerBus):
         headers: GivenHeaders | None = None,
         content_type: str | None = None,
         using: str | None = None,
-        delay: Seconds | None = None,
-        expires: Seconds | None = None,
+        delay: Due | None = None,
+        expires: Due | None = None,
         priority: int | None = None,
     ) -> Receipt:
         """

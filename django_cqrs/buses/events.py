@@ -21,7 +21,7 @@ from django_cqrs.buses.keywords import (
     PublishKeywords,
     short_form_of,
 )
-from django_cqrs.channels.channel import Seconds
+from django_cqrs.channels.channel import Due
 from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.exceptions import MessageConversionError
@@ -46,8 +46,8 @@ class EventBus(BaseBus):
         headers: GivenHeaders | None = None,
         content_type: str | None = None,
         using: str | None = None,
-        delay: Seconds | None = None,
-        expires: Seconds | None = None,
+        delay: Due | None = None,
+        expires: Due | None = None,
         priority: int | None = None,
     ) -> None:
         __traceback_hide__ = True
@@ -95,7 +95,7 @@ class EventBus(BaseBus):
             headers: handlers read them and pass them on to messages that they send.
             content_type: ``"application/json"`` if the payload is such text.
             using: a database alias, which handlers can read from their message.
-            delay: for handlers on a channel, in seconds or a timedelta.
+            delay: for handlers on a channel, in seconds, a timedelta, or a datetime.
             expires: likewise.
             priority: likewise; higher first.
 

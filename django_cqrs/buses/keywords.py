@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict, TypeVar
 
 from django_cqrs.buses.bus import GivenHeaders
-from django_cqrs.channels.channel import Seconds
+from django_cqrs.channels.channel import Due
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,8 +53,8 @@ class MessageKeywords(TypedDict, total=False):
 class SendingKeywords(MessageKeywords, total=False):
     """The keywords of a message that may wait in a channel."""
 
-    delay: Seconds | None
-    expires: Seconds | None
+    delay: Due | None
+    expires: Due | None
     priority: int | None
 
 
@@ -83,8 +83,8 @@ class OtherPublishKeywords(TypedDict, total=False):
 
     content_type: str | None
     using: str | None
-    delay: Seconds | None
-    expires: Seconds | None
+    delay: Due | None
+    expires: Due | None
     priority: int | None
 
 

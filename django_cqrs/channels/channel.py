@@ -16,19 +16,25 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final, NamedTuple
 from uuid import UUID
 
+from django.conf import settings
 from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
 
 from django_cqrs.channels.retry_settings import read_policy
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.retries import Retry
+from django_cqrs.times import as_sent
 
 logger: Final = logging.getLogger("django_cqrs.channels")
 
 DEFAULT_CHANNEL_ALIAS = "default"
 
 Seconds = timedelta | float
+
+Due = Seconds | datetime
+"""A time from the sending on, or a point in time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +135,53 @@ def as_timedelta(value: object, name: str) -> timedelta:
     return span
 
 
+def ensure_time(value: object, name: str) -> None:
+    """
+    Refuse anything but seconds, a timedelta, or a datetime with its time zone.
+
+    Under ``USE_TZ=False`` a datetime without a time zone is local time, as in Django.
+
+    Raises:
+        InvalidOption: it is none of them, or it is negative.
+
+    """
+    if isinstance(value, datetime):
+        if settings.USE_TZ and timezone.is_naive(value):
+            msg = (
+                f"{name}={value!r} has no time zone. Give an aware datetime, such as "
+                "timezone.now() + timedelta(hours=1)."
+            )
+            raise InvalidOption(msg)
+        return
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number and not isinstance(value, timedelta):
+        msg = f"{name}= takes seconds, a timedelta or a datetime, not {value!r}."
+        raise InvalidOption(msg)
+    as_timedelta(value, name)
+
+
+def end_of(value: Due, name: str, now: datetime) -> datetime:
+    """
+    Return the time at which a delay or a lifetime ends, with its zone.
+
+    Args:
+        value: a time from `now` on, or a point in time.
+        name: the name of the keyword, for errors.
+        now: the time of the sending.
+
+    Raises:
+        InvalidOption: it ends after the last date.
+
+    """
+    if isinstance(value, datetime):
+        return as_sent(value)
+    try:
+        return now + as_timedelta(value, name)
+    except OverflowError:
+        msg = f"{name}={value!r} ends after the last date that can be represented."
+        raise InvalidOption(msg) from None
+
+
 class Channel:
     """
     The base of channels: a backend, like those of Django's caches and tasks.
@@ -219,7 +272,7 @@ class Channel:
 
         Args:
             name: ``"delay"``, ``"expires"``, ``"priority"`` or ``"ordering_key"``.
-            value: seconds or a timedelta; a whole number for the priority.
+            value: seconds, a timedelta or a datetime; a whole number for the priority.
 
         Raises:
             InvalidOption: the channel does not support it, or the value is invalid.
@@ -236,7 +289,7 @@ class Channel:
             msg = f"Channel {self.alias!r} ({kind}) does not support {name}=."
             raise InvalidOption(msg)
         if name in ("delay", "expires"):
-            as_timedelta(value, name)
+            ensure_time(value, name)
         elif name == "priority" and (
             not isinstance(value, int) or isinstance(value, bool)
         ):

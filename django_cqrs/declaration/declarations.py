@@ -6,17 +6,22 @@ import dataclasses
 import enum
 import inspect
 import sys
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from importlib.machinery import ModuleSpec
 from types import FrameType
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from django_cqrs.annotations import LOCAL, NAMESPACE
+from django_cqrs.messages import Message
 from django_cqrs.retries import Retry
 
 OnMissing = Literal["raise", "ignore"] | type[Exception] | Exception
 OnExisting = Literal["raise", "ignore"] | type[Exception] | Exception
+
+Span = timedelta | float
+Lifetime = Span | Callable[[Message], Span | datetime | None]
+"""A time from the sending on, or a function of the message that returns one."""
 
 MARK = "__cqrs_declarations__"
 
@@ -41,8 +46,8 @@ class Policies:
     atomic: bool | None = None
     priority: int | None = None
     channel: str | bool | None = None
-    delay: timedelta | float | None = None
-    expires: timedelta | float | None = None
+    delay: Lifetime | None = None
+    expires: Lifetime | None = None
     retry: Retry | None = None
     identifier: Any = None
     on_missing: OnMissing | None = None

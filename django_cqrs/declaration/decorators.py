@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, overload
 
@@ -18,9 +18,11 @@ from django_cqrs.declaration.declarations import (
     OnExisting,
     OnMissing,
     Policies,
+    Span,
     declarations_of,
     remember,
 )
+from django_cqrs.messages import Message
 from django_cqrs.retries import Retry
 
 if TYPE_CHECKING:
@@ -89,8 +91,8 @@ class HandlerKeywords(TypedDict, total=False):
     using: str | None
     atomic: bool | None
     channel: str | bool | None
-    delay: timedelta | float | None
-    expires: timedelta | float | None
+    delay: timedelta | float | Callable[[Message], Span | datetime | None] | None
+    expires: timedelta | float | Callable[[Message], Span | datetime | None] | None
     priority: int | None
     retry: Retry | None
     identifier: Any
@@ -141,7 +143,8 @@ def command_handler(route: Any = None, /, **keywords: Unpack[HandlerKeywords]) -
         atomic: False runs it outside any transaction of the bus.
         channel: the alias of the channel that its messages wait in, or True for
             ``"default"``; without one it is called at once.
-        delay: the minimum time that they wait, in seconds or a timedelta.
+        delay: the minimum time that they wait, in seconds or a timedelta; or a function
+            of the message that returns one, a datetime, or None.
         expires: the time after sending at which they are dropped, likewise.
         priority: the order of handling in the channel; higher first.
         retry: the policy for messages whose handling failed, on a channel that retries
@@ -235,7 +238,8 @@ def event_handler(route: Any = None, /, **keywords: Unpack[HandlerKeywords]) -> 
         atomic: False, on a channel, runs it outside any transaction of its own.
         channel: the alias of the channel that its events wait in, or True for
             ``"default"``; without one it is called at once.
-        delay: the minimum time that they wait, in seconds or a timedelta.
+        delay: the minimum time that they wait, in seconds or a timedelta; or a function
+            of the message that returns one, a datetime, or None.
         expires: the time after sending at which they are dropped, likewise.
         priority: higher is called first, or handled first in the channel; 0 by default.
         retry: the policy for messages whose handling failed, on a channel that retries

@@ -12,10 +12,10 @@ from django_cqrs.declaration.declarations import Kind
 from django_cqrs.management.listing import (
     RetryRow,
     address_text,
+    delay_of,
     interceptors_around,
     place,
     retry_row,
-    seconds,
     source_text,
     transaction_of,
 )
@@ -232,8 +232,10 @@ def _transaction_in_words(endpoint: Endpoint) -> str:
 
 def _policies_in_words(endpoint: Endpoint) -> Iterator[str]:
     """Yield the delay, the keys and the policy for failures."""
-    delay = seconds(endpoint.policies.delay)
-    if delay:
+    delay = delay_of(endpoint)
+    if isinstance(delay, str):
+        yield f"after the delay that {delay} returns"
+    elif delay:
         yield f"after a delay of {delay:g} s"
     ordering_key = source_text(endpoint.policies.ordering_key)
     if ordering_key is not None:

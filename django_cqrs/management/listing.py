@@ -91,7 +91,7 @@ class EndpointRow:
     """The routing key of the command for its result; several with commas."""
     retry: RetryRow | None
     """The policy for messages whose handling failed, on a channel that has one."""
-    delay: float | None
+    delay: float | str | None
     """The minimum time in the channel, in seconds."""
     ordering_key: str | None
     """The source of the key whose messages are handled one at a time."""
@@ -227,7 +227,7 @@ def _rows(registry: Registry, endpoint: Endpoint) -> Iterator[EndpointRow]:
             is_factory=endpoint.subject is not None and endpoint.is_factory,
             output=", ".join(endpoint.policies.outputs) or None,
             retry=retry_row(endpoint),
-            delay=seconds(endpoint.policies.delay),
+            delay=delay_of(endpoint),
             ordering_key=source_text(endpoint.policies.ordering_key),
             idempotency_key=source_text(endpoint.policies.idempotency_key),
             on_dead=address_text(endpoint.policies.on_dead),
@@ -263,6 +263,12 @@ def _failure_text(on: Any) -> str:
     if name is None:
         return repr(on)
     return name if on.__module__ == "builtins" else f"{on.__module__}.{name}"
+
+
+def delay_of(endpoint: Endpoint) -> float | str | None:
+    """Return the delay of an endpoint in seconds, or the path of its function."""
+    delay = endpoint.policies.delay
+    return source_text(delay) if callable(delay) else seconds(delay)
 
 
 def seconds(span: timedelta | float | None) -> float | None:

@@ -40,7 +40,7 @@ from django_cqrs.declaration.marks import Depends, Header, Service
 from django_cqrs.exceptions import MissingHeader
 from django_cqrs.messages import (
     OWN_HEADERS,
-    RESERVED_PREFIX,
+    RESERVED_PREFIXES,
     Headers,
     Message,
     aggregate_headers_of,
@@ -430,11 +430,11 @@ class _Planner:
         where = self.where
         if name in OWN_HEADERS:
             return lambda message: convert(getattr(message, name))
-        of_aggregate = name.startswith(RESERVED_PREFIX)
+        is_own = name.startswith(RESERVED_PREFIXES)
         exact = bare_type(wanted)
 
         def get(message: Message) -> Any:
-            held = aggregate_headers_of(message) if of_aggregate else message._user
+            held = aggregate_headers_of(message) if is_own else message._user
             value = held.get(name, EMPTY)
             if type(value) is exact:  # the same as convert(), without a call
                 return value

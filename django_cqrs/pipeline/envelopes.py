@@ -17,7 +17,7 @@ from django_cqrs.exceptions import FieldError, InvalidHeader, MessageConversionE
 from django_cqrs.given_up import MessageGaveUp
 from django_cqrs.messages import (
     EPOCH,
-    RESERVED_PREFIX,
+    RESERVED_PREFIXES,
     HeaderValue,
     Message,
     Origin,
@@ -196,7 +196,7 @@ def _take_own(headers: dict[str, Any], message: Message) -> None:
     own = {
         name: headers.pop(name)
         for name in list(headers)
-        if name.startswith(RESERVED_PREFIX)
+        if name.startswith(RESERVED_PREFIXES)
     }
     if trace:
         message.handling.trace = trace

@@ -12,7 +12,13 @@ from django_cqrs.channels.channel import Envelope, next_sequence
 from django_cqrs.conversion.stored import MessageTypes
 from django_cqrs.exceptions import CQRSError, MessageConversionError
 from django_cqrs.given_up import MessageGaveUp
-from django_cqrs.messages import EPOCH, HeaderValue, Message, Origin
+from django_cqrs.messages import (
+    EPOCH,
+    RESERVED_PREFIXES,
+    HeaderValue,
+    Message,
+    Origin,
+)
 from django_cqrs.pipeline.envelopes import (
     AGGREGATE_ID,
     TRACE,
@@ -111,7 +117,7 @@ def message_about(envelope: Envelope, event: MessageGaveUp) -> Message:
     user: dict[str, HeaderValue] = {
         name: value
         for name, value in user_headers_of(envelope).items()
-        if not name.startswith("aggregate_")
+        if not name.startswith(RESERVED_PREFIXES)
     }
     user[GAVE_UP] = ",".join([*earlier_in(envelope), envelope.endpoint])
     origin = Origin(user, envelope.correlation_id, envelope.message_id)

@@ -16,9 +16,9 @@ from django_cqrs.channels.aliases import channels
 from django_cqrs.channels.channel import (
     Channel,
     Delivery,
+    Due,
     Envelope,
-    Seconds,
-    as_timedelta,
+    end_of,
     next_sequence,
 )
 from django_cqrs.conversion.stored import MessageTypes
@@ -41,8 +41,8 @@ from django_cqrs.routing.endpoint import Endpoint
 class SendOptions:
     """The options of one call for sending its message; None means "as declared"."""
 
-    delay: Seconds | None = None
-    expires: Seconds | None = None
+    delay: Due | None = None
+    expires: Due | None = None
     priority: int | None = None
 
     def given(self) -> list[str]:
@@ -69,7 +69,7 @@ NO_OPTIONS = SendOptions()
 
 
 def send_options(
-    delay: Seconds | None, expires: Seconds | None, priority: int | None
+    delay: Due | None, expires: Due | None, priority: int | None
 ) -> SendOptions:
     """Return the options of one call; ``NO_OPTIONS`` itself without any."""
     if delay is None and expires is None and priority is None:
@@ -221,18 +221,25 @@ class Outlet:
         __traceback_hide__ = True
         options: SendOptions = handling_of(message).options or NO_OPTIONS
         policies = self.endpoint.policies
-        delay = policies.delay if options.delay is None else options.delay
-        expires = policies.expires if options.expires is None else options.expires
+        delay, expires = options.delay, options.expires
+        if delay is None and policies.delay is not None:
+            delay = self._declared("delay", policies.delay, message)
+        if expires is None and policies.expires is not None:
+            expires = self._declared("expires", policies.expires, message)
         priority = policies.priority if options.priority is None else options.priority
         available_at = expires_at = None
         if delay or expires is not None:  # seldom
             moment = clock.now()
-            available_at = _after(moment, delay, "delay") if delay else None
-            expires_at = None if expires is None else _after(moment, expires, "expires")
+            available_at = end_of(delay, "delay", moment) if delay else None
+            expires_at = None if expires is None else end_of(expires, "expires", moment)
+            if available_at is not None and available_at <= moment:
+                available_at = None  # a time that is over delays nothing
         if available_at and expires_at and expires_at <= available_at:
+            has_date = isinstance(delay, datetime) or isinstance(expires, datetime)
+            counted = "" if has_date else ", both counted from the sending"
             msg = (
                 f"A message for {self.endpoint.name} would expire before it is due: "
-                f"delay={delay!r}, expires={expires!r}, both counted from the sending."
+                f"delay={delay!r}, expires={expires!r}{counted}."
             )
             raise InvalidOption(msg)
         name, version, text = encode(self.endpoint, self._types, message._payload)
@@ -259,6 +266,24 @@ class Outlet:
             ordering_key=key,
         )
 
+    def _declared(self, name: str, value: Any, message: Message) -> Due | None:
+        """Return the declared delay or lifetime of a message, perhaps a function's."""
+        __traceback_hide__ = True
+        declared: Any = value
+        if not callable(value):
+            return declared  # type: ignore[no-any-return]
+        found: Any = declared(message)
+        try:
+            if found is not None:
+                self.channel.check_option(name, found)
+        except InvalidOption as error:
+            msg = (
+                f"{self.endpoint.name} has {name}=, a function that returned "
+                f"{found!r}. {error}"
+            )
+            raise InvalidOption(msg) from None
+        return found  # type: ignore[no-any-return]
+
     def _headers_of(self, message: Message) -> dict[str, Any]:
         __traceback_hide__ = True
         headers = headers_of(message)
@@ -275,14 +300,6 @@ class Outlet:
         if address is None:
             address = self._addresses[cls] = subject.address(self.endpoint, cls)
         return address(message)
-
-
-def _after(now: datetime, span: Seconds, name: str) -> datetime:
-    try:
-        return now + as_timedelta(span, name)
-    except OverflowError:
-        msg = f"{name}={span!r} ends after the last date that can be represented."
-        raise InvalidOption(msg) from None
 
 
 def release(message: Message, held: list[tuple[str, Channel, Delivery]]) -> None:

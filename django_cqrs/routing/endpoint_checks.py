@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -211,7 +212,15 @@ def _option_faults(
         value = getattr(policies, name)
         if value is None:
             continue
+        if name in _SPANS and isinstance(value, datetime):
+            fault = "It is one point in time for all messages."
+            yield name, fault, f"Give {name}= a function of the message."
+            continue
+        if name in _SPANS and callable(value):
+            value = timedelta(0)  # its results are checked when messages are sent
         try:
+            if name in _SPANS:
+                as_timedelta(value, name)
             channel.check_option(name, value)
         except InvalidOption as error:
             hint = f"Remove {name}=, or choose another channel."

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 import time_machine
@@ -500,6 +501,128 @@ def test_a_delay_may_be_declared_and_overruled(seen, clock):
     assert seen == ["none", "given", "declared"]
 
 
+def test_a_delay_may_be_a_point_in_time(registry, seen, clock):
+    """In any zone; one that is over delays nothing. The call's stands before the handler's. [C07.3]"""
+    berlin = ZoneInfo("Europe/Berlin")
+    until = datetime(2026, 7, 1, 15, 0, tzinfo=berlin)  # an hour from now
+    registry.command_bus.dispatch(Write("late"), delay=until)
+    registry.command_bus.dispatch(Write("over"), delay=until - timedelta(days=1))
+
+    assert [each.available_at for each in waiting()] == [None, until]
+    assert run_channel() == 1
+    clock.shift(3600)
+    assert run_channel() == 1
+    assert seen == ["over", "late"]
+
+
+def test_a_life_time_may_end_at_a_point_in_time(registry, seen, clock):
+    """From then on the message is dropped. [C07.3]"""
+    registry.command_bus.dispatch(Write("dropped"), expires=NOW + timedelta(hours=1))
+    clock.shift(3600)
+
+    assert run_channel() == 0
+    assert waiting() == []
+
+
+def test_points_in_time_may_be_local_without_time_zones(registry, settings, clock):
+    """Under USE_TZ=False a datetime is local time, as in Django. [C07.3]"""
+    settings.USE_TZ = False
+    settings.TIME_ZONE = "Europe/Berlin"
+
+    registry.command_bus.dispatch(Write(), delay=datetime(2026, 7, 1, 15))  # noqa: DTZ001
+
+    [envelope] = waiting()
+    assert envelope.available_at == NOW + timedelta(hours=1)
+
+
+def test_a_point_in_time_before_the_message_is_due_is_refused(registry, clock):
+    """As with spans, it could never be handled. [C07.3]"""
+    end = NOW + timedelta(minutes=1)
+    with pytest.raises(InvalidOption) as refused:
+        registry.command_bus.dispatch(Write(), delay=60, expires=end)
+
+    assert str(refused.value) == (
+        f"A message for write would expire before it is due: delay=60, expires={end!r}."
+    )
+    assert waiting() == []
+
+
+@pytest.mark.parametrize(
+    ("made", "due"),
+    [
+        (90, NOW + timedelta(seconds=90)),
+        (timedelta(hours=1), NOW + timedelta(hours=1)),
+        (NOW + timedelta(days=1), NOW + timedelta(days=1)),
+        (0, None),
+        (None, None),
+    ],
+)
+def test_a_handlers_delay_may_depend_on_the_message(clock, made, due):
+    """A function of the message returns seconds, a timedelta, a datetime, or None. [C07.3]"""
+    given = []
+
+    def soon(message):
+        given.append((message.payload, message.headers["tenant"]))
+        return made
+
+    @command_handler(channel=True, delay=soon, expires=lambda message: 10**8)
+    def write(command: Write): ...
+
+    registry_of(write).command_bus.dispatch(Write("x"), headers={"tenant": "acme"})
+
+    [envelope] = waiting()
+    assert envelope.available_at == due
+    assert envelope.expires_at == NOW + timedelta(seconds=10**8)
+    assert given == [(Write("x"), "acme")]
+
+
+@pytest.mark.parametrize("name", ["delay", "expires"])
+def test_a_function_is_not_asked_where_the_call_decides(clock, name):
+    """The call's option stands before the handler's. [C07.3]"""
+
+    def fail(message):
+        raise AssertionError
+
+    @command_handler(channel=True, **{name: fail})
+    def write(command: Write): ...
+
+    bus = registry_of(write).command_bus
+    bus.dispatch(Write(), **{name: 5})
+
+    [envelope] = waiting()
+    assert {envelope.available_at, envelope.expires_at} == {
+        NOW + timedelta(seconds=5),
+        None,
+    }
+    with pytest.raises(AssertionError):
+        bus.dispatch(Write())  # what it raises reaches the sender
+    assert len(waiting()) == 1
+
+
+@pytest.mark.parametrize("name", ["delay", "expires"])
+@pytest.mark.parametrize(
+    ("made", "fault"),
+    [
+        ("1h", "{name}= takes seconds, a timedelta or a datetime, not '1h'."),
+        (-1, "{name}=-1 is negative."),
+    ],
+)
+def test_what_a_function_returns_is_checked(name, made, fault):
+    """The sender learns whose function it is; nothing is stored. [C07.3]"""
+
+    @command_handler(name="write", channel=True, **{name: lambda message: made})
+    def write(command: Write): ...
+
+    with pytest.raises(InvalidOption) as refused:
+        registry_of(write).command_bus.dispatch(Write())
+
+    assert str(refused.value) == (
+        f"write has {name}=, a function that returned {made!r}. "
+        f"{fault.format(name=name)}"
+    )
+    assert waiting() == []
+
+
 def test_an_expired_message_is_dropped_and_logged(registry, seen, clock, caplog):
     """From its time on it is not handled; ids are logged, no payload. [C07.3]"""
     registry.command_bus.dispatch(Write("secret"), expires=60)
@@ -609,8 +732,18 @@ BAD_OPTIONS = [
     ),
     ({"delay": math.nan}, "delay=nan is not a valid number of seconds."),
     ({"expires": math.inf}, "expires=inf is not a valid number of seconds."),
-    ({"delay": True}, "delay= takes seconds or a timedelta, not True."),
-    ({"delay": "5"}, "delay= takes seconds or a timedelta, not '5'."),
+    ({"delay": True}, "delay= takes seconds, a timedelta or a datetime, not True."),
+    (
+        {"expires": "5"},
+        "expires= takes seconds, a timedelta or a datetime, not '5'.",
+    ),
+    (
+        {"delay": datetime(2026, 7, 1, 13)},  # noqa: DTZ001 - it is refused
+        (
+            "delay=datetime.datetime(2026, 7, 1, 13, 0) has no time zone. Give an "
+            "aware datetime, such as timezone.now() + timedelta(hours=1)."
+        ),
+    ),
     (
         {"expires": 10**12},
         "expires=1000000000000 ends after the last date that can be represented.",

@@ -320,6 +320,9 @@ class Mail:
     address: str
 
 
+def next_monday(message): ...
+
+
 @pytest.fixture
 def routes(settings, monkeypatch):
     """The lines of cqrs_routes for handlers with every kind of policy."""
@@ -347,7 +350,7 @@ def routes(settings, monkeypatch):
     @command_handler("channels", name="channels", channel="mail")
     def of_channel(command: Mail) -> None: ...
 
-    @command_handler("projects", name="projects", channel="plain")
+    @command_handler("projects", name="projects", channel="plain", delay=next_monday)
     def of_project(command: Mail) -> None: ...
 
     @command_handler("now", name="now")
@@ -376,7 +379,7 @@ def test_routes_show_the_delay_the_policy_and_the_keys(routes):
         "60 s 1 attempt ordered by address, once per Header('payment')"
     )
     assert " ".join(tails["channels"]) == "9 attempts from 1 s"
-    assert " ".join(tails["projects"]) == "2 attempts from 7 s"
+    assert " ".join(tails["projects"]) == "next_monday 2 attempts from 7 s"
     assert tails["now"] == []
 
 
@@ -439,6 +442,7 @@ def test_json_has_the_policy_and_what_gives_it(routes):
         (
             "projects",
             [
+                "after the delay that next_monday returns",
                 (
                     "if it fails: at most 2 attempts, 7 s between them, on Exception; then "
                     "dead_letter (by DJANGO_CQRS['RETRY'])"

@@ -20,6 +20,7 @@ from django_cqrs import (
     MessageGaveUp,
     Registry,
     Retry,
+    clock,
     command_handler,
     event_handler,
     message,
@@ -455,6 +456,13 @@ PROOFS: dict[str, tuple[Any, Callable[[Bench], None]]] = {
     "on_dead": ("keywords.dead", _on_dead),
 }
 
+# The same keyword with another kind of value.
+KINDS_OF_VALUES: dict[str, Any] = {
+    "delay of a message": lambda message: timedelta(seconds=3600),
+    "delay until": lambda message: clock.now() + timedelta(seconds=3600),
+    "expires of a message": lambda message: timedelta(seconds=3600),
+}
+
 SHAPES = {
     Kind.COMMAND: (
         *("function", "service", "factory", "action", "pair"),
@@ -498,10 +506,13 @@ def test_every_keyword_has_a_proof():
 
 def table() -> Iterator[tuple[str, Kind, str, str | None]]:
     """Yield what is tried; what is run by the same code as another, on fewer ways."""
-    for keyword in PROOFS:
+    for keyword in (*PROOFS, *KINDS_OF_VALUES):
         for kind, shapes in SHAPES.items():
+            if keyword in KINDS_OF_VALUES and kind is Kind.QUERY:
+                continue
             for shape in shapes:
                 is_alike = shape in ("service", "saga start", "saga step")
+                is_alike = is_alike or keyword in KINDS_OF_VALUES
                 for way in (None, "outbox") if is_alike else WAYS:
                     if kind is not Kind.QUERY or way is None or keyword == "channel":
                         yield keyword, kind, shape, way
@@ -517,7 +528,9 @@ def test_a_keyword_does_what_the_reference_says_or_is_refused(
     settings.DJANGO_CQRS = {"CHANNELS": CHANNELS}
     if keyword == "on_dead":
         settings.DJANGO_CQRS = {"CHANNELS": CHANNELS, "RETRY": {"attempts": 1}}
+    kind_of_value, keyword = keyword, keyword.partition(" ")[0]
     value, prove = PROOFS[keyword]
+    value = KINDS_OF_VALUES.get(kind_of_value, value)
     for case in cases(kind, shape, way):
         if (
             kind is Kind.QUERY

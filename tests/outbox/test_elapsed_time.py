@@ -72,6 +72,20 @@ def test_a_delay_ends_when_it_is_over_and_not_before(zone, change):
     assert numbers() == [1]
 
 
+def test_a_message_waits_until_a_point_in_time(zone, change):
+    """Also one within the hour that the clock on the wall repeats."""
+    registry = registry_of(note)
+    with at(change, -1800):
+        send(registry, 1, delay=(change + timedelta(seconds=1800)))
+    for seconds in (-1, 1799):
+        with at(change, seconds):
+            work(registry)
+            assert numbers() == []
+    with at(change, 1800):
+        work(registry)
+    assert numbers() == [1]
+
+
 def test_a_lease_lasts_as_long_as_it_says(zone, change):
     """A worker that lives keeps its messages; those of a dead one are taken over."""
     if connection.vendor != "sqlite":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
 
@@ -671,6 +671,12 @@ class TestBadValues:
             ((Pack(7),), {"route": 7}, InvalidOption, "must be a routing key"),
             ((Pack(7),), {"delay": "1h"}, InvalidOption, "delay= takes seconds"),
             ((Pack(7),), {"delay": -1}, InvalidOption, "is negative"),
+            (
+                (Pack(7),),
+                {"delay": datetime(2026, 7, 1)},  # noqa: DTZ001 - it is refused
+                InvalidOption,
+                "no time zone",
+            ),
             ((Pack(7),), {"expires": True}, InvalidOption, "expires= takes seconds"),
             ((Pack(7),), {"priority": 1.5}, InvalidOption, "takes a whole number"),
             ((Pack(7),), {"headers": {"delay": 1}}, InvalidHeader, "reserved"),

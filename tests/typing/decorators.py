@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from django_cqrs import (
     EventBus,
     Header,
+    Message,
     Registry,
     Retry,
     command_handler,
@@ -54,6 +55,18 @@ def on_any(event: object) -> None: ...
 
 @event_handler("ticket.*", priority=5, channel=True, delay=60)
 def on_ticket(event: Plain) -> None: ...
+
+
+def delay_of(message: Message) -> timedelta | None:
+    return timedelta(hours=1) if message.headers["is_late"] else None
+
+
+@event_handler("ticket.*", channel=True, delay=delay_of, expires=lambda message: 60)
+def on_ticket_later(event: Plain) -> None: ...
+
+
+@event_handler("ticket.*", channel=True, delay="1h")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
+def on_ticket_wrongly(event: Plain) -> None: ...
 
 
 @command_handler(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 from uuid import UUID
 
@@ -161,6 +161,7 @@ def what_is_asked_for_wrongly() -> None:
 
 def events() -> None:
     event_bus.publish(Plain(), delay=5, headers={"a": None})
+    event_bus.publish(Plain(), delay=datetime.now(UTC), expires=datetime.now(UTC))
     event_bus.publish({"title": "lamp"}, route="ticket.opened")
 
 

@@ -233,7 +233,7 @@ def _cell(row: EndpointRow, column: str) -> str:
     if column == "interceptors":
         return ", ".join(value)
     if column == "delay":
-        return f"{value:g} s"
+        return value if isinstance(value, str) else f"{value:g} s"
     if column == "message" and row.problem:
         return f"{BROKEN} {value} ({row.problem})"
     return str(value)

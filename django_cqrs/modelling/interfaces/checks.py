@@ -10,7 +10,7 @@ from django_cqrs.annotations import EMPTY, name_of_type
 from django_cqrs.conversion.compatibility import may_become
 from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.declaration.declarations import Kind
-from django_cqrs.messages import RESERVED_HEADERS, RESERVED_PREFIX
+from django_cqrs.messages import RESERVED_HEADERS, RESERVED_PREFIXES
 from django_cqrs.modelling.interfaces.decorators import interface_options
 from django_cqrs.modelling.interfaces.methods import (
     NONE,
@@ -75,7 +75,7 @@ class CheckedMethod(MethodDescription):
             )
             return
         for name, _index, _default in parts.headers:
-            if name in RESERVED_HEADERS or name.startswith(RESERVED_PREFIX):
+            if name in RESERVED_HEADERS or name.startswith(RESERVED_PREFIXES):
                 yield self._problem(
                     Rule.INTERFACE_TYPE,
                     f"{self.place} sends the header {name!r}, which is reserved: every "

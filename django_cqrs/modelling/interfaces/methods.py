@@ -21,7 +21,12 @@ from django_cqrs.annotations import (
 from django_cqrs.buses.registries import Registry
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.declaration.marks import Header
-from django_cqrs.messages import OWN_HEADERS, RESERVED_HEADERS, RESERVED_PREFIX, Headers
+from django_cqrs.messages import (
+    OWN_HEADERS,
+    RESERVED_HEADERS,
+    RESERVED_PREFIXES,
+    Headers,
+)
 from django_cqrs.modelling.identifiers import Identifier
 from django_cqrs.modelling.interfaces.decorators import (
     METHOD,
@@ -169,7 +174,7 @@ class Parts:
                 for name, value in (values[self.all_headers] or {}).items()
                 if name not in OWN_HEADERS
                 and name not in RESERVED_HEADERS
-                and not name.startswith(RESERVED_PREFIX)
+                and not name.startswith(RESERVED_PREFIXES)
             }
         for name, index, default in self.headers:
             if values[index] is not None or default is not None:
