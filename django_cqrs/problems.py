@@ -7,8 +7,23 @@ import enum
 from typing import Any
 
 
-class Rule(enum.Enum):
-    """Each kind of mistake: the id of its check and its subject."""
+class CheckRule(enum.Enum):
+    """The base of kinds of mistakes: the id of each one's check, and its subject."""
+
+    def __init__(self, number: str, title: str) -> None:
+        """Give each member its id and its title."""
+        self.id: str = f"{self.label()}.{number}"
+        self.title = title
+        self.is_error: bool = number.startswith("E")
+
+    @staticmethod
+    def label() -> str:
+        """Return the part of the ids before the dot."""
+        return "django_cqrs"
+
+
+class Rule(CheckRule):
+    """Each kind of mistake of declarations, whichever apps are installed."""
 
     DUPLICATE_HANDLER = "E001", "Two handlers for one command or query"
     AMBIGUOUS_HANDLER = "E002", "Two handlers equally near to a message class"
@@ -64,18 +79,12 @@ class Rule(enum.Enum):
     UNROUTED_HANDLER = "W002", "A decorated function outside the handlers modules"
     INCONVERTIBLE_PAYLOAD = "W003", "A payload type that cannot be created from JSON"
 
-    def __init__(self, number: str, title: str) -> None:
-        """Give each member its id and its title."""
-        self.id: str = f"django_cqrs.{number}"
-        self.title = title
-        self.is_error: bool = number.startswith("E")
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Problem:
     """One mistake: its description, its fix and its place."""
 
-    rule: Rule
+    rule: CheckRule
     message: str
     hint: str
     obj: Any = None

@@ -53,6 +53,7 @@ INSTALLED_APPS = [
     "django_cqrs.events",
     "django_cqrs.outbox",
     "django_tasks_db",
+    "tests.events.projections",
     "tests.modelling",
     "tests.testapp",
 ]

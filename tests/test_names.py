@@ -15,6 +15,7 @@ SHARED = {
     "Note": "what a journal keeps, and a message of the conformance suite",
     "Problem": "a mistake in a declaration, and what health checks report",
     "Registry": "the conformance suite derives its own",
+    "State": "where a message of the outbox stands, and the mark of a projection's",
     "Relay": "what forwards to an engine, and a message of the conformance suite",
 }
 

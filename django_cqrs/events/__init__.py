@@ -6,9 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from django_cqrs.events.feeding import Emitter, Replaying, State
     from django_cqrs.events.insertion import ANY, EXISTS, NEW, ExpectedVersion
+    from django_cqrs.events.projecting import on_flush, on_init, projection
     from django_cqrs.events.queries import EventQuery, where
     from django_cqrs.events.recorded import Recorded, Stored
+    from django_cqrs.events.rows import Row
     from django_cqrs.events.store import Appended, EventMarker, EventStore, event_store
     from django_cqrs.events.tags import Tag
 
@@ -17,14 +20,21 @@ __all__ = [
     "EXISTS",
     "NEW",
     "Appended",
+    "Emitter",
     "EventMarker",
     "EventQuery",
     "EventStore",
     "ExpectedVersion",
     "Recorded",
+    "Replaying",
+    "Row",
+    "State",
     "Stored",
     "Tag",
     "event_store",
+    "on_flush",
+    "on_init",
+    "projection",
     "where",
 ]
 
@@ -34,14 +44,21 @@ _PLACES: Final = {
     "EXISTS": "insertion",
     "NEW": "insertion",
     "Appended": "store",
+    "Emitter": "feeding",
     "EventStore": "store",
     "ExpectedVersion": "insertion",
     "EventMarker": "store",
     "EventQuery": "queries",
     "Recorded": "recorded",
+    "Replaying": "feeding",
+    "Row": "rows",
+    "State": "feeding",
     "Stored": "recorded",
     "Tag": "tags",
     "event_store": "store",
+    "on_flush": "projecting",
+    "on_init": "projecting",
+    "projection": "projecting",
     "where": "queries",
 }
 

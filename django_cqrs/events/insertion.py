@@ -41,7 +41,7 @@ NEW: Final = ExpectedVersion.NEW
 EXISTS: Final = ExpectedVersion.EXISTS
 
 
-class Row(Protocol):
+class InsertedEvent(Protocol):
     """The part of an event that becomes a row."""
 
     @property
@@ -114,7 +114,7 @@ MOST_TURNS: Final = 20
 
 
 def insert(
-    connection: BaseDatabaseWrapper, target: Target, rows: Sequence[Row]
+    connection: BaseDatabaseWrapper, target: Target, rows: Sequence[InsertedEvent]
 ) -> Insertion:
     """
     Insert events into the open transaction, all of them or none.
@@ -198,7 +198,7 @@ def _conflict(target: Target, last: int | None) -> ConcurrencyError:
 def _repeated(
     connection: BaseDatabaseWrapper,
     target: Target,
-    rows: Sequence[Row],
+    rows: Sequence[InsertedEvent],
     state: _StreamState | None,
 ) -> Insertion | None:
     """
@@ -374,7 +374,7 @@ def _kind_of(target: Target) -> tuple[str, tuple[Any, ...]]:
 
 
 def _insert_at_once(
-    connection: BaseDatabaseWrapper, target: Target, rows: Sequence[Row]
+    connection: BaseDatabaseWrapper, target: Target, rows: Sequence[InsertedEvent]
 ) -> Insertion | None:
     """Insert events in one statement; None if any of them conflicts."""
     kind, place = _kind_of(target)
@@ -401,7 +401,7 @@ def _insert_at_once(
     return Insertion(found[0][2], [(row[0], row[1]) for row in found])
 
 
-def _values(row: Row) -> tuple[Any, ...]:
+def _values(row: InsertedEvent) -> tuple[Any, ...]:
     return (
         row.name,
         row.shape,
@@ -414,7 +414,9 @@ def _values(row: Row) -> tuple[Any, ...]:
     )
 
 
-def _take_back(cursor: Any, positions: list[int], rows: Sequence[Row]) -> None:
+def _take_back(
+    cursor: Any, positions: list[int], rows: Sequence[InsertedEvent]
+) -> None:
     cursor.execute(f"DELETE FROM {EVENT} WHERE position = ANY(%s)", [positions])
     tags = list({tag for row in rows for tag in row.tags})
     if tags:
@@ -431,7 +433,7 @@ _REST: Final = 1024  # bytes of a row that are not counted
 
 
 def _insert_in_steps(
-    connection: BaseDatabaseWrapper, target: Target, rows: Sequence[Row]
+    connection: BaseDatabaseWrapper, target: Target, rows: Sequence[InsertedEvent]
 ) -> Insertion | None:
     """Insert events after the row of their stream; None if any of them conflicts."""
     stream_id: int | None = None
@@ -496,7 +498,7 @@ def _is_conflict(
     connection: BaseDatabaseWrapper,
     stream_id: int | None,
     last: int | None,
-    rows: Sequence[Row],
+    rows: Sequence[InsertedEvent],
 ) -> bool:
     """Return whether a row was refused for its version or its id."""
     write = uuid_writer(connection)
@@ -520,7 +522,7 @@ def _insert_rows(
     connection: BaseDatabaseWrapper,
     stream_id: int | None,
     last: int | None,
-    rows: Sequence[Row],
+    rows: Sequence[InsertedEvent],
 ) -> list[int]:
     """Insert rows, and return their positions in order."""
     most = connection.features.max_query_params
@@ -536,7 +538,7 @@ def _insert_rows(
     return positions
 
 
-def _size_of(row: Row) -> int:
+def _size_of(row: InsertedEvent) -> int:
     return written(row.payload, row.headers) + _REST
 
 
@@ -544,7 +546,7 @@ def _insert_part(
     connection: BaseDatabaseWrapper,
     stream_id: int | None,
     last: int | None,
-    rows: Sequence[Row],
+    rows: Sequence[InsertedEvent],
 ) -> list[int]:
     write = uuid_writer(connection)
     values: list[Any] = []
@@ -590,7 +592,7 @@ def _insert_part(
 def _insert_tags(
     connection: BaseDatabaseWrapper,
     places: Sequence[tuple[int, int | None]],
-    rows: Sequence[Row],
+    rows: Sequence[InsertedEvent],
 ) -> None:
     values = [
         (tag, position, row.name)

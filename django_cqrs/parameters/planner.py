@@ -57,7 +57,7 @@ from django_cqrs.parameters.plan import (
     message_itself,
     payload_of,
 )
-from django_cqrs.problems import Problem, Rule
+from django_cqrs.problems import CheckRule, Problem, Rule
 from django_cqrs.sync import sync_callable
 
 
@@ -137,7 +137,9 @@ def method_called_in(frame: types.FrameType) -> tuple[type, str] | None:
 class Unfillable(Exception):
     """Raised by a filler whose own annotation cannot be filled."""
 
-    def __init__(self, reason: str, rule: Rule = Rule.UNFILLABLE_PARAMETER) -> None:
+    def __init__(
+        self, reason: str, rule: CheckRule = Rule.UNFILLABLE_PARAMETER
+    ) -> None:
         """Give the reason, and the kind of mistake."""
         super().__init__(reason)
         self.rule = rule

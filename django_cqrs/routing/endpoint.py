@@ -233,8 +233,18 @@ class Role(ABC):
         """Return the source of a parameter that only handlers in this role have."""
         return None
 
-    def planned(self, plan: ArgumentPlan) -> ArgumentPlan:
-        """Return the plan of an event handler as this role reads it."""
+    def planned(
+        self, plan: ArgumentPlan, function: Callable[..., Any], owner: type
+    ) -> ArgumentPlan:
+        """
+        Return the plan of an event handler as this role reads it.
+
+        Args:
+            plan: its plan as that of any handler.
+            function: the function, as defined in the class.
+            owner: the class.
+
+        """
         return plan
 
     @abstractmethod

@@ -139,7 +139,7 @@ def _callable_and_plan(
         given=None if fed_by is None else fed_by.source_of,
     )
     if fed_by is not None:
-        plan = fed_by.planned(plan)
+        plan = fed_by.planned(plan, inner, owner)
     if inner is handler:  # an instance's method, with the instance as first argument
         if subject is None:
             plan = on_service(plan, owner, services)

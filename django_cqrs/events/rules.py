@@ -1,0 +1,24 @@
+"""The possible mistakes in declarations of projections."""
+
+from __future__ import annotations
+
+from django_cqrs.problems import CheckRule
+
+
+class ProjectionRule(CheckRule):
+    """Each kind of mistake: the id of its check and its subject."""
+
+    DUPLICATE_PROJECTION = "E006", "One name for two projections"
+    SHARED_VIEW = "E007", "A view that something else needs as well"
+    BAD_ROW = "E008", "A Row that is not found by a unique key"
+    UNSERVED_CHANNEL = "E009", "A projection on a channel without a worker"
+    BAD_INLINE = "E010", "An inline projection with an option of followers"
+    BAD_PARKING = "E011", "A projection that cannot replay a partition"
+    BAD_SOURCE = "E012", "A source that is not event-sourced"
+    BAD_STATE = "E015", "A State that cannot be kept"
+    DISTANT_VIEW = "W001", "A view in another database than the events"
+
+    @staticmethod
+    def label() -> str:
+        """Return the part of the ids before the dot."""
+        return "django_cqrs_events"
