@@ -137,8 +137,8 @@ PUBLIC = {
         exception_handler
     """,
     "django_cqrs.testing": """
-        ANYTHING Flow InMemoryChannel SimulatedCrash Tree eager_channels like
-        override run_channel
+        ANYTHING Flow InMemoryChannel Scenario SimulatedCrash Tree eager_channels
+        like override run_channel scenario
     """,
     "django_cqrs.testing.flow": """
         Flow
@@ -147,7 +147,7 @@ PUBLIC = {
         ChannelConformance HandlerFailed
     """,
     "django_cqrs.testing.pytest_plugin": """
-        flow
+        flow scenario
     """,
 }
 

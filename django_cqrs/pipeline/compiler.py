@@ -200,6 +200,21 @@ class Pipelines:
             run = with_dependencies(run)
         return while_current(run, takes_time=False)
 
+    def alone(self, point: JoinPoint) -> Run:
+        """
+        Return the run of a handler on an object that no database holds: for tests.
+
+        No transaction is opened, and no interceptor is called.
+
+        Args:
+            point: a valid endpoint of an object, and the bus of its kind.
+
+        """
+        mode = Mode(is_atomic=False)
+        context = StageContext(point, DEFAULT_DB_ALIAS, mode, None, None, (), (), ())
+        run = with_output(with_inner_interceptors(_call_of(point), context), context)
+        return while_current(with_dependencies(run))
+
     def around(
         self, endpoint: Endpoint, buses: Sequence[Any], known: MessageTypes
     ) -> list[Interceptor]:

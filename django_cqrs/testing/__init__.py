@@ -17,18 +17,21 @@ from django_cqrs.channels.in_memory import InMemoryChannel
 from django_cqrs.testing.comparison import ANYTHING, like
 from django_cqrs.testing.faults import SimulatedCrash
 from django_cqrs.testing.flow import Flow, eager_channels
+from django_cqrs.testing.scenarios import Scenario, scenario
 from django_cqrs.testing.trees import Tree
 
 __all__ = [
     "ANYTHING",
     "Flow",
     "InMemoryChannel",
+    "Scenario",
     "SimulatedCrash",
     "Tree",
     "eager_channels",
     "like",
     "override",
     "run_channel",
+    "scenario",
 ]
 
 

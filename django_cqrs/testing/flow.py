@@ -445,8 +445,8 @@ class Flow:
         """
         Wait, at the end of a ``with`` block, until real workers have handled it all.
 
-        What is delayed is not waited for, what waits for its next attempt is. The
-        journal says what the workers did, if the settings keep one.
+        Delayed messages are not waited for, those that wait for an attempt are. The
+        journal tells the work of the workers, if the settings keep one.
 
         Args:
             timeout: fail after this time, in seconds or as a timedelta.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from django_cqrs.testing.flow import Flow
+    from django_cqrs.testing.scenarios import Scenario
 
 MARKER = "cqrs_eager"
 
@@ -41,3 +44,26 @@ def flow(db: None) -> Iterator[Flow]:  # noqa: ARG001 - it opens the database
 
     with Flow() as recorded:
         yield recorded
+
+
+@pytest.fixture
+def scenario(request: pytest.FixtureRequest) -> Iterator[Callable[..., Scenario]]:
+    """
+    Begin scenarios of the project, or of one class.
+
+    That of the project opens the database. After the test an exception that no
+    ``raises()`` has named fails it.
+    """
+    from django_cqrs.testing.scenarios import scenario as begin
+
+    begun: list[Scenario] = []
+
+    def begin_one(cls: type | None = None, /, **options: Any) -> Scenario:
+        if cls is None:
+            request.getfixturevalue("db")
+        begun.append(begin(cls, **options))
+        return begun[-1]
+
+    yield begin_one
+    for each in begun:
+        each.close()

@@ -38,7 +38,7 @@ def tracked(
     recorder: TreeRecorder, *, using: str, timeout: timedelta
 ) -> Iterator[TrackedMessages]:
     """
-    Wait, at the end of the block, until workers have handled what it has sent.
+    Wait, at the end of the block, until workers have handled its messages.
 
     Args:
         recorder: records the messages of this process.

@@ -15,6 +15,7 @@ from django_cqrs.declaration.declarations import Kind
 from django_cqrs.messages import Message, handling_of, name_run
 from django_cqrs.pipeline.observation import Step
 from django_cqrs.routing.endpoint import JoinPoint, Run
+from django_cqrs.testing.delays import delay_of
 
 LONGEST_VALUE: Final = 200
 """The number of characters of a payload that a tree shows."""
@@ -76,7 +77,7 @@ class TreeHandling:
     state: Progression = Progression.RUNS
     error: BaseException | None = None
     is_atomic: bool = False
-    """Whether a failure rolls back what it has sent."""
+    """Whether a failure rolls back its messages."""
     is_repeated: bool = False
     """Whether the test has repeated it."""
     sent: list[TreeMessage] = dataclasses.field(default_factory=list)
@@ -373,15 +374,13 @@ class TreeRecorder:
             delay = getattr(options, "delay", None)
             if delay is None:
                 delay = endpoint.policies.delay
-            if isinstance(delay, (int, float)):
-                delay = timedelta(seconds=delay)
             node = self._node_of(message, endpoint.kind)
             node.handlings.append(
                 TreeHandling(
                     node,
                     endpoint.name,
                     endpoint.channel,
-                    delay=delay if isinstance(delay, timedelta) else None,
+                    delay=delay_of(delay, message) or None,
                     state=Progression.WAITS,
                 )
             )
