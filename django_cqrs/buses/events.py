@@ -206,7 +206,15 @@ class EventBus(BaseBus):
 
         """
         __traceback_hide__ = True
-        payload = message._payload
+        self._run_by_class(message._payload)(message)
+
+    def has_handlers(self, event: Any) -> bool:
+        """Return whether anybody is told of an event, a test that watches too."""
+        return self._run_by_class(event) is not _do_nothing
+
+    def _run_by_class(self, payload: Any) -> Run:
+        """Return the run for an object, which its class decides."""
+        __traceback_hide__ = True
         run = self._known_run(payload, None)
         if run is None:
             by_type = self._by_type
@@ -214,7 +222,7 @@ class EventBus(BaseBus):
             run = self._compile_for(endpoints, payload)
             run = self.registry.with_taps(self.kind, run)
             by_type[type(payload)] = run, handler_alone(run)
-        run(message)
+        return run
 
     def run_for(self, endpoint: Endpoint, event: Any) -> Run:
         """Return the run that reaches one handler of an event, and no other."""

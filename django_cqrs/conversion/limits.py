@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_cqrs.annotations import path_of
 from django_cqrs.exceptions import FieldError, MessageConversionError
 
 SMALLEST: Final = -(2**63)
@@ -76,7 +77,9 @@ _NULL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _MAYBE_NULL: Final = b"\\u0000"
 
 
-def ensure_storable(text: bytes, connection: BaseDatabaseWrapper, target: str) -> None:
+def ensure_storable(
+    text: bytes, connection: BaseDatabaseWrapper, target: type | str
+) -> None:
     """
     Refuse JSON text that a database would refuse or change.
 
@@ -86,21 +89,25 @@ def ensure_storable(text: bytes, connection: BaseDatabaseWrapper, target: str) -
     Args:
         text: the JSON.
         connection: of the database.
-        target: the name of the type, for the error.
+        target: the type, or its name, for the error.
 
     Raises:
         MessageConversionError: it has such a character, or such integers; the error has
             the path.
 
     """
-    if _MAYBE_NULL in text and _NULL.search(text):
+    if text.find(_MAYBE_NULL) >= 0 and _NULL.search(text):
         path = next(iter(_places_of_null(json.loads(text))), "")
         fault = FieldError(path, "a text contains the character NUL", "not_json")
-        raise MessageConversionError(target, [fault])
+        raise MessageConversionError(_said(target), [fault])
     if connection.vendor == "mysql" and not getattr(
         connection, "mysql_is_mariadb", True
     ):
-        ensure_kept(json.loads(text), connection, target)
+        ensure_kept(json.loads(text), connection, _said(target))
+
+
+def _said(target: type | str) -> str:
+    return target if isinstance(target, str) else path_of(target)
 
 
 def _places_of_null(content: Any, path: str = "") -> Iterator[str]:

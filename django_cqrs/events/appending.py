@@ -16,11 +16,10 @@ from uuid import UUID
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_cqrs.annotations import path_of
 from django_cqrs.buses.registries import Registry
 from django_cqrs.conversion.adapters import adapter_of
 from django_cqrs.conversion.limits import ensure_storable
-from django_cqrs.conversion.stored import unset_in
+from django_cqrs.conversion.stored import MessageTypes, unset_in
 from django_cqrs.events.decoding import TAGS, decoder_of
 from django_cqrs.events.insertion import Target, insert
 from django_cqrs.events.recorded import Recorded, Stored
@@ -64,25 +63,47 @@ class Append:
 
 Hook = Callable[[Append], object]
 
+
+class Following(NamedTuple):
+    """A step that follows an append."""
+
+    order: int
+    hook: Hook
+    wants: Callable[[Registry, Sequence[Entry], Any], bool]
+
+
 SNAPSHOT: Final = 10
 NATURAL_KEY: Final = 20
 INLINE: Final = 30
 
-_hooks: list[tuple[int, Hook]] = []
+_following: list[Following] = []
 
 
-def register_hook(order: int, hook: Hook) -> None:
+def _always(_registry: Registry, _entries: Sequence[Entry], _instance: Any) -> bool:
+    return True
+
+
+def register_hook(
+    order: int,
+    hook: Hook,
+    *,
+    wants: Callable[[Registry, Sequence[Entry], Any], bool] = _always,
+) -> None:
     """
     Call a function after every append, in its transaction, before publishing.
 
     Args:
         order: its place: :data:`SNAPSHOT`, :data:`NATURAL_KEY` or :data:`INLINE`.
         hook: the function. An exception that it raises fails the append.
+        wants: returns whether it is to be called, for a registry, the events, and
+            their aggregate, if any. An append that nobody follows needs no
+            transaction beside its own statement.
 
     """
-    if (order, hook) not in _hooks:
-        _hooks.append((order, hook))
-        _hooks.sort(key=lambda pair: pair[0])
+    following = Following(order, hook, wants)
+    if following not in _following:
+        _following.append(following)
+        _following.sort(key=lambda each: each.order)
 
 
 def append(
@@ -123,19 +144,51 @@ def append(
 
     """
     __traceback_hide__ = True
+    entries = prepare(
+        events, registry=registry, using=using, headers=headers, about=about, tags=tags
+    )
+    return store(entries, target, registry=registry, using=using, instance=instance)
+
+
+def prepare(
+    events: Sequence[Any],
+    *,
+    registry: Registry,
+    using: str,
+    headers: Mapping[str, HeaderValue] | None = None,
+    about: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = (),
+) -> list[Entry]:
+    """Return events as :func:`store` takes them; nothing is written."""
+    __traceback_hide__ = True
+    encoder = _Encoder(
+        registry.routes.types,
+        connections[using],
+        headers,
+        about,
+        checked_tags(tags) if tags else (),
+    )
+    return [encoder.entry(each) for each in events]
+
+
+def followers_of(
+    entries: Sequence[Entry], registry: Registry, instance: Any = None
+) -> list[Following]:
+    """Return the steps that are to follow an append."""
+    return [each for each in _following if each.wants(registry, entries, instance)]
+
+
+def store(
+    entries: Sequence[Entry],
+    target: Target,
+    *,
+    registry: Registry,
+    using: str,
+    instance: Any = None,
+) -> list[Recorded]:
+    """Append events in the open transaction, and call what follows."""
+    __traceback_hide__ = True
     connection = connections[using]
-    tags = checked_tags(tags)
-    entries = [
-        _entry(
-            each,
-            registry=registry,
-            connection=connection,
-            headers=headers,
-            about=about,
-            tags=tags,
-        )
-        for each in events
-    ]
     placed = insert(connection, target, entries)
     decoder = decoder_of(registry.routes.types)
     name = None if target.stream is None else str(target.stream)
@@ -161,11 +214,14 @@ def append(
         if not placed.is_repeated:
             each.message = entry.message
         recorded.append(each)
-    if _hooks and not placed.is_repeated:
+    if placed.is_repeated:
+        return recorded
+    following = followers_of(entries, registry, instance)
+    if following:
         done = Append(connection, registry, recorded, instance)
         with transaction.atomic(using=using, savepoint=False):
-            for _, hook in _hooks:
-                hook(done)
+            for step in following:
+                step.hook(done)
     return recorded
 
 
@@ -188,52 +244,72 @@ def publish(recorded: Sequence[Recorded], registry: Registry, using: str) -> Non
                 event_bus.publish_message(each.message)
 
 
-def _entry(
-    given: Any,
-    *,
-    registry: Registry,
-    connection: BaseDatabaseWrapper,
-    headers: Mapping[str, HeaderValue] | None,
-    about: Mapping[str, Any] | None,
-    tags: tuple[str, ...],
-) -> Entry:
-    __traceback_hide__ = True
-    event, own, event_id = given, None, None
-    if type(given) is Stored:
-        event, own, event_id = given.event, given.headers, given.event_id
-    if event is None or isinstance(event, type):
-        msg = f"append() takes events, not {event!r}."
-        raise InvalidOption(msg)
-    message = Message(event, current.get())
-    if headers:
-        message._add_headers(headers)
-    if own:
-        message._add_headers(own)
-    if event_id is not None:
-        message._message_id = event_id
-    if about:
-        message._aggregate = about
-    cls = type(event)
-    name, text = registry.routes.types.encode(event)
-    ensure_storable(text, connection, path_of(cls))
-    stored = headers_of(message)
-    if unset := unset_in(adapter_of(cls), event):
-        stored[UNSET] = unset
-    tags = tags_of(event, tags)
-    if tags:
-        stored[TAGS] = list(tags)
-    written = encode_headers(stored)
-    if stored:
-        ensure_storable(written, connection, "the headers")
-    return Entry(
-        message,
-        name.name,
-        name.version,
-        text.decode(),
-        written.decode(),
-        tags,
-        message.message_id,
-        message.correlation_id,
-        message.causation_id,
-        message.timestamp,
-    )
+def is_heard(entries: Sequence[Entry], registry: Registry) -> bool:
+    """Return whether any of the events has a handler."""
+    event_bus = registry.event_bus
+    return any(event_bus.has_handlers(each.message._payload) for each in entries)
+
+
+class _Encoder:
+    """Makes entries of events that are appended together."""
+
+    __slots__ = ("_about", "_connection", "_headers", "_parent", "_tags", "_types")
+
+    def __init__(
+        self,
+        types: MessageTypes,
+        connection: BaseDatabaseWrapper,
+        headers: Mapping[str, HeaderValue] | None,
+        about: Mapping[str, Any] | None,
+        tags: tuple[str, ...],
+    ) -> None:
+        self._types = types
+        self._connection = connection
+        self._headers = headers
+        self._about = about
+        self._tags = tags
+        self._parent = current.get()
+
+    def entry(self, given: Any) -> Entry:
+        __traceback_hide__ = True
+        event, own, event_id = given, None, None
+        if type(given) is Stored:
+            event, own, event_id = given.event, given.headers, given.event_id
+        if event is None or isinstance(event, type):
+            msg = f"append() takes events, not {event!r}."
+            raise InvalidOption(msg)
+        message = Message(event, self._parent)
+        if self._headers:
+            message._add_headers(self._headers)
+        if own:
+            message._add_headers(own)
+        if event_id is not None:
+            message._message_id = event_id
+        if self._about:
+            message._aggregate = self._about
+        cls = type(event)
+        name, text = self._types.encode(event)
+        ensure_storable(text, self._connection, cls)
+        stored = headers_of(message)
+        if unset := unset_in(adapter_of(cls), event):
+            stored[UNSET] = unset
+        tags = tags_of(event, self._tags)
+        if tags:
+            stored[TAGS] = list(tags)
+        headers = "{}"
+        if stored:
+            written = encode_headers(stored)
+            ensure_storable(written, self._connection, "the headers")
+            headers = written.decode()
+        return Entry(
+            message,
+            name.name,
+            name.version,
+            text.decode(),
+            headers,
+            tags,
+            message.message_id,
+            message.correlation_id,
+            message.causation_id,
+            message.timestamp,
+        )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
+import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Protocol
@@ -15,6 +16,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.events.columns import EVENT, STREAM, TAG, key_column, uuid_writer
 from django_cqrs.events.floors import hold_floor
+from django_cqrs.events.positions import ANY_VERSION, APPEND, SOME_VERSION
 from django_cqrs.events.stream_names import StreamName
 from django_cqrs.exceptions import ConcurrencyError, EventAlreadyStored, InvalidOption
 from django_cqrs.statements import fitting, portions, written
@@ -130,8 +132,7 @@ def insert(
         StatementTooLarge: an event is larger than the server accepts.
 
     """
-    is_postgresql = connection.vendor == "postgresql"
-    attempt = _insert_at_once if is_postgresql else _insert_in_steps
+    attempt = _ATTEMPTS[connection.vendor]
     for _ in range(MOST_TURNS):
         placed = attempt(connection, target, rows)
         if placed is not None:
@@ -149,6 +150,15 @@ def insert(
         # The row of a stream without events: there is nothing to conflict with.
         target = dataclasses.replace(target, stream_id=state.stream_id, expected=last)
     raise _conflict(target, None)
+
+
+def is_transaction(connection: BaseDatabaseWrapper, rows: Sequence[InsertedEvent]) -> bool:
+    """Return whether :func:`insert` is a transaction by itself now: one statement."""
+    if connection.in_atomic_block or not connection.get_autocommit():
+        return False
+    if connection.vendor == "sqlite":
+        return len(rows) == 1 and not rows[0].tags
+    return connection.vendor == "postgresql"
 
 
 class _StreamState(NamedTuple):
@@ -256,179 +266,113 @@ def _repeated(
     raise EventAlreadyStored(msg)
 
 
+_CONTENT: Final = (
+    "name",
+    "shape",
+    "payload",
+    "headers",
+    "event_id",
+    "correlation_id",
+    "causation_id",
+    "recorded_at",
+)
+
+
 # PostgreSQL ---------------------------------------------------------------------------
 
-_TYPES: Final = (
-    ("name", "text"),
-    ("shape", "smallint"),
-    ("payload", "jsonb"),
-    ("headers", "jsonb"),
-    ("event_id", "uuid"),
-    ("correlation_id", "uuid"),
-    ("causation_id", "uuid"),
-    ("recorded_at", "timestamptz"),
-)
-_CONTENT: Final = ", ".join(name for name, _ in _TYPES)
-
-
-@functools.lru_cache(maxsize=64)
-def _statement(kind: str, *, is_single: bool, has_tags: bool) -> str:
-    """Return the statement that inserts events, for one kind of target."""
-    if is_single:
-        values = ", ".join(f"%s::{sql_type}" for _, sql_type in _TYPES)
-        source = f"(VALUES ({values}, 1)) AS n ({_CONTENT}, number)"
-    else:
-        arrays = ", ".join(f"%s::{sql_type}[]" for _, sql_type in _TYPES)
-        source = f"unnest({arrays}) WITH ORDINALITY AS n ({_CONTENT}, number)"
-    ctes, place, origin = _TARGETS[kind]
-    content = ", ".join(f"n.{name}" for name, _ in _TYPES)
-    insertion = (
-        f"INSERT INTO {EVENT} (stream_id, version, {_CONTENT}) "
-        f"SELECT {place}, {content} FROM {origin}{source} "
-        "ON CONFLICT DO NOTHING RETURNING position, version, stream_id"
-    )
-    if not has_tags:
-        return f"{'WITH ' if ctes else ''}{', '.join(ctes)} {insertion}"
-    tagged = (
-        f"tagged AS (INSERT INTO {TAG} (tag, position, name) "
-        "SELECT t.tag, i.position, t.name FROM inserted i JOIN "
-        "unnest(%s::uuid[], %s::text[], %s::text[]) AS t (event_id, tag, name) "
-        "ON t.event_id = i.event_id)"
-    )
-    whole = ", ".join((*ctes, f"inserted AS ({insertion}, event_id)", tagged))
-    return f"WITH {whole} SELECT position, version, stream_id FROM inserted"
-
-
-_OLD: Final = (
-    f"old AS (SELECT id FROM {STREAM} WHERE category = %s AND key = %s "
-    "FOR NO KEY UPDATE)"
-)
-_LAST: Final = (
-    f"SELECT id, (SELECT MAX(version) FROM {EVENT} WHERE stream_id = old.id) AS last "
-    "FROM old"
-)
-_MAKE: Final = (
-    f"INSERT INTO {STREAM} (category, key, created_at, first_version) "
-    "SELECT %s, %s, statement_timestamp(), 1"
-)
-_PLACE: Final = "t.id, t.last + n.number"
-
-# The common table expressions, the stream and version of a row, and the table that has
-# them, by the kind of target.
-_TARGETS: Final[dict[str, tuple[tuple[str, ...], str, str]]] = {
-    "none": ((), "NULL::bigint, NULL::int", ""),
-    "known": ((), "%s::bigint, %s::int + n.number", ""),
-    "any": (
-        (
-            _OLD,
-            (
-                f"made AS ({_MAKE} WHERE NOT EXISTS (SELECT 1 FROM old) "
-                "ON CONFLICT DO NOTHING RETURNING id)"
-            ),
-            (
-                f"t AS (SELECT id, COALESCE(last, 0) AS last FROM ({_LAST}) AS found "
-                "UNION ALL SELECT id, 0 FROM made)"
-            ),
-        ),
-        _PLACE,
-        "t, ",
-    ),
-    "exists": (
-        (_OLD, f"t AS (SELECT id, last FROM ({_LAST}) AS found WHERE last > 0)"),
-        _PLACE,
-        "t, ",
-    ),
-    "new": (
-        (f"t AS ({_MAKE} ON CONFLICT DO NOTHING RETURNING id, 0 AS last)",),
-        _PLACE,
-        "t, ",
-    ),
-    "number": (
-        (
-            (
-                f"t AS (SELECT s.id, e.version AS last FROM {STREAM} s JOIN {EVENT} e "
-                "ON e.stream_id = s.id WHERE s.category = %s AND s.key = %s "
-                "AND e.version = %s)"
-            ),
-        ),
-        _PLACE,
-        "t, ",
-    ),
-}
-
-
-def _kind_of(target: Target) -> tuple[str, tuple[Any, ...]]:
-    """Return the kind of a target, and its parameters."""
-    name, expected = target.stream, target.expected
-    if name is None:
-        return "none", ()
-    if target.stream_id is not None:
-        return "known", (target.stream_id, expected)
-    if expected is ANY:
-        return "any", (*name, *name)
-    if expected is EXISTS:
-        return "exists", tuple(name)
-    if expected is NEW or expected == 0:
-        return "new", tuple(name)
-    return "number", (*name, expected)
+_CALL: Final = f"SELECT * FROM {APPEND}(%s, %s, %s, %s, %s)"
 
 
 def _insert_at_once(
     connection: BaseDatabaseWrapper, target: Target, rows: Sequence[InsertedEvent]
 ) -> Insertion | None:
     """Insert events in one statement; None if any of them conflicts."""
-    kind, place = _kind_of(target)
-    count = len(rows)
-    has_tags = any(row.tags for row in rows)
-    statement = _statement(kind, is_single=count == 1, has_tags=has_tags)
-    if count == 1:
-        values: tuple[Any, ...] = _values(rows[0])
-    else:
-        values = tuple(map(list, zip(*map(_values, rows), strict=True)))
-    parameters = [*place, *values]
-    if has_tags:
-        tags = [(row.event_id, tag, row.name) for row in rows for tag in row.tags]
-        parameters += map(list, zip(*tags, strict=True))
+    category, key = target.stream or (None, None)
+    events = f"[{','.join(map(_as_json, rows))}]"
     with connection.cursor() as cursor:
-        cursor.execute(statement, parameters)
+        cursor.execute(
+            _CALL, (category, key, target.stream_id, _NUMBERS[target.expected], events)
+        )
         found = cursor.fetchall()
-        if len(found) < count:
-            if found:  # others have one of the versions
-                _take_back(cursor, [position for position, _, _ in found], rows)
-            return None
-    if count > 1:
-        found.sort()
+    if not found:
+        return None
     return Insertion(found[0][2], [(row[0], row[1]) for row in found])
 
 
-def _values(row: InsertedEvent) -> tuple[Any, ...]:
-    return (
-        row.name,
-        row.shape,
-        row.payload,
-        row.headers,
-        row.event_id,
-        row.correlation_id,
-        row.causation_id,
-        row.recorded_at,
+class _Numbers(dict[Any, int]):
+    """The numbers of expected versions: those with a name, and each number itself."""
+
+    def __missing__(self, expected: int) -> int:
+        return expected
+
+
+_NUMBERS: Final = _Numbers({ANY: ANY_VERSION, EXISTS: SOME_VERSION, NEW: 0})
+
+
+def _as_json(row: InsertedEvent) -> str:
+    """Return an event as the function takes it: its JSON is a part of the text."""
+    # Names and tags are the only texts that need quotes and escapes.
+    name = row.name if _PLAIN.fullmatch(row.name) else json.dumps(row.name)[1:-1]
+    text = (
+        f'{{"name":"{name}","shape":{row.shape},'
+        f'"id":"{row.event_id}","correlation":"{row.correlation_id}",'
+        f'"time":"{row.recorded_at.isoformat()}",'
+        f'"payload":{row.payload},"headers":{row.headers}'
     )
+    if row.causation_id is not None:
+        text += f',"causation":"{row.causation_id}"'
+    if row.tags:
+        text += f',"tags":{json.dumps(row.tags)}'
+    return f"{text}}}"
 
 
-def _take_back(
-    cursor: Any, positions: list[int], rows: Sequence[InsertedEvent]
-) -> None:
-    cursor.execute(f"DELETE FROM {EVENT} WHERE position = ANY(%s)", [positions])
-    tags = list({tag for row in rows for tag in row.tags})
-    if tags:
-        cursor.execute(
-            f"DELETE FROM {TAG} WHERE tag = ANY(%s) AND position = ANY(%s)",
-            [tags, positions],
-        )
+_PLAIN: Final = re.compile(r"[\w.:-]+")
 
 
-# Other databases ----------------------------------------------------------------------
+# SQLite -------------------------------------------------------------------------------
 
-_COLUMNS: Final = ("stream_id", "version", *(name for name, _ in _TYPES))
+
+def _insert_one(
+    connection: BaseDatabaseWrapper, target: Target, rows: Sequence[InsertedEvent]
+) -> Insertion | None:
+    """Insert one event into a stream that has a row; None if that is not so."""
+    name, expected = target.stream, target.expected
+    if name is None or target.stream_id is not None or len(rows) > 1 or rows[0].tags:
+        return _insert_in_steps(connection, target, rows)
+    values = [*_values(rows[0], connection), *name]
+    statement = _ONE
+    if expected is not ANY:
+        statement += _ONE_EXISTS if expected is EXISTS else _ONE_AT
+        values += () if expected is EXISTS else (_NUMBERS[expected],)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"{statement} RETURNING position, version, stream_id", values
+            )
+            found = cursor.fetchone()
+    except IntegrityError:  # the id is in use; otherwise the steps will tell
+        found = None
+    if found is None:
+        with transaction.atomic(using=connection.alias):
+            return _insert_in_steps(connection, target, rows)
+    return Insertion(found[2], [(found[0], found[1])])
+
+
+_LAST: Final = (
+    f"COALESCE((SELECT MAX(e.version) FROM {EVENT} e WHERE e.stream_id = s.id), 0)"
+)
+_ONE: Final = (
+    f"INSERT INTO {EVENT} (stream_id, version, {', '.join(_CONTENT)}) "
+    f"SELECT s.id, {_LAST} + 1, {', '.join(['%s'] * len(_CONTENT))} "
+    f"FROM {STREAM} s WHERE s.category = %s AND s.key = %s"
+)
+_ONE_AT: Final = f" AND {_LAST} = %s"
+_ONE_EXISTS: Final = f" AND {_LAST} > 0"
+
+
+# All others ----------------------------------------------------------------------
+
+_COLUMNS: Final = ("stream_id", "version", *_CONTENT)
 _REST: Final = 1024  # bytes of a row that are not counted
 
 
@@ -551,18 +495,8 @@ def _insert_part(
     write = uuid_writer(connection)
     values: list[Any] = []
     for number, row in enumerate(rows, 1):
-        values += (
-            stream_id,
-            None if last is None else last + number,
-            row.name,
-            row.shape,
-            row.payload,
-            row.headers,
-            write(row.event_id),
-            write(row.correlation_id),
-            write(row.causation_id),
-            as_stored(row.recorded_at, connection),
-        )
+        version = None if last is None else last + number
+        values += (stream_id, version, *_values(row, connection))
     marks = f"({', '.join(['%s'] * len(_COLUMNS))})"
     statement = (
         f"INSERT INTO {EVENT} ({', '.join(_COLUMNS)}) "
@@ -589,6 +523,21 @@ def _insert_part(
         return sorted(position for (position,) in cursor.fetchall())
 
 
+def _values(row: InsertedEvent, connection: BaseDatabaseWrapper) -> tuple[Any, ...]:
+    """Return the values of an event for :data:`_CONTENT`."""
+    write = uuid_writer(connection)
+    return (
+        row.name,
+        row.shape,
+        row.payload,
+        row.headers,
+        write(row.event_id),
+        write(row.correlation_id),
+        write(row.causation_id),
+        as_stored(row.recorded_at, connection),
+    )
+
+
 def _insert_tags(
     connection: BaseDatabaseWrapper,
     places: Sequence[tuple[int, int | None]],
@@ -607,3 +556,10 @@ def _insert_tags(
                 f"INSERT INTO {TAG} (tag, position, name) VALUES {marks}",
                 [each for row in some for each in row],
             )
+
+
+_ATTEMPTS: Final = {
+    "mysql": _insert_in_steps,
+    "postgresql": _insert_at_once,
+    "sqlite": _insert_one,
+}

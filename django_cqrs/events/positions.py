@@ -23,6 +23,9 @@ POSITION: Final = "django_cqrs_events_position"
 SETTLED: Final = "django_cqrs_events_settled"
 """The function that returns the settled position; on PostgreSQL only."""
 
+APPEND: Final = "django_cqrs_events_append"
+"""The function that appends events to a stream; on PostgreSQL only."""
+
 # The key of an advisory lock has 64 bits: 3 for what it is, 13 for the store, since
 # each schema of a database may have one, and 48 for a position. Two stores that share
 # a number hold each other back, which is needless and harmless.
@@ -72,6 +75,88 @@ BEGIN
   RETURN least(head, low);
 END
 $function$"""
+
+
+# A function, since the server keeps the plans of its statements, and since each of them
+# sees what was committed before it: once the stream is locked, its last version.
+_APPEND: Final = """\
+CREATE OR REPLACE FUNCTION {schema}.{append}(
+  given_category text, given_key text, given_stream bigint, expected integer,
+  events jsonb
+) RETURNS TABLE (at_position bigint, at_version integer, at_stream bigint)
+LANGUAGE plpgsql VOLATILE AS $function$
+#variable_conflict use_column
+DECLARE
+  target bigint := given_stream;
+  last integer := expected;
+  positions bigint[];
+BEGIN
+  IF given_category IS NOT NULL AND target IS NULL THEN
+    IF expected < 0 THEN
+      SELECT s.id INTO target FROM {streams} s
+        WHERE s.category = given_category AND s.key = given_key FOR NO KEY UPDATE;
+    ELSE
+      SELECT s.id INTO target FROM {streams} s
+        WHERE s.category = given_category AND s.key = given_key;
+    END IF;
+    IF target IS NULL THEN
+      IF expected NOT IN ({any}, 0) THEN RETURN; END IF;
+      INSERT INTO {streams} (category, key, created_at, first_version)
+        VALUES (given_category, given_key, clock_timestamp(), 1)
+        ON CONFLICT DO NOTHING RETURNING id INTO target;
+      IF target IS NULL THEN RETURN; END IF;
+      last := 0;
+    ELSE
+      SELECT e.version INTO last FROM {table} e
+        WHERE e.stream_id = target ORDER BY e.version DESC LIMIT 1;
+      last := coalesce(last, 0);
+      IF last <> expected AND (expected >= 0 OR expected = {exists} AND last = 0) THEN
+        RETURN;
+      END IF;
+    END IF;
+  END IF;
+  IF jsonb_array_length(events) = 1 AND NOT events->0 ? 'tags' THEN
+    RETURN QUERY INSERT INTO {table} (
+        stream_id, version, name, shape, payload, headers,
+        event_id, correlation_id, causation_id, recorded_at
+      ) VALUES (
+        target, last + 1, events->0->>'name', (events->0->>'shape')::smallint,
+        events->0->'payload', events->0->'headers',
+        (events->0->>'id')::uuid, (events->0->>'correlation')::uuid,
+        (events->0->>'causation')::uuid, (events->0->>'time')::timestamptz
+      ) ON CONFLICT DO NOTHING RETURNING position, version, stream_id;
+    RETURN;
+  END IF;
+  WITH inserted AS (
+    INSERT INTO {table} (
+        stream_id, version, name, shape, payload, headers,
+        event_id, correlation_id, causation_id, recorded_at
+      ) SELECT target, last + n.number::integer, n.event->>'name',
+        (n.event->>'shape')::smallint, n.event->'payload', n.event->'headers',
+        (n.event->>'id')::uuid, (n.event->>'correlation')::uuid,
+        (n.event->>'causation')::uuid, (n.event->>'time')::timestamptz
+      FROM jsonb_array_elements(events) WITH ORDINALITY AS n (event, number)
+      ORDER BY n.number
+      ON CONFLICT DO NOTHING RETURNING position
+  ) SELECT array_agg(position ORDER BY position) INTO positions FROM inserted;
+  IF coalesce(cardinality(positions), 0) < jsonb_array_length(events) THEN
+    DELETE FROM {table} e WHERE e.position = ANY (positions);
+    RETURN;
+  END IF;
+  INSERT INTO {tags} (tag, position, name)
+    SELECT t.tag, positions[n.number], n.event->>'name'
+    FROM jsonb_array_elements(events) WITH ORDINALITY AS n (event, number)
+    CROSS JOIN jsonb_array_elements_text(n.event->'tags') AS t (tag);
+  RETURN QUERY SELECT p.position, last + p.number::integer, target
+    FROM unnest(positions) WITH ORDINALITY AS p (position, number);
+END
+$function$"""
+
+ANY_VERSION: Final = -1
+"""The number that stands for any version, in that function."""
+
+SOME_VERSION: Final = -2
+"""The number that stands for any version but none."""
 
 
 def complete(connection: BaseDatabaseWrapper, table: str) -> None:
@@ -136,12 +221,32 @@ def _complete_postgresql(cursor: Any, table: str) -> None:
         "settled": SETTLED,
         "floor": FLOOR_KIND,
         "gate": _GATE,
+        "append": APPEND,
+        "table": table,
+        "streams": f'{schema}."django_cqrs_events_stream"',
+        "tags": f'{schema}."django_cqrs_events_eventtag"',
+        "any": ANY_VERSION,
+        "exists": SOME_VERSION,
     }
-    cursor.execute(_NEXT.format(**names))
-    cursor.execute(_LAST_SETTLED.format(**names))
+    for function in (_NEXT, _LAST_SETTLED, _APPEND):
+        cursor.execute(function.format(**names))
+    if not _has_default(cursor, table):  # to change it locks the table
+        cursor.execute(
+            f"ALTER TABLE {table} ALTER COLUMN position "
+            f"SET DEFAULT {schema}.{POSITION}()"
+        )
+
+
+def _has_default(cursor: Any, table: str) -> bool:
+    """Return whether the default of the positions is the function."""
     cursor.execute(
-        f"ALTER TABLE {table} ALTER COLUMN position SET DEFAULT {schema}.{POSITION}()"
+        "SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d JOIN pg_attribute a "
+        "ON a.attrelid = d.adrelid AND a.attnum = d.adnum "
+        "WHERE d.adrelid = %s::regclass AND a.attname = 'position'",
+        [table],
     )
+    found = cursor.fetchone()
+    return found is not None and f"{POSITION}()" in found[0]
 
 
 def remove(connection: BaseDatabaseWrapper, table: str) -> None:
@@ -152,6 +257,7 @@ def remove(connection: BaseDatabaseWrapper, table: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"ALTER TABLE {name} ALTER COLUMN position DROP DEFAULT")
         cursor.execute(f"DROP FUNCTION IF EXISTS {POSITION}(), {SETTLED}()")
+        cursor.execute(f"DROP FUNCTION IF EXISTS {APPEND}")
 
 
 def _literal(text: str) -> str:

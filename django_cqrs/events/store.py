@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from django.db import connections, router, transaction
@@ -14,10 +14,16 @@ from django_cqrs.annotations import sole_type
 from django_cqrs.buses.registries import Registry
 from django_cqrs.buses.registries import registry as projects
 from django_cqrs.events import settling
-from django_cqrs.events.appending import append, publish
+from django_cqrs.events.appending import followers_of, is_heard, prepare, publish, store
 from django_cqrs.events.columns import EVENT, STREAM, key_column
 from django_cqrs.events.decoding import Decoder, decoder_of
-from django_cqrs.events.insertion import ANY, ExpectedVersion, Target
+from django_cqrs.events.insertion import (
+    ANY,
+    ExpectedVersion,
+    Target,
+    insert,
+    is_transaction,
+)
 from django_cqrs.events.models import StoredEvent
 from django_cqrs.events.queries import EVERYTHING, EventQuery
 from django_cqrs.events.reading import PAGE, Scan, stream_page
@@ -28,6 +34,7 @@ from django_cqrs.messages import HeaderValue
 from django_cqrs.parameters.plan import Constant
 from django_cqrs.parameters.planner import register_filler
 from django_cqrs.parameters.services import Services
+from django_cqrs.pipeline.joined_begin import join_begin
 
 
 class Appended(NamedTuple):
@@ -136,19 +143,23 @@ class EventStore:
         target = Target(name, expected_version)
         using = self._write_alias(name)
         connection = connections[using]
+        registry = self.registry
+        entries = prepare(
+            given, registry=registry, using=using, headers=headers, tags=tags
+        )
+        is_published = publish and is_heard(entries, registry)
+        if (
+            not is_published
+            and is_transaction(connection, entries)
+            and not followers_of(entries, registry)
+        ):
+            position, version = insert(connection, target, entries).places[-1]
+            return Appended(stream, version, position)
         with _transaction(connection):
-            recorded = append(
-                given,
-                target,
-                registry=self.registry,
-                using=using,
-                headers=headers,
-                tags=tags,
-            )
-            if publish:
-                _publish(recorded, self.registry, using)
-        last = recorded[-1]
-        return Appended(last.stream, last.version, last.position)
+            recorded = store(entries, target, registry=registry, using=using)
+            if is_published:
+                _publish(recorded, registry, using)
+        return Appended(stream, recorded[-1].version, recorded[-1].position)
 
     def read(
         self,
@@ -309,11 +320,15 @@ class EventStore:
 _publish = publish
 
 
-def _transaction(connection: BaseDatabaseWrapper) -> Any:
-    """Return a transaction, unless one is open."""
+@contextmanager
+def _transaction(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Open a transaction, unless one is open."""
     if connection.in_atomic_block:
-        return nullcontext()
-    return transaction.atomic(using=connection.alias)
+        yield
+    else:
+        with transaction.atomic(using=connection.alias):
+            join_begin(connection)
+            yield
 
 
 event_store: Final = EventStore()
