@@ -152,7 +152,9 @@ def insert(
     raise _conflict(target, None)
 
 
-def is_transaction(connection: BaseDatabaseWrapper, rows: Sequence[InsertedEvent]) -> bool:
+def is_transaction(
+    connection: BaseDatabaseWrapper, rows: Sequence[InsertedEvent]
+) -> bool:
     """Return whether :func:`insert` is a transaction by itself now: one statement."""
     if connection.in_atomic_block or not connection.get_autocommit():
         return False
@@ -170,10 +172,7 @@ def _state_of(connection: BaseDatabaseWrapper, target: Target) -> _StreamState |
     """Return the key and the last version of a stream, if it has a row."""
     if target.stream is None:
         return None
-    with connection.cursor() as cursor:
-        cursor.execute(_located(connection), target.stream)
-        found = cursor.fetchone()
-    return None if found is None else _StreamState(found[0], found[1] or 0)
+    return _found_stream(connection, target.stream, is_locked=False)
 
 
 def _located(connection: BaseDatabaseWrapper, end: str = "") -> str:
@@ -411,31 +410,68 @@ def _take_stream(
     expected = target.expected
     if target.stream_id is not None and isinstance(expected, int):
         return target.stream_id, expected
-    lock = " FOR UPDATE" if target.is_locked and connection.vendor == "mysql" else ""
+    found = _found_stream(connection, name, is_locked=target.is_locked)
+    if found is None:
+        if expected is EXISTS or (isinstance(expected, int) and expected):
+            return None
+        _make_stream(connection, name)
+        found = _found_stream(connection, name, is_locked=target.is_locked)
+        if found is None:
+            return None
+    wanted = 0 if expected is NEW else expected
+    is_other = not found.version if expected is EXISTS else found.version != wanted
+    return None if expected is not ANY and is_other else found
+
+
+def locked_stream(connection: BaseDatabaseWrapper, name: StreamName) -> tuple[int, int]:
+    """
+    Lock a stream in the open transaction; it gets a row if it has none.
+
+    Returns:
+        The key of its row, and its version.
+
+    """
+    found = _found_stream(connection, name, is_locked=True)
+    if found is None:
+        _make_stream(connection, name)
+        found = _found_stream(connection, name, is_locked=True)
+    elif connection.vendor == "postgresql":
+        # Once more: the first look may be older than the lock.
+        found = _found_stream(connection, name, is_locked=True)
+    assert found is not None  # noqa: S101 - it was made
+    return found
+
+
+_LOCKS: Final = {"mysql": " FOR UPDATE", "postgresql": " FOR NO KEY UPDATE OF s"}
+
+
+def _found_stream(
+    connection: BaseDatabaseWrapper, name: StreamName, *, is_locked: bool
+) -> _StreamState | None:
+    lock = _LOCKS.get(connection.vendor, "") if is_locked else ""
     with connection.cursor() as cursor:
         cursor.execute(_located(connection, lock), name)
         found = cursor.fetchone()
-        if found is None:
-            if expected is EXISTS or (isinstance(expected, int) and expected):
-                return None
-            ignore = "IGNORE" if connection.vendor == "mysql" else "OR IGNORE"
-            cursor.execute(
-                f"INSERT {ignore} INTO {STREAM} "
-                f"(category, {key_column(connection)}, created_at, first_version) "
-                "VALUES (%s, %s, %s, 1)",
-                [*name, as_stored(datetime.now(UTC), connection)],
-            )
-            cursor.execute(_located(connection, lock), name)
-            found = cursor.fetchone()
-            if found is None:
-                return None
-    stream_id, last = found[0], found[1] or 0
-    if expected is EXISTS and not last:
-        return None
-    wanted = 0 if expected is NEW else expected
-    if not target.is_locked and last != wanted:
-        return None
-    return stream_id, last
+    return None if found is None else _StreamState(found[0], found[1] or 0)
+
+
+def _make_stream(connection: BaseDatabaseWrapper, name: StreamName) -> None:
+    """Insert the row of a stream, unless it has one."""
+    start, end = _IGNORING[connection.vendor]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"{start} INTO {STREAM} "
+            f"(category, {key_column(connection)}, created_at, first_version) "
+            f"VALUES (%s, %s, %s, 1) {end}",
+            [*name, as_stored(datetime.now(UTC), connection)],
+        )
+
+
+_IGNORING: Final = {
+    "mysql": ("INSERT IGNORE", ""),
+    "postgresql": ("INSERT", "ON CONFLICT DO NOTHING"),
+    "sqlite": ("INSERT OR IGNORE", ""),
+}
 
 
 def _is_conflict(

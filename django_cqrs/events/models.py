@@ -102,6 +102,13 @@ class StoredEvent(EventRow):
                 fields=["stream_id", "version"], name="cqrs_event_version_once"
             ),
         ]
+        indexes: ClassVar[list[models.Index]] = [
+            PartialIndex(
+                fields=["link_to", "stream_id"],
+                where=models.Q(link_to__isnull=False),
+                name="cqrs_event_link",
+            ),
+        ]
 
 
 class ArchivedEvent(EventRow):

@@ -83,7 +83,7 @@ def where(
         (
             QueryPart(
                 _checked_events(events),
-                _categories(category),
+                categories_of(category),
                 tuple(map(stream_name, _several(stream))),
                 (
                     *checked_tags(tags),
@@ -100,7 +100,14 @@ def _several(given: str | Iterable[str] | None) -> Iterable[str]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _categories(given: str | Iterable[str] | None) -> tuple[str, ...]:
+def categories_of(given: str | Iterable[str] | None) -> tuple[str, ...]:
+    """
+    Return categories that are given by name.
+
+    Raises:
+        InvalidOption: one of them is the name of a stream.
+
+    """
     names = tuple(map(stream_name, _several(given)))
     for each in names:
         if each.key:

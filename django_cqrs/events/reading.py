@@ -38,6 +38,15 @@ _WIDER: Final = 10
 # A stream -----------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamPage:
+    """Some of the events of a stream, and the version at which the next page begins."""
+
+    recorded: list[Recorded]
+    edge: int | None
+    """The version of the last one; None if no other page follows."""
+
+
 def stream_page(
     connection: BaseDatabaseWrapper,
     name: StreamName,
@@ -47,7 +56,7 @@ def stream_page(
     last: int | None = None,
     backwards: bool = False,
     limit: int = PAGE,
-) -> list[Recorded]:
+) -> StreamPage:
     """
     Return the events of a stream between two versions, by one query.
 
@@ -62,7 +71,8 @@ def stream_page(
     rows = _rows(
         connection, where, parameters, f"ORDER BY e.version {order} LIMIT {limit}"
     )
-    return _resolved(rows, connection, decoder)
+    edge = rows[-1][4] if len(rows) == limit else None
+    return StreamPage(resolved(rows, connection, decoder), edge)
 
 
 def _rows(
@@ -84,7 +94,7 @@ def _rows(
     return rows
 
 
-def _resolved(
+def resolved(
     rows: list[tuple[Any, ...]], connection: BaseDatabaseWrapper, decoder: Decoder
 ) -> list[Recorded]:
     """Return rows as events, links with the content of their originals."""
@@ -177,31 +187,74 @@ class Scan:
             limit: the maximum number of events.
 
         """
+        rows, reached = self._next(after, until, limit)
+        return Page(self._events_of(rows), reached)
+
+    def snapshot_page(
+        self, after: int, until: int, limit: int, other: BaseDatabaseWrapper
+    ) -> tuple[Page, bool]:
+        """
+        Return the next events as an older snapshot has them, and no position beyond it.
+
+        What was committed since the snapshot is settled now, and invisible in it. So
+        the page ends before the first event that only another connection sees.
+
+        Args:
+            after: as for :meth:`page`.
+            until: likewise.
+            limit: likewise.
+            other: a connection to the same database without an open transaction.
+
+        Returns:
+            The page, and whether it ends for that reason.
+
+        """
+        rows, reached = self._next(after, until, limit)
+        sql, parameters = self._condition
+        with other.cursor() as cursor:
+            cursor.execute(
+                f"SELECT e.position FROM {EVENT} e "
+                f"LEFT JOIN {STREAM} s ON s.id = e.stream_id "
+                f"WHERE e.position > %s AND e.position <= %s AND ({sql})",
+                [after, reached, *parameters],
+            )
+            visible = {position for (position,) in cursor.fetchall()}
+        missing = visible.difference(row[0] for row in rows)
+        if missing:
+            reached = min(missing) - 1
+            rows = [row for row in rows if row[0] <= reached]
+        return Page(self._events_of(rows), reached), bool(missing)
+
+    def _next(
+        self, after: int, until: int, limit: int
+    ) -> tuple[list[tuple[Any, ...]], int]:
+        """Return the next rows, and the position that they reach to."""
         end = min(until, after + max(self._window, limit))
         if end <= after:
-            return Page([], after)
+            return [], after
         sql, parameters = self._condition
-        where = f"e.position > %s AND e.position <= %s AND ({sql})"
         rows: list[tuple[Any, ...]] = []
         for table in self._tables:
             rows += _rows(
                 self._connection,
-                where,
+                f"e.position > %s AND e.position <= %s AND ({sql})",
                 [after, end, *parameters],
                 f"ORDER BY e.position LIMIT {limit}",
                 table=table,
                 join="LEFT JOIN",
             )
         if len(self._tables) > 1:
-            rows = sorted(rows)[:limit]
+            rows = sorted(rows, key=_position)[:limit]
         if len(rows) >= limit:
-            reached = rows[-1][0]
             self._window = NARROWEST
-        else:
-            reached = end
-            if len(rows) * 2 < limit:
-                self._window = min(self._window * _WIDER, WIDEST)
-        return Page(_resolved(rows, self._connection, self._decoder), reached)
+            return rows, rows[-1][0]
+        if len(rows) * 2 < limit:
+            self._window = min(self._window * _WIDER, WIDEST)
+        return rows, end
+
+    def _events_of(self, rows: list[tuple[Any, ...]]) -> list[Recorded]:
+        """Return rows as events, without those that an upcaster drops."""
+        return without_dropped(resolved(rows, self._connection, self._decoder))
 
     def everything(self) -> list[Recorded]:
         """Return all events that match and are visible, in one statement."""
@@ -218,11 +271,14 @@ class Scan:
                 parameters * len(self._tables),
             )
             rows = cursor.fetchall()
-        return _resolved(rows, self._connection, self._decoder)
+        return self._events_of(rows)
 
-    def full_page(self, after: int, until: int, limit: int = PAGE) -> Page:
-        """Return the next events, by as many queries as it takes to find some."""
-        page = self.page(after, until, limit)
-        while not page.recorded and page.position < until:
-            page = self.page(page.position, until, limit)
-        return page
+
+def _position(row: tuple[Any, ...]) -> int:
+    position: int = row[0]
+    return position
+
+
+def without_dropped(recorded: list[Recorded]) -> list[Recorded]:
+    """Return events without those that an upcaster drops."""
+    return [each for each in recorded if not each.is_dropped]

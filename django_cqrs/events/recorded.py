@@ -157,15 +157,14 @@ class Recorded:
         """
         Whether an upcaster drops it: its place stays, and nobody handles it.
 
-        Raises:
-            MessageConversionError: its JSON does not fit its class.
-
+        False for one that cannot be read: who asks for its event is told.
         """
         try:
             reading = self._decoder.reading(self.name, self.shape)
-        except UnknownMessage:
+            is_dropped = reading.is_older and self.event is None
+        except (MessageConversionError, UnknownMessage):
             return False
-        return reading.is_older and self.event is None
+        return is_dropped
 
     @property
     def payload(self) -> Any:

@@ -111,6 +111,35 @@ def _reading_dirty(
             other.close()
 
 
+@contextmanager
+def beside_snapshot(
+    connection: BaseDatabaseWrapper,
+) -> Iterator[BaseDatabaseWrapper | None]:
+    """
+    Give a second connection if the open transaction may have an older snapshot.
+
+    None if each statement sees all that is committed, or nothing is ever hidden.
+    """
+    if not connection.in_atomic_block or not _may_be_stale(connection):
+        yield None
+        return
+    other = connection.copy()
+    try:
+        yield other
+    finally:
+        other.close()
+
+
+def _may_be_stale(connection: BaseDatabaseWrapper) -> bool:
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW transaction_isolation")
+            (level,) = cursor.fetchone()
+        return level not in ("read committed", "read uncommitted")
+    # MySQL does not tell the level of a transaction, which may be its own.
+    return connection.vendor == "mysql"
+
+
 MOST_FLOORS: Final = 100
 """The number of floors that are left until a follower deletes those not needed."""
 

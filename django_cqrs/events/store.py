@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 from django.db import connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -13,7 +21,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_cqrs.annotations import sole_type
 from django_cqrs.buses.registries import Registry
 from django_cqrs.buses.registries import registry as projects
-from django_cqrs.events import settling
+from django_cqrs.channels.channel import Seconds, as_timedelta
+from django_cqrs.events import following, settling
 from django_cqrs.events.appending import followers_of, is_heard, prepare, publish, store
 from django_cqrs.events.columns import EVENT, STREAM, key_column
 from django_cqrs.events.decoding import Decoder, decoder_of
@@ -24,17 +33,22 @@ from django_cqrs.events.insertion import (
     insert,
     is_transaction,
 )
+from django_cqrs.events.linking import link
 from django_cqrs.events.models import StoredEvent
-from django_cqrs.events.queries import EVERYTHING, EventQuery
-from django_cqrs.events.reading import PAGE, Scan, stream_page
+from django_cqrs.events.queries import EVERYTHING, EventQuery, categories_of
+from django_cqrs.events.reading import PAGE, Scan, stream_page, without_dropped
 from django_cqrs.events.recorded import Recorded
 from django_cqrs.events.stream_names import StreamName, stream_name
+from django_cqrs.events.waking import wake
 from django_cqrs.exceptions import InvalidOption, StreamNotFound
 from django_cqrs.messages import HeaderValue
 from django_cqrs.parameters.plan import Constant
 from django_cqrs.parameters.planner import register_filler
 from django_cqrs.parameters.services import Services
 from django_cqrs.pipeline.joined_begin import join_begin
+from django_cqrs.sync import in_thread
+
+T = TypeVar("T")
 
 
 class Appended(NamedTuple):
@@ -154,9 +168,11 @@ class EventStore:
             and not followers_of(entries, registry)
         ):
             position, version = insert(connection, target, entries).places[-1]
+            wake(connection)
             return Appended(stream, version, position)
         with _transaction(connection):
             recorded = store(entries, target, registry=registry, using=using)
+            wake(connection)
             if is_published:
                 _publish(recorded, registry, using)
         return Appended(stream, recorded[-1].version, recorded[-1].position)
@@ -184,6 +200,18 @@ class EventStore:
             StreamNotFound: the stream has no event.
 
         """
+        for page in self._pages_of(stream, first, last, limit, backwards=backwards):
+            yield from page
+
+    def _pages_of(
+        self,
+        stream: str,
+        first: int,
+        last: int | None,
+        limit: int | None,
+        *,
+        backwards: bool,
+    ) -> Iterator[list[Recorded]]:
         name = stream_name(stream)
         connection = connections[self._read_alias(name)]
         decoder = self._decoder
@@ -200,20 +228,25 @@ class EventStore:
                 backwards=backwards,
                 limit=size,
             )
-            if not page and is_first_page and not self._version(connection, name):
-                msg = f"There is no stream {stream!r}."
-                raise StreamNotFound(msg)
-            yield from page
-            if len(page) < size:
+            if not page.recorded and is_first_page:
+                self._ensure_exists(connection, name)
+            found = without_dropped(page.recorded)
+            if found:
+                yield found
+            if page.edge is None:
                 return
             is_first_page = False
             if left is not None:
-                left -= size
-            edge = page[-1].version or 0
+                left -= len(found)
             if backwards:
-                last = edge - 1
+                last = page.edge - 1
             else:
-                first = edge + 1
+                first = page.edge + 1
+
+    def _ensure_exists(self, connection: BaseDatabaseWrapper, name: StreamName) -> None:
+        if not self._version(connection, name):
+            msg = f"There is no stream {str(name)!r}."
+            raise StreamNotFound(msg)
 
     def read_all(
         self,
@@ -235,23 +268,51 @@ class EventStore:
             archived: whether those of archived streams as well.
 
         """
+        for page in self._pages(query, after, until, limit, archived=archived):
+            yield from page
+
+    def _pages(
+        self,
+        query: EventQuery | None,
+        after: int,
+        until: int | None,
+        limit: int | None,
+        *,
+        archived: bool,
+    ) -> Iterator[list[Recorded]]:
         connection = connections[self._read_alias(None)]
         bound = settling.settled(connection)
         end = bound if until is None else min(until, bound)
-        scan = Scan(
+        scan = self._scan(connection, query, archived=archived)
+        left = limit
+        with settling.beside_snapshot(connection) as other:
+            while after < end and (left is None or left > 0):
+                size = PAGE if left is None else min(left, PAGE)
+                if other is None:
+                    page = scan.page(after, end, size)
+                else:
+                    page, is_last = scan.snapshot_page(after, end, size, other)
+                    end = page.position if is_last else end
+                if page.recorded:
+                    yield page.recorded
+                after = page.position
+                if left is not None:
+                    left -= len(page.recorded)
+
+    def _scan(
+        self,
+        connection: BaseDatabaseWrapper,
+        query: EventQuery | None,
+        *,
+        archived: bool = False,
+    ) -> Scan:
+        types = self.registry.routes.types
+        return Scan(
             connection,
-            self.registry.routes.types,
+            types,
             EVERYTHING if query is None else query,
             archived=archived,
         )
-        left = limit
-        while after < end and (left is None or left > 0):
-            size = PAGE if left is None else min(left, PAGE)
-            page = scan.full_page(after, end, size)
-            yield from page.recorded
-            after = page.position
-            if left is not None:
-                left -= len(page.recorded)
 
     def select(self, query: EventQuery) -> Selection:
         """
@@ -297,6 +358,195 @@ class EventStore:
         """Return the position below which nothing appears that is not there already."""
         return settling.settled(connections[self._read_alias(None)])
 
+    def streams(self, category: str | None = None) -> Iterator[str]:
+        """
+        Yield the names of streams, in pages of one query each.
+
+        Args:
+            category: their category, by default any.
+
+        Raises:
+            InvalidOption: it has a hyphen.
+
+        """
+        for page in self._pages_of_names(category):
+            yield from page
+
+    def _pages_of_names(self, category: str | None) -> Iterator[list[str]]:
+        connection = connections[self._read_alias(None)]
+        key = key_column(connection)
+        where, parameters, after = "id > %s", [], 0
+        if category is not None:
+            where = f"category = %s AND {where}"
+            parameters = [*categories_of(category)]
+        while True:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    f"SELECT id, category, {key} FROM {STREAM} "
+                    f"WHERE {where} ORDER BY id LIMIT {PAGE}",
+                    [*parameters, after],
+                )
+                found = cursor.fetchall()
+            if not found:
+                return
+            yield [str(StreamName(name, own)) for _, name, own in found]
+            after = found[-1][0]
+
+    def link(self, stream: str, recorded: Recorded | Sequence[Recorded]) -> int:
+        """
+        Put events into another stream by reference.
+
+        Reading that stream gives the originals, with versions of their own. An event
+        that it has already is left out.
+
+        Args:
+            stream: the name of the stream.
+            recorded: an event of this store, or a list of them.
+
+        Returns:
+            The number of links that were made.
+
+        Raises:
+            ConcurrencyError: somebody else has appended to the stream without locking
+                it.
+
+        """
+        name = stream_name(stream)
+        given = [recorded] if isinstance(recorded, Recorded) else list(recorded)
+        connection = connections[self._write_alias(name)]
+        with _transaction(connection):
+            made = link(connection, name, given)
+            if made:
+                wake(connection)
+        return made
+
+    def follow(
+        self,
+        query: EventQuery | None = None,
+        *,
+        after: int | None = None,
+        timeout: Seconds | None = None,
+    ) -> Iterator[Recorded]:
+        """
+        Yield events as they settle, in order of position, and wait for more.
+
+        Args:
+            query: which events, by default all.
+            after: the position behind which to begin, by default the settled one.
+            timeout: the time after which it ends, in seconds or a timedelta; by
+                default never.
+
+        """
+        return following.follow(
+            self._lookout(query, after, timeout), self._read_alias(None)
+        )
+
+    def _lookout(
+        self, query: EventQuery | None, after: int | None, timeout: Seconds | None
+    ) -> Callable[[], following.Lookout]:
+        span = as_timedelta(timeout, "timeout=") if timeout is not None else None
+        seconds = None if span is None else span.total_seconds()
+
+        def make() -> following.Lookout:
+            connection = connections[self._read_alias(None)]
+            begin = settling.settled(connection) if after is None else after
+            scan = self._scan(connection, query)
+            return following.Lookout(connection, scan, begin, seconds)
+
+        return make
+
+    # In an event loop --------------------------------------------------------------
+
+    async def aappend(
+        self,
+        events: Sequence[Any] | Any,
+        *,
+        stream: str | None = None,
+        expected_version: ExpectedVersion | int = ANY,
+        tags: Sequence[str] = (),
+        headers: Mapping[str, HeaderValue] | None = None,
+        publish: bool = True,
+    ) -> Appended:
+        """Do the same as :meth:`append`, in one hop to the database's thread."""
+        appended: Appended = await in_thread(self.append)(
+            events,
+            stream=stream,
+            expected_version=expected_version,
+            tags=tags,
+            headers=headers,
+            publish=publish,
+        )
+        return appended
+
+    async def aread(
+        self,
+        stream: str,
+        *,
+        first: int = 1,
+        last: int | None = None,
+        backwards: bool = False,
+        limit: int | None = None,
+    ) -> AsyncIterator[Recorded]:
+        """Yield the same as :meth:`read`, with one hop for each page."""
+        make = partial(self._pages_of, stream, first, last, limit, backwards=backwards)
+        async for each in _in_pages(make):
+            yield each
+
+    async def aread_all(
+        self,
+        query: EventQuery | None = None,
+        *,
+        after: int = 0,
+        until: int | None = None,
+        limit: int | None = None,
+        archived: bool = False,
+    ) -> AsyncIterator[Recorded]:
+        """Yield the same as :meth:`read_all`, with one hop for each page."""
+        make = partial(self._pages, query, after, until, limit, archived=archived)
+        async for each in _in_pages(make):
+            yield each
+
+    async def aselect(self, query: EventQuery) -> Selection:
+        """Do the same as :meth:`select`, in one hop to the database's thread."""
+        selection: Selection = await in_thread(self.select)(query)
+        return selection
+
+    async def aexists(self, stream: str) -> bool:
+        """Do the same as :meth:`exists`, in one hop to the database's thread."""
+        return bool(await in_thread(self.exists)(stream))
+
+    async def aversion(self, stream: str) -> int:
+        """Do the same as :meth:`version`, in one hop to the database's thread."""
+        return int(await in_thread(self.version)(stream))
+
+    async def astreams(self, category: str | None = None) -> AsyncIterator[str]:
+        """Yield the same as :meth:`streams`, with one hop for each page."""
+        async for each in _in_pages(partial(self._pages_of_names, category)):
+            yield each
+
+    async def ahead(self) -> int:
+        """Do the same as :meth:`head`, in one hop to the database's thread."""
+        return int(await in_thread(self.head)())
+
+    async def asettled(self) -> int:
+        """Do the same as :meth:`settled`, in one hop to the database's thread."""
+        return int(await in_thread(self.settled)())
+
+    async def alink(self, stream: str, recorded: Recorded | Sequence[Recorded]) -> int:
+        """Do the same as :meth:`link`, in one hop to the database's thread."""
+        return int(await in_thread(self.link)(stream, recorded))
+
+    def afollow(
+        self,
+        query: EventQuery | None = None,
+        *,
+        after: int | None = None,
+        timeout: Seconds | None = None,
+    ) -> AsyncGenerator[Recorded, None]:
+        """Yield the same as :meth:`follow`; no thread waits."""
+        make = self._lookout(query, after, timeout)
+        return following.afollow(make, self._read_alias(None))
+
     @property
     def _decoder(self) -> Decoder:
         return decoder_of(self.registry.routes.types)
@@ -318,6 +568,15 @@ class EventStore:
 
 
 _publish = publish
+
+
+async def _in_pages(make: Callable[[], Iterator[list[T]]]) -> AsyncIterator[T]:
+    """Yield the items of pages, each of which is made in the database's thread."""
+    pages = await in_thread(make)()
+    following_page = in_thread(partial(next, pages, None))
+    while (page := await following_page()) is not None:
+        for each in page:
+            yield each
 
 
 @contextmanager

@@ -529,6 +529,13 @@ class Migration(migrations.Migration):
                 "verbose_name_plural": "events",
                 "abstract": False,
                 "default_permissions": ("view",),
+                "indexes": [
+                    django_cqrs.models.PartialIndex(
+                        fields=["link_to", "stream_id"],
+                        name="cqrs_event_link",
+                        where=models.Q(("link_to__isnull", False)),
+                    )
+                ],
                 "constraints": [
                     models.UniqueConstraint(
                         fields=("stream_id", "version"), name="cqrs_event_version_once"
