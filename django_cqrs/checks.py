@@ -11,6 +11,8 @@ from django.apps import apps
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
+from django.db import router
+from django.db.models import Model
 from django.urls import get_resolver
 
 from django_cqrs import conf
@@ -28,6 +30,13 @@ from django_cqrs.declaration.discovery import unimported
 from django_cqrs.documents.names import named_documents
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.modelling import interfaces
+from django_cqrs.pipeline.tenancy import (
+    ROUTER,
+    Fault,
+    Tenancy,
+    TenantRouter,
+    read_tenancy,
+)
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.retries import InstantRetry, Retry
 from django_cqrs.routing.endpoint import Endpoint
@@ -185,12 +194,85 @@ def _settings_problems() -> Iterator[Problem]:
                 f"Give a dictionary of the arguments of {cls.__name__}, or remove it."
             )
             yield Problem(Rule.BAD_SETTING, str(error), hint)
+    yield from _tenancy_problems(registry)
     for key in ("SERVICE_RESOLVER", "REQUEST_HEADERS"):
         try:
             conf.resolve(key)
         except ImproperlyConfigured as error:
             hint = "Give a callable, or the dotted path of one."
             yield Problem(Rule.BAD_SETTING, str(error), hint)
+
+
+def _tenancy_problems(subject: Registry) -> Iterator[Problem]:
+    """Yield the faults of ``TENANCY``, and what tenants would share without it."""
+    try:
+        policy = read_tenancy()
+    except Fault as fault:
+        yield Problem(Rule.BAD_TENANCY, str(fault), fault.hint)
+        return
+    if policy is None:
+        yield from _shared_keys(subject)
+    elif policy.databases is not None:
+        yield from _competing_routers(subject, policy)
+
+
+def _shared_keys(subject: Registry) -> Iterator[Problem]:
+    """Yield handlers whose keys the tenants of django-tenants would share."""
+    shared: Any = getattr(settings, "SHARED_APPS", ())
+    if not apps.is_installed("django_tenants") or OUTBOX not in shared:
+        return
+    for endpoint in subject.routes.endpoints:
+        if endpoint.policies.idempotency_key is not None:
+            yield Problem(
+                Rule.SHARED_KEYS,
+                f"{endpoint.place} has idempotency_key=, and all tenants share the "
+                "table of keys: a message of one tenant would get the answer of "
+                "another's.",
+                "Set DJANGO_CQRS['TENANCY'] = {'HEADER': 'tenant', 'SCHEMAS': True}.",
+                endpoint.function,
+            )
+
+
+def _competing_routers(subject: Registry, policy: Tenancy) -> Iterator[Problem]:
+    """Yield the routers that decide on a tenant's tables before TenantRouter does."""
+    models = _models_of_tenants(subject, policy)
+    for each in router.routers:
+        if isinstance(each, TenantRouter):
+            return
+        for model in models:
+            alias = None
+            with suppress(Exception):  # of somebody's router
+                alias = each.db_for_write(model)
+            if alias is not None:
+                path = f"{type(each).__module__}.{type(each).__qualname__}"
+                yield Problem(
+                    Rule.COMPETING_ROUTER,
+                    f"The router {path} answers for {model._meta.label} before "
+                    f"TenantRouter, so its rows are in {alias!r} for every tenant.",
+                    f"Put {ROUTER!r} first in DATABASE_ROUTERS; name the apps that all "
+                    "tenants share in TENANCY['SHARED'].",
+                )
+                break
+
+
+def _models_of_tenants(subject: Registry, policy: Tenancy) -> list[type[Model]]:
+    """Return the models of the outbox and of aggregates, except shared ones."""
+    found = [
+        model
+        for app in apps.get_app_configs()
+        if app.name.startswith(f"{TAG}.")
+        for model in app.get_models()
+    ]
+    for endpoint in subject.routes.endpoints:
+        owner: Any = endpoint.subject and endpoint.subject.owner
+        is_model = isinstance(owner, type) and issubclass(owner, Model)
+        if is_model and endpoint.policies.tenant is not False:
+            found.append(owner)
+    return [
+        model
+        for model in dict.fromkeys(found)
+        if model._meta.app_label not in policy.shared
+    ]
 
 
 def _is_span(value: object) -> bool:

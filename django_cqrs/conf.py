@@ -42,6 +42,8 @@ class Settings:
     """How long the results of finished tasks are kept, likewise."""
     SERVICES: Mapping[str | type, str | type] = dataclasses.field(default_factory=dict)
     """The classes, or their paths, that are used in place of interfaces."""
+    TENANCY: Mapping[str, Any] | None = None
+    """The header that names the tenant of a message, and its database or schema."""
 
 
 KEYS = tuple(field.name for field in dataclasses.fields(Settings))

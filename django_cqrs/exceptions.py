@@ -16,6 +16,9 @@ All errors of this package, with one base.
   + MessageConversionError · also ValueError
   + ParameterError · also TypeError
     - MissingHeader · also LookupError
+  + MissingTenant · also LookupError
+  + UnknownTenant · also LookupError
+  + TenantSwitch
   + UnexpectedResult · also ValueError
   + AggregateNotFound · also ObjectDoesNotExist
   + AggregateAlreadyExists
@@ -69,15 +72,18 @@ __all__ = [
     "MessageConversionError",
     "MessageStopped",
     "MissingHeader",
+    "MissingTenant",
     "NoHandlerFound",
     "ParameterError",
     "PreconditionError",
     "StatementTooLarge",
     "StreamNotFound",
     "SynchronousDispatch",
+    "TenantSwitch",
     "UnexpectedResult",
     "UnknownEndpoint",
     "UnknownMessage",
+    "UnknownTenant",
     "UnsentCommand",
 ]
 
@@ -176,6 +182,18 @@ class ParameterError(CQRSError, TypeError):
 
 class MissingHeader(ParameterError, LookupError):
     """A handler requires a header that its message does not have."""
+
+
+class MissingTenant(CQRSError, LookupError):
+    """A message, or a call, has no tenant, and its handler needs one."""
+
+
+class UnknownTenant(CQRSError, LookupError):
+    """No tenant has this name, or the tenant's database is not in the settings."""
+
+
+class TenantSwitch(CQRSError):
+    """A message of another tenant was sent while one of a tenant is handled."""
 
 
 class InvalidKey(CQRSError, ValueError):

@@ -75,9 +75,12 @@ class Rule(CheckRule):
     UNKNOWN_ON_DEAD = "E050", "An on_dead= that no handler takes"
     DEAD_CYCLE = "E051", "An on_dead= that leads back to its own handler"
     INCOMPARABLE_VIEW = "E052", "A requires_if_match= that nothing compares"
+    BAD_TENANCY = "E080", "Tenants whose databases or schemas cannot be used"
     UNKNOWN_SETTING = "W001", "An unknown key of DJANGO_CQRS"
     UNROUTED_HANDLER = "W002", "A decorated function outside the handlers modules"
     INCONVERTIBLE_PAYLOAD = "W003", "A payload type that cannot be created from JSON"
+    COMPETING_ROUTER = "W080", "A router that answers before the one of tenants"
+    SHARED_KEYS = "W081", "Idempotency keys that all tenants share"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

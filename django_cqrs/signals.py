@@ -12,6 +12,8 @@ __all__ = [
     "batch_started",
     "message_failed",
     "message_handled",
+    "tenant_activated",
+    "tenant_deactivated",
     "worker_started",
     "worker_stopped",
 ]
@@ -56,6 +58,23 @@ Sent after a handler has raised. The exception propagates all the same.
 Arguments: those of ``message_handled``, ``exception``, ``attempt`` (its number, from 1)
 and ``is_last_attempt``: whether the policy for the message ends its attempts with this
 exception. An outage of the channel may add one.
+"""
+
+tenant_activated: Signal = Signal()
+"""
+Sent when a tenant becomes active, for a message or by ``tenant(...)``.
+
+Arguments: ``sender``, ``tenant`` (its name) and ``using`` (the alias of its database;
+None if tenants have schemas). A receiver's exception is that of the message: a tenant
+whose data could not be protected is not worked for.
+"""
+
+tenant_deactivated: Signal = Signal()
+"""
+Sent when a tenant is no longer active, also after an exception.
+
+The arguments are those of ``tenant_activated``. If a tenant is active again after the
+shared part was, both signals are sent once more.
 """
 
 worker_started: Signal = Signal()

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from asgiref.sync import async_to_sync, sync_to_async
 
+from django_cqrs.active_tenant import active
 from django_cqrs.exceptions import SynchronousDispatch
 from django_cqrs.messages import current
 
@@ -119,6 +120,8 @@ def in_thread(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
             for variable, value in before.items():
                 if variable.get(None) is not value:
                     variable.set(value)
+            if active not in before:
+                active.set(None)
             raise
         finally:
             current.reset(token)

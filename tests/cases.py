@@ -13,7 +13,13 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 PAGE = TESTS / "CASES.md"
 
-PARTS = {"B": "Buses", "M": "Modelling", "C": "Channels", "K": "Test kit"}
+PARTS = {
+    "B": "Buses",
+    "M": "Modelling",
+    "C": "Channels",
+    "K": "Test kit",
+    "T": "Tenants",
+}
 SECTIONS = {
     "B01": "Commands by class",
     "B02": "Routing keys and payloads",
@@ -59,6 +65,10 @@ SECTIONS = {
     "K01": "Scenario",
     "K02": "Flow",
     "K03": "Machines",
+    "T01": "Alias",
+    "T02": "Schemas",
+    "T03": "Never mixed",
+    "T04": "Turns",
 }
 
 _CLAIM = re.compile(r"\[((?:[A-Z]\d\d(?:\.\d{1,2})?(?:, )?)+)\]")

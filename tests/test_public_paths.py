@@ -30,16 +30,20 @@ PUBLIC = {
         ConcurrencyError DocumentAlreadyExists DocumentNotFound DuplicateHandler
         FieldError InvalidChannel InvalidHandler InvalidHeader InvalidIdentifier
         InvalidKey InvalidOption MessageConversionError MessageStopped
-        MissingHeader NoHandlerFound ParameterError PreconditionError
-        SynchronousDispatch UnexpectedResult UnknownEndpoint UnknownMessage
-        UnsentCommand
+        MissingHeader MissingTenant NoHandlerFound ParameterError
+        PreconditionError SynchronousDispatch TenantSwitch UnexpectedResult
+        UnknownEndpoint UnknownMessage UnknownTenant UnsentCommand
+    """,
+    "django_cqrs.tenancy": """
+        CurrentTenant TenantRouter all_tenants current_tenant tenant
+        tenant_activated tenant_deactivated
     """,
     "django_cqrs.retries": """
         DEADLOCKS Decision InstantRetry Retry Transient
     """,
     "django_cqrs.signals": """
         batch_finished batch_started message_failed message_handled
-        worker_started worker_stopped
+        tenant_activated tenant_deactivated worker_started worker_stopped
     """,
     "django_cqrs.models": """
         NameField RecordsEvents SagaModel

@@ -69,6 +69,8 @@ class Envelope:
     """The object that it is for, such as ``shop.Order:7``; empty if unknown."""
     ordering_key: str | None = dataclasses.field(default=None, repr=False)
     """Those of one endpoint and key are handled one at a time, in order of sending."""
+    tenant: str | None = None
+    """The tenant whose message it is, in a project with ``TENANCY``."""
 
     @property
     def group(self) -> tuple[str, str] | None:

@@ -56,6 +56,7 @@ class Policies:
     ordering_key: Any = None
     idempotency_key: Any = None
     on_dead: Any = None
+    tenant: bool | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:

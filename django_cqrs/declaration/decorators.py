@@ -102,6 +102,7 @@ class HandlerKeywords(TypedDict, total=False):
     ordering_key: KeySource | Literal[True] | None
     idempotency_key: KeySource | None
     on_dead: str | type | None
+    tenant: bool | None
 
 
 def _takes_policies(decorator: F) -> F:
@@ -169,6 +170,8 @@ def command_handler(route: Any = None, /, **keywords: Unpack[HandlerKeywords]) -
         on_dead: the address that is told if a message is given up: the routing key of a
             command, the name of an event, or a subclass of
             :class:`~django_cqrs.MessageGaveUp`.
+        tenant: False if it works on the part that all tenants share, so that its
+            messages need no tenant.
 
     Returns:
         The function itself: calling it does not involve a bus.
@@ -188,6 +191,7 @@ def query_handler(
     aliases: tuple[str, ...] | list[str] = (),
     channel: None = None,
     identifier: Any = None,
+    tenant: bool | None = None,
 ) -> Callable[[H], H]: ...
 def query_handler(
     route: Any = None,
@@ -197,6 +201,7 @@ def query_handler(
     aliases: tuple[str, ...] | list[str] = (),
     channel: str | bool | None = None,
     identifier: Any = None,
+    tenant: bool | None = None,
 ) -> Any:
     """
     Declare the handler of a query, by its parameter's class or by a routing key.
@@ -208,13 +213,21 @@ def query_handler(
         channel: not allowed, since the sender waits for the answer. A check refuses it.
         identifier: the source of the identifier of the aggregate or saga, as for a
             command.
+        tenant: False if it works on the part that all tenants share, so that its
+            messages need no tenant.
 
     Returns:
         The function itself. No transaction is opened around it.
 
     """
-    keywords = {"name": name, "aliases": aliases, "channel": channel}
-    return _decorator(Kind.QUERY, route, {**keywords, "identifier": identifier})
+    keywords = {
+        "name": name,
+        "aliases": aliases,
+        "channel": channel,
+        "identifier": identifier,
+        "tenant": tenant,
+    }
+    return _decorator(Kind.QUERY, route, keywords)
 
 
 @overload
@@ -263,6 +276,8 @@ def event_handler(route: Any = None, /, **keywords: Unpack[HandlerKeywords]) -> 
         on_dead: the address that is told if a message is given up: the routing key of a
             command, the name of an event, or a subclass of
             :class:`~django_cqrs.MessageGaveUp`.
+        tenant: False if it works on the part that all tenants share, so that its
+            messages need no tenant.
 
     Returns:
         The function itself.

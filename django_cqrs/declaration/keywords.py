@@ -95,6 +95,7 @@ KEYWORDS: Final = {
         Keyword("ordering_key", CHANNEL, CHANNEL),
         Keyword("idempotency_key", ANYWHERE, CHANNEL),
         Keyword("on_dead", CHANNEL, CHANNEL),
+        Keyword("tenant", ANYWHERE, ANYWHERE, ANYWHERE),
     )
 }
 """Every keyword that a handler's decorator takes, by its name."""

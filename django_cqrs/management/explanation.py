@@ -10,6 +10,7 @@ from django_cqrs.annotations import is_protocol, name_of_type, path_of
 from django_cqrs.buses.registries import Registry
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.management.listing import (
+    TENANTS,
     RetryRow,
     address_text,
     delay_of,
@@ -227,7 +228,10 @@ def _transaction_in_words(endpoint: Endpoint) -> str:
         when = "immediately"
     if not endpoint.is_atomic:
         return f"{when}, without a transaction of its own"
-    return f"{when}, in a transaction on the database {transaction_of(endpoint)!r}"
+    alias = transaction_of(endpoint)
+    if alias == TENANTS:
+        return f"{when}, in a transaction on the database of the tenant"
+    return f"{when}, in a transaction on the database {alias!r}"
 
 
 def _policies_in_words(endpoint: Endpoint) -> Iterator[str]:

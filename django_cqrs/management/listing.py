@@ -14,6 +14,7 @@ from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
 
+from django_cqrs.active_tenant import active_name, default_alias
 from django_cqrs.annotations import name_of_type, path_of
 from django_cqrs.buses.registries import Registry
 from django_cqrs.channels.channel import as_timedelta
@@ -26,6 +27,7 @@ from django_cqrs.modelling.interfaces.implementing import (
     interfaces_of,
     methods_of,
 )
+from django_cqrs.pipeline.tenancy import is_of_tenants
 from django_cqrs.problems import Rule
 from django_cqrs.retries import DEADLOCKS
 from django_cqrs.routing.endpoint import Endpoint
@@ -33,6 +35,7 @@ from django_cqrs.routing.table import RouteTable
 
 SENDERS = "sender's"
 NONE = "none"
+TENANTS = "tenant's"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +308,9 @@ def transaction_of(endpoint: Endpoint) -> str:
         return SENDERS
     if not endpoint.is_atomic:
         return NONE
-    return endpoint.alias or DEFAULT_DB_ALIAS
+    if is_of_tenants(endpoint) and active_name() is None:
+        return TENANTS
+    return endpoint.alias or default_alias()
 
 
 def place(endpoint: Endpoint) -> tuple[str, int]:

@@ -15,9 +15,10 @@ from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
-from django.db import DEFAULT_DB_ALIAS, connections, models
+from django.db import connections, models
 from django.utils.module_loading import import_string
 
+from django_cqrs.active_tenant import default_alias
 from django_cqrs.annotations import (
     bare_type,
     name_of_type,
@@ -353,8 +354,8 @@ class RepositoryStorage(Storage[Any]):
             return {}
 
     def write_alias(self) -> str:
-        """Return the default: the repository itself decides where to store."""
-        return DEFAULT_DB_ALIAS
+        """Return the default, or the tenant's: the repository decides for itself."""
+        return default_alias()
 
     def watch(
         self,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import Any
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections, models, router
 
 from django_cqrs.buses.registries import registry
@@ -15,6 +17,7 @@ from django_cqrs.channels.aliases import channels
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.channel import OutboxChannel
 from django_cqrs.outbox.models import OutboxMessage
+from django_cqrs.pipeline.tenancy import is_of_tenants, tenancy
 
 
 def check_tables(
@@ -38,12 +41,17 @@ def _lacking(alias: str) -> Iterator[CheckMessage]:
     may_migrate = router.allow_migrate_model(alias, OutboxMessage)
     if may_migrate and sys.argv[1:2] == ["migrate"]:
         return  # it is about to create the table
-    if not any(map(_is_outbox, channels)):
+    if not any(map(_is_outbox, channels)) or _is_broken_tenancy():
         return
+    of_tenants = _aliases_of_tenants()
     senders = sorted(
         endpoint.name
         for endpoint in registry.routes.endpoints
-        if (endpoint.alias or DEFAULT_DB_ALIAS) == alias
+        if (
+            alias in of_tenants
+            if is_of_tenants(endpoint)
+            else (endpoint.alias or DEFAULT_DB_ALIAS) == alias
+        )
     )
     if not senders:
         return
@@ -59,6 +67,22 @@ def _lacking(alias: str) -> Iterator[CheckMessage]:
         hint=hint,
         id="django_cqrs_outbox.E002",
     )
+
+
+def _is_broken_tenancy() -> bool:
+    try:
+        tenancy()
+    except ImproperlyConfigured:  # another check reports it
+        return True
+    return False
+
+
+def _aliases_of_tenants() -> Collection[str]:
+    """Return the databases of tenants, as far as the settings say which there are."""
+    policy = tenancy()
+    with suppress(ImproperlyConfigured):
+        return () if policy is None else policy.aliases()
+    return ()
 
 
 def _is_outbox(alias: str) -> bool:

@@ -12,10 +12,11 @@ from time import perf_counter
 from typing import Any, Final
 
 from django.apps import apps
-from django.db import DEFAULT_DB_ALIAS, Error, connections, router
+from django.db import Error, connections, router
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs import conf
+from django_cqrs.active_tenant import default_alias
 from django_cqrs.buses.registries import Registry
 from django_cqrs.channels.channel import Envelope, as_timedelta
 from django_cqrs.clock import now
@@ -338,7 +339,7 @@ def _connection_of(message: Message, point: JoinPoint) -> BaseDatabaseWrapper:
     alias = message.using
     with contextlib.suppress(Exception):  # errors of a router
         alias = alias or point.endpoint.alias
-    return connections[alias or DEFAULT_DB_ALIAS]
+    return connections[alias or default_alias()]
 
 
 class _EntrySink:

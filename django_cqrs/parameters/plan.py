@@ -23,6 +23,8 @@ READING = "reading"
 """The attribute of a locking resolver with its counterpart for queries."""
 UNLOCKED = "unlocked"
 """The attribute with its counterpart for handlers that write without locking reads."""
+PER_MESSAGE = "per_message"
+"""The attribute of a resolver whose value no service may keep: True."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ from django_cqrs.messages import (
     message_name_of,
 )
 from django_cqrs.parameters.plan import (
+    PER_MESSAGE,
     Argument,
     ArgumentPlan,
     Constant,
@@ -421,6 +422,8 @@ class _Planner:
         for filler in _fillers:
             source = filler(annotation, self.services)
             if source is not None:
+                if getattr(source, PER_MESSAGE, False):
+                    self._refuse_once(annotation)
                 return source
         return None
 

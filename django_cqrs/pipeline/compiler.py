@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from django.db import DEFAULT_DB_ALIAS
 
+from django_cqrs.active_tenant import default_alias
 from django_cqrs.annotations import is_plain_class
 from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.conversion.stored import MessageTypes
@@ -41,6 +42,7 @@ from django_cqrs.pipeline.stages import (
     retried,
     while_current,
 )
+from django_cqrs.pipeline.tenancy import tenancy
 from django_cqrs.problems import Problem
 from django_cqrs.retries import InstantRetry
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run, Subject
@@ -97,10 +99,12 @@ class Pipelines:
         whole = observed(run, point, Step.HANDLE)
         if plain and whole is run:
             if endpoint.plan.is_payload_only:
-                return handle_payload(sync_callable(endpoint.function))
+                run = handle_payload(sync_callable(endpoint.function))
+                return for_tenants(run, endpoint)
             if endpoint.plan.is_payload_and_message:
-                return handle_payload_and_message(sync_callable(endpoint.function))
-        return while_current(whole)
+                run = handle_payload_and_message(sync_callable(endpoint.function))
+                return for_tenants(run, endpoint)
+        return for_tenants(while_current(whole), endpoint)
 
     def subscription(self, point: JoinPoint) -> Run:
         """
@@ -116,7 +120,7 @@ class Pipelines:
         found = self._at(point, *_HANDLING)
         mode = Mode(is_atomic=point.endpoint.is_atomic, makes_dependencies=False)
         run = self._staged(point, found, mode)
-        return observed(run, point, Step.HANDLE)
+        return for_tenants(observed(run, point, Step.HANDLE), point.endpoint)
 
     def consumption(
         self,
@@ -143,8 +147,11 @@ class Pipelines:
             for each in self._at(point, *_HANDLING)
             if not each.interception.pointcut.looks_at_bus
         ]
-        if point.endpoint.subject is not None:
-            using = None  # its objects decide
+        policy = tenancy()
+        if point.endpoint.subject is not None or (
+            policy is not None and policy.databases is not None
+        ):
+            using = None  # its objects decide, or the tenant of the message
         mode = Mode(
             # Messages may still wait for an event handler that no longer has a channel.
             is_atomic=point.endpoint.policies.atomic is not False,
@@ -153,7 +160,7 @@ class Pipelines:
         alias = point.endpoint.policies.using or using
         run = self._staged(point, found, mode, using=alias)
         run = observed(run, point, Step.CONSUME)
-        return while_current(run, takes_time=False)
+        return for_tenants(while_current(run, takes_time=False), point.endpoint)
 
     def sending(
         self,
@@ -189,7 +196,7 @@ class Pipelines:
         ]
         put = observed(put, point, Step.SEND)
         if key is None and not before_channel and not at_bus:
-            return put
+            return for_tenants(put, point.endpoint)
         run = intercepted(put, before_channel, point)
         if key is not None:
             if retry is not None and _use_dependencies(_plans_of(before_channel)):
@@ -198,7 +205,7 @@ class Pipelines:
         run = intercepted(run, at_bus, point)
         if _use_dependencies(_plans_of([*before_channel, *at_bus])):
             run = with_dependencies(run)
-        return while_current(run, takes_time=False)
+        return for_tenants(while_current(run, takes_time=False), point.endpoint)
 
     def alone(self, point: JoinPoint) -> Run:
         """
@@ -297,7 +304,22 @@ class Pipelines:
         alias = using or endpoint.policies.using
         if alias is None and endpoint.subject is not None:
             return on_alias(compile_for, partial(_alias_of, endpoint, endpoint.subject))
+        policy = tenancy()
+        if alias is None and policy is not None and policy.databases is not None:
+            return on_alias(compile_for, lambda _message: default_alias())
         return compile_for(alias or DEFAULT_DB_ALIAS)
+
+
+def for_tenants(run: Run, endpoint: Endpoint) -> Run:
+    """
+    Return `run` with the tenant of its message active; itself without ``TENANCY``.
+
+    Raises:
+        ImproperlyConfigured: the setting cannot be used.
+
+    """
+    policy = tenancy()
+    return run if policy is None else policy.around(run, endpoint)
 
 
 # ---------------------------------------------------------------------------- stages
@@ -448,6 +470,7 @@ STAGES: Final[tuple[Stage, ...]] = (
 The stages around a handler, outermost first.
 
 Outside them a message becomes the current one, and observers see it begin and end.
+Outermost, its tenant becomes active, if the project has tenants.
 """
 
 

@@ -39,6 +39,7 @@ from django_cqrs.messages import (
     scope_of,
 )
 from django_cqrs.pipeline.scopes import Recording, Sent, send
+from django_cqrs.pipeline.tenancy import tenancy
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
 from django_cqrs.sends import without_sends
 
@@ -72,7 +73,7 @@ def once(run: Run, point: JoinPoint, alias: str, *, answers: bool) -> Run:
         alias,
         endpoint,
         inbox=inbox_for(endpoint.place),
-        read=key_reader(source, "idempotency_key", endpoint.name),
+        read=_of_tenant(key_reader(source, "idempotency_key", endpoint.name)),
         owners=_owners(endpoint),
         answer=Answer(point) if answers else None,
         outputs=None,
@@ -148,7 +149,9 @@ def once_on_bus(
         alias,
         endpoint,
         inbox=inbox,
-        read=key_reader(key.source, "idempotency_key", f"the bus to {endpoint.name}"),
+        read=_of_tenant(
+            key_reader(key.source, "idempotency_key", f"the bus to {endpoint.name}")
+        ),
         owners=_owners(endpoint, f"{key.space}:"),
         answer=Answer(point) if answers else None,
         outputs=outputs,
@@ -201,6 +204,12 @@ def _once(
         return result
 
     return run_once
+
+
+def _of_tenant(read: KeyReader) -> KeyReader:
+    """Return a reader of keys that no two tenants share; the given one without any."""
+    policy = tenancy()
+    return read if policy is None else policy.keyed(read)
 
 
 def inbox_for(whose: str) -> Inbox:

@@ -8,10 +8,11 @@ from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
 
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import connections
 from django.db.transaction import atomic
 
 from django_cqrs import clock
+from django_cqrs.active_tenant import default_alias
 from django_cqrs.channels.aliases import channels
 from django_cqrs.channels.channel import (
     Channel,
@@ -33,6 +34,7 @@ from django_cqrs.pipeline.envelopes import (
     unset_of,
 )
 from django_cqrs.pipeline.scopes import BusScope, send, send_all
+from django_cqrs.pipeline.tenancy import tenancy
 from django_cqrs.retries import Retry
 from django_cqrs.routing.endpoint import Endpoint
 
@@ -162,6 +164,7 @@ class Outlet:
         self._deliverers: dict[str, _Deliverer] = {}
         self._addresses: dict[type, Callable[[Message], str]] = {}
         source = endpoint.policies.ordering_key
+        self._tenancy = tenancy()
         self._ordering_key: KeyReader | None = None
         self._orders_subject = source is True
         if source is not None and source is not True:
@@ -215,7 +218,7 @@ class Outlet:
         if scope is not None:
             alias: str = scope.connection.alias
             return alias
-        return self.endpoint.alias or DEFAULT_DB_ALIAS
+        return self.endpoint.alias or default_alias()
 
     def _envelope_of(self, message: Message) -> Envelope:
         __traceback_hide__ = True
@@ -248,6 +251,10 @@ class Outlet:
             key = subject or None
         else:
             key = self._ordering_key and self._ordering_key(message)
+        tenant = None
+        if self._tenancy is not None:
+            tenant = self._tenancy.name_in(message._user)
+            key = self._tenancy.key_of(message, key)
         return Envelope(
             endpoint=self.endpoint.name,
             name=name,
@@ -264,6 +271,7 @@ class Outlet:
             priority=priority or 0,
             subject=subject,
             ordering_key=key,
+            tenant=tenant,
         )
 
     def _declared(self, name: str, value: Any, message: Message) -> Due | None:

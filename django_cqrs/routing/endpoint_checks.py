@@ -48,6 +48,7 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "using": ("the alias of a database", lambda value: isinstance(value, str)),
     "atomic": ("True or False", lambda value: isinstance(value, bool)),
     "priority": ("a whole number", _is_whole),
+    "tenant": ("True or False", lambda value: isinstance(value, bool)),
     "retry": ("a Retry", lambda value: isinstance(value, Retry)),
     "output": ("a routing key, or a tuple of them", _are_keys),
     "on_dead": (

@@ -85,6 +85,7 @@ output: 'str | tuple[str, ...] | list[str] | None' = None
 ordering_key: 'KeySource | Literal[True] | None' = None
 idempotency_key: 'KeySource | None' = None
 on_dead: 'str | type | None' = None
+tenant: 'bool | None' = None
 """
 
 

@@ -36,6 +36,7 @@ from django_cqrs.modelling import Saga, aggregate, saga
 from django_cqrs.outbox.models import DeadLetter, InboxEntry, OutboxMessage
 from django_cqrs.signals import message_handled
 from tests.declaration.test_keywords import rows_of_reference
+from tests.tenancy.support import with_tenancy
 
 CHANNELS = {
     "outbox": {"BACKEND": "django_cqrs.outbox.channel.OutboxChannel"},
@@ -437,6 +438,13 @@ def _on_dead(bench: Bench) -> None:
     assert bench.sent_on == [Go()]
 
 
+def _tenant(bench: Bench) -> None:
+    with with_tenancy(also={"CHANNELS": CHANNELS}):
+        bench.send()
+        bench.run()
+        assert bench.was_called(1)
+
+
 PROOFS: dict[str, tuple[Any, Callable[[Bench], None]]] = {
     "name": ("keywords.named", _name),
     "aliases": (["keywords.former"], _aliases),
@@ -454,6 +462,7 @@ PROOFS: dict[str, tuple[Any, Callable[[Bench], None]]] = {
     "ordering_key": ("key", _ordering_key),
     "idempotency_key": ("key", _idempotency_key),
     "on_dead": ("keywords.dead", _on_dead),
+    "tenant": (False, _tenant),
 }
 
 # The same keyword with another kind of value.

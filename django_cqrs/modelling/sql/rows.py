@@ -35,7 +35,10 @@ _CHUNK = 1000
 class Bindable(Protocol):
     """A statement that can be bound to the values of one call."""
 
-    using: str
+    @property
+    def using(self) -> str:
+        """The alias of the database of this call."""
+        ...
 
     def bound(
         self, values: Values, connection: BaseDatabaseWrapper

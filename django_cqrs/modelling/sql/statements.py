@@ -24,6 +24,7 @@ from django_cqrs.conversion.converters import has_converter
 from django_cqrs.exceptions import ParameterError
 from django_cqrs.modelling.sql.decorators import Json, Statement
 from django_cqrs.modelling.sql.rows import Values, reader_of
+from django_cqrs.pipeline.tenancy import tenancy
 
 # NOT and IN belong to a placeholder: both are replaced for an empty list.
 _SIGN = re.compile(
@@ -198,8 +199,10 @@ class BoundQuery:
 
         """
         self.place = place
-        self.using: str = statement.using or DEFAULT_DB_ALIAS
-        self.parts = parsed(statement.text, vendor_of(self.using))
+        policy = tenancy() if statement.using is None else None
+        self._tenancy = policy
+        self._using: str = statement.using or DEFAULT_DB_ALIAS
+        self.parts = parsed(statement.text, vendor_of(self._using))
         self.json: frozenset[str] = frozenset(
             name for name, each in parameters.items() if is_json(each)
         )
@@ -208,6 +211,18 @@ class BoundQuery:
             self.run = self._counting(returns)
         else:
             self.run = reader_of(returns, place)(self)
+
+    @property
+    def using(self) -> str:
+        """
+        The alias of the database of this call.
+
+        Raises:
+            MissingTenant: each tenant has a database, and nothing has chosen a tenant.
+
+        """
+        policy = self._tenancy
+        return self._using if policy is None else policy.alias_of_call(self.place)
 
     def _counting(self, returns: Any) -> Callable[[Values], Any]:
         def write(values: Values) -> int | None:

@@ -14,8 +14,11 @@ from django_cqrs.buses.registries import Registry
 from django_cqrs.exceptions import (
     CQRSError,
     MessageConversionError,
+    MissingTenant,
+    TenantSwitch,
     UnknownEndpoint,
     UnknownMessage,
+    UnknownTenant,
 )
 from django_cqrs.messages import Ran
 from django_cqrs.outbox import journal
@@ -109,7 +112,9 @@ class FailurePolicies:
             hit.said = hit.said or self.said_of(failure)
             return failure
         verdict = "dead" if reason is not Reason.FAILED else retry.judge(error)
-        if verdict == "retry" and getattr(error, _IS_FINAL, False):
+        if verdict == "retry" and (
+            getattr(error, _IS_FINAL, False) or isinstance(error, _OF_TENANTS)
+        ):
             verdict = "final"
         if verdict == "dead":
             outcome = FailureOutcome.DEAD
@@ -166,6 +171,9 @@ class FailurePolicies:
 
 
 _IS_FINAL: Final = "_cqrs_is_final"
+
+# No other attempt gives a message another tenant.
+_OF_TENANTS: Final = (MissingTenant, UnknownTenant, TenantSwitch)
 
 
 def as_final(error: Exception) -> Exception:

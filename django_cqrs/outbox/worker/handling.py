@@ -48,7 +48,9 @@ from django_cqrs.outbox.worker.savepoints import (
 )
 from django_cqrs.outbox.worker.tasks import TaskOutcomes, is_task
 from django_cqrs.outbox.worker.throughput import ThroughputRecorder
+from django_cqrs.pipeline.envelopes import decode_headers
 from django_cqrs.pipeline.scopes import BusScope
+from django_cqrs.pipeline.tenancy import tenancy
 from django_cqrs.retries import DEADLOCKS
 from django_cqrs.routing.endpoint import Endpoint
 
@@ -95,6 +97,7 @@ class ClaimHandler:
         # The handlers that were told, and ended the transaction of the burial.
         self._broken: dict[str, BaseException] = {}
         self._habits = known_habits.setdefault(policies.registry, Habits())
+        self._tenancy = tenancy()
         self.unsettled: dict[str, list[int]] = {}
         """The messages of unfinished claims, by owner."""
         # Of the current claim: the number of unfinished messages of each key, and the
@@ -518,7 +521,7 @@ class ClaimHandler:
                 is_read = True
                 if is_task(name):
                     handle = self.tasks.around(claimed, handle)
-                if _is_of_this_transaction(endpoint, self._store.using):
+                if self._is_of_this_transaction(endpoint, claimed):
                     # Anything a handler activates, such as a language, ends with it.
                     contextvars.copy_context().run(handle)
                     return None
@@ -541,6 +544,16 @@ class ClaimHandler:
             reason = Reason.FAILED if is_read else reason_of(error)
             return self._policies.failure_of(claimed, error, reason)
         return handle
+
+    def _is_of_this_transaction(self, endpoint: Endpoint, claimed: Claimed) -> bool:
+        """Return whether an endpoint can use the batch's transaction for a message."""
+        using = self._store.using
+        if not endpoint.is_atomic or endpoint.policies.using not in (None, using):
+            return False
+        if self._tenancy is None:
+            return True
+        headers = decode_headers(claimed.envelope.headers)
+        return self._tenancy.alias_for(endpoint, headers) in (None, using)
 
     def _handle_alone(self, owner: str, claimed: Claimed) -> None:
         """Handle one message in a transaction of its own."""
@@ -821,11 +834,6 @@ class ClaimHandler:
         if not connection.in_atomic_block and not DEADLOCKS.includes(blamed(error)):
             connection.close()
         self._ensure_reachable()
-
-
-def _is_of_this_transaction(endpoint: Endpoint, using: str) -> bool:
-    """Return whether the endpoint can use the batch's transaction."""
-    return endpoint.is_atomic and endpoint.policies.using in (None, using)
 
 
 def _make_robust(connection: BaseDatabaseWrapper, start: int) -> None:
