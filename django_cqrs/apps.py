@@ -24,10 +24,11 @@ class DjangoCQRSConfig(AppConfig):
         """
         from django_cqrs.buses.registries import registry
         from django_cqrs.callbacks import bind_callbacks
-        from django_cqrs.checks import CHECKS
+        from django_cqrs.checks import CHECKS, LOCK_TAG, check_schema_lock
 
         registry.reset()
         registry.routes  # noqa: B018 - compiled now, so that no request waits for it
         bind_callbacks()
         for check in CHECKS:
             register(check, "django_cqrs")
+        register(check_schema_lock, LOCK_TAG)

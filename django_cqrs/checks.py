@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -135,6 +136,33 @@ def check_channels(**_kwargs: Any) -> list[CheckMessage]:
 
 
 CHECKS = (check_settings, check_routes, check_channels)
+
+LOCK_TAG = "cqrs_schema"
+"""The tag of :func:`check_schema_lock`."""
+
+
+def check_schema_lock(**_kwargs: Any) -> list[CheckMessage]:
+    """
+    Check the lock files of all apps that have one; only if asked for by its tag.
+
+    Every other command runs all checks, and would read each class first.
+    """
+    if not _is_asked_for(LOCK_TAG):
+        return []
+    from django_cqrs.schema_lock.examination import examine
+
+    found = examine(registry, only_locked=True)
+    return [as_check_message(problem) for problem in found.problems]
+
+
+def _is_asked_for(tag: str) -> bool:
+    """Return whether the present run of checks names a tag: no check is told."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "run_checks" and "tags" in frame.f_locals:
+            return tag in (frame.f_locals["tags"] or ())
+    return True
 
 
 def _settings_problems() -> Iterator[Problem]:

@@ -521,6 +521,11 @@ class _Bytes:
         return schema["type"] == "bytes" and id(schema) not in self._theirs
 
 
+def own_bytes(schema: Schema) -> Callable[[Schema], bool]:
+    """Return a function that tells the parts of a schema that are base64 in JSON."""
+    return _Bytes(schema)._is_ours
+
+
 def _bytes_of_users(schema: Schema, *, is_users: bool) -> Iterator[int]:
     """Yield the identities of bytes schemas with rules of their own."""
     if isinstance(schema, (list, tuple)):

@@ -47,15 +47,19 @@ def remember(target: Any, collection: str = "") -> None:
         _others.append((target, collection))
 
 
+def known_collections() -> list[Collection]:
+    """Return all collections that have a name."""
+    pairs = [(cls, each) for cls, names in list(_classes.items()) for each in names]
+    named = (
+        (target, name_of_collection(target, given))
+        for target, given in (*pairs, *_others)
+    )
+    return [Collection(target, name) for target, name in named if name is not None]
+
+
 def collections_called(called: str) -> list[Collection]:
     """Return the collections known by a name: none, one, or one for each type."""
-    pairs = [(cls, each) for cls, names in list(_classes.items()) for each in names]
-    found = []
-    for target, given in (*pairs, *_others):
-        name = name_of_collection(target, given)
-        if name is not None and called in (name.name, *name.aliases):
-            found.append(Collection(target, name))
-    return found
+    return [each for each in known_collections() if called in each.names]
 
 
 def name_of_collection(target: Any, collection: str) -> MessageName | None:

@@ -101,6 +101,12 @@ class TestProject:
         """
         assert "No changes" in shop.manage("makemigrations", "--check", "--dry-run")
 
+    def test_its_messages_are_as_locked(self, shop):
+        """
+        A change that waiting messages would not survive fails here.
+        """
+        assert "as locked" in shop.manage("cqrs_schema", "--check")
+
     def test_checks_are_silent(self, shop):
         """
         The example is free of mistakes that a check knows, warnings included.

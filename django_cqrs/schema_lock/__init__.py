@@ -1,0 +1,1 @@
+"""Lock files: the shapes of all stored messages, kept in the repository."""
