@@ -24,6 +24,7 @@ All errors of this package, with one base.
   + AggregateAlreadyExists
   + ConcurrencyError
   + StreamNotFound · also ObjectDoesNotExist
+  + StreamArchived
   + EventAlreadyStored
   + PreconditionError · also ValueError
   + DocumentNotFound · also ObjectDoesNotExist
@@ -77,6 +78,7 @@ __all__ = [
     "ParameterError",
     "PreconditionError",
     "StatementTooLarge",
+    "StreamArchived",
     "StreamNotFound",
     "SynchronousDispatch",
     "TenantSwitch",
@@ -259,6 +261,10 @@ class ConcurrencyError(CQRSError):
 
 class StreamNotFound(CQRSError, ObjectDoesNotExist):
     """The event store has no stream of this name."""
+
+
+class StreamArchived(CQRSError):
+    """An event is to be appended to a stream that is archived."""
 
 
 class EventAlreadyStored(CQRSError):

@@ -17,6 +17,7 @@ from django_cqrs.recording import (
     RECORDED_COMMANDS,
     ensure_known,
     expect_collection,
+    recording_appliers,
 )
 from django_cqrs.sends import LATE, Send, ensure_object
 
@@ -33,6 +34,8 @@ class RecordsEvents:
         """
         Record an event, in order.
 
+        An object that is kept as its events changes at once, by its appliers.
+
         Args:
             event: the event, or a function without arguments that returns it. The
                 function is called after the save, when the key that the database
@@ -45,6 +48,8 @@ class RecordsEvents:
         """
         ensure_object(event)
         ensure_known(self, event)
+        for apply in recording_appliers:
+            event = apply(self, event)
         # A tuple: a shallow copy of the object then shares no mutable state.
         object.__setattr__(self, RECORDED, (*getattr(self, RECORDED, ()), event))
 

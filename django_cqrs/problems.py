@@ -65,7 +65,7 @@ class Rule(CheckRule):
     INTERFACE_ROUTE = "E040", "A method of a business interface without a route"
     INTERFACE_TYPE = "E041", "A business interface that does not match its route"
     SQL_PARAMETER = "E042", "SQL that does not match the parameters of its method"
-    UNSTORABLE_STATE = "E043", "An aggregate whose state a document cannot hold"
+    UNSTORABLE_STATE = "E043", "An aggregate whose state cannot be stored"
     NAMELESS_DOCUMENT = "E044", "A document class without a name of its own"
     FORMLESS_MESSAGE = "E045", "A message class without a JSON form, on a channel"
     INCONVERTIBLE_VIEW = "E046", "A view whose message cannot be created from a request"

@@ -6,7 +6,7 @@ import datetime as dt
 import decimal
 import typing
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
@@ -96,6 +96,19 @@ RECORDED: Final = "_recorded_events"
 
 RECORDED_COMMANDS: Final = "_recorded_commands"
 """The attribute with the commands that an object sends after its save."""
+
+
+RecordingApplier = Callable[[Any, Any], Any]
+"""Applies an event to the object that records it; returns the event to record."""
+
+recording_appliers: list[RecordingApplier] = []
+"""The functions of installed apps that apply recorded events at once."""
+
+
+def apply_recorded_with(apply: RecordingApplier) -> None:
+    """Let an app apply events when they are recorded, before they are kept."""
+    if apply not in recording_appliers:
+        recording_appliers.append(apply)
 
 
 def expect_collection(instance: Any) -> None:

@@ -130,6 +130,10 @@ class Shape(ABC):
         """Return the value of a state."""
         return state
 
+    def blank(self) -> Any:
+        """Return an object with the defaults of its attributes, not constructed."""
+        return object.__new__(self.target)
+
     def attributes(self) -> dict[str, Any]:
         """Return the stored attributes of an object, with their annotations."""
         return {}
@@ -158,6 +162,10 @@ class ValueShape(Shape):
 
 class ModelShape(ValueShape):
     """A pydantic model: its fields."""
+
+    def blank(self) -> Any:
+        """Return a model with the defaults of its fields, not validated."""
+        return self.target.model_construct()
 
     def attributes(self) -> dict[str, Any]:
         """Return the fields."""
@@ -278,6 +286,14 @@ class ObjectShape(Shape):
             return True
         held = inspect.getattr_static(self.target, name, None)
         return isinstance(held, (cached_property, django_cached_property))
+
+    def blank(self) -> Any:
+        """Return an object with the defaults of its attributes, not constructed."""
+        made = object.__new__(self.target)
+        for name, default in self._defaults.items():
+            if default is not None:
+                object.__setattr__(made, name, default())
+        return made
 
     def restored(self, state: Any) -> Any:
         """Return an object with these attributes."""

@@ -78,6 +78,10 @@ PUBLIC = {
     "django_cqrs.documents": """
         DocumentStore document
     """,
+    "django_cqrs.events": """
+        ANY Appended EXISTS EventMarker EventQuery EventStore ExpectedVersion NEW
+        Recorded SagaCompleted Stored Tag applies event_store event_stream replay where
+    """,
     "django_cqrs.documents.models": """
         Document
     """,
@@ -157,6 +161,7 @@ PUBLIC = {
 
 LOGGERS = {
     "django_cqrs.channels",
+    "django_cqrs.events",
     "django_cqrs.health",
     "django_cqrs.http",
     "django_cqrs.journal",

@@ -6,13 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from django_cqrs.events.appliers import applies, replay
     from django_cqrs.events.feeding import Emitter, Replaying, State
     from django_cqrs.events.insertion import ANY, EXISTS, NEW, ExpectedVersion
     from django_cqrs.events.projecting import on_flush, on_init, projection
     from django_cqrs.events.queries import EventQuery, where
     from django_cqrs.events.recorded import Recorded, Stored
     from django_cqrs.events.rows import Row
+    from django_cqrs.events.sagas import SagaCompleted
     from django_cqrs.events.store import Appended, EventMarker, EventStore, event_store
+    from django_cqrs.events.streams import event_stream
     from django_cqrs.events.tags import Tag
 
 __all__ = [
@@ -28,13 +31,17 @@ __all__ = [
     "Recorded",
     "Replaying",
     "Row",
+    "SagaCompleted",
     "State",
     "Stored",
     "Tag",
+    "applies",
     "event_store",
+    "event_stream",
     "on_flush",
     "on_init",
     "projection",
+    "replay",
     "where",
 ]
 
@@ -55,10 +62,14 @@ _PLACES: Final = {
     "State": "feeding",
     "Stored": "recorded",
     "Tag": "tags",
+    "SagaCompleted": "sagas",
+    "applies": "appliers",
     "event_store": "store",
     "on_flush": "projecting",
     "on_init": "projecting",
     "projection": "projecting",
+    "event_stream": "streams",
+    "replay": "appliers",
     "where": "queries",
 }
 

@@ -21,7 +21,7 @@ from django_cqrs.conversion.adapters import adapter_of
 from django_cqrs.conversion.limits import ensure_storable
 from django_cqrs.conversion.stored import MessageTypes, unset_in
 from django_cqrs.events.decoding import TAGS, decoder_of
-from django_cqrs.events.insertion import Target, insert
+from django_cqrs.events.insertion import NEW, Target, insert
 from django_cqrs.events.recorded import Recorded, Stored
 from django_cqrs.events.tags import checked_tags, tags_of
 from django_cqrs.exceptions import InvalidOption
@@ -52,8 +52,6 @@ class Append:
     registry: Registry
     recorded: Sequence[Recorded]
     """The events in order, at least one, all of one stream or of none."""
-    instance: Any = None
-    """The aggregate, with these events applied, if one appended them."""
 
     @property
     def stream_id(self) -> int | None:
@@ -69,17 +67,18 @@ class Following(NamedTuple):
 
     order: int
     hook: Hook
-    wants: Callable[[Registry, Sequence[Entry], Any], bool]
+    wants: Callable[[Registry, Sequence[Entry]], bool]
 
 
-SNAPSHOT: Final = 10
-NATURAL_KEY: Final = 20
 INLINE: Final = 30
+
+AboutVersion = Callable[["int | None"], Mapping[str, Any]]
+"""Returns the headers about an aggregate, for the version of an event, if known."""
 
 _following: list[Following] = []
 
 
-def _always(_registry: Registry, _entries: Sequence[Entry], _instance: Any) -> bool:
+def _always(_registry: Registry, _entries: Sequence[Entry]) -> bool:
     return True
 
 
@@ -87,17 +86,16 @@ def register_hook(
     order: int,
     hook: Hook,
     *,
-    wants: Callable[[Registry, Sequence[Entry], Any], bool] = _always,
+    wants: Callable[[Registry, Sequence[Entry]], bool] = _always,
 ) -> None:
     """
     Call a function after every append, in its transaction, before publishing.
 
     Args:
-        order: its place: :data:`SNAPSHOT`, :data:`NATURAL_KEY` or :data:`INLINE`.
+        order: its place: :data:`INLINE` for inline projections.
         hook: the function. An exception that it raises fails the append.
-        wants: returns whether it is to be called, for a registry, the events, and
-            their aggregate, if any. An append that nobody follows needs no
-            transaction beside its own statement.
+        wants: returns whether it is to be called, for a registry and the events. An
+            append that nobody follows needs no transaction beside its own statement.
 
     """
     following = Following(order, hook, wants)
@@ -113,9 +111,9 @@ def append(
     registry: Registry,
     using: str,
     headers: Mapping[str, HeaderValue] | None = None,
-    about: Mapping[str, Any] | None = None,
+    about: AboutVersion | None = None,
     tags: Sequence[str] = (),
-    instance: Any = None,
+    first: Hook | None = None,
 ) -> list[Recorded]:
     """
     Append events in the open transaction, and call what follows, but do not publish.
@@ -126,9 +124,9 @@ def append(
         registry: the registry with their classes.
         using: the alias of the database, which has an open transaction.
         headers: the user's headers for all of them.
-        about: the headers about their aggregate, which are not passed on.
+        about: returns the headers about their aggregate, which are not passed on.
         tags: tags for all of them, beside those of their classes.
-        instance: their aggregate, for snapshots and natural keys.
+        first: called before the other steps: for a natural key, and a snapshot.
 
     Returns:
         The events, to be given to :func:`publish`. If they were stored before, at the
@@ -145,9 +143,22 @@ def append(
     """
     __traceback_hide__ = True
     entries = prepare(
-        events, registry=registry, using=using, headers=headers, about=about, tags=tags
+        events,
+        registry=registry,
+        using=using,
+        headers=headers,
+        about=about,
+        tags=tags,
+        version=_version_before(target),
     )
-    return store(entries, target, registry=registry, using=using, instance=instance)
+    return store(entries, target, registry=registry, using=using, first=first)
+
+
+def _version_before(target: Target) -> int | None:
+    """Return the version of a stream before an append; None if it is not known."""
+    if target.expected is NEW:
+        return 0
+    return target.expected if isinstance(target.expected, int) else None
 
 
 def prepare(
@@ -156,8 +167,9 @@ def prepare(
     registry: Registry,
     using: str,
     headers: Mapping[str, HeaderValue] | None = None,
-    about: Mapping[str, Any] | None = None,
+    about: AboutVersion | None = None,
     tags: Sequence[str] = (),
+    version: int | None = None,
 ) -> list[Entry]:
     """Return events as :func:`store` takes them; nothing is written."""
     __traceback_hide__ = True
@@ -168,14 +180,14 @@ def prepare(
         about,
         checked_tags(tags) if tags else (),
     )
-    return [encoder.entry(each) for each in events]
+    if version is None:
+        return [encoder.entry(each) for each in events]
+    return [encoder.entry(each, n) for n, each in enumerate(events, version + 1)]
 
 
-def followers_of(
-    entries: Sequence[Entry], registry: Registry, instance: Any = None
-) -> list[Following]:
+def followers_of(entries: Sequence[Entry], registry: Registry) -> list[Following]:
     """Return the steps that are to follow an append."""
-    return [each for each in _following if each.wants(registry, entries, instance)]
+    return [each for each in _following if each.wants(registry, entries)]
 
 
 def store(
@@ -184,7 +196,7 @@ def store(
     *,
     registry: Registry,
     using: str,
-    instance: Any = None,
+    first: Hook | None = None,
 ) -> list[Recorded]:
     """Append events in the open transaction, and call what follows."""
     __traceback_hide__ = True
@@ -216,10 +228,12 @@ def store(
         recorded.append(each)
     if placed.is_repeated:
         return recorded
-    following = followers_of(entries, registry, instance)
-    if following:
-        done = Append(connection, registry, recorded, instance)
+    following = followers_of(entries, registry)
+    if following or first is not None:
+        done = Append(connection, registry, recorded)
         with transaction.atomic(using=using, savepoint=False):
+            if first is not None:
+                first(done)
             for step in following:
                 step.hook(done)
     return recorded
@@ -260,7 +274,7 @@ class _Encoder:
         types: MessageTypes,
         connection: BaseDatabaseWrapper,
         headers: Mapping[str, HeaderValue] | None,
-        about: Mapping[str, Any] | None,
+        about: AboutVersion | None,
         tags: tuple[str, ...],
     ) -> None:
         self._types = types
@@ -270,7 +284,7 @@ class _Encoder:
         self._tags = tags
         self._parent = current.get()
 
-    def entry(self, given: Any) -> Entry:
+    def entry(self, given: Any, version: int | None = None) -> Entry:
         __traceback_hide__ = True
         event, own, event_id = given, None, None
         if type(given) is Stored:
@@ -286,7 +300,7 @@ class _Encoder:
         if event_id is not None:
             message._message_id = event_id
         if self._about:
-            message._aggregate = self._about
+            message._aggregate = self._about(version)
         cls = type(event)
         name, text = self._types.encode(event)
         ensure_storable(text, self._connection, cls)

@@ -20,9 +20,13 @@ class EventsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def import_models(self) -> None:
-        """Import the models, and the store before routes are compiled."""
+        """Import the models, and the storages before routes are compiled."""
         super().import_models()
         import_module("django_cqrs.events.store")
+        from django_cqrs.events.event_storage import event_storage
+        from django_cqrs.modelling.storages import register_storage
+
+        register_storage(event_storage, first=True)
 
     def ready(self) -> None:
         """Complete the tables after ``migrate``, and where there are no migrations."""

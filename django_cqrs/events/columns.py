@@ -10,13 +10,20 @@ from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.events.decoding import Decoder
-from django_cqrs.events.models import ArchivedEvent, EventTag, StoredEvent, Stream
+from django_cqrs.events.models import (
+    ArchivedEvent,
+    EventTag,
+    Snapshot,
+    StoredEvent,
+    Stream,
+)
 from django_cqrs.events.recorded import Recorded
 from django_cqrs.times import as_read
 
 EVENT: Final = StoredEvent._meta.db_table
 STREAM: Final = Stream._meta.db_table
 TAG: Final = EventTag._meta.db_table
+SNAPSHOT: Final = Snapshot._meta.db_table
 ARCHIVED: Final = ArchivedEvent._meta.db_table
 
 LINK: Final = 13

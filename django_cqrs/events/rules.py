@@ -1,4 +1,4 @@
-"""The possible mistakes in declarations of projections."""
+"""The possible mistakes in declarations of streams and projections."""
 
 from __future__ import annotations
 
@@ -17,6 +17,21 @@ class ProjectionRule(CheckRule):
     BAD_SOURCE = "E012", "A source that is not event-sourced"
     BAD_STATE = "E015", "A State that cannot be kept"
     DISTANT_VIEW = "W001", "A view in another database than the events"
+
+    @staticmethod
+    def label() -> str:
+        """Return the part of the ids before the dot."""
+        return "django_cqrs_events"
+
+
+class StreamRule(CheckRule):
+    """Each kind of mistake of aggregates with streams: its id and its subject."""
+
+    BAD_STREAM = "E002", "A stream whose declaration cannot be used"
+    UNAPPLIED_EVENT = "E003", "A returned event that no applier takes"
+    BROKEN_APPLIER = "E004", "An applier that cannot be called"
+    STREAM_WITHOUT_USE = "E005", "Appliers or a stream that nothing uses"
+    UNATOMIC_STREAM = "E014", "An event-sourced aggregate without a transaction"
 
     @staticmethod
     def label() -> str:

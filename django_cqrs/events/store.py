@@ -12,6 +12,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -35,6 +36,7 @@ from django_cqrs.events.insertion import (
 )
 from django_cqrs.events.linking import link
 from django_cqrs.events.models import StoredEvent
+from django_cqrs.events.past import load
 from django_cqrs.events.queries import EVERYTHING, EventQuery, categories_of
 from django_cqrs.events.reading import PAGE, Scan, stream_page, without_dropped
 from django_cqrs.events.recorded import Recorded
@@ -329,6 +331,41 @@ class EventStore:
             found, EventMarker(len(found), found[-1].position if found else 0)
         )
 
+    def load(
+        self,
+        cls: type[T],
+        identifier: Any,
+        *,
+        version: int | None = None,
+        at: datetime | None = None,
+    ) -> T:
+        """
+        Return an object as it was after one of its events, by default after the last.
+
+        It is made anew of its events. It need not be an aggregate: any class with
+        appliers and ``@event_stream`` can show a stream's events.
+
+        Args:
+            cls: a class with appliers.
+            identifier: its identifier, as for a repository.
+            version: the number of the last event to apply.
+            at: the time after which no event is applied.
+
+        Raises:
+            StreamNotFound: the object has no event, or had none then.
+            InvalidOption: the class has no appliers, or the object never had the
+                version.
+
+        """
+        return load(
+            cls,
+            identifier,
+            registry=self.registry,
+            using=self._using,
+            version=version,
+            at=at,
+        )
+
     def exists(self, stream: str) -> bool:
         """Return whether a stream has an event."""
         return self.version(stream) > 0
@@ -510,6 +547,18 @@ class EventStore:
         """Do the same as :meth:`select`, in one hop to the database's thread."""
         selection: Selection = await in_thread(self.select)(query)
         return selection
+
+    async def aload(
+        self,
+        cls: type[T],
+        identifier: Any,
+        *,
+        version: int | None = None,
+        at: datetime | None = None,
+    ) -> T:
+        """Do the same as :meth:`load`, in one hop to the database's thread."""
+        loaded: T = await in_thread(self.load)(cls, identifier, version=version, at=at)
+        return loaded
 
     async def aexists(self, stream: str) -> bool:
         """Do the same as :meth:`exists`, in one hop to the database's thread."""

@@ -184,7 +184,9 @@ class AggregateSubject(Subject):
             NoStorage: no storage supports the class.
 
         """
-        return storage_of(self.owner, self.options)
+        storage = storage_of(self.owner, self.options)
+        storage.registry = self.registry
+        return storage
 
     @cached_property
     def type_name(self) -> str:
@@ -248,6 +250,7 @@ class AggregateSubject(Subject):
         yield from found
         if not found:
             yield from self._endpoint_problems(endpoint)
+            yield from storage.problems_with(endpoint)
 
     def _events_problems(self) -> Iterator[Problem]:
         name = self.options.events
@@ -305,7 +308,19 @@ class AggregateSubject(Subject):
     def _is_kept(self, annotation: Any) -> bool:
         if annotation is inspect.Parameter.empty or not isinstance(annotation, type):
             return True  # Self, or no annotation
-        return issubclass(annotation, self.owner) or _is_model(annotation)
+        if issubclass(annotation, self.owner) or _is_model(annotation):
+            return True
+        try:
+            return self.storage.makes(annotation)
+        except NoStorage:  # the checks report it
+            return False
+
+    def messages(self) -> Iterable[type]:
+        """Ask the storage."""
+        try:
+            return self.storage.messages()
+        except NoStorage:  # the checks report it
+            return ()
 
     def key_of(self, values: Values) -> str:
         """
@@ -354,6 +369,7 @@ class AggregateSubject(Subject):
             if not any(map(part.is_called, filter(None, names)))
             and not (None in names and len(parts) == 1)
             and not any(_may_have(cls, alias) for alias in part.aliases)
+            and not _may_have(cls, self.storage.natural_key)
         ]
 
     # Handling ---------------------------------------------------------------------
@@ -363,12 +379,14 @@ class AggregateSubject(Subject):
         endpoint = point.endpoint
         if endpoint.is_factory and endpoint.action is None:
             return self._making_once(run, point, alias)
-        identify = self._identify_or_raise(point)
+        identify = self._identify_or_raise(point, alias)
         if endpoint.kind is Kind.QUERY:
             return self._asking(run, point, alias, identify)
         return self._acting(run, point, alias, identify)
 
-    def _identify_or_raise(self, point: JoinPoint) -> Callable[[Message], Values]:
+    def _identify_or_raise(
+        self, point: JoinPoint, alias: str
+    ) -> Callable[[Message], Values]:
         endpoint, cls = point.endpoint, point.payload_type
         find = identification(self.storage.parts, endpoint.policies.identifier, cls)
         owner, place = name_of_type(self.owner), called_by(endpoint)
@@ -396,6 +414,8 @@ class AggregateSubject(Subject):
             except InvalidIdentifier as error:
                 at_entrance(error, message)
                 raise
+            if values is None:
+                values = self.storage.values_by_key(message, using=alias)
             if values is None:
                 unnamed = AggregateNotFound(text)
                 unnamed.is_named = False
@@ -428,6 +448,8 @@ class AggregateSubject(Subject):
 
     def _making(self, run: Run, point: JoinPoint, alias: str) -> Run:
         """Return the run that calls a factory and saves its object."""
+        storage = self.storage
+        keeps_events = storage.keeps_events
         has_output = bool(point.endpoint.policies.outputs)
         mentions_send = says_send(point.endpoint.plan.returns)
 
@@ -440,6 +462,8 @@ class AggregateSubject(Subject):
                 split = split_sends(result, says_send=mentions_send)
                 if split is not None:
                     result, sends = split
+                elif keeps_events and storage.returns_events(result):
+                    pass
                 elif (
                     has_output
                     and type(result) is tuple
@@ -447,6 +471,9 @@ class AggregateSubject(Subject):
                 ):
                     result, *said = result
             made = self._subject_of(result)
+            if made is None and keeps_events:
+                result, is_made = storage.made_of(result)
+                made = self if is_made else None
             if made is None:
                 self._send_returned(message, sends, has_output=has_output)
                 return result
@@ -514,6 +541,7 @@ class AggregateSubject(Subject):
         expects = self._expectation(point)
         has_output = bool((endpoint.action or endpoint).policies.outputs)
         divided = self._division(endpoint.action or endpoint)
+        may_send_events = has_output and self.storage.keeps_events
         late = self.late(point, missing)
 
         def act(message: Message) -> Any:
@@ -547,14 +575,13 @@ class AggregateSubject(Subject):
                 result, sends = run(message), None
                 if has_output or type(result) in MAY_SEND:
                     result, sends = divided(found, result)
-                events = self.take_events(found)
-                self._update(found, watch, alias, message)
+                found, events = self._save(found, watch, result, alias, message)
             finally:
                 if watch is not None:
                     watch.close()
             answer = self._finish(found, events, values, result, alias)
-            if sends:
-                self._send_returned(message, sends, has_output=has_output)
+            if sends or (may_send_events and self.storage.returns_events(result)):
+                self._send_returned(message, sends or [None], has_output=has_output)
             if expects is not None:
                 self._note_version(found, message)
             return answer
@@ -638,6 +665,44 @@ class AggregateSubject(Subject):
                 at_entrance(error, message)
             raise
 
+    def _save(
+        self,
+        instance: Any,
+        watch: Watch | None,
+        result: Any,
+        alias: str,
+        message: Message,
+    ) -> tuple[Any, list[Any]]:
+        """Save an object; return it, or its successor, and its recorded events."""
+        events = self.take_events(instance)
+        self._update(instance, watch, alias, message)
+        if not self.storage.keeps_events:
+            return instance, events
+        return self._absorb(
+            instance, events, result, alias, watch=watch, message=message
+        )
+
+    def _absorb(
+        self,
+        instance: Any,
+        events: list[Any],
+        result: Any,
+        alias: str,
+        *,
+        watch: Watch | None = None,
+        message: Message | None = None,
+    ) -> tuple[Any, list[Any]]:
+        """Let the storage append the events of an object; return what it returns."""
+        made = [self._made(instance, each) for each in events]
+        try:
+            return self.storage.absorb(
+                instance, made, result, using=alias, about=self.about, watch=watch
+            )
+        except ConcurrencyError as error:
+            if message is not None:
+                at_entrance(error, message)
+            raise
+
     def _finish(
         self, found: Any, events: list[Any], values: Values, result: Any, alias: str
     ) -> Any:
@@ -681,6 +746,8 @@ class AggregateSubject(Subject):
         else:
             watch = self.storage.watch_of(instance, using=using)
             self._update(instance, watch, using)
+        if storage.keeps_events:
+            instance, events = self._absorb(instance, events, None, using)
         self.ended(instance, self.storage.values_of(instance), using)
         return events
 
@@ -694,8 +761,7 @@ class AggregateSubject(Subject):
         if post_insert is None:
             self.storage.insert(instance, using=alias)
             return []
-        is_open = connections[alias].in_atomic_block
-        with nullcontext() if is_open else atomic(using=alias):
+        with in_open_transaction(alias):
             self.storage.insert(instance, using=alias)
             post_insert(instance)
             return self.take_events(instance)
@@ -759,9 +825,34 @@ class AggregateSubject(Subject):
         """
         if not events:
             return
+        registry = self.registry
+        event_bus = registry.event_bus
+        if self.storage.keeps_events:  # they are made, and stored with their headers
+            for event in events:
+                if type(event) is Message:
+                    event_bus.publish_message(event)
+                else:
+                    send_on(registry.command_bus, event)
+            return
         events = [self._made(instance, each) for each in events]
         if values is None:
             values = self.storage.values_of(instance)
+        headers = self.about(values, self.storage.version_of(instance))
+        for event in events:
+            if type(event) is Send:
+                send_on(registry.command_bus, event)
+            else:
+                event_bus.publish_recorded(event, headers)
+
+    def about(self, values: Values, version: int | None) -> dict[str, Any]:
+        """
+        Return the headers about an object, for its events.
+
+        Args:
+            values: the parts of its identifier.
+            version: its version, None without one.
+
+        """
         parts = self.storage.parts
         headers: dict[str, Any] = {
             "aggregate_id": values[0]
@@ -769,16 +860,9 @@ class AggregateSubject(Subject):
             else {part.name: value for part, value in zip(parts, values, strict=True)},
             "aggregate_type": self.type_name,
         }
-        version = self.storage.version_of(instance)
         if version is not None:
             headers["aggregate_version"] = version
-        owner = self._services.owner
-        event_bus = owner.event_bus
-        for event in events:
-            if type(event) is Send:
-                send_on(owner.command_bus, event)
-            else:
-                event_bus.publish_recorded(event, headers)
+        return headers
 
     def _made(self, instance: Any, recorded: Any) -> Any:
         """Return a recorded message; a function is called now, after the save."""
@@ -917,6 +1001,13 @@ def _block(alias: str, endpoint: Endpoint) -> AbstractContextManager[Any]:
     return atomic(using=alias)
 
 
+def in_open_transaction(alias: str) -> AbstractContextManager[Any]:
+    """Return a block in the transaction that is open, or else in a new one."""
+    if connections[alias].in_atomic_block:
+        return nullcontext()
+    return atomic(using=alias)
+
+
 def key_of_object(instance: Any, services: Services) -> str:
     """Return an object's key in envelopes; empty if it has no role."""
     for cls in type(instance).__mro__:
@@ -945,7 +1036,9 @@ def _has_fields(annotation: Any) -> bool:
     )
 
 
-def _may_have(cls: type, name: str) -> bool:
+def _may_have(cls: type, name: str | None) -> bool:
+    if name is None:
+        return False
     fields: Any = getattr(cls, "__dataclass_fields__", None) or getattr(
         cls, "model_fields", {}
     )

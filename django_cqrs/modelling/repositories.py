@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 from weakref import ref
@@ -36,7 +36,12 @@ from django_cqrs.exceptions import (
     InvalidIdentifier,
 )
 from django_cqrs.messages import Message, scope_of
-from django_cqrs.modelling.aggregates import AggregateSubject, ModelRole, options_of
+from django_cqrs.modelling.aggregates import (
+    AggregateSubject,
+    ModelRole,
+    in_open_transaction,
+    options_of,
+)
 from django_cqrs.modelling.identifiers import (
     Part,
     Source,
@@ -84,8 +89,30 @@ class Repository(Generic[T]):
         """Return an object, or None if none has this identifier."""
         raise NotImplementedError
 
+    def find_by_key(self, value: Any, /) -> T | None:
+        """
+        Return the object that has a natural key, None if none has it.
+
+        Only classes with ``@event_stream(..., natural_key=...)`` have natural keys.
+        """
+        raise NotImplementedError
+
     def save(self, instance: T, /) -> None:
         """Save an object, new or changed."""
+        raise NotImplementedError
+
+    def append(self, instance: T, events: Sequence[Message], /) -> None:
+        """
+        Save the new events of an object whose class has appliers.
+
+        Implement it for such a class instead of :meth:`save`.
+
+        Args:
+            instance: the object, with the events applied.
+            events: the events in order: ``payload`` is the event, ``headers`` has its
+                ids, the headers about the object, and those of the user.
+
+        """
         raise NotImplementedError
 
     def delete(self, instance: T, /) -> None:
@@ -120,6 +147,21 @@ class StorageRepository(Repository[T]):
         _hold(self._subject, found, alias)
         return found
 
+    def find_by_key(self, value: Any, /) -> T | None:
+        """
+        Return the object that has a natural key, None if none has it.
+
+        Raises:
+            InvalidOption: objects of the class have no natural key.
+            InvalidIdentifier: the argument cannot be a natural key.
+
+        """
+        storage = self._subject.storage
+        alias = storage.write_alias()
+        lock = storage.locks and connections[alias].in_atomic_block
+        found: T | None = storage.find_by_key(value, using=alias, lock=lock)
+        return found
+
     def save(self, instance: T, /) -> None:
         """
         Insert or update an object, then publish its recorded events.
@@ -129,7 +171,13 @@ class StorageRepository(Repository[T]):
             ConcurrencyError: it was changed by somebody else.
 
         """
-        self._subject.publish(instance, self._subject.keep(instance, None))
+        subject = self._subject
+        if not subject.storage.keeps_events:
+            subject.publish(instance, subject.keep(instance, None))
+            return
+        alias = subject.write_alias()
+        with in_open_transaction(alias):
+            subject.publish(instance, subject.keep(instance, alias))
 
     def delete(self, instance: T, /) -> None:
         """Delete an object; a handler that was called on it does not save it."""
@@ -406,12 +454,26 @@ class RepositoryStorage(Storage[Any]):
 
     def insert(self, instance: Any, *, using: str) -> None:
         """Save it, if nothing else has its identifier."""
+        self.refuse_existing(instance)
+        self.repository.save(instance)
+        self.note_saved(instance)
+
+    def refuse_existing(self, instance: Any) -> None:
+        """
+        Refuse an object if another one has its identifier.
+
+        Raises:
+            AggregateAlreadyExists: another one has it.
+
+        """
         values = self.values_of(instance)
         found = None if None in values else self._find(values)
         if found is not None and found is not instance:
             msg = f"{self.said(instance)} exists already."
             raise AggregateAlreadyExists(msg)
-        self.repository.save(instance)
+
+    def note_saved(self, instance: Any) -> None:
+        """Note that the repository has an object, for the holders of others."""
         self._known.add(instance)
         note_kept(self._key_of(instance), instance)
 

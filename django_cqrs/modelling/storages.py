@@ -18,10 +18,12 @@ from django.db import connections
 
 from django_cqrs.annotations import name_of_type
 from django_cqrs.buses.registries import Registry
-from django_cqrs.exceptions import CQRSError
+from django_cqrs.exceptions import CQRSError, InvalidOption
+from django_cqrs.messages import Message
 from django_cqrs.modelling.identifiers import Part, Values
 from django_cqrs.modelling.watches import Watch, watch_of
 from django_cqrs.problems import Problem
+from django_cqrs.routing.endpoint import Endpoint
 
 T = TypeVar("T")
 
@@ -37,8 +39,18 @@ class Options:
     repository: Any = None
 
 
+AboutObject = Callable[[Values, "int | None"], dict[str, Any]]
+"""Returns the headers about an object, of its identifier and its version."""
+
+
 class Storage(ABC, Generic[T]):
     """Finds and saves the objects of one class."""
+
+    keeps_events: bool = False
+    """Whether it appends what its objects record, by :meth:`absorb`."""
+
+    registry: Registry
+    """The registry with the handlers of the objects, which their subject tells it."""
 
     def __init__(self, cls: type[T], options: Options) -> None:
         """
@@ -109,6 +121,89 @@ class Storage(ABC, Generic[T]):
     @abstractmethod
     def delete(self, instance: T, *, using: str) -> None:
         """Delete an object; :meth:`update` then skips it."""
+
+    @property
+    def natural_key(self) -> str | None:
+        """The attribute that is unique besides the identifier, if there is one."""
+        return None
+
+    def messages(self) -> Iterable[type]:
+        """Return the classes of the messages that only it knows of."""
+        return ()
+
+    def problems_with(self, _endpoint: Endpoint) -> Iterator[Problem]:
+        """Yield the faults of a handler that only it knows of."""
+        yield from ()
+
+    def makes(self, _annotation: Any) -> bool:
+        """Return whether an object of a class, returned by a factory, makes one."""
+        return False
+
+    def made_of(self, result: Any) -> tuple[Any, bool]:
+        """
+        Return the object that the events make which a factory has returned.
+
+        Args:
+            result: the value that the factory has returned, which is not an object.
+
+        Returns:
+            The object and True; or the result of the dispatch and False.
+
+        """
+        return result, False
+
+    def returns_events(self, _result: Any) -> bool:
+        """Return whether the value that a method has returned consists of events."""
+        return False
+
+    def absorb(
+        self,
+        instance: T,
+        recorded: list[Any],
+        result: Any,
+        *,
+        using: str,
+        about: AboutObject,
+        watch: Watch | None = None,
+    ) -> tuple[T, list[Any]]:
+        """
+        Append the events of an object that was saved.
+
+        Args:
+            instance: the object.
+            recorded: the events that it has recorded, and its commands.
+            result: the value that its method has returned.
+            using: the database alias; a transaction is open.
+            about: returns the headers about the object.
+            watch: the watch of the object, if there is one.
+
+        Returns:
+            The object, a new one if an applier made one, and the messages to be
+            published: each as a `Message`, with the commands as they are.
+
+        Raises:
+            ConcurrencyError: somebody else has appended in the meantime.
+
+        """
+        return instance, recorded
+
+    def values_by_key(self, _message: Message, *, using: str) -> Values | None:
+        """Return the identifier of a message's object by its natural key, if any."""
+        return None
+
+    def find_by_key(self, value: Any, *, using: str, lock: bool) -> T | None:
+        """
+        Return the object that has a natural key, None if none has it.
+
+        Raises:
+            InvalidOption: objects of the class have no natural key.
+
+        """
+        msg = (
+            f"{name_of_type(self.cls)} has no natural key. Give its class "
+            '@event_stream(..., natural_key="...").'
+        )
+        raise InvalidOption(msg)
 
     def watch(
         self, instance: T, registry: Registry, holder: str | None = None, *, using: str

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from django_cqrs.annotations import place_of
@@ -317,6 +317,10 @@ class Subject(ABC):
             Their names; none if the handler creates the object.
 
         """
+
+    def messages(self) -> Iterable[type]:
+        """Return the classes of messages that its objects know, beside its handlers."""
+        return ()
 
     @abstractmethod
     def surround(self, run: Run, point: JoinPoint, alias: str) -> Run:

@@ -225,11 +225,19 @@ class RouteIndex:
         self._has_subscribers: dict[type, bool] = {}
 
     def _message_classes(self, discovery: Discovery) -> list[type]:
-        members = [
+        subjects = dict.fromkeys(endpoint.subject for endpoint in self.endpoints)
+        payloads = [
             member
             for endpoint in self.endpoints
             if endpoint.plan.payload is not None
             for member in endpoint.plan.payload.members
+        ]
+        payloads += [
+            cls for each in subjects if each is not None for cls in each.messages()
+        ]
+        members = [
+            member
+            for member in payloads
             if is_plain_class(member)
             and member.__module__ != "builtins"
             and not is_protocol(member)
