@@ -14,7 +14,6 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
 from django.db import router
 from django.db.models import Model
-from django.urls import get_resolver
 
 from django_cqrs import conf
 from django_cqrs.annotations import is_plain_class, name_of_type
@@ -30,6 +29,10 @@ from django_cqrs.declaration.declarations import Kind
 from django_cqrs.declaration.discovery import unimported
 from django_cqrs.documents.names import named_documents
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
+from django_cqrs.graph.building import graph_of
+from django_cqrs.graph.problems import graph_checks
+from django_cqrs.graph.problems import problems_of as graph_problems
+from django_cqrs.graph.views import views_of_project
 from django_cqrs.modelling import interfaces
 from django_cqrs.pipeline.tenancy import (
     ROUTER,
@@ -59,27 +62,10 @@ def check_settings(**_kwargs: Any) -> list[CheckMessage]:
 
 def check_routes(**_kwargs: Any) -> list[CheckMessage]:
     """Check every handler, route, parameter, message name and business interface."""
-    views = _views()
+    # All are imported: they may have interfaces that no handler needs.
+    views = [view for _, view in views_of_project()]
     found = [*_view_problems(views), *unimported(), *_upcaster_problems(registry)]
     return [*check_registry(registry), *map(as_check_message, found)]
-
-
-def _views() -> list[Any]:
-    """Import and return all views: they may have interfaces that no handler needs."""
-    if not getattr(settings, "ROOT_URLCONF", None):
-        return []
-    # Django's own check reports errors in it.
-    with suppress(Exception):
-        return list(_views_in(get_resolver().url_patterns))
-    return []
-
-
-def _views_in(patterns: Iterable[Any]) -> Iterator[Any]:
-    for each in patterns:
-        if hasattr(each, "url_patterns"):
-            yield from _views_in(each.url_patterns)
-        else:
-            yield each.callback
 
 
 def _view_problems(views: Iterable[Any]) -> Iterator[Problem]:
@@ -135,7 +121,19 @@ def check_channels(**_kwargs: Any) -> list[CheckMessage]:
     return found
 
 
-CHECKS = (check_settings, check_routes, check_channels)
+def check_graph(**_kwargs: Any) -> list[CheckMessage]:
+    """Check that every message has a sender and a handler, if the settings ask."""
+    try:
+        options = graph_checks()
+    except ImproperlyConfigured:  # the check of the settings reports it
+        return []
+    if options is None:
+        return []
+    graph = graph_of(registry)
+    return [as_check_message(each) for each in graph_problems(graph, options)]
+
+
+CHECKS = (check_settings, check_routes, check_channels, check_graph)
 
 LOCK_TAG = "cqrs_schema"
 """The tag of :func:`check_schema_lock`."""
@@ -223,6 +221,11 @@ def _settings_problems() -> Iterator[Problem]:
             )
             yield Problem(Rule.BAD_SETTING, str(error), hint)
     yield from _tenancy_problems(registry)
+    try:
+        graph_checks()
+    except ImproperlyConfigured as error:
+        hint = 'Give True, or {"outside": [...], "intended_loops": [...]}.'
+        yield Problem(Rule.BAD_SETTING, str(error), hint)
     for key in ("SERVICE_RESOLVER", "REQUEST_HEADERS"):
         try:
             conf.resolve(key)

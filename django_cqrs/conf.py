@@ -42,6 +42,8 @@ class Settings:
     """How long the results of finished tasks are kept, likewise."""
     SERVICES: Mapping[str | type, str | type] = dataclasses.field(default_factory=dict)
     """The classes, or their paths, that are used in place of interfaces."""
+    GRAPH_CHECKS: bool | Mapping[str, Any] = False
+    """Whether checks look for messages without a sender or a handler, and for loops."""
     TENANCY: Mapping[str, Any] | None = None
     """The header that names the tenant of a message, and its database or schema."""
 

@@ -84,6 +84,10 @@ class Rule(CheckRule):
     UNKNOWN_SETTING = "W001", "An unknown key of DJANGO_CQRS"
     UNROUTED_HANDLER = "W002", "A decorated function outside the handlers modules"
     INCONVERTIBLE_PAYLOAD = "W003", "A payload type that cannot be created from JSON"
+    UNPUBLISHED_EVENT = "W010", "An event that nobody publishes"
+    UNREACHED_COMMAND = "W011", "A command that nobody sends"
+    UNHANDLED_EVENT = "W012", "An event that nobody handles"
+    EVENT_LOOP = "W013", "Events that lead back to themselves without a channel"
     COMPETING_ROUTER = "W080", "A router that answers before the one of tenants"
     SHARED_KEYS = "W081", "Idempotency keys that all tenants share"
 

@@ -79,8 +79,10 @@ from django_cqrs.problems import Rule
 from django_cqrs.views import AsyncCommandView, CommandView, QueryView
 from tests.apps.strays import handlers as strays
 from tests.documents import test_shapes
+from tests.graph import test_graph_problems
 from tests.modelling import test_checks as of_the_model
 from tests.outbox import test_given_up
+from tests.schema_lock import test_command as of_schemas
 from tests.support import registry_of
 from tests.tenancy import test_checks as of_tenants
 from tests.testapp.messages import OpenTicket
@@ -1986,7 +1988,8 @@ def test_E052_is_only_for_commands():
 def test_every_rule_has_a_test_of_its_name():
     """Each id of a check stands in the name of a test here, or of the model's."""
     tests = [*globals(), *vars(of_the_model), *vars(test_shapes.TestChecks)]
-    tests += [*vars(test_given_up), *vars(of_tenants)]
+    tests += [*vars(test_given_up), *vars(of_tenants), *vars(test_graph_problems)]
+    tests += vars(of_schemas.TestSystemCheck)
     names = "".join(each for each in tests if each.startswith("test_"))
 
     missing = [

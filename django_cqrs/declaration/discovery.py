@@ -320,27 +320,38 @@ def unimported() -> list[Problem]:
     Their text is read, not run. Tests, migrations and third-party packages are skipped.
     """
     problems = []
-    for config in apps.get_app_configs():
-        root = Path(config.path)
-        if not _INSTALLED.isdisjoint(root.parts):
-            continue
-        for file in sorted(root.rglob("*.py")):
-            inside = file.relative_to(root).with_suffix("").parts
-            name = ".".join((config.name, *inside)).removesuffix(".__init__")
-            if name in sys.modules or any(map(_is_passed_over, inside)):
-                continue
-            for function in _decorated_in(file):
-                problem = Problem(
-                    Rule.UNROUTED_HANDLER,
-                    f"{name}.{function} is decorated, but nothing imports its module.",
-                    f"Move it to the app's {conf.current().HANDLERS_MODULE} module, "
-                    f"or import it there.",
-                )
-                problems.append(problem)
+    for name, file in modules_of_apps():
+        for function in _decorated_in(file) if name not in sys.modules else ():
+            problem = Problem(
+                Rule.UNROUTED_HANDLER,
+                f"{name}.{function} is decorated, but nothing imports its module.",
+                f"Move it to the app's {conf.current().HANDLERS_MODULE} module, "
+                f"or import it there.",
+            )
+            problems.append(problem)
     return problems
 
 
-_INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
+def modules_of_apps() -> Iterator[tuple[str, Path]]:
+    """
+    Yield the modules of the installed apps, imported or not, and their files.
+
+    Tests, migrations and third-party packages are skipped.
+    """
+    for config in apps.get_app_configs():
+        root = Path(config.path)
+        if not INSTALLED.isdisjoint(root.parts):
+            continue
+        for file in sorted(root.rglob("*.py")):
+            inside = file.relative_to(root).with_suffix("").parts
+            if INSTALLED.isdisjoint(inside) and not any(map(_is_passed_over, inside)):
+                name = ".".join((config.name, *inside)).removesuffix(".__init__")
+                yield name, file
+
+
+INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
+"""The folders of packages that somebody else has written."""
+
 _PASSED_OVER: Final = frozenset({"tests", "migrations", "conftest"})
 _DECORATORS: Final = frozenset({"command_handler", "query_handler", "event_handler"})
 

@@ -316,7 +316,12 @@ def transaction_of(endpoint: Endpoint) -> str:
 def place(endpoint: Endpoint) -> tuple[str, int]:
     """Return the file, relative to the current folder if it is inside, and the line."""
     path, line = endpoint.source
-    return _relative(path, str(Path.cwd())), line
+    return relative_path(path), line
+
+
+def relative_path(path: str) -> str:
+    """Return a path relative to the current folder if it is inside."""
+    return _relative(path, str(Path.cwd()))
 
 
 @lru_cache(maxsize=1000)

@@ -182,6 +182,8 @@ class RouteIndex:
             for order, endpoint in enumerate(shared)
         )
         self._discovery: Final = discovery
+        self.is_of_apps: Final = discovery.is_of_apps
+        """Whether it has everything that the installed apps declare."""
         self._strays: Final = [
             problem
             for problem in discovery.problems

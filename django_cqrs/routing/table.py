@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
 from django_cqrs.annotations import is_protocol, name_of_type
+from django_cqrs.conversion.adapters import is_subclass
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.exceptions import (
     DuplicateHandler,
@@ -245,6 +247,61 @@ class RouteTable(RouteDiagnosis):
                 e for pattern, e in self._by_pattern if fnmatchcase(each, pattern)
             ]
         return sorted(self.paired(found), key=turn_of)
+
+    def takers_of_class(self, kind: Kind, cls: type) -> list[Endpoint]:
+        """
+        Return the endpoints that objects of a class may reach, sound or not.
+
+        Args:
+            kind: the kind of message that they are sent as.
+            cls: the class.
+
+        Returns:
+            A factory and its action apart; the handlers of an event in their order.
+
+        """
+        routes = self._by_class[kind]
+        name = message_name_of(cls)
+        if kind is Kind.EVENT:
+            found = [e for base in cls.__mro__ for e in routes.get(base, ())]
+            for base in self._bases_by_rule:
+                if base not in cls.__mro__ and is_subclass(cls, base):
+                    found += routes[base]
+            found += self.takers_of_key(kind, name.name) if name is not None else []
+            return sorted(dict.fromkeys(found), key=turn_of)
+        nearest, _ = nearest_route(cls, routes)
+        exact = routes[cls] if nearest is cls else []
+        found = self._with_own_name(kind, cls, exact)
+        if not found and nearest is not None:
+            found = routes[nearest]
+        if not found:
+            found = [e for b in routes if is_subclass(cls, b) for e in routes[b]]
+        return list(dict.fromkeys(found))
+
+    @functools.cached_property
+    def _bases_by_rule(self) -> list[type]:
+        """The classes of events that decide themselves which classes belong to them."""
+        usual = type.__subclasscheck__
+        routes = self._by_class[Kind.EVENT]
+        return [cls for cls in routes if type(cls).__subclasscheck__ is not usual]
+
+    def takers_of_key(self, kind: Kind, key: str) -> list[Endpoint]:
+        """
+        Return the endpoints that a routing key may reach, sound or not.
+
+        Args:
+            kind: the kind of message that it is the key of.
+            key: the key; of a class of messages its name.
+
+        Returns:
+            A factory and its action apart; the handlers of an event in their order.
+
+        """
+        found = list(self._by_key[kind].get(key, ()))
+        if kind is not Kind.EVENT:
+            return found
+        found += [e for pattern, e in self._by_pattern if fnmatchcase(key, pattern)]
+        return sorted(dict.fromkeys(found), key=turn_of)
 
     def subscribers_of_key(self, key: str) -> tuple[Endpoint, ...]:
         """

@@ -556,7 +556,9 @@ class TestSystemCheck:
             (lambda p: p.lock.write_text("{"), "E103"),
         ],
     )
-    def test_E100_to_E103_are_found_by_their_tag_alone(self, locked, change, number):
+    def test_E100_E101_E102_E103_are_found_by_their_tag_alone(
+        self, locked, change, number
+    ):
         """runserver and other commands run without it."""
         change(locked)
 

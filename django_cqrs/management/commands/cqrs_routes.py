@@ -15,6 +15,7 @@ from tabulate import tabulate
 from django_cqrs.buses.registries import registry
 from django_cqrs.checks import CHECKS
 from django_cqrs.declaration.declarations import Kind
+from django_cqrs.graph.mermaid import mermaid_label
 from django_cqrs.management.explanation import explain, names_of
 from django_cqrs.management.listing import (
     EndpointRow,
@@ -286,13 +287,13 @@ def _mermaid(rows: list[EndpointRow]) -> list[str]:
         identity = row.kind, row.message_class or row.message
         if identity not in messages:
             messages[identity] = f"m{len(messages)}"
-            lines.append(f'  {messages[identity]}(["{_escaped(row.message)}"])')
+            lines.append(f'  {messages[identity]}(["{mermaid_label(row.message)}"])')
         if row.endpoint not in handlers:
             handlers[row.endpoint] = f"h{len(handlers)}"
-            lines.append(f'  {handlers[row.endpoint]}["{_escaped(row.handler)}"]')
+            lines.append(f'  {handlers[row.endpoint]}["{mermaid_label(row.handler)}"]')
         arrow = "-.->" if row.kind == Kind.EVENT else "-->"
         if row.channel:
-            arrow = f"{arrow}|{_escaped(row.channel)}|"
+            arrow = f'{arrow}|"{mermaid_label(row.channel)}"|'
         lines.append(f"  {messages[identity]} {arrow} {handlers[row.endpoint]}")
     for endpoint, output in dict.fromkeys(
         (row.endpoint, output)
@@ -303,10 +304,6 @@ def _mermaid(rows: list[EndpointRow]) -> list[str]:
         identity = str(Kind.COMMAND), output
         if identity not in messages:
             messages[identity] = f"m{len(messages)}"
-            lines.append(f'  {messages[identity]}(["{_escaped(output)}"])')
+            lines.append(f'  {messages[identity]}(["{mermaid_label(output)}"])')
         lines.append(f"  {handlers[endpoint]} ==> {messages[identity]}")
     return lines
-
-
-def _escaped(text: str) -> str:
-    return text.replace('"', "&quot;")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.urls import reverse
+from django.urls import URLPattern, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
@@ -21,6 +21,7 @@ from django_cqrs.outbox.admin.filters import (
     NewestOutcomeFilter,
     TypedModelAdmin,
 )
+from django_cqrs.outbox.admin.graph_page import urls_of
 from django_cqrs.outbox.admin.read_only import ReadOnly
 from django_cqrs.outbox.admin.stored_messages import OutboxDatabaseMixin
 from django_cqrs.outbox.admin.timeline_pages import BY_ID, CorrelationMixin
@@ -53,6 +54,17 @@ class JournalEntryAdmin(
         *("message_id", "correlation_id", "causation_id"),
     )
     change_list_template = "admin/django_cqrs_outbox/change_list.html"
+
+    class Media:
+        """The files that the pages need beside the admin's own."""
+
+        css: ClassVar[dict[str, tuple[str, ...]]] = {
+            "all": ("django_cqrs_outbox/desk.css",)
+        }
+
+    def get_urls(self) -> list[URLPattern]:
+        """Add the page of the message graph."""
+        return [*urls_of(self), *super().get_urls()]
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
