@@ -198,6 +198,13 @@ def _settings_problems() -> Iterator[Problem]:
                 f"{conf.NAME}[{key!r}] = {value!r} is not a valid duration.",
                 "Give a timedelta or a number of seconds above 0.",
             )
+    batch = conf.current().PROJECTION_BATCH
+    if type(batch) is not int or batch < 1:
+        yield Problem(
+            Rule.BAD_SETTING,
+            f"{conf.NAME}['PROJECTION_BATCH'] = {batch!r} is not a number of events.",
+            "Give a whole number of at least 1.",
+        )
     if conf.current().JOURNAL is not None and not apps.is_installed(OUTBOX):
         yield Problem(
             Rule.UNKEPT_JOURNAL,

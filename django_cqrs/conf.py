@@ -40,6 +40,8 @@ class Settings:
     """How long the outcome of each message is kept; None disables the journal."""
     TASK_RESULTS: timedelta | float = timedelta(days=14)
     """How long the results of finished tasks are kept, likewise."""
+    PROJECTION_BATCH: int = 500
+    """The maximum number of events that a projection handles in one transaction."""
     SERVICES: Mapping[str | type, str | type] = dataclasses.field(default_factory=dict)
     """The classes, or their paths, that are used in place of interfaces."""
     GRAPH_CHECKS: bool | Mapping[str, Any] = False

@@ -26,6 +26,10 @@ All errors of this package, with one base.
   + StreamNotFound · also ObjectDoesNotExist
   + StreamArchived
   + EventAlreadyStored
+  + ProjectionNotFound · also LookupError
+  + ProjectionBusy
+  + ProjectionBehind · also TimeoutError
+  + StoreWentBack
   + PreconditionError · also ValueError
   + DocumentNotFound · also ObjectDoesNotExist
   + DocumentAlreadyExists
@@ -77,7 +81,11 @@ __all__ = [
     "NoHandlerFound",
     "ParameterError",
     "PreconditionError",
+    "ProjectionBehind",
+    "ProjectionBusy",
+    "ProjectionNotFound",
     "StatementTooLarge",
+    "StoreWentBack",
     "StreamArchived",
     "StreamNotFound",
     "SynchronousDispatch",
@@ -269,6 +277,22 @@ class StreamArchived(CQRSError):
 
 class EventAlreadyStored(CQRSError):
     """An event has the id of one that is stored in another place."""
+
+
+class ProjectionNotFound(CQRSError, LookupError):
+    """No projection has this name, or it is not set up in this database."""
+
+
+class ProjectionBusy(CQRSError):
+    """A projection is being worked on in a way that allows nothing else."""
+
+
+class ProjectionBehind(CQRSError, TimeoutError):
+    """A projection has not come to a position in time."""
+
+
+class StoreWentBack(CQRSError):
+    """The event store was set back below the position of a projection."""
 
 
 class PreconditionError(CQRSError, ValueError):

@@ -166,6 +166,7 @@ LOGGERS = {
     "django_cqrs.http",
     "django_cqrs.journal",
     "django_cqrs.pipeline",
+    "django_cqrs.projections",
     "django_cqrs.worker",
 }
 

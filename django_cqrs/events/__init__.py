@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from django_cqrs.events.appliers import applies, replay
     from django_cqrs.events.feeding import Emitter, Replaying, State
     from django_cqrs.events.insertion import ANY, EXISTS, NEW, ExpectedVersion
+    from django_cqrs.events.operations import Projections, projections
     from django_cqrs.events.projecting import on_flush, on_init, projection
     from django_cqrs.events.queries import EventQuery, where
     from django_cqrs.events.recorded import Recorded, Stored
@@ -28,6 +29,7 @@ __all__ = [
     "EventQuery",
     "EventStore",
     "ExpectedVersion",
+    "Projections",
     "Recorded",
     "Replaying",
     "Row",
@@ -41,6 +43,7 @@ __all__ = [
     "on_flush",
     "on_init",
     "projection",
+    "projections",
     "replay",
     "where",
 ]
@@ -56,6 +59,7 @@ _PLACES: Final = {
     "ExpectedVersion": "insertion",
     "EventMarker": "store",
     "EventQuery": "queries",
+    "Projections": "operations",
     "Recorded": "recorded",
     "Replaying": "feeding",
     "Row": "rows",
@@ -70,6 +74,7 @@ _PLACES: Final = {
     "projection": "projecting",
     "event_stream": "streams",
     "replay": "appliers",
+    "projections": "operations",
     "where": "queries",
 }
 

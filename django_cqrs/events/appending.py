@@ -24,6 +24,7 @@ from django_cqrs.events.decoding import TAGS, decoder_of
 from django_cqrs.events.insertion import NEW, Target, insert
 from django_cqrs.events.recorded import Recorded, Stored
 from django_cqrs.events.tags import checked_tags, tags_of
+from django_cqrs.events.waking import wake
 from django_cqrs.exceptions import InvalidOption
 from django_cqrs.messages import HeaderValue, Message, current
 from django_cqrs.pipeline.envelopes import UNSET, encode_headers, headers_of
@@ -202,6 +203,7 @@ def store(
     __traceback_hide__ = True
     connection = connections[using]
     placed = insert(connection, target, entries)
+    wake(connection, registry, placed.places[-1][0])
     decoder = decoder_of(registry.routes.types)
     name = None if target.stream is None else str(target.stream)
     recorded = []

@@ -24,9 +24,14 @@ class EventsConfig(AppConfig):
         super().import_models()
         import_module("django_cqrs.events.store")
         from django_cqrs.events.event_storage import event_storage
+        from django_cqrs.events.followers import followers_of, wake_channels
+        from django_cqrs.events.waking import register_waker
+        from django_cqrs.jobs import offer_jobs
         from django_cqrs.modelling.storages import register_storage
 
         register_storage(event_storage, first=True)
+        offer_jobs(self.name, followers_of)
+        register_waker(wake_channels)
 
     def ready(self) -> None:
         """Complete the tables after ``migrate``, and where there are no migrations."""

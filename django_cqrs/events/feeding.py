@@ -52,6 +52,10 @@ class Feeder(Protocol):
         """Append an event at the end of the batch."""
         ...
 
+    def link(self, message: Any, stream: str) -> None:
+        """Put a message's event into another stream at the end of the batch."""
+        ...
+
 
 class FedMessage(Message):
     """
@@ -196,6 +200,19 @@ class Emitter:
             msg = f"An Emitter takes events, not {event!r}."
             raise InvalidOption(msg)
         self._message.batch.emit(self._message, event)
+
+    def link(self, stream: str) -> None:
+        """
+        Put the event that is being handled into another stream, by reference.
+
+        Args:
+            stream: the name of that stream.
+
+        Raises:
+            InvalidOption: no event is being handled here, or the name is not one.
+
+        """
+        self._message.batch.link(self._message, stream)
 
 
 # --------------------------------------------------------------------------- parameters

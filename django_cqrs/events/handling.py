@@ -48,14 +48,16 @@ from django_cqrs.events.feeding import (
     source_of,
 )
 from django_cqrs.events.insertion import Target
+from django_cqrs.events.linking import link
 from django_cqrs.events.partitions import PartitionOf, partitioner
 from django_cqrs.events.projecting import ProjectionOptions, hooks_of, options_of
 from django_cqrs.events.recorded import Recorded
 from django_cqrs.events.rows import Ignored, RowPlan, ViewRows
 from django_cqrs.events.rules import ProjectionRule
 from django_cqrs.events.states import NO_STATE, States, state_problem
-from django_cqrs.events.stream_names import StreamName
-from django_cqrs.exceptions import BrokenTransaction, UnknownMessage
+from django_cqrs.events.stream_names import StreamName, stream_name
+from django_cqrs.events.waking import wake
+from django_cqrs.exceptions import BrokenTransaction, InvalidOption, UnknownMessage
 from django_cqrs.messages import NOBODY, Message, current
 from django_cqrs.parameters.planner import (
     method_callable,
@@ -110,10 +112,17 @@ class NameRoute(NamedTuple):
     """The handlers of the events of one stored name."""
 
     forms: tuple[Form, ...]
-    is_known: bool
-    """Whether a registered class has the name."""
+    shape: int
+    """The version of the class with the name; 0 if no registered class has it."""
     has_several: bool
     """Whether one of the handlers takes several events at once."""
+
+    def waits_for(self, shape: int) -> bool:
+        """Return whether newer code than this may know an event of a version."""
+        if shape <= self.shape:
+            return False
+        is_json = all(each.convert is _json for each in self.forms)
+        return bool(self.shape or not self.forms or not is_json)
 
 
 class Handlers:
@@ -220,16 +229,18 @@ class Handlers:
             cls: type | None = self.types.class_of(name)
         except UnknownMessage:
             cls = None
-        names = {name}
+        names, shape = {name}, 0
         if cls is not None:
-            names.add(self.types.name_of(cls).name)
+            own = self.types.name_of(cls)
+            names.add(own.name)
+            shape = own.version
         forms = tuple(
             Form(call, _converter(call, cls))
             for call in self.calls
             if _takes(call.endpoint, names, cls)
         )
         several = any(each.call.is_for_several for each in forms)
-        return NameRoute(forms, cls is not None, several)
+        return NameRoute(forms, shape, several)
 
     @property
     def takes_any_name(self) -> bool:
@@ -319,11 +330,16 @@ def _json(recorded: Recorded) -> Any:
     return recorded.payload
 
 
+def _unknown(recorded: Recorded) -> Any:
+    """Return the JSON of an event whose class is gone, for a handler of any object."""
+    return recorded.payload
+
+
 def _converter(call: Call, cls: type | None) -> Callable[[Recorded], Any]:
     """Return a function from a stored event to the payload of a handler."""
     payload = call.payload
     if cls is None:
-        return _json
+        return _json if dict in payload.members else _unknown
     if payload.takes_all_of(cls):
         return _event
     classes = [each for each in payload.members if is_plain_class(each)]
@@ -339,7 +355,33 @@ def _converter(call: Call, cls: type | None) -> Callable[[Recorded], Any]:
     return converted
 
 
-_compiled: WeakKeyDictionary[RouteTable, dict[str, Handlers]] = WeakKeyDictionary()
+class _ProjectionSet(NamedTuple):
+    """The projections of one registry."""
+
+    by_name: dict[str, Handlers]
+    channels: tuple[str, ...]
+    """The channels whose workers follow events."""
+
+
+_compiled: WeakKeyDictionary[RouteTable, _ProjectionSet] = WeakKeyDictionary()
+
+
+def _compiled_of(registry: Registry) -> _ProjectionSet:
+    table = registry.routes
+    found = _compiled.get(table)
+    if found is None:
+        by_name: dict[str, Handlers] = {}
+        for owner in table.fed_owners:
+            options = options_of(owner)
+            if options is not None and options.name not in by_name:
+                by_name[options.name] = Handlers(registry, owner, options)
+        channels = dict.fromkeys(
+            str(each.options.channel)
+            for each in by_name.values()
+            if each.options.is_following
+        )
+        found = _compiled[table] = _ProjectionSet(by_name, tuple(channels))
+    return found
 
 
 def projections_of(registry: Registry) -> dict[str, Handlers]:
@@ -348,16 +390,12 @@ def projections_of(registry: Registry) -> dict[str, Handlers]:
 
     Of two with one name, which a check reports, it is the first.
     """
-    table = registry.routes
-    found = _compiled.get(table)
-    if found is None:
-        found = {}
-        for owner in table.fed_owners:
-            options = options_of(owner)
-            if options is not None and options.name not in found:
-                found[options.name] = Handlers(registry, owner, options)
-        _compiled[table] = found
-    return found
+    return _compiled_of(registry).by_name
+
+
+def channels_followed(registry: Registry) -> tuple[str, ...]:
+    """Return the aliases of the channels with projections that follow events."""
+    return _compiled_of(registry).channels
 
 
 # ----------------------------------------------------------------------------- a batch
@@ -411,7 +449,7 @@ class EventBatch:
         """The number of events that a handler was called with."""
         self.failed_at: int | None = None
         """The index of the event to blame for an exception; None if it is unknown."""
-        self._emitted: list[tuple[int, Any, Any]] = []
+        self._emitted: list[tuple[int, Any, Any, StreamName | None]] = []
         self._at = -1
         self._is_mixed = False
         self._is_watched = False
@@ -632,11 +670,14 @@ class EventBatch:
             self.handlers.run_hooks("on_flush", message)
             current.set(NOBODY)
         self.states.save()
-        for index, message, event in self._emitted:
+        for index, message, event, stream in self._emitted:
             self._at = index
             current.set(message)
             try:
-                self._append(event)
+                if stream is None:
+                    self._append(event)
+                else:
+                    self._link(message, stream)
             except BaseException:
                 self.failed_at = index if index >= 0 else None
                 raise
@@ -649,6 +690,10 @@ class EventBatch:
         recorded = append([event], target, registry=handlers.registry, using=using)
         publish(recorded, handlers.registry, using)
 
+    def _link(self, message: FedMessage, stream: StreamName) -> None:
+        link(self.connection, stream, [message.recorded])
+        wake(self.connection, self.handlers.registry)
+
     # What an Emitter calls ------------------------------------------------------------
 
     @property
@@ -658,7 +703,22 @@ class EventBatch:
     def emit(self, message: Any, event: Any) -> None:
         """Append an event at the end of the batch, unless this is a replay."""
         if not self._is_silent:
-            self._emitted.append((self._at, message, event))
+            self._emitted.append((self._at, message, event, None))
+
+    def link(self, message: Any, stream: str) -> None:
+        """
+        Link a message's event at the end of the batch, unless this is a replay.
+
+        Raises:
+            InvalidOption: the message is not that of an event.
+
+        """
+        name = stream_name(stream)
+        if not isinstance(message, FedMessage):
+            msg = "Emitter.link() is for handlers of events: on_flush has none to link."
+            raise InvalidOption(msg)
+        if not self._is_silent:
+            self._emitted.append((self._at, message, None, name))
 
 
 def _end_of_run(items: Sequence[_Item], start: int) -> int:

@@ -33,6 +33,9 @@ class _NoBatch:
     def emit(self, message: Any, event: Any) -> None:
         """Do nothing."""
 
+    def link(self, message: Any, stream: str) -> None:
+        """Do nothing."""
+
 
 _NOTHING: Final = _NoBatch()
 

@@ -171,7 +171,7 @@ def _sql_of(
         conditions.append("e.link_to IS NULL")
     names = names_of(part.events, types)
     if names is not None:
-        conditions.append(_names_sql(names, connection, parameters))
+        conditions.append(names_sql(names, connection, parameters))
     places = []
     if part.categories:
         marks = ", ".join(["%s"] * len(part.categories))
@@ -242,9 +242,10 @@ def _names_like(name: str, types: MessageTypes) -> tuple[str, ...]:
     return (name,) if cls is None else (name, *types.name_of(cls).aliases)
 
 
-def _names_sql(
+def names_sql(
     names: Names, connection: BaseDatabaseWrapper, parameters: list[Any]
 ) -> str:
+    """Return the condition for names; its parameters are added to those given."""
     choices = []
     if names.exact:
         choices.append(f"e.name IN ({', '.join(['%s'] * len(names.exact))})")

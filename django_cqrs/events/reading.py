@@ -94,6 +94,26 @@ def _rows(
     return rows
 
 
+def events_where(
+    connection: BaseDatabaseWrapper,
+    where: str,
+    parameters: list[Any],
+    decoder: Decoder,
+) -> list[Recorded]:
+    """
+    Return the events that meet a condition, in order of position, by one query.
+
+    Args:
+        connection: of the database with the events.
+        where: the condition for an event `e` and its stream `s`.
+        parameters: its parameters.
+        decoder: of the registered classes.
+
+    """
+    rows = _rows(connection, where, parameters, "ORDER BY e.position", join="LEFT JOIN")
+    return resolved(rows, connection, decoder)
+
+
 def resolved(
     rows: list[tuple[Any, ...]], connection: BaseDatabaseWrapper, decoder: Decoder
 ) -> list[Recorded]:
@@ -173,7 +193,7 @@ class Scan:
         """
         self._connection = connection
         self._decoder = decoder_of(types)
-        self._condition = condition_of(query, types, connection)
+        self.condition = condition_of(query, types, connection)
         self._tables = (EVENT, ARCHIVED) if archived else (EVENT,)
         self._window = NARROWEST
 
@@ -210,7 +230,7 @@ class Scan:
 
         """
         rows, reached = self._next(after, until, limit)
-        sql, parameters = self._condition
+        sql, parameters = self.condition
         with other.cursor() as cursor:
             cursor.execute(
                 f"SELECT e.position FROM {EVENT} e "
@@ -232,7 +252,7 @@ class Scan:
         end = min(until, after + max(self._window, limit))
         if end <= after:
             return [], after
-        sql, parameters = self._condition
+        sql, parameters = self.condition
         rows: list[tuple[Any, ...]] = []
         for table in self._tables:
             rows += _rows(
@@ -258,7 +278,7 @@ class Scan:
 
     def everything(self) -> list[Recorded]:
         """Return all events that match and are visible, in one statement."""
-        sql, parameters = self._condition
+        sql, parameters = self.condition
         columns = columns_read(self._connection)
         parts = [
             f"SELECT {columns} FROM {table} e "

@@ -47,6 +47,36 @@ def head(connection: BaseDatabaseWrapper) -> int:
     return _number(connection, _HEAD)
 
 
+_LAST_OF_MYSQL: Final = (
+    "SELECT /*+ SET_VAR(information_schema_stats_expiry=0) */ AUTO_INCREMENT - 1 "
+    "FROM information_schema.tables "
+    "WHERE table_schema = DATABASE() AND table_name = %s"
+)
+
+
+def last_position(connection: BaseDatabaseWrapper) -> int | None:
+    """Return the highest position that was ever given; None if that is unknown."""
+    table = connection.ops.quote_name(EVENT)
+    statements = {
+        "postgresql": (
+            "SELECT pg_sequence_last_value(pg_get_serial_sequence(%s, 'position'))",
+            table,
+        ),
+        "sqlite": ("SELECT seq FROM sqlite_sequence WHERE name = %s", EVENT),
+        "mysql": (
+            _LAST_OF_MYSQL,
+            EVENT,
+        ),
+    }
+    found = statements.get(connection.vendor)
+    if found is None:
+        return None
+    with connection.cursor() as cursor:
+        cursor.execute(found[0], [found[1]])
+        row = cursor.fetchone()
+    return 0 if row is None or row[0] is None else int(row[0])
+
+
 def _number(connection: BaseDatabaseWrapper, statement: str) -> int:
     with connection.cursor() as cursor:
         cursor.execute(statement)

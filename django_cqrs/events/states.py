@@ -58,7 +58,17 @@ class StateType:
             MessageConversionError: it does not have this type.
 
         """
-        return self._shape.load(json.loads(text), _NAME, "", 1)
+        return self.read_form(json.loads(text))
+
+    def read_form(self, form: Any) -> Any:
+        """
+        Return the state of a JSON form.
+
+        Raises:
+            MessageConversionError: it does not have this type.
+
+        """
+        return self._shape.load(form, _NAME, "", 1)
 
     def fault(self) -> tuple[str, str] | None:
         """Return the reason why it cannot be a state and its fix, None if it can."""
@@ -158,7 +168,7 @@ class ProjectionState(States):
             self._state = state
 
     def save(self) -> None:
-        """Turn the state into text."""
+        """ShardTurn the state into text."""
         if self._state is not None:
             self.text = self._type.text_of(self._state)
 

@@ -170,11 +170,10 @@ class EventStore:
             and not followers_of(entries, registry)
         ):
             position, version = insert(connection, target, entries).places[-1]
-            wake(connection)
+            wake(connection, registry, position)
             return Appended(stream, version, position)
         with _transaction(connection):
             recorded = store(entries, target, registry=registry, using=using)
-            wake(connection)
             if is_published:
                 _publish(recorded, registry, using)
         return Appended(stream, recorded[-1].version, recorded[-1].position)
@@ -454,7 +453,7 @@ class EventStore:
         with _transaction(connection):
             made = link(connection, name, given)
             if made:
-                wake(connection)
+                wake(connection, self.registry)
         return made
 
     def follow(

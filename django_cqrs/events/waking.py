@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import select
 import time
+import types
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Final
 
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_cqrs.buses.registries import Registry
 from django_cqrs.callbacks import OwnCallback
 
 NOTIFICATION: Final = "django_cqrs_events"
@@ -32,8 +36,40 @@ class _Waking(OwnCallback):
         _notify(self._connection)
 
 
-def wake(connection: BaseDatabaseWrapper) -> None:
-    """Tell the followers of events, once the open transaction is committed."""
+Waker = Callable[[BaseDatabaseWrapper, Registry], object]
+"""Wakes others that wait for events, once the open transaction is committed."""
+
+_wakers: list[Waker] = []
+
+
+def register_waker(waker: Waker) -> None:
+    """Call a function after each append as well."""
+    if waker not in _wakers:
+        _wakers.append(waker)
+
+
+last_appended: ContextVar[Mapping[str, int]] = ContextVar(
+    "django_cqrs_events", default=types.MappingProxyType({})
+)
+"""The position of the last event that was appended here, by the database's alias."""
+
+
+def wake(
+    connection: BaseDatabaseWrapper, registry: Registry, position: int | None = None
+) -> None:
+    """
+    Tell the followers of events, once the open transaction is committed.
+
+    Args:
+        connection: of the database with the events.
+        registry: the registry whose projections may follow them.
+        position: that of the last event, if it is known.
+
+    """
+    if position is not None:
+        last_appended.set({**last_appended.get(), connection.alias: position})
+    for waker in _wakers:
+        waker(connection, registry)
     if connection.vendor == "postgresql" and not _is_quiet(connection):
         # Not before: its commit would then wait for others that notify.
         connection.on_commit(_Waking(connection), robust=True)

@@ -18,6 +18,7 @@ from django_cqrs.callbacks import OwnCallback
 from django_cqrs.channels.aliases import channels
 from django_cqrs.channels.channel import Channel, Delivery, Envelope
 from django_cqrs.exceptions import InvalidChannel
+from django_cqrs.leases import LeaseEnd
 from django_cqrs.outbox.models import OutboxMessage, State
 from django_cqrs.outbox.store.dialects import (
     COMMIT,
@@ -29,7 +30,6 @@ from django_cqrs.outbox.store.dialects import (
     speaks_psycopg,
 )
 from django_cqrs.outbox.store.insertion import insert
-from django_cqrs.outbox.store.leases import LeaseEnd
 from django_cqrs.outbox.store.rows import envelope_of
 from django_cqrs.outbox.worker.worker import Relay
 from django_cqrs.retries import DEFAULT_RETRY

@@ -8,9 +8,9 @@ from typing import Any
 
 from django.db.models import Q, QuerySet
 
+from django_cqrs.leases import LeaseEnd
 from django_cqrs.outbox.models import OutboxMessage, State
 from django_cqrs.outbox.store.claims import Claims
-from django_cqrs.outbox.store.leases import LeaseEnd
 from django_cqrs.outbox.store.rows import (
     CLAIMED_COLUMNS,
     PLACE_COLUMNS,

@@ -11,6 +11,7 @@ from django.db.models import F, QuerySet
 
 from django_cqrs.clock import now
 from django_cqrs.exceptions import CQRSError
+from django_cqrs.leases import LeaseEnd
 from django_cqrs.outbox.models import (
     MOST_ATTEMPTS,
     DeadLetter,
@@ -19,7 +20,6 @@ from django_cqrs.outbox.models import (
     State,
 )
 from django_cqrs.outbox.store.dialects import among
-from django_cqrs.outbox.store.leases import LeaseEnd
 from django_cqrs.outbox.store.rows import Claimed, values_of
 from django_cqrs.outbox.store.table import Table
 

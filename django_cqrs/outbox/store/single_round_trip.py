@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from django.db import DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_cqrs.leases import lease_end, lease_value
 from django_cqrs.outbox.models import MOST_ATTEMPTS, OutboxMessage, State
 from django_cqrs.outbox.store.dialects import (
     ADVISORY_LOCK,
@@ -27,7 +28,6 @@ from django_cqrs.outbox.store.dialects import (
     to_last_result,
 )
 from django_cqrs.outbox.store.fronts import Position
-from django_cqrs.outbox.store.leases import lease_end, lease_value
 from django_cqrs.outbox.store.rows import Taking, in_sql
 
 # Any writer may have put any number into a row, so this must not overflow.

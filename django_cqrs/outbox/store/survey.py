@@ -7,13 +7,13 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple
 
 from django_cqrs.clock import now
+from django_cqrs.leases import lease_end, lease_value
 from django_cqrs.outbox.models import State
 from django_cqrs.outbox.store.dialects import (
     NO_SCAN,
     forms_transaction,
     to_last_result,
 )
-from django_cqrs.outbox.store.leases import lease_end, lease_value
 from django_cqrs.outbox.store.table import Table
 from django_cqrs.times import as_stored
 

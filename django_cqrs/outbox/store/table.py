@@ -10,6 +10,7 @@ from typing import Any
 from django.db import connections, transaction
 from django.db.models import QuerySet
 
+from django_cqrs.leases import lease_end, lease_value
 from django_cqrs.outbox.models import OutboxMessage, State
 from django_cqrs.outbox.store.dialects import (
     RELAX,
@@ -18,7 +19,6 @@ from django_cqrs.outbox.store.dialects import (
     to_last_result,
 )
 from django_cqrs.outbox.store.fronts import Fronts
-from django_cqrs.outbox.store.leases import lease_end, lease_value
 from django_cqrs.outbox.store.rows import ENDPOINT, Claimed, Group, Taking, claimed_from
 from django_cqrs.outbox.store.single_round_trip import ATTEMPTED, counted_up
 
