@@ -154,6 +154,10 @@ PUBLIC = {
     "django_cqrs.testing.channels": """
         ChannelConformance HandlerFailed
     """,
+    "django_cqrs.testing.machines": """
+        AggregateMachine SagaMachine assert_once check_payloads initialize
+        invariant messages_of precondition rule
+    """,
     "django_cqrs.testing.pytest_plugin": """
         flow scenario
     """,

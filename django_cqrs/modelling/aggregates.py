@@ -268,7 +268,7 @@ class AggregateSubject(Subject):
         payload = endpoint.plan.payload
         classes = [c for c in (payload.members if payload else ()) if _has_fields(c)]
         declared = endpoint.own.identifier
-        for name in _attributes_named(declared):
+        for name in attributes_named(declared):
             if classes and not any(_may_have(cls, name) for cls in classes):
                 said = " | ".join(name_of_type(cls) for cls in classes)
                 yield Problem(
@@ -1022,12 +1022,13 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(role_of(annotation), ModelRole)
 
 
-def _attributes_named(declared: Any) -> Iterator[str]:
+def attributes_named(declared: Any) -> Iterator[str]:
+    """Yield the attributes of messages that an ``identifier=`` names."""
     if isinstance(declared, str):
         yield declared
     elif isinstance(declared, dict):
         for one in declared.values():
-            yield from _attributes_named(one)
+            yield from attributes_named(one)
 
 
 def _has_fields(annotation: Any) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Final
+from uuid import UUID
 from weakref import WeakKeyDictionary, ref
 
 from django.db import DEFAULT_DB_ALIAS, models
@@ -28,6 +29,7 @@ from django_cqrs.channels.channel import Due
 from django_cqrs.conversion.adapters import adapter_of
 from django_cqrs.conversion.stored import to_stored_json
 from django_cqrs.declaration.declarations import Kind, role_of
+from django_cqrs.declaration.key_sources import key_reader
 from django_cqrs.exceptions import (
     AggregateAlreadyExists,
     ConcurrencyError,
@@ -39,6 +41,7 @@ from django_cqrs.messages import Message, MessageName, current
 from django_cqrs.modelling.aggregates import AggregateSubject, ModelRole
 from django_cqrs.modelling.identifiers import Part, Values
 from django_cqrs.modelling.storages import Storage
+from django_cqrs.pipeline.idempotency import idempotency_key_of
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
 from django_cqrs.sends import Send
 from django_cqrs.testing.delays import delay_of
@@ -100,7 +103,9 @@ class ObjectWorld:
         self.facts: list[tuple[TreeMessage, Send | None, bool]] = []
         """The sent messages, their options, and whether each is only planned."""
         self.stale: set[Key] = set()
-        """The objects that the next look does not find, as if it were too early."""
+        """The objects that are not found until one is inserted in their place."""
+        self.seen: set[tuple[str, str]] = set()
+        """The idempotency keys of handled messages, by their handlers."""
         self.last: Key | None = None
         """The key of the object that the last message was for."""
         self._held: dict[int, tuple[Any, Key, int]] = {}
@@ -137,6 +142,7 @@ class ObjectWorld:
         headers: Mapping[str, Any] | None = None,
         *,
         crash: bool = False,
+        message_id: UUID | None = None,
     ) -> Any:
         """
         Give the objects a message, and call its handlers.
@@ -145,6 +151,7 @@ class ObjectWorld:
             sent: the message, or a `Send` with the options of a command.
             headers: the headers of the message.
             crash: whether the process ends after the handler, before its commit.
+            message_id: the id of the message, if it comes again; by default a new one.
 
         Returns:
             The result of its handler; None for an event.
@@ -166,6 +173,7 @@ class ObjectWorld:
         with self.home.in_use_by(self):
             for endpoint in endpoints:
                 message = _message(endpoint, send.command, send)
+                message._message_id = message_id
                 result = self.handle(endpoint, message, node, crash=crash)
         return None if kind is Kind.EVENT else result
 
@@ -262,20 +270,22 @@ class ObjectWorld:
             for each in node.handlings
         )
         node.handlings.append(handling)
-        before = dict(self.kept), list(self.waiting), list(self.cancelled)
+        before = self.kept, self.waiting, self.cancelled, self.seen
+        self.kept, self.seen = dict(self.kept), set(self.seen)
+        self.waiting, self.cancelled = list(self.waiting), list(self.cancelled)
         is_outermost = not self._stack
         self._stack.append(handling)
         run = self.home.run_of(endpoint, type(message.payload))
         try:
             self._is_noted = self._is_noted and not is_outermost
             with self.home.block():
-                result = run(message)
+                result = run(message) if self._is_new_key(endpoint, message) else None
                 if crash:
                     msg = f"The process ended after {endpoint.name}."
                     raise SimulatedCrash(msg)
         except BaseException as error:
             handling.error, handling.state = error, Progression.FAILED
-            self.kept, self.waiting, self.cancelled = before
+            self.kept, self.waiting, self.cancelled, self.seen = before
             raise
         else:
             handling.state = Progression.DONE
@@ -286,6 +296,20 @@ class ObjectWorld:
                 self._held.clear()
                 self._deleted.clear()
                 self.stale.clear()
+
+    def _is_new_key(self, endpoint: Endpoint, message: Message) -> bool:
+        """Note the idempotency key of a message; return whether it is a new one."""
+        source = idempotency_key_of(endpoint)
+        if source is None:
+            return True
+        key = key_reader(source, "idempotency_key", endpoint.name)(message)
+        if key is None:
+            return True
+        own = endpoint.name, key
+        if own in self.seen:
+            return False
+        self.seen.add(own)
+        return True
 
     def _sent(self, kind: Kind, payload: Any, *, is_given: bool = False) -> TreeMessage:
         parent = self._stack[-1] if self._stack and not is_given else None
@@ -397,7 +421,6 @@ class ObjectWorld:
         """Return a copy of an object, None if there is none."""
         key = storage.cls, _text_of(values)
         if key in self.stale:
-            self.stale.discard(key)
             return None
         entry = self.kept.get(key)
         if entry is None:
@@ -432,6 +455,7 @@ class ObjectWorld:
             msg = f"{storage.said(instance)} has no identifier."
             raise InvalidIdentifier(msg)
         key = storage.cls, _text_of(values)
+        self.stale.discard(key)
         if key in self.kept:
             msg = f"{storage.said(instance)} exists already."
             raise AggregateAlreadyExists(msg)
@@ -478,10 +502,19 @@ class ObjectWorld:
         """Return whether an object was deleted by its handler."""
         return id(instance) in self._deleted
 
-    def objects(self) -> Iterator[Any]:
-        """Yield the objects in memory."""
-        for entry in self.kept.values():
-            yield entry.instance
+    def objects(self) -> list[Any]:
+        """Return the objects of the class as they are now, in the order of making."""
+        if self.home.rows and issubclass(self.cls, models.Model):
+            return list(self.cls._default_manager.using(self.home.alias).order_by("pk"))
+        return [
+            _copied(entry.instance)
+            for (cls, _), entry in self.kept.items()
+            if cls is self.cls
+        ]
+
+    def key_of(self, values: Values) -> Key:
+        """Return the key of an object of the class, by its identifier."""
+        return self.cls, _text_of(values)
 
 
 def _message(endpoint: Endpoint, payload: Any, send: Send) -> Message:
@@ -730,7 +763,9 @@ class ObjectHome(Registry):
                 self.world.cancel_timers(subject.key_of(values))
 
         own["_subject_of"], own["ended"] = subject_of, ended
-        if not self.rows:
+        if self.rows:
+            self._watch(subject.storage)
+        else:
             storage = own["storage"] = LoneStorage(subject.storage, self)
 
             def insert(instance: Any, alias: str) -> list[Any]:
@@ -738,6 +773,22 @@ class ObjectHome(Registry):
                 return []
 
             own["_insert"] = insert
+
+    def _watch(self, storage: Storage[Any]) -> None:
+        """Let a real storage not find the stale objects of the present world."""
+        own: dict[str, Any] = vars(storage)
+        find, insert = storage.find, storage.insert
+
+        def find_fresh(values: Values, *, using: str, lock: bool) -> Any:
+            if (storage.cls, _text_of(values)) in self.world.stale:
+                return None
+            return find(values, using=using, lock=lock)
+
+        def insert_and_see(instance: Any, *, using: str) -> None:
+            self.world.stale.clear()
+            insert(instance, using=using)
+
+        own["find"], own["insert"] = find_fresh, insert_and_see
 
 
 _homes: WeakKeyDictionary[type, dict[bool, ObjectHome]] = WeakKeyDictionary()

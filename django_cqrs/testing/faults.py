@@ -61,7 +61,7 @@ class FaultPlan:
 
     def fail(self, target: Any, error: type[BaseException] | BaseException) -> None:
         """Let a handler fail at its next call, before it does anything."""
-        wanted = HandlerTarget(self._registry, target, "fails_once")
+        wanted = HandlerTarget(self._registry, target, "flow.fails_once")
         is_error = isinstance(error, BaseException) or (
             isinstance(error, type) and issubclass(error, BaseException)
         )
@@ -74,7 +74,9 @@ class FaultPlan:
 
     def crash(self, target: Any) -> None:
         """Let the process end after the next call of a handler, before the commit."""
-        self._crashes.append(HandlerTarget(self._registry, target, "crashes_after"))
+        self._crashes.append(
+            HandlerTarget(self._registry, target, "flow.crashes_after")
+        )
         self._observe_inside()
 
     def _observe_inside(self) -> None:
@@ -203,7 +205,7 @@ class HandlerTarget:
         if not self._names:
             said = target if isinstance(target, str) else place_of(target)
             msg = (
-                f"flow.{verb}() takes a handler of the registry, its function or its "
+                f"{verb}() takes a handler of the registry, its function or its "
                 f"name: {said!r} is not one. Replace any other function with "
                 "unittest.mock.patch()."
             )
