@@ -189,7 +189,9 @@ class _ChannelRoutes:
 
 def _documents() -> Iterator[StoredClass]:
     for each in known_collections():
-        if isinstance(each.target, type) and not _is_ours(each.target):
+        if not isinstance(each.target, type) or _is_ours(each.target):
+            continue
+        if apps.get_containing_app_config(each.target.__module__) is not None:
             shape = each.shape
             yield StoredClass(
                 each.target, each.name, shape.json_type, DOCUMENT, shape.adapter

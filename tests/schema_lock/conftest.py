@@ -8,12 +8,14 @@ import json
 import sys
 import textwrap
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 from django.core.management import CommandError, call_command
 
 from django_cqrs.buses import registry
 from django_cqrs.conversion import upcasting
+from django_cqrs.documents import collections
 from django_cqrs.schema_lock.files import FILE
 
 HEADER = """\
@@ -72,6 +74,7 @@ class Project:
             del sys.modules[each]
         importlib.invalidate_caches()
         upcasting._upcasters.clear()
+        collections._classes.clear()
         self._settings.INSTALLED_APPS = [*self._installed, self.name]
         registry.routes  # noqa: B018 - imports it
 
@@ -96,6 +99,7 @@ def project(tmp_path, settings, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(upcasting, "_upcasters", {})
+    monkeypatch.setattr(collections, "_classes", WeakKeyDictionary())
     monkeypatch.chdir(tmp_path)
     made = Project(tmp_path, name, settings)
     yield made

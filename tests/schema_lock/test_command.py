@@ -170,6 +170,37 @@ class TestNames:
         assert project.run() == (0, "Nothing has changed.\n")
         assert not project.lock.exists()
 
+    @pytest.mark.parametrize(
+        ("handler", "is_locked"),
+        [
+            ("event: messages.TicketOpened", True),
+            ("event: messages.Filed", True),
+            ("event: messages.Base", True),
+            ("event: messages.TicketOpened | None", True),
+            ("event: messages.Other", False),
+        ],
+    )
+    def test_a_class_is_stored_by_its_handlers_annotation(
+        self, project, handler, is_locked
+    ):
+        """The class, a base, a Protocol, a union."""
+        (project.folder / "handlers.py").write_text(
+            f"from django_cqrs import event_handler\nfrom {project.name} import messages\n\n"
+            f'@event_handler(channel="memory")\ndef keep({handler}) -> None: ...\n'
+        )
+        project.write(
+            "from typing import Protocol, runtime_checkable\n\n\n\n@dataclass\nclass Base: ...\n\n\n"
+            "@runtime_checkable\nclass Filed(Protocol):\n    def file(self): ...\n\n\n"
+            "@dataclass\nclass Other: ...\n"
+            + ONE.replace("TicketOpened:", "TicketOpened(Base):")
+            + "\n    def file(self): ...\n"
+        )
+
+        project.run()
+
+        blocks = project.blocks if project.lock.exists() else {}
+        assert ("ticket.opened" in blocks) is is_locked
+
     def test_a_locked_class_stays_locked_without_its_handler(self, locked):
         """Rows may still wait when the last handler is gone."""
         (locked.folder / "handlers.py").write_text("from . import messages\n")
@@ -428,7 +459,78 @@ class TestSamples:
         assert "part.sold: version 1 has no upcaster." in project.run("--check")[1]
 
 
+class TestDocuments:
+    ONE = """
+        from django_cqrs.documents import DocumentStore, document
+
+        @document("shop.theme"{version})
+        class Theme:
+            colour: {type}
+            size: int = 1
+
+            def __init__(self, colour):
+                self.colour = colour
+
+        themes = DocumentStore(Theme)
+        prices = DocumentStore(list[int], collection="shop.prices")
+        {more}
+        """
+
+    def test_the_state_of_a_document_is_locked_beside_the_messages(self, project):
+        """Its attributes are its fields, and its upcasters are those of its name."""
+        project.write(self.ONE.format(version="", type="str", more=""))
+        assert project.run()[0] == 0
+        assert project.blocks["document:shop.theme"] == {
+            "samples": {"1": {"colour": "text", "size": 1}},
+            "shape": {
+                "fields": {"colour": "str", "size": {"required": False, "type": "int"}},
+                "type": "object",
+            },
+            "version": 1,
+        }
+        assert "document:shop.prices" not in project.blocks
+
+        project.write(self.ONE.format(version="", type="int", more=""))
+        code, text = project.run("--check")
+        assert code == 1
+        assert "document:shop.theme colour: a type became another one" in text
+
+        assert project.run("--scaffold", "document:shop.theme")[0] == 0
+        assert '@document("shop.theme", version=2)' in project.code
+        body = "return {**payload, 'colour': 1}"
+        more = f"""
+        from django_cqrs.conversion import upcaster
+
+        @upcaster("shop.theme", version=1)
+        def recolour(payload): {body}
+        """
+        project.write(self.ONE.format(version=", version=2", type="int", more=more))
+        assert project.run()[0] == 0
+
+    def test_two_classes_in_one_collection_cannot_be_locked(self, project):
+        """Each needs a block, and there is one name."""
+        more = "others = DocumentStore(type('Other', (), {'__module__': __name__}), collection='shop.theme')"
+        project.write(self.ONE.format(version="", type="str", more=more))
+
+        code, text = project.run()
+
+        assert code == 1
+        assert (
+            "document:shop.theme: it cannot be locked (another class has the same name). Give each its own name."
+            in text
+        )
+
+
 class TestBadInput:
+    def test_a_name_that_the_file_needs_itself_cannot_be_locked(self, project):
+        """Keys that begin with a dollar sign are the file's own."""
+        project.write(ONE.replace("ticket.opened", "$format"))
+
+        assert (
+            "$format: it cannot be locked (its name begins with '$'). Give it another name."
+            in project.run()[1]
+        )
+
     @pytest.mark.parametrize(
         ("text", "said"),
         [

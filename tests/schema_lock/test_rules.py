@@ -140,6 +140,35 @@ class Keeping(BaseModel):
     sku: str
 
 
+class Shouting(BaseModel):
+    model_config = ConfigDict(str_to_upper=True)
+    sku: str
+
+
+class KeepingNumbers(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, int]
+    sku: str
+
+
+class OpenWide(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+    GREEN = "green"
+
+    @classmethod
+    def _missing_(cls, value):
+        return cls.RED
+
+
+class Cow(BaseModel):
+    name: Literal["cow"]
+
+
+class Pig(BaseModel):
+    name: Literal["pig"]
+
+
 class Cat(BaseModel):
     kind: Literal["cat"]
 
@@ -334,6 +363,47 @@ TYPES = {
     ),
     "classes told apart": (list[Cat | Dog], list[Cat | Dog | None], "[]", W, N),
     "a class to a dict": (Line, dict[str, str], "", O, O),
+    "settings of a class": (Loose, Shouting, "", UNKNOWN, UNKNOWN),
+    "another tag": (
+        Annotated[Cat | Dog, Field(discriminator="kind")],
+        Annotated[Cow | Pig, Field(discriminator="name")],
+        "",
+        O,
+        O,
+    ),
+    "infinity": (
+        Decimal,
+        Annotated[Decimal, Field(allow_inf_nan=True)],
+        "",
+        W,
+        N,
+    ),
+    "an earlier day": (
+        Annotated[date, Field(ge=date(2020, 1, 1))],
+        Annotated[date, Field(ge=date(2019, 1, 1))],
+        "",
+        N,  # dates are not compared
+        N,
+    ),
+    "both kinds of a limit": (
+        Annotated[int, Field(ge=1)],
+        Annotated[int, Field(ge=1, gt=0)],
+        "",
+        N,
+        N,
+    ),
+    "more classes without tags": (Cat | Dog, Cat | Dog | Cow, "", UNKNOWN, UNKNOWN),
+    "classes that tags tell apart": (Cat, Cat | Dog, "", W, N),
+    "one of two numbers": (int | str, float | Decimal | str, "", UNKNOWN, UNKNOWN),
+    "other choices beside it": (
+        Literal["a"] | int,
+        Literal["a", "b", "c"] | int,
+        "",
+        W,
+        N,
+    ),
+    "other keys kept in a type": (Keeping, KeepingNumbers, "", UNKNOWN, UNKNOWN),
+    "an open enum opens no more": (Open, OpenWide, "", UNKNOWN, N),
 }
 CHANGED = {name: each for name, each in TYPES.items() if each[3] is not None}
 
@@ -498,6 +568,42 @@ def test_g01_3_a_field_may_be_read_under_its_former_key():
     ]
 
 
+def test_g01_3_a_key_that_may_be_missing_may_be_removed_where_it_is_shared():
+    """Former code reads a payload without it."""
+
+    class After(TypedDict):
+        sku: str
+
+    assert changes(Bag, After, shared=True) == [
+        ("note", ShapeRule.REMOVED_OPTIONAL, FINE)
+    ]
+
+
+def test_g01_3_a_key_that_was_read_has_to_be_read():
+    """Payloads may be stored under each key that a field was read from."""
+
+    class Before(BaseModel):
+        total: int = Field(validation_alias=pydantic.AliasChoices("total", "sum"))
+
+    class After(BaseModel):
+        total: int
+
+    [change] = changes_between(shape_of(Before), shape_of(After))
+
+    assert (change.path, change.rule) == ("total", N)
+    assert change.details == 'it is no longer read from "sum"'
+
+
+def test_g01_3_what_is_gone_is_remembered_inside_dictionaries():
+    """The fields of a version's former shapes are kept wherever they are."""
+    before = shape_of(dict[str, CountedLine])
+
+    kept = remembering(before, shape_of(dict[str, Line]))
+
+    assert kept["values"]["fields"]["count"] == {"type": "int", "removed": True}
+    assert remembering(kept, shape_of(list[int])) == shape_of(list[int])
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["stored", "shared"])
 def test_g01_5_a_rename_is_said_to_look_like_one(shared):
     """A field that was removed beside one that was added is told apart by its type."""
@@ -617,6 +723,19 @@ def test_g01_6_a_class_that_contains_itself_is_compared_with_itself():
     assert changes(Node, OtherNode) == []
     assert changes(Node, WideNode) == [("value", W, FINE)]
     assert changes(WideNode, Node) == [("value", N, VERSION)]
+
+
+def test_g01_6_another_way_of_containing_itself_is_not_guessed():
+    """The same class, two levels up instead of one."""
+
+    def a_node(up):
+        inner = {"type": "recursion", "up": up}
+        node = {"type": "object", "fields": {"below": {"type": "list", "of": inner}}}
+        return {"type": "object", "fields": {"node": node}}
+
+    [change] = changes_between(a_node(0), a_node(1))
+
+    assert (change.path, change.rule) == ("node.below[]", UNKNOWN)
 
 
 def test_g01_6_a_decimal_is_not_any_text():
