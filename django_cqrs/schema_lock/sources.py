@@ -20,6 +20,7 @@ from django_cqrs.conversion.upcasting import declared_upcasters, upcast
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.documents.collections import known_collections
 from django_cqrs.exceptions import FieldError, MessageConversionError
+from django_cqrs.graph.building import graph_of
 from django_cqrs.messages import MessageName, message_name_of
 from django_cqrs.routing.endpoint import Endpoint
 from django_cqrs.routing.endpoints import PATTERN_SIGNS
@@ -28,6 +29,8 @@ from django_cqrs.schema_lock.locked_shapes import DescribedType, described
 
 DOCUMENT: Final = "document:"
 """The beginning of a document's key in a lock file."""
+
+EVENTS: Final = "django_cqrs.events"
 
 # Parts of the paths of packages that a project installs, and does not own.
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
@@ -44,6 +47,8 @@ class StoredClass:
     prefix: str = ""
     reader: Adapter | None = None
     """The adapter of the target, if it has one of its own."""
+    may_drop: bool = False
+    """Whether its upcasters may drop it: only events of streams are then left out."""
 
     @property
     def key(self) -> str:
@@ -104,14 +109,14 @@ class StoredClass:
         stored = key.removeprefix(self.prefix)
         names = (stored, own.name, *own.aliases)
         try:
-            present = upcast(payload, names, version, own.version)
+            present = upcast(payload, names, version, own.version, _SampleHeaders())
         except MessageConversionError:
             raise
         except Exception as error:  # of a function of the project
             reason = f"{type(error).__name__}: {error}" if str(error) else repr(error)
             faults = [FieldError("", f"its upcaster fails ({reason})", "upcaster")]
             raise MessageConversionError(own.name, faults) from error
-        if present is not None:  # else the upcaster drops it
+        if present is not None or not self.may_drop:
             self.read(present)
 
     def has_upcaster(self, version: int) -> bool:
@@ -120,6 +125,13 @@ class StoredClass:
         return any(
             name in names and step == version for name, step, _ in declared_upcasters()
         )
+
+
+class _SampleHeaders(dict[str, Any]):
+    """The headers of a sample: any header is there."""
+
+    def __missing__(self, name: str) -> str:
+        return "text"
 
 
 def stored_classes(registry: Registry, locked: Iterable[str]) -> list[StoredClass]:
@@ -131,31 +143,37 @@ def stored_classes(registry: Registry, locked: Iterable[str]) -> list[StoredClas
         locked: the keys of classes that are locked already: rows may remain of them.
 
     """
-    table = registry.routes
-    routes = _ChannelRoutes(table)
-    known = set(locked)
-    found = [
-        StoredClass(cls, name, cls)
-        for cls, name in table.types.named_classes()
-        if not _is_ours(cls)
-        and (not known.isdisjoint((name.name, *name.aliases)) or routes.take(cls))
-    ]
+    types, known = registry.routes.types, set(locked)
+    waiting = _StoringRoutes(registry, is_fed=False)
+    recorded = _StoringRoutes(registry, is_fed=True)
+    recorded.add_bases(_classes_in_streams(registry))
+    found = []
+    for cls, name in types.named_classes():
+        waits = waiting.take(cls)
+        is_known = not known.isdisjoint((name.name, *name.aliases))
+        if not _is_ours(cls) and (waits or is_known or recorded.take(cls)):
+            found.append(StoredClass(cls, name, cls, may_drop=not waits))
     return [*found, *_documents()]
 
 
-class _ChannelRoutes:
-    """The routes of all handlers on channels."""
+class _StoringRoutes:
+    """The routes of all handlers on channels, or of those that read stored events."""
 
-    def __init__(self, table: RouteTable) -> None:
-        self._table = table
+    def __init__(self, registry: Registry, *, is_fed: bool) -> None:
+        self._table: RouteTable = registry.routes
         self._keys: set[str] = set()
         self._patterns: set[str] = set()
         self._bases: set[Any] = set()
         self._protocols: set[Any] = set()
         self._takes_every_event = False
-        for endpoint in table.endpoints:
-            if endpoint.channel is not None and endpoint.kind is not Kind.QUERY:
+        for endpoint in self._table.endpoints:
+            is_stored = endpoint.is_fed if is_fed else endpoint.channel is not None
+            if is_stored and endpoint.kind is not Kind.QUERY:
                 self._add(endpoint)
+
+    def add_bases(self, bases: Iterable[type]) -> None:
+        """Add classes whose objects are stored."""
+        self._bases.update(bases)
 
     def _add(self, endpoint: Endpoint) -> None:
         for key in endpoint.keys:
@@ -169,7 +187,7 @@ class _ChannelRoutes:
         self._takes_every_event = self._takes_every_event or is_open
 
     def take(self, cls: type) -> bool:
-        """Return whether objects of a class may wait in a channel."""
+        """Return whether objects of a class may be stored."""
         name = message_name_of(cls)
         if name is not None and (
             name.name in self._keys
@@ -185,6 +203,31 @@ class _ChannelRoutes:
             self._table.handler_of_class(kind, cls)
             for kind in (Kind.COMMAND, Kind.QUERY)
         )
+
+
+def _classes_in_streams(registry: Registry) -> Iterator[type]:
+    """Yield the classes of the events that objects keep in their streams."""
+    if not apps.is_installed(EVENTS):
+        return
+    from django_cqrs.events.appliers import appliers_of
+    from django_cqrs.events.streams import stream_of
+
+    streamed: dict[str, type] = {}
+    for endpoint in registry.routes.endpoints:
+        owner = endpoint.owner
+        if owner is None or endpoint.subject is None or stream_of(owner) is None:
+            continue
+        streamed[endpoint.name] = owner
+        yield from appliers_of(owner).classes
+    models = [name for name, cls in streamed.items() if hasattr(cls, "_meta")]
+    if not models:
+        return
+    # A model has no appliers: what it records is in its code.
+    graph = graph_of(registry)
+    for name in models:
+        for edge in graph.sent_by.get(name, ()):
+            if edge.message.kind is Kind.EVENT and edge.message.cls is not None:
+                yield edge.message.cls
 
 
 def _documents() -> Iterator[StoredClass]:

@@ -88,7 +88,8 @@ def stored_payloads(registry: Registry, using: str) -> StoredPayloads:
 
 def _places(reader: _Reader) -> Iterator[_PayloadTable]:
     message = ("name", "version", "payload", "endpoint")
-    outbox, event = "django_cqrs.outbox", ("name", "shape", "payload", "link_to")
+    outbox = "django_cqrs.outbox"
+    event = ("name", "shape", "payload", "headers", "link_to")
     yield _PayloadTable(
         "waiting message", outbox, "OutboxMessage", message, reader.message
     )
@@ -146,10 +147,15 @@ class _Reader:
         wanted = self._table.endpoint_named(endpoint).plan.payload
         return (wanted or PayloadType(Any)).from_stored_json(text)
 
-    def event(self, name: str, shape: int, payload: Any, link_to: Any) -> object:
+    def event(
+        self, name: str, shape: int, payload: Any, headers: Any, link_to: Any
+    ) -> object:
         if link_to is not None:
             return None
-        return self._table.types.decode(name, json.dumps(payload).encode(), shape)
+        from django_cqrs.events.decoding import decoder_of
+
+        texts = json.dumps(payload), json.dumps(headers)
+        return decoder_of(self._table.types).event(name, shape, *texts)
 
     @staticmethod
     def document(name: str, shape: int, content: Any) -> object:

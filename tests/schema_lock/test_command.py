@@ -521,6 +521,119 @@ class TestDocuments:
         )
 
 
+class TestEvents:
+    """Stored events are locked as messages are."""
+
+    def test_the_events_of_appliers_are_locked(self, project):
+        """Neither a channel nor a handler is needed: they are in the stream."""
+        (project.folder / "handlers.py").write_text("from . import messages\n")
+        project.write(
+            """
+            from django_cqrs import command_handler
+            from django_cqrs.events import applies, event_stream
+            from django_cqrs.modelling import aggregate
+
+            @dataclass
+            class Open:
+                basket_id: int
+
+            @message("basket.opened")
+            @dataclass
+            class Opened:
+                basket_id: int
+
+            @message("basket.unrelated")
+            @dataclass
+            class Unrelated:
+                basket_id: int
+
+            @aggregate
+            @event_stream("basket")
+            @dataclass
+            class Basket:
+                basket_id: int = 0
+
+                @command_handler
+                @classmethod
+                def open(cls, command: Open) -> Opened:
+                    return Opened(command.basket_id)
+
+                @applies
+                def opened(self, event: Opened) -> None:
+                    self.basket_id = event.basket_id
+            """
+        )
+
+        assert project.run()[0] == 0
+        assert list(project.blocks) == ["$about", "basket.opened", "$format"]
+
+    @staticmethod
+    def project_tickets(project):
+        (project.folder / "handlers.py").write_text(
+            "from django_cqrs import event_handler\n"
+            "from django_cqrs.events import projection\n"
+            f"from {project.name} import messages\n\n\n"
+            '@projection("tickets")\nclass Tickets:\n    @event_handler\n'
+            "    def opened(self, event: messages.TicketOpened) -> None: ...\n"
+        )
+
+    def test_what_a_projection_takes_is_locked(self, project):
+        """Its events are read from the store."""
+        self.project_tickets(project)
+        project.write(ONE)
+
+        assert project.run()[0] == 0
+        assert "ticket.opened" in project.blocks
+
+    def test_what_a_model_with_a_stream_records_is_locked(self, project):
+        """A model has no appliers, so its code is read."""
+        (project.folder / "handlers.py").write_text("from . import messages\n")
+        (project.folder / "models.py").write_text(
+            "from django.db import models\n"
+            "from django_cqrs import command_handler\n"
+            "from django_cqrs.events import event_stream\n"
+            "from django_cqrs.modelling import aggregate\n"
+            "from django_cqrs.models import RecordsEvents\n"
+            f"from {project.name}.messages import Close, TicketOpened, TicketClosed\n\n\n"
+            '@aggregate\n@event_stream("shop.ticket")\n'
+            "class Ticket(RecordsEvents, models.Model):\n"
+            "    @command_handler\n"
+            "    def close(self, command: Close) -> None:\n"
+            "        self.record(TicketClosed(self.pk))\n"
+        )
+        project.write(
+            "@dataclass\nclass Close:\n    ticket_id: int\n\n" + ONE + "\n" + CLOSED
+        )
+
+        assert project.run()[0] == 0
+        assert list(project.blocks) == ["$about", "ticket.closed", "$format"]
+
+    def test_an_upcaster_may_take_headers_and_may_drop_an_event(self, locked):
+        """A sample has every header. A message that waits cannot be dropped."""
+        new = ONE.replace('"ticket.opened"', '"ticket.opened", version=2')
+        start = "\n\nfrom django_cqrs.conversion import upcaster\n\n"
+        locked.write(
+            new.replace("number: int", "number: str")
+            + start
+            + '@upcaster("ticket.opened", version=1)\n'
+            "def old(payload, headers):\n"
+            "    return {**payload, 'number': headers['user']}\n"
+        )
+        assert locked.run("--check")[1].startswith(
+            "ticket.opened: it has a new version"
+        )
+
+        dropped = (
+            new + start + '@upcaster("ticket.opened", version=1)\n'
+            "def old(payload): return None\n"
+        )
+        locked.write(dropped)
+        assert "does not become version 2 (Input should be" in locked.run("--check")[1]
+        self.project_tickets(locked)
+        locked.write(dropped)
+        assert locked.run()[0] == 0
+
+
 class TestBadInput:
     def test_a_name_that_the_file_needs_itself_cannot_be_locked(self, project):
         """Keys that begin with a dollar sign are the file's own."""
