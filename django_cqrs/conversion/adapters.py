@@ -32,6 +32,7 @@ from django_cqrs.conversion.schemas import (
     Compiled,
     Fault,
     JSONReader,
+    Schema,
     compiled,
     mistakes,
 )
@@ -79,6 +80,19 @@ class Adapter:
             lines = str(error).splitlines() or [type(error).__name__]
             fault = _formless_part(target) or ((), lines[0].rstrip("."))
             self.path, self.reason = dotted(fault[0]), fault[1]
+
+    @property
+    def schema(self) -> Schema:
+        """
+        The schema of pydantic, without rules of this package.
+
+        Raises:
+            MessageConversionError: the type cannot be converted.
+
+        """
+        if self.reason:
+            raise self._error(self.reason, CODES_FAULT, self.path)
+        return self._compiled.schema
 
     @property
     def fault(self) -> str | None:

@@ -53,6 +53,8 @@ class Compiled:
         """
         from pydantic_core import SchemaSerializer, SchemaValidator
 
+        self.schema: Schema = schema
+        """The schema of pydantic, without rules of this package."""
         ours = _with(_Bytes(schema).json_rule, schema)
         json_schema, is_strict = _strictly(_with(_json_rule, ours))
         python_schema = _with(_Bytes(schema).python_rule, schema)

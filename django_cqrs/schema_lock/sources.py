@@ -15,7 +15,6 @@ from django.apps import AppConfig, apps
 from django_cqrs.annotations import is_protocol, path_of
 from django_cqrs.buses.registries import Registry
 from django_cqrs.conversion.adapters import Adapter, adapter_of
-from django_cqrs.conversion.schemas import core_schema_of
 from django_cqrs.conversion.upcasting import declared_upcasters, upcast
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.documents.collections import known_collections
@@ -79,7 +78,7 @@ class StoredClass:
     @cached_property
     def described(self) -> DescribedType:
         """The shape of its JSON."""
-        return described(core_schema_of(self.target))
+        return described(self.adapter.schema)
 
     def read(self, payload: Any) -> Any:
         """

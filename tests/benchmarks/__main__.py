@@ -145,6 +145,7 @@ def in_process(rows: list[Row], notes: list[str], *, quick: bool) -> None:
     rows += scale.listing(*handlers, rounds=2 if quick else 5)
     rows += scale.pairs(handlers[-1], rounds=many)
     rows += scale.start_up(100 if quick else 1_000, rounds=2 if quick else 7)
+    rows += scale.lock_check(100 if quick else 1_000, rounds=2 if quick else 7)
     rows += scale.imports(rounds=2 if quick else 15)
     rows += scale.memory(8_000 if quick else 1_000_000)
     rows += scale.names(10_000 if quick else 1_000_000)

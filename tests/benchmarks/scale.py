@@ -9,11 +9,13 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import tracemalloc
 import types
 from collections.abc import Iterator
 from contextlib import suppress
 from io import StringIO
+from pathlib import Path
 from time import process_time
 from unittest.mock import patch
 
@@ -31,6 +33,7 @@ from django_cqrs import (
 from django_cqrs.exceptions import NoHandlerFound
 from django_cqrs.interception import before, pointcut
 from django_cqrs.management.commands import cqrs_routes
+from django_cqrs.schema_lock import examination
 from tests.benchmarks.measuring import (
     Comparison,
     Contestant,
@@ -305,6 +308,82 @@ def _declared(count: int, *, module: str) -> Iterator[object]:
     for n in range(groups):
         for name in ("place_order", "get_order", "on_order_placed", "close_order"):
             yield getattr(written, f"{name}_{n}")
+
+
+# ------------------------------------------------------------------------- lock files
+
+LOCKED_CLASSES = """
+@message("locked.event_{n}")
+@dataclass(frozen=True, slots=True)
+class Event{n}(Event):
+    event_id: UUID
+    number: int
+    amount: Decimal
+    lines: list[str]
+    note: str = ""
+"""
+LOCKED_IMPORTS = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from uuid import UUID
+
+from django_cqrs import event_handler, message
+
+@dataclass(frozen=True, slots=True)
+class Event: pass
+
+@event_handler(channel="orders")
+def keep(event: Event) -> None: ...
+"""
+
+
+def lock_check(classes: int, *, rounds: int) -> list[Row]:
+    """Compare ``cqrs_schema --check`` of many classes with their import."""
+    base, own = f"{classes:,} message classes imported", "cqrs_schema --check of them"
+    comparison = Comparison([base, own])
+    source = LOCKED_IMPORTS + "".join(
+        LOCKED_CLASSES.format(n=n) for n in range(classes)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        lock = Path(folder) / examination.FILE
+        with patch.object(examination, "FILE", str(lock)):
+            registry, _ = _imported(source, turn=0)
+            [text] = examination.examine(registry, [SHOP]).texts.values()
+            lock.write_text(text, encoding="utf-8")
+            for turn in range(1, rounds + 1):
+                registry, seconds = _imported(source, turn=turn)
+                gc.collect()
+                start = process_time()
+                found = examination.examine(registry, [SHOP])
+                comparison.times[own].append(process_time() - start)
+                comparison.times[base].append(seconds)
+                if found.findings or found.texts or len(found.classes) <= classes:
+                    msg = f"{len(found.classes)} classes, {found.findings[:3]}"
+                    raise AssertionError(msg)
+    return [compared(comparison, "Lock files (CPU time)", own, base, bound=5)]
+
+
+SHOP = "benchmarks_shop"
+
+
+def _imported(source: str, *, turn: int) -> tuple[Registry, float]:
+    """Return a registry with the classes of a new module, and the time it took."""
+    module = f"tests.benchmarks.shop.locked_{turn}"
+    written = types.ModuleType(module)
+    sys.modules[module] = written
+    code = compile(source, module, "exec")
+    gc.collect()
+    start = process_time()
+    exec(code, vars(written))
+    seconds = process_time() - start
+    registry = Registry()
+    registry.add(written.keep)
+    if registry.routes.problems:
+        msg = f"{registry.routes.problems}"
+        raise AssertionError(msg)
+    return registry, seconds
 
 
 # ----------------------------------------------------------------------------- memory
