@@ -7,18 +7,21 @@ from typing import Final
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.graph.graph import Edge, Graph, MessageNode
 
-_SAFE: Final = frozenset(" _.,:/()*-")
+# Without the colon: Mermaid cuts a sign off what looks like `style x fill:#f00;`.
+_SAFE: Final = frozenset(" _.,/()*-")
+_BLANK: Final = "\N{NO-BREAK SPACE}"
 
 
 def mermaid_label(text: str) -> str:
     """
     Return a text for a label between quotes.
 
-    Every sign that means something to Mermaid becomes its number: ``#34;``.
+    Every sign that means something to Mermaid becomes its number: ``#34;``. A label is
+    never empty, since Mermaid refuses that.
     """
     return "".join(
         each if each.isalnum() or each in _SAFE else f"#{ord(each)};"
-        for each in " ".join(text.split())
+        for each in " ".join(text.split()) or _BLANK
     )
 
 
@@ -62,8 +65,8 @@ def _seen(graph: Graph, edge: Edge) -> str:
     if graph.observed is None or edge.message.kind is Kind.QUERY:
         return ""
     if edge.observed is None:
-        return "not observed"
+        return "not observed" if graph.is_difference(edge) else ""
     count = f"{edge.observed.count:,}"
     if not edge.ways:
-        return f"only observed: {count}"
+        return f"{count} in no code"
     return f"{count} shared" if edge.observed.is_shared else count

@@ -127,17 +127,21 @@ def _seen(graph: Graph, edge: Edge) -> str:
     if seen is None:
         return "not observed"
     times = "once" if seen.count == 1 else f"{seen.count:,} times"
-    text = f"{times}, {moment_text(seen.first)}"
-    if seen.first != seen.last:
-        text += f" to {moment_text(seen.last)}"
+    text = f"{times}, {span_text(seen.first, seen.last)}"
     if not edge.ways:
         return f"in no code, observed {text}"
     return f"{text}, by this or another sender" if seen.is_shared else text
 
 
-def moment_text(moment: datetime) -> str:
-    """Return a time to the second, in the present time zone."""
-    return f"{timezone.localtime(moment):%Y-%m-%d %H:%M:%S}"
+def span_text(first: datetime, last: datetime) -> str:
+    """Return two times to the minute, in the present time zone; one if they agree."""
+    start, end = timezone.localtime(first), timezone.localtime(last)
+    begin, finish = f"{start:%Y-%m-%d %H:%M}", f"{end:%Y-%m-%d %H:%M}"
+    if begin == finish:
+        return begin
+    if start.date() == end.date():
+        finish = f"{end:%H:%M}"
+    return f"{begin} to {finish}"
 
 
 def observed_text(observed: Observed) -> list[str]:
@@ -146,7 +150,7 @@ def observed_text(observed: Observed) -> list[str]:
         return ["The journal is empty."]
     entries = "entry" if observed.entries == 1 else "entries"
     newest = "newest " if observed.is_bounded else ""
-    times = f"{moment_text(observed.first)} to {moment_text(observed.last)}"
+    times = span_text(observed.first, observed.last)
     lines = [f"{observed.entries:,} {newest}{entries} of the journal, {times}."]
     if observed.unexplained:
         noun = "message" if observed.unexplained == 1 else "messages"

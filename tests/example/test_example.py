@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import json
 import os
 import pty
 import re
@@ -266,6 +267,28 @@ class TestDemo:
         assert "run 'python manage.py migrate' first" in done.stderr
         assert "Traceback" not in done.stderr
 
+    def test_g03_1_what_has_happened_was_in_the_code(self, demos, demo_shop):
+        """
+        Every message that the journal has seen in two demos has a sender in the graph,
+        and so has every message that the shop knows. [G03.1]
+        """
+        graph = json.loads(
+            demo_shop.manage("cqrs_graph", "--observed", "--format", "json")
+        )
+
+        seen = [edge for edge in graph["edges"] if edge["observed"]]
+        assert [edge for edge in seen if not edge["ways"]] == []
+        assert {edge["message"].rpartition(".")[2] for edge in seen} == {
+            *("PlaceOrder", "CancelOrder", "PayOrder", "ShipOrder"),
+            *("OrderPlaced", "OrderCancelled", "PaymentDue", "PaymentAuthorised"),
+            *("PaymentCaptured", "PaymentReleased", "ShipmentPrepared"),
+            *("ShipmentSent", "ShipmentCalledOff"),
+        }
+        sent = {(edge["kind"], edge["message"]) for edge in graph["edges"]}
+        known = {(each["kind"], each["id"]) for each in graph["messages"]}
+        assert known == sent
+        assert [e["name"] for e in graph["handlers"] if not e["is_readable"]] == []
+
     @pytest.mark.usefixtures("demos")
     def test_data_is_consistent(self, demo_shop, demos):
         """
@@ -318,6 +341,18 @@ class TestReadme:
         output = shop.manage("shell", "-c", f"exec(open({str(script)!r}).read())")
 
         assert re.search(r"failed=0, attempted=[1-9]", output), output
+
+    def test_g03_1_the_front_page_shows_its_message_graph(self, shop):
+        """
+        The chart of the project's front page is drawn by the command, from the code.
+        [G03.1]
+        """
+        readme = (PROJECT.parent / "README.md").read_text()
+        (chart,) = re.findall(r"```mermaid\n(.*?)```", readme, re.DOTALL)
+
+        assert chart == shop.manage(
+            "cqrs_graph", "--format", "mermaid", "--bus", "command", "--bus", "event"
+        )
 
 
 class TestSettings:

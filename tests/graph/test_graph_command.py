@@ -207,8 +207,10 @@ def test_g04_1_names_are_escaped_in_every_format(monkeypatch):
         ("a|b [c] {d} <e>", "a#124;b #91;c#93; #123;d#125; #60;e#62;"),
         ("%% x\n  y\tz", "#37;#37; x y z"),
         ("naïve 日本 \\n & ;", "naïve 日本 #92;n #38; #59;"),
-        ("x@{ shape: y }~~~!", "x#64;#123; shape: y #125;#126;#126;#126;#33;"),
-        ("/api/<int:pk>/", "/api/#60;int:pk#62;/"),
+        ("x@{ shape: y }~~~!", "x#64;#123; shape#58; y #125;#126;#126;#126;#33;"),
+        ("", "#160;"),
+        ("style m0 fill:#f00", "style m0 fill#58;#35;f00"),
+        ("/api/<int:pk>/", "/api/#60;int#58;pk#62;/"),
     ],
 )
 def test_g04_1_labels_are_what_mermaid_reads(text, label):

@@ -192,12 +192,12 @@ def test_g04_2_what_only_one_of_them_knows_is_a_difference(graph):
     }
     text = as_text(observed)
     assert (
-        "            ! door.note: in no code, observed 2 times, 2026-11-01 10:01:00 to "
-        "2026-11-01 11:01:00"
+        "            ! door.note: in no code, observed 2 times, 2026-11-01 10:01 to "
+        "11:01"
     ) in text
     assert "  sent by   ! door.greet: not observed" in text
     assert "Code and journal disagree about the lines that begin with !." in text
-    assert '-->|"only observed: 2"|' in mermaid_of(observed)
+    assert '-->|"2 in no code"|' in mermaid_of(observed)
     assert '-->|"not observed"|' in mermaid_of(observed)
 
 
@@ -277,7 +277,7 @@ def test_g04_2_senders_that_the_journal_cannot_tell_apart_share_a_count():
         ("door.greet", 1, True),
         ("door.shout", 1, True),
     ]
-    assert "door.shout: once, 2026-11-01 10:00:00, by this or another sender" in (
+    assert "door.shout: once, 2026-11-01 10:00, by this or another sender" in (
         as_text(observed)
     )
     assert '-->|"1 shared"|' in mermaid_of(observed)
@@ -321,10 +321,9 @@ def test_g04_2_the_command_shows_both(registry, monkeypatch):
         "last": "2026-11-01T10:01:00+00:00",
         "is_shared": False,
     }
-    assert (
-        "2 entries of the journal, 2026-11-01 10:00:00 to 2026-11-01 10:01:00."
-        in output_of()
-    )
+    assert "2 entries of the journal, 2026-11-01 10:00 to 10:01." in output_of()
+    cause = entry("Open", "door.open", kind="command", minutes=2 * 24 * 60)
+    assert "2026-11-01 10:00 to 2026-11-03 10:00." in output_of()
     assert "Differs:" in output_of("--format", "html")
 
 
