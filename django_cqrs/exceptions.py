@@ -29,6 +29,7 @@ All errors of this package, with one base.
   + ProjectionNotFound · also LookupError
   + ProjectionBusy
   + ProjectionBehind · also TimeoutError
+  + ReplayForbidden
   + StoreWentBack
   + PreconditionError · also ValueError
   + DocumentNotFound · also ObjectDoesNotExist
@@ -84,6 +85,7 @@ __all__ = [
     "ProjectionBehind",
     "ProjectionBusy",
     "ProjectionNotFound",
+    "ReplayForbidden",
     "StatementTooLarge",
     "StoreWentBack",
     "StreamArchived",
@@ -273,6 +275,10 @@ class StreamNotFound(CQRSError, ObjectDoesNotExist):
 
 class StreamArchived(CQRSError):
     """An event is to be appended to a stream that is archived."""
+
+
+class ReplayForbidden(CQRSError):
+    """A projection that handles events again does what must not happen twice."""
 
 
 class EventAlreadyStored(CQRSError):

@@ -10,7 +10,13 @@ if TYPE_CHECKING:
     from django_cqrs.events.feeding import Emitter, Replaying, State
     from django_cqrs.events.insertion import ANY, EXISTS, NEW, ExpectedVersion
     from django_cqrs.events.operations import Projections, projections
-    from django_cqrs.events.projecting import on_flush, on_init, projection
+    from django_cqrs.events.projecting import (
+        on_delete,
+        on_flush,
+        on_init,
+        on_reset,
+        projection,
+    )
     from django_cqrs.events.queries import EventQuery, where
     from django_cqrs.events.recorded import Recorded, Stored
     from django_cqrs.events.rows import Row
@@ -40,8 +46,10 @@ __all__ = [
     "applies",
     "event_store",
     "event_stream",
+    "on_delete",
     "on_flush",
     "on_init",
+    "on_reset",
     "projection",
     "projections",
     "replay",
@@ -69,8 +77,10 @@ _PLACES: Final = {
     "SagaCompleted": "sagas",
     "applies": "appliers",
     "event_store": "store",
+    "on_delete": "projecting",
     "on_flush": "projecting",
     "on_init": "projecting",
+    "on_reset": "projecting",
     "projection": "projecting",
     "event_stream": "streams",
     "replay": "appliers",

@@ -52,6 +52,7 @@ from django_cqrs.events.linking import link
 from django_cqrs.events.partitions import PartitionOf, partitioner
 from django_cqrs.events.projecting import ProjectionOptions, hooks_of, options_of
 from django_cqrs.events.recorded import Recorded
+from django_cqrs.events.replaying import ReplayOrigin
 from django_cqrs.events.rows import Ignored, RowPlan, ViewRows
 from django_cqrs.events.rules import ProjectionRule
 from django_cqrs.events.states import NO_STATE, States, state_problem
@@ -145,7 +146,7 @@ class Handlers:
         self.calls: tuple[Call, ...] = tuple(map(_call_of, sound))
         self._hooks = {
             name: [self._hook(attribute, function) for attribute, function in found]
-            for name in ("on_init", "on_flush")
+            for name in ("on_init", "on_flush", "on_reset", "on_delete")
             if (found := hooks_of(owner, name))
         }
         self.state_types: tuple[Any, ...] = tuple(
@@ -450,6 +451,7 @@ class EventBatch:
         self.failed_at: int | None = None
         """The index of the event to blame for an exception; None if it is unknown."""
         self._emitted: list[tuple[int, Any, Any, StreamName | None]] = []
+        self._cause = ReplayOrigin(handlers.options.name) if is_replay else None
         self._at = -1
         self._is_mixed = False
         self._is_watched = False
@@ -563,7 +565,7 @@ class EventBatch:
         return count
 
     def _call(self, call: Call, message: FedMessage) -> None:
-        current.set(message)
+        current.set(self._cause or message)
         try:
             result = call.run(message)
         except Ignored:
@@ -666,7 +668,7 @@ class EventBatch:
     def _finish(self) -> None:
         if self.handlers.flushes:
             message = FlushMessage(self)
-            current.set(message)
+            current.set(self._cause or message)
             self.handlers.run_hooks("on_flush", message)
             current.set(NOBODY)
         self.states.save()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from django.db.models import F
 from django_cqrs.buses.registries import Registry
 from django_cqrs.buses.registries import registry as projects
 from django_cqrs.channels.channel import Seconds, as_timedelta
-from django_cqrs.events import failures, settling, shards
+from django_cqrs.events import building, failures, settling, shards
 from django_cqrs.events.followers import new_owner
 from django_cqrs.events.generations import (
     add_shards,
@@ -316,16 +317,20 @@ class Projections:
 
     def resume(self, name: str) -> bool:
         """
-        Let a paused projection go on where it has stopped.
+        Let a projection go on where it has stopped.
+
+        It also frees one whose rebuild has died with its process.
 
         Returns:
-            Whether it was paused.
+            Whether it was paused, or being rebuilt.
 
         Raises:
             ProjectionNotFound: it does not exist, or is not set up.
 
         """
-        return self._change(name, Status.PAUSED, Status.LIVE)
+        return self._change(name, Status.PAUSED, Status.LIVE) or self._change(
+            name, Status.BUILDING, Status.LIVE
+        )
 
     def _change(self, name: str, before: Status, after: Status) -> bool:
         generation = self._generation(name)
@@ -333,6 +338,89 @@ class Projections:
             pk=generation.pk, status=before
         )
         return bool(rows.update(status=after))
+
+    # Filling anew ---------------------------------------------------------------------
+
+    def backfill(
+        self,
+        name: str,
+        *,
+        batch: int = 100,
+        at_batch: Callable[[int], object] | None = None,
+    ) -> int:
+        """
+        Give an inline projection the events that it has missed, stream by stream.
+
+        Args:
+            name: of the projection.
+            batch: the number of streams in one transaction.
+            at_batch: called after each transaction, with the number of its streams.
+
+        Returns:
+            The number of events that were read.
+
+        Raises:
+            ProjectionNotFound: it does not exist, or starts by hand and was not set up.
+            InvalidOption: the number is not positive, or the projection is not inline.
+            Exception: the exception of a handler; earlier transactions stay.
+
+        """
+        handlers = self.handlers(name)
+        return building.backfill(
+            handlers, using=self.using, batch=batch, at_batch=at_batch
+        )
+
+    def rebuild(self, name: str) -> int:
+        """
+        Replace the rows of the views: handle all events again, in one transaction.
+
+        Readers see the old rows until it commits. Nothing is emitted or sent.
+
+        Args:
+            name: of the projection.
+
+        Returns:
+            The number of events that were handled.
+
+        Raises:
+            ProjectionNotFound: it does not exist, or is not set up.
+            ProjectionBusy: it is being rebuilt already.
+            ReplayForbidden: a handler sends a message, or writes to a table other than
+                those of the views.
+            Exception: the exception of a handler; the views are as they were.
+
+        """
+        return building.rebuild(self.handlers(name), using=self.using)
+
+    def reset(self, name: str) -> None:
+        """
+        Empty the views of a projection, and set it back to its beginning.
+
+        Args:
+            name: of the projection.
+
+        Raises:
+            ProjectionNotFound: it does not exist, or is not set up.
+            ProjectionBusy: it is being rebuilt.
+
+        """
+        building.reset(self.handlers(name), using=self.using)
+
+    def delete(self, name: str) -> None:
+        """
+        Delete the rows of a projection's views, its states and its positions.
+
+        Events that it has emitted stay.
+
+        Args:
+            name: of the projection.
+
+        Raises:
+            ProjectionNotFound: it does not exist, or is not set up.
+            ProjectionBusy: it is being rebuilt.
+
+        """
+        building.delete(self.handlers(name), using=self.using)
 
     # Failures -------------------------------------------------------------------------
 

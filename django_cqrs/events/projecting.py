@@ -348,6 +348,32 @@ def on_flush(method: T) -> T:
     return _hook("on_flush")(method)
 
 
+def on_reset(method: T) -> T:
+    """
+    Call a method of a projection when its views are emptied, in the same transaction.
+
+    It empties what is not in ``views=``. Its parameters are services.
+
+    Raises:
+        TypeError: it is not a method.
+
+    """
+    return _hook("on_reset")(method)
+
+
+def on_delete(method: T) -> T:
+    """
+    Call a method of a projection when the projection is deleted, after its views.
+
+    Its parameters are services.
+
+    Raises:
+        TypeError: it is not a method.
+
+    """
+    return _hook("on_delete")(method)
+
+
 def hooks_of(cls: type, name: str) -> list[tuple[str, FunctionType]]:
     """Return the methods of a class that are marked so, with their attributes."""
     found: dict[str, FunctionType] = {}
