@@ -625,8 +625,19 @@ def remembering(old: LockedShape, new: LockedShape) -> LockedShape:
     A waiting payload may still have them, so one that comes back with another type is a
     change.
     """
+    if UNION in (old["type"], new["type"]):
+        return _remembering_members(old, new)
     if old["type"] != new["type"]:
         return new
+    if new["type"] == "tuple" and len(old[OF]) == len(new[OF]):
+        pairs = zip(old[OF], new[OF], strict=True)
+        return {**new, OF: [remembering(*each) for each in pairs]}
+    if new["type"] == "tagged":
+        tags = {
+            tag: remembering(old["tags"].get(tag, each), each)
+            for tag, each in new["tags"].items()
+        }
+        return {**new, "tags": tags}
     if new["type"] == OBJECT:
         fields = dict(new["fields"])
         for name, field in old["fields"].items():
@@ -641,3 +652,13 @@ def remembering(old: LockedShape, new: LockedShape) -> LockedShape:
     if new["type"] == "dict":
         return {**new, "values": remembering(old["values"], new["values"])}
     return new
+
+
+def _remembering_members(old: LockedShape, new: LockedShape) -> LockedShape:
+    """Return a union, or its only member, with the lost fields of its members."""
+    members = list(_members(new))
+    for each in _members(old):
+        possible = [n for n, member in enumerate(members) if _overlap(each, member)]
+        if len(possible) == 1:
+            members[possible[0]] = remembering(each, members[possible[0]])
+    return {**new, OF: members} if new["type"] == UNION else members[0]

@@ -119,6 +119,12 @@ class CountedLine:
 
 
 @dataclass
+class Recounted:
+    sku: str
+    count: str = ""
+
+
+@dataclass
 class CheckedLine:
     sku: str
 
@@ -195,6 +201,11 @@ class Bag(TypedDict):
 class FullBag(TypedDict):
     sku: str
     note: str
+
+
+class OtherDog(BaseModel):
+    kind: Literal["dog"]
+    size: str = ""
 
 
 Pet = Annotated[Cat | Dog, Field(discriminator="kind")]
@@ -602,6 +613,35 @@ def test_g01_3_what_is_gone_is_remembered_inside_dictionaries():
 
     assert kept["values"]["fields"]["count"] == {"type": "int", "removed": True}
     assert remembering(kept, shape_of(list[int])) == shape_of(list[int])
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "later"),
+    [
+        (CountedLine | None, Line | None, Recounted | None),
+        (CountedLine, Line | None, Recounted | None),
+        (tuple[int, CountedLine], tuple[int, Line], tuple[int, Recounted]),
+        (
+            set[tuple[CountedLine, int]],
+            set[tuple[Line, int]],
+            set[tuple[Recounted, int]],
+        ),
+        (
+            Annotated[Cat | BigDog, Field(discriminator="kind")],
+            Annotated[Cat | Dog, Field(discriminator="kind")],
+            Annotated[Cat | OtherDog, Field(discriminator="kind")],
+        ),
+    ],
+    ids=str,
+)
+def test_g01_3_what_is_gone_is_remembered_everywhere(before, now, later):
+    """A field that comes back in another type is not read from former payloads."""
+    kept = remembering(shape_of(before), shape_of(now))
+
+    assert all(each.verdict.is_allowed for each in changes_between(kept, shape_of(now)))
+    assert remembering(kept, shape_of(now)) == kept
+    found = changes_between(kept, shape_of(later))
+    assert ShapeRule.OTHER_TYPE in {each.rule for each in found}
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["stored", "shared"])
