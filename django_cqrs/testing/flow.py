@@ -22,6 +22,7 @@ from django_cqrs.exceptions import InvalidOption
 from django_cqrs.messages import Message
 from django_cqrs.pipeline.observation import add_observer, remove_observer
 from django_cqrs.retries import DEFAULT_RETRY
+from django_cqrs.testing import streams
 from django_cqrs.testing.faults import FaultPlan
 from django_cqrs.testing.tracking import TrackedMessages, tracked
 from django_cqrs.testing.trees import Tree, TreeRecorder
@@ -436,6 +437,85 @@ class Flow:
 
         """
         self._faults.shuffle(seed)
+
+    # Streams and projections ----------------------------------------------------------
+
+    def given(self, stream: str, *events: Any) -> None:
+        """
+        Append events that happened before: nobody is told, and they are not recorded.
+
+        Args:
+            stream: the name of their stream.
+            *events: the events, in order.
+
+        Raises:
+            CQRSError: as ``event_store.append()``.
+
+        """
+        streams.store_of(self.registry, self.using).append(
+            list(events), stream=stream, publish=False
+        )
+
+    def events_of(self, stream: str | type, identifier: Any = None) -> list[Any]:
+        """
+        Return the events of a stream, in order; an empty list if there is none.
+
+        Args:
+            stream: the name of the stream, or the class of its aggregate.
+            identifier: of the aggregate.
+
+        """
+        if isinstance(stream, type):
+            stream = streams.stream_of(stream, identifier)
+        store = streams.store_of(self.registry, self.using)
+        if not store.exists(stream):
+            return []
+        return [each.event for each in store.read(stream)]
+
+    def project(self, projection: Any) -> int:
+        """
+        Bring a projection up to the last event, in this transaction.
+
+        Args:
+            projection: its class, its function or its name; one that is inline is
+                given what it has missed.
+
+        Returns:
+            The number of events that it has handled.
+
+        """
+        own = streams.projections_of(self.registry, self.using)
+        name = streams.name_of(projection)
+        if own.handlers(name).options.is_inline:
+            return own.backfill(name)
+        return own.run(name)
+
+    def rebuild(self, projection: Any) -> int:
+        """
+        Rebuild a projection in place; return the number of events handled.
+
+        Args:
+            projection: its class, its function or its name.
+
+        """
+        own = streams.projections_of(self.registry, self.using)
+        return own.rebuild(streams.name_of(projection))
+
+    def assert_replays(self, projection: Any) -> None:
+        """
+        Fail unless a projection makes the same rows from its events again.
+
+        It is rebuilt, and the rows are as before afterwards. Serial numbers, and fields
+        with ``auto_now`` or ``auto_now_add``, are not compared.
+
+        Args:
+            projection: its class, its function or its name.
+
+        Raises:
+            AssertionError: rows differ; the text shows them.
+
+        """
+        streams.ensure_replays(projection, self.registry, self.using)
 
     # Other processes ------------------------------------------------------------------
 
