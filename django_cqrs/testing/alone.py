@@ -19,15 +19,13 @@ from weakref import WeakKeyDictionary, ref
 from django.db import DEFAULT_DB_ALIAS, models
 from django.db.transaction import atomic
 
-from django_cqrs.annotations import is_value_type, name_of_type
+from django_cqrs.annotations import name_of_type
 from django_cqrs.buses.bus import converted_payload
 from django_cqrs.buses.commands import CommandBus
 from django_cqrs.buses.events import EventBus
 from django_cqrs.buses.registries import Registry
 from django_cqrs.buses.registries import registry as projects
 from django_cqrs.channels.channel import Due
-from django_cqrs.conversion.adapters import adapter_of
-from django_cqrs.conversion.stored import to_stored_json
 from django_cqrs.declaration.declarations import Kind, role_of
 from django_cqrs.declaration.key_sources import key_reader
 from django_cqrs.exceptions import (
@@ -46,19 +44,8 @@ from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run
 from django_cqrs.sends import Send
 from django_cqrs.testing.delays import delay_of
 from django_cqrs.testing.faults import SimulatedCrash
+from django_cqrs.testing.kept_objects import KeptObject, Key, text_of, there_and_back
 from django_cqrs.testing.trees import Progression, Tree, TreeHandling, TreeMessage
-
-Key = tuple[type, str]
-"""The class of an object, and its identifier as text."""
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class KeptObject:
-    """An object in memory."""
-
-    instance: Any
-    revision: int = 0
-    """The number of its changes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +91,8 @@ class ObjectWorld:
         """The sent messages, their options, and whether each is only planned."""
         self.stale: set[Key] = set()
         """The objects that are not found until one is inserted in their place."""
+        self.looked_for: dict[Key, Values] = {}
+        """The identifiers of objects on rows that were looked for, or made."""
         self.seen: set[tuple[str, str]] = set()
         """The idempotency keys of handled messages, by their handlers."""
         self.last: Key | None = None
@@ -131,10 +120,33 @@ class ObjectWorld:
         """
         with self.home.in_use_by(self):
             subject = self.home.subject_of(type(instance))
+            if subject.storage.keeps_events:
+                msg = (
+                    f"A {name_of_type(type(instance))} is made of its events: give "
+                    "these instead of an object."
+                )
+                raise InvalidOption(msg)
             subject.take_events(instance)
             subject.storage.insert(instance, using=self.home.alias)
             self._held.clear()
             self._is_noted = False
+
+    def give(self, event: Any) -> bool:
+        """
+        Append an event to the object that is made of such events.
+
+        Returns:
+            Whether objects of the class are made of events of this kind.
+
+        """
+        with self.home.in_use_by(self):
+            storage: Any = self.home.subject_of(self.cls).storage
+            if not (storage.keeps_events and storage.appliers.takes(type(event))):
+                return False
+            self._is_noted = False
+            storage.give(event)
+            self._is_noted = False
+        return True
 
     def send(
         self,
@@ -203,9 +215,10 @@ class ObjectWorld:
     def _handler_of(self, kind: Kind, send: Send) -> Endpoint | None:
         table = self.home.routes
         try:
-            if send.route is None or table.named_class(send.route) is not None:
-                return table.handler_of(kind, send.command)
-            return table.handler_of_key(kind, send.route)
+            found = None
+            if send.route is not None:  # None for the name of a message class
+                found = table.handler_of_key(kind, send.route)
+            return found or table.handler_of(kind, send.command)
         except NoHandlerFound:
             return None
 
@@ -343,9 +356,10 @@ class ObjectWorld:
             MessageConversionError: it could not be restored unchanged.
 
         """
-        back = _there_and_back(payload)
+        back = there_and_back(payload)
         node = self._sent(Kind.EVENT, payload)
-        self.facts.append((node, None, False))
+        if not self.home.is_hidden(payload):
+            self.facts.append((node, None, False))
         send = Send(back, route=route or "", headers=headers)
         for endpoint in self._subscribers_of(back, route):
             message = _message(endpoint, back, send)
@@ -364,7 +378,7 @@ class ObjectWorld:
             MessageConversionError: it could not be restored unchanged.
 
         """
-        back = _there_and_back(send.command)
+        back = there_and_back(send.command)
         node = self._sent(Kind.COMMAND, send.command)
         endpoint = self._handler_of(Kind.COMMAND, send)
         message = Message(back, current.get())
@@ -417,21 +431,28 @@ class ObjectWorld:
 
     # The memory -------------------------------------------------------------------
 
-    def find(self, storage: LoneStorage, values: Values) -> Any:
-        """Return a copy of an object, None if there is none."""
-        key = storage.cls, _text_of(values)
+    def look(self, key: Key) -> KeptObject | None:
+        """Return an object in memory, None if there is none."""
         if key in self.stale:
             return None
         entry = self.kept.get(key)
+        if entry is not None:
+            self.note_last(key)
+        return entry
+
+    def find(self, storage: LoneStorage, values: Values) -> Any:
+        """Return a copy of an object, None if there is none."""
+        key = storage.cls, text_of(values)
+        entry = self.look(key)
         if entry is None:
             return None
         found = storage.copied(entry.instance)
         self._held[id(found)] = found, key, entry.revision
-        self._note_last(key)
         return found
 
-    def _note_last(self, key: Key) -> None:
-        # The first one: a handler may look for others, and send them messages.
+    def note_last(self, key: Key) -> None:
+        """Note the object of a message: the first one that its handler has found."""
+        # A handler may look for others, and send them messages.
         if not self._is_noted:
             self._is_noted = True
             self.last = key
@@ -454,7 +475,7 @@ class ObjectWorld:
         if None in values:
             msg = f"{storage.said(instance)} has no identifier."
             raise InvalidIdentifier(msg)
-        key = storage.cls, _text_of(values)
+        key = storage.cls, text_of(values)
         self.stale.discard(key)
         if key in self.kept:
             msg = f"{storage.said(instance)} exists already."
@@ -464,7 +485,7 @@ class ObjectWorld:
             instance._state.db = DEFAULT_DB_ALIAS
         self.kept[key] = KeptObject(storage.copied(instance))
         self._held[id(instance)] = instance, key, 0
-        self._note_last(key)
+        self.note_last(key)
 
     def _give_number(self, instance: models.Model) -> None:
         """Make the key that a database would make."""
@@ -504,8 +525,15 @@ class ObjectWorld:
 
     def objects(self) -> list[Any]:
         """Return the objects of the class as they are now, in the order of making."""
+        alias = self.home.alias
         if self.home.rows and issubclass(self.cls, models.Model):
-            return list(self.cls._default_manager.using(self.home.alias).order_by("pk"))
+            return list(self.cls._default_manager.using(alias).order_by("pk"))
+        if self.home.rows:
+            with self.home.in_use_by(self):
+                storage = self.home.subject_of(self.cls).storage
+                wanted = [v for (c, _), v in self.looked_for.items() if c is self.cls]
+                found = [storage.find(v, using=alias, lock=False) for v in wanted]
+            return [each for each in found if each is not None]
         return [
             _copied(entry.instance)
             for (cls, _), entry in self.kept.items()
@@ -514,7 +542,7 @@ class ObjectWorld:
 
     def key_of(self, values: Values) -> Key:
         """Return the key of an object of the class, by its identifier."""
-        return self.cls, _text_of(values)
+        return self.cls, text_of(values)
 
 
 def _message(endpoint: Endpoint, payload: Any, send: Send) -> Message:
@@ -526,26 +554,6 @@ def _message(endpoint: Endpoint, payload: Any, send: Send) -> Message:
         given = endpoint.subject.identifier_given(send.aggregate_id, message)
         message._aggregate_id = given
     return message
-
-
-def _text_of(values: Values) -> str:
-    return repr([str(value) for value in values])
-
-
-def _there_and_back(payload: Any) -> Any:
-    """
-    Return the message that a channel would give its handler.
-
-    Raises:
-        MessageConversionError: it could not be restored unchanged.
-
-    """
-    cls = type(payload)
-    if payload is None:
-        return None
-    adapter = adapter_of(Any if is_value_type(cls) else cls)
-    text = to_stored_json(adapter, payload)
-    return payload if is_value_type(cls) else adapter.from_stored_json(text)
 
 
 # ----------------------------------------------------------------------- the house
@@ -666,6 +674,12 @@ class LoneEventBus(EventBus):
         home: Any = self.registry
         home.world.published(payload, None, None, headers, None)
 
+    def publish_message(self, message: Message) -> None:
+        """Record an event of an aggregate that is made of its events."""
+        home: Any = self.registry
+        about, own = message._aggregate, message._user
+        home.world.published(message.payload, None, own, about, None)
+
 
 class ObjectHome(Registry):
     """The registry of one class whose objects are alone."""
@@ -685,6 +699,8 @@ class ObjectHome(Registry):
         self._world: ObjectWorld | None = None
         self._served: tuple[Any, ...] = ()
         self._tamed: set[int] = set()
+        self.is_hidden: Callable[[Any], bool] = _is_never_hidden
+        """Returns whether an event is of this library, and not of the class."""
 
     def reset(self) -> None:
         """Forget the runs, too."""
@@ -766,7 +782,7 @@ class ObjectHome(Registry):
         if self.rows:
             self._watch(subject.storage)
         else:
-            storage = own["storage"] = LoneStorage(subject.storage, self)
+            storage = own["storage"] = self._lone(subject.storage)
 
             def insert(instance: Any, alias: str) -> list[Any]:
                 storage.insert(instance, using=alias)
@@ -774,21 +790,43 @@ class ObjectHome(Registry):
 
             own["_insert"] = insert
 
+    def _lone(self, storage: Storage[Any]) -> Storage[Any]:
+        """Return a storage in memory that takes the place of another one."""
+        if storage.keeps_events:
+            from django_cqrs.testing.lone_streams import (
+                LoneEventStorage,
+                is_event_sourced,
+                is_hidden,
+            )
+
+            self.is_hidden = is_hidden
+            if is_event_sourced(storage):
+                return LoneEventStorage(storage, self, lambda: self.world)
+        return LoneStorage(storage, self)
+
     def _watch(self, storage: Storage[Any]) -> None:
         """Let a real storage not find the stale objects of the present world."""
         own: dict[str, Any] = vars(storage)
         find, insert = storage.find, storage.insert
 
         def find_fresh(values: Values, *, using: str, lock: bool) -> Any:
-            if (storage.cls, _text_of(values)) in self.world.stale:
+            key = storage.cls, text_of(values)
+            self.world.looked_for[key] = values
+            if key in self.world.stale:
                 return None
             return find(values, using=using, lock=lock)
 
         def insert_and_see(instance: Any, *, using: str) -> None:
+            values = storage.values_of(instance)
+            self.world.looked_for[storage.cls, text_of(values)] = values
             self.world.stale.clear()
             insert(instance, using=using)
 
         own["find"], own["insert"] = find_fresh, insert_and_see
+
+
+def _is_never_hidden(_event: Any) -> bool:
+    return False
 
 
 _homes: WeakKeyDictionary[type, dict[bool, ObjectHome]] = WeakKeyDictionary()

@@ -119,8 +119,12 @@ class World(Protocol):
     is_whole: bool
     """Whether it is the whole project, in which much else may happen."""
 
-    def give(self, given: Any, headers: Mapping[str, Any] | None) -> Any:
-        """Send a message, or keep an object; return the result."""
+    def give(self, given: Any, headers: Mapping[str, Any] | None) -> None:
+        """Send a message, or keep an object or an event of it."""
+        ...
+
+    def send(self, sent: Any, headers: Mapping[str, Any] | None) -> Any:
+        """Send a message; return the result."""
         ...
 
     def settle(self, failures: list[Exception]) -> None:
@@ -159,10 +163,14 @@ class ProjectWorld:
         self._recorder = self._flow._recorder
         self._registry = self._flow.registry
 
-    def give(self, given: Any, headers: Mapping[str, Any] | None) -> Any:
+    def give(self, given: Any, headers: Mapping[str, Any] | None) -> None:
         """Send a message through its bus."""
-        send = given if isinstance(given, Send) else None
-        payload = given if send is None else send.command
+        self.send(given, headers)
+
+    def send(self, sent: Any, headers: Mapping[str, Any] | None) -> Any:
+        """Send a message through its bus."""
+        send = sent if isinstance(sent, Send) else None
+        payload = sent if send is None else send.command
         if isinstance(role_of(type(payload)), ModelRole):
             msg = (
                 "A scenario of the project takes messages, not objects: save the "
@@ -260,11 +268,16 @@ class AloneWorld:
         """Take the class."""
         self._world = ObjectWorld(cls)
 
-    def give(self, given: Any, headers: Mapping[str, Any] | None) -> Any:
-        """Keep an object, or send a message."""
+    def give(self, given: Any, headers: Mapping[str, Any] | None) -> None:
+        """Keep an object or an event of it, or send a message."""
         if isinstance(role_of(type(given)), ModelRole):
-            return self._world.keep(given)
-        return self._world.send(given, headers)
+            self._world.keep(given)
+        elif not self._world.give(given):
+            self._world.send(given, headers)
+
+    def send(self, sent: Any, headers: Mapping[str, Any] | None) -> Any:
+        """Send a message."""
+        return self._world.send(sent, headers)
 
     def settle(self, failures: list[Exception]) -> None:
         """Handle what the objects have sent each other."""
@@ -342,7 +355,7 @@ class Scenario:
         self._ensure_sound()
         for each in messages:
             self._begin(f"given({_said(each)})")
-            self._give(each, headers)
+            self._give(self._world.give, each, headers)
             self._ensure_sound()
         self._begin(self._verb)
         return self
@@ -362,7 +375,7 @@ class Scenario:
         __tracebackhide__ = True
         self._ensure_sound()
         self._begin(f"when({_said(message)})")
-        self.result = self._give(message, headers)
+        self.result = self._give(self._world.send, message, headers)
         return self
 
     def after(self, **span: float) -> Self:
@@ -380,10 +393,15 @@ class Scenario:
         self._world.pass_time(timedelta(**span), self._failures)
         return self
 
-    def _give(self, message: Any, headers: GivenHeaders | None) -> Any:
+    def _give(
+        self,
+        give: Callable[[Any, GivenHeaders | None], Any],
+        message: Any,
+        headers: GivenHeaders | None,
+    ) -> Any:
         result = None
         try:
-            result = self._world.give(message, headers)
+            result = give(message, headers)
         except InvalidOption:
             raise
         except Exception as error:  # noqa: BLE001 - raises() names it

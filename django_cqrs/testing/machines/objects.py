@@ -183,6 +183,8 @@ class _ObjectMachine(RuleBasedStateMachine):
         send = payload if isinstance(payload, Send) else Send(payload)
         for endpoint in self.world.endpoints_of(send)[1]:
             subject: Any = endpoint.subject
+            if subject is None:
+                continue
             find = identification(
                 subject.storage.parts,
                 endpoint.policies.identifier,
@@ -559,21 +561,24 @@ def _classes_of(world: ObjectWorld) -> Iterator[type]:
 
 
 def _identifying(message: type, world: ObjectWorld) -> list[str]:
-    """Return the fields of a message that identify its object."""
-    found: dict[str, None] = {}
+    """
+    Return the fields of a message that identify its object.
+
+    A field is one of them if it has the name of one in another message: a factory's
+    message is not asked which object it is for.
+    """
     fields = field_names(message) or ()
     marked = marked_fields(message)
+    names: list[str] = []
     for endpoint in world.home.routes.endpoints:
-        payload = endpoint.plan.payload
-        if payload is None or message not in payload.members:
-            continue
         subject: Any = endpoint.subject
-        names = list(attributes_named(endpoint.policies.identifier))
+        if subject is None:
+            continue
+        names += attributes_named(endpoint.policies.identifier)
         for part in subject.storage.parts:
             names += [marked[name] for name in marked if name and part.is_called(name)]
             names += part.aliases
-        found.update(dict.fromkeys(name for name in names if name in fields))
-    return list(found)
+    return [name for name in fields if name in names]
 
 
 def _usual_identifiers(annotation: Any) -> list[Any]:
