@@ -143,6 +143,7 @@ def in_process(rows: list[Row], notes: list[str], *, quick: bool) -> None:
     rows += scale.many_routes(100 if quick else 10_000, rounds=many)
     handlers = (20, 200) if quick else (1_000, 10_000)
     rows += scale.listing(*handlers, rounds=2 if quick else 5)
+    rows += scale.graph(handlers[0], rounds=2 if quick else 7)
     rows += scale.pairs(handlers[-1], rounds=many)
     rows += scale.start_up(100 if quick else 1_000, rounds=2 if quick else 7)
     rows += scale.lock_check(100 if quick else 1_000, rounds=2 if quick else 7)

@@ -32,7 +32,7 @@ from django_cqrs import (
 )
 from django_cqrs.exceptions import NoHandlerFound
 from django_cqrs.interception import before, pointcut
-from django_cqrs.management.commands import cqrs_routes
+from django_cqrs.management.commands import cqrs_graph, cqrs_routes
 from django_cqrs.schema_lock import examination
 from tests.benchmarks.measuring import (
     Comparison,
@@ -148,6 +148,71 @@ def _command_with_routes(count: int, *, interceptors: int) -> Contestant:
             return process_time() - start
 
     return Contestant(f"{count:,} handlers", seconds)
+
+
+SENDING_HANDLERS = """
+@dataclass(frozen=True, slots=True)
+class Begin{n}:
+    number: int
+
+@dataclass(frozen=True, slots=True)
+class Begun{n}:
+    number: int
+
+@command_handler
+def begin_{n}(command: Begin{n}, events: EventBus) -> None:
+    check_{n}(command)
+    events.publish(Begun{n}(command.number))
+
+def check_{n}(command):
+    if command.number > 1:
+        command_bus.dispatch(Begin{n}(command.number - 1))
+
+@event_handler
+def on_begun_{n}(event: Begun{n}, commands: CommandBus) -> None:
+    if event.number:
+        commands.dispatch({{"number": 0}}, route="begin.{n}")
+"""
+SENDING_IMPORTS = """
+from dataclasses import dataclass
+
+from django_cqrs import CommandBus, EventBus, command_bus, command_handler, event_handler
+"""
+
+
+def graph(handlers: int, *, rounds: int) -> list[Row]:
+    """Compare ``manage.py cqrs_graph`` of so many handlers with their listing."""
+    own = f"cqrs_graph of {handlers:,} handlers"
+    base = "twice their cqrs_routes, and 1 s"
+    comparison = Comparison([base, own])
+    module = "sending_handlers"
+    registry = Registry()
+    source = SENDING_IMPORTS + "".join(
+        SENDING_HANDLERS.format(n=n) for n in range(handlers // 2)
+    )
+    written = _written(source, module)
+    for name in list(vars(written)):
+        if name.startswith(("begin_", "on_begun_")):
+            registry.add(getattr(written, name))
+    with (
+        patch.object(cqrs_routes, "registry", registry),
+        patch.object(checks, "registry", registry),
+        patch.object(cqrs_graph, "registry", registry),
+    ):
+        for _ in range(rounds):
+            taken = {}
+            for command in ("cqrs_routes", "cqrs_graph"):
+                gc.collect()
+                printed, start = StringIO(), process_time()
+                call_command(command, stdout=printed, stderr=StringIO())
+                taken[command] = process_time() - start
+                if printed.getvalue().count("on_begun_") < handlers // 2:
+                    msg = f"{command} shows too little"
+                    raise AssertionError(msg)
+            comparison.times[base].append(2 * taken["cqrs_routes"] + 1)
+            comparison.times[own].append(taken["cqrs_graph"])
+    section = "The message graph (CPU time)"
+    return [compared(comparison, section, own, base, bound=1)]
 
 
 def pairs(many: int, *, rounds: int) -> list[Row]:
@@ -301,13 +366,20 @@ def _declared(count: int, *, module: str) -> Iterator[object]:
     """Yield the handlers of a module that is written, imported and forgotten here."""
     groups = count // PER_GROUP
     source = IMPORTS + "".join(TYPICAL_HANDLERS.format(n=n) for n in range(groups))
-    written = types.ModuleType(module)
-    sys.modules[module] = written
-    linecache.cache[module] = (len(source), None, source.splitlines(True), module)
-    exec(compile(source, module, "exec"), vars(written))
+    written = _written(source, module)
     for n in range(groups):
         for name in ("place_order", "get_order", "on_order_placed", "close_order"):
             yield getattr(written, f"{name}_{n}")
+
+
+def _written(source: str, module: str) -> types.ModuleType:
+    """Return a new module with a text that tools can read, as they read a file's."""
+    written = types.ModuleType(module)
+    sys.modules[module] = written
+    file = f"<{module}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(True), file)
+    exec(compile(source, file, "exec"), vars(written))
+    return written
 
 
 # ------------------------------------------------------------------------- lock files
