@@ -17,7 +17,7 @@ from django_cqrs.annotations import (
     union_members,
 )
 from django_cqrs.buses.registries import Registry
-from django_cqrs.declaration.declarations import Kind
+from django_cqrs.declaration.declarations import Kind, role_of
 from django_cqrs.given_up import MessageGaveUp
 from django_cqrs.graph.graph import (
     LIBRARY,
@@ -89,6 +89,13 @@ class _Builder:
             for cls in endpoint.classes
             if cls is not object and not is_protocol(cls)
         }
+        # The events that event-sourced objects apply to themselves.
+        self._applied = {
+            cls
+            for subject in {endpoint.subject for endpoint in self._table.endpoints}
+            for cls in (() if subject is None else subject.messages())
+            if is_plain_class(cls) and cls is not object
+        }
 
     def build(self) -> Graph:
         # First: what they import is then known, such as business interfaces.
@@ -115,10 +122,15 @@ class _Builder:
             known = is_plain_class(cls) and not is_value_type(cls)
             known = known and (
                 message_name_of(cls) is not None
+                or self._is_applied(cls)
                 or not self._routed.isdisjoint(cls.__mro__)
             )
             self._is_message[cls] = known
         return known
+
+    def _is_applied(self, cls: type) -> bool:
+        """Return whether an event-sourced object applies events of a class."""
+        return not self._applied.isdisjoint(cls.__mro__)
 
     def _of_class(self, cls: type, kind: Kind | None) -> list[_Draft]:
         """Return the messages that the objects of a class are."""
@@ -129,6 +141,8 @@ class _Builder:
                 kind = Kind.COMMAND
             elif kind is None and issubclass(cls, Query):
                 kind = Kind.QUERY
+            elif kind is None and self._is_applied(cls):
+                kind = Kind.EVENT
             kinds = [kind]
         name = message_name_of(cls)
         labels = {name_of_type(cls)}
@@ -240,7 +254,7 @@ class _Builder:
                 file=file,
                 line=line,
                 kind=endpoint.kind,
-                channel=endpoint.channel,
+                channel=_channel_of(endpoint),
                 aliases=tuple(endpoint.policies.aliases),
                 is_readable=source is not None,
                 function=endpoint.function,
@@ -338,6 +352,7 @@ class _Builder:
                 keys=tuple(draft.keys),
                 labels=frozenset(draft.labels),
                 handlers=tuple(each.name for each in draft.handlers),
+                is_applied=draft.cls is not None and self._is_applied(draft.cls),
             )
             for draft in drafts
         }
@@ -370,6 +385,13 @@ def _name(draft: _Draft, *, is_sole: bool) -> str:
 
 def _turn(way: Way) -> int:
     return list(Way).index(way)
+
+
+def _channel_of(endpoint: Endpoint) -> str | None:
+    """Return the channel of a handler; of a projection the one that it follows."""
+    options = getattr(role_of(endpoint.owner), "options", None)
+    followed: str | None = getattr(options, "channel", None)
+    return followed if endpoint.is_fed else endpoint.channel
 
 
 def _declared(endpoint: Endpoint) -> Iterator[Outgoing]:

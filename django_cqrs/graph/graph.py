@@ -31,6 +31,8 @@ class MessageNode:
     """The names that it has in the journal."""
     handlers: tuple[str, ...]
     """The names of the endpoints that handle it, in the order of their calls."""
+    is_applied: bool = False
+    """Whether the object that records it applies it to itself."""
 
     @property
     def path(self) -> str:

@@ -74,7 +74,7 @@ def problems_of(graph: Graph, options: GraphChecks) -> Iterator[Problem]:
             continue
         if node.handlers and not _is_sent(graph, node):
             yield _unsent(graph, node)
-        elif not node.handlers and node.kind is Kind.EVENT:
+        elif not (node.handlers or node.is_applied) and node.kind is Kind.EVENT:
             yield _unhandled(graph, node)
     left_out = {
         node

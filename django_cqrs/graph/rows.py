@@ -66,6 +66,8 @@ class MessageRow:
     """Its routing keys, unless its name is one."""
     senders: tuple[SenderRow, ...]
     handlers: tuple[HandlerRow, ...]
+    is_applied: bool
+    """Whether the object that records it applies it to itself."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,6 +113,7 @@ def sections_of(graph: Graph) -> list[Section]:
                 keys=tuple(key for key in node.keys if key != node.name),
                 senders=tuple(map(sender, graph.senders_of.get(node, ()))),
                 handlers=tuple(map(handler, node.handlers)),
+                is_applied=node.is_applied,
             )
             for node in graph.messages
             if node.kind is kind
@@ -177,7 +180,9 @@ def as_text(graph: Graph) -> str:
         for row in section.rows:
             lines += ["", ", ".join([row.name, *row.keys])]
             lines += _labelled("sent by", [_sender_text(each) for each in row.senders])
-            lines += _labelled("handled by", [_handler_text(e) for e in row.handlers])
+            applied = ["  the object that records it"] if row.is_applied else []
+            handlers = [_handler_text(each) for each in row.handlers]
+            lines += _labelled("handled by", applied + handlers)
         parts.append("\n".join(lines))
     notes = [unknown_text(graph)]
     if graph.observed is not None:

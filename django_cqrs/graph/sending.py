@@ -436,6 +436,8 @@ class _FunctionReader:
         cls = self._value(node.func)
         if cls is Send:
             kind = Kind.COMMAND
+        elif kind is None and self._is_emitter(node.func):
+            kind = Kind.EVENT
         given = _payload(node, verb) if kind is not None or cls is Send else None
         route = next((k.value for k in node.keywords if k.arg == "route"), None)
         if route is not None and not _is_none(route):
@@ -515,6 +517,15 @@ class _FunctionReader:
             return False
         classes = [each.cls for each in self._types(node.value)]
         return any(isinstance(c, type) and issubclass(c, BaseBus) for c in classes)
+
+    def _is_emitter(self, node: ast.AST) -> bool:
+        """Return whether a projection's handler calls its emitter."""
+        return isinstance(node, ast.Name) and any(
+            isinstance(each.cls, type)
+            and each.cls.__name__ == "Emitter"
+            and each.cls.__module__.startswith("django_cqrs.")
+            for each in self._types(node)
+        )
 
     def _is_own(self, node: ast.AST) -> bool:
         """Return whether it is `record` or `send` of an object that records."""

@@ -257,16 +257,22 @@ class RouteTable(RouteDiagnosis):
             cls: the class.
 
         Returns:
-            A factory and its action apart; the handlers of an event in their order.
+            A factory and its action apart; the handlers of an event in their order,
+            those that are fed with stored events included.
 
         """
         routes = self._by_class[kind]
         name = message_name_of(cls)
         if kind is Kind.EVENT:
-            found = [e for base in cls.__mro__ for e in routes.get(base, ())]
+            found = [
+                endpoint
+                for base in cls.__mro__
+                for some in (routes, self._fed_by_class)
+                for endpoint in some.get(base, ())
+            ]
             for base in self._bases_by_rule:
                 if base not in cls.__mro__ and is_subclass(cls, base):
-                    found += routes[base]
+                    found += [*routes.get(base, ()), *self._fed_by_class.get(base, ())]
             found += self.takers_of_key(kind, name.name) if name is not None else []
             return sorted(dict.fromkeys(found), key=turn_of)
         nearest, _ = nearest_route(cls, routes)
@@ -282,8 +288,17 @@ class RouteTable(RouteDiagnosis):
     def _bases_by_rule(self) -> list[type]:
         """The classes of events that decide themselves which classes belong to them."""
         usual = type.__subclasscheck__
-        routes = self._by_class[Kind.EVENT]
+        routes = dict.fromkeys((*self._by_class[Kind.EVENT], *self._fed_by_class))
         return [cls for cls in routes if type(cls).__subclasscheck__ is not usual]
+
+    @functools.cached_property
+    def _fed_by_class(self) -> dict[type, list[Endpoint]]:
+        """The handlers that are fed with stored events, by the classes of these."""
+        found: dict[type, list[Endpoint]] = {}
+        for endpoint in self.endpoints:
+            for cls in endpoint.classes if endpoint.is_fed else ():
+                found.setdefault(cls, []).append(endpoint)
+        return found
 
     def takers_of_key(self, kind: Kind, key: str) -> list[Endpoint]:
         """
@@ -301,6 +316,11 @@ class RouteTable(RouteDiagnosis):
         if kind is not Kind.EVENT:
             return found
         found += [e for pattern, e in self._by_pattern if fnmatchcase(key, pattern)]
+        found += [
+            endpoint
+            for endpoint in self.endpoints
+            if endpoint.is_fed and any(fnmatchcase(key, own) for own in endpoint.keys)
+        ]
         return sorted(dict.fromkeys(found), key=turn_of)
 
     def subscribers_of_key(self, key: str) -> tuple[Endpoint, ...]:

@@ -151,6 +151,7 @@ def _document(graph: Graph) -> dict[str, Any]:
                 "class": node.path or None,
                 "keys": list(node.keys),
                 "handlers": list(node.handlers),
+                "is_applied": node.is_applied,
             }
             for node in graph.messages
         ],
