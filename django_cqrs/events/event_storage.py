@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import Any, Final, NamedTuple
@@ -52,14 +52,20 @@ from django_cqrs.events.streams import (
 )
 from django_cqrs.exceptions import (
     AggregateAlreadyExists,
-    AggregateNotFound,
     ConcurrencyError,
     InvalidEvent,
     InvalidIdentifier,
     StreamArchived,
 )
 from django_cqrs.messages import Message
-from django_cqrs.modelling.identifiers import Part, Values, key_type_of, plain, typed
+from django_cqrs.modelling.identifiers import (
+    Part,
+    UnknownKey,
+    Values,
+    key_type_of,
+    plain,
+    typed,
+)
 from django_cqrs.modelling.sagas import COMPLETED_AT, SagaRole
 from django_cqrs.modelling.storages import AboutObject, Options, Storage
 from django_cqrs.modelling.watches import KeyWatch, Watch, note_kept
@@ -92,11 +98,21 @@ def stream_mark_of(instance: Any) -> StreamMark | None:
 
 
 class StreamWatch(KeyWatch):
-    """A watch that only an append asks, since nothing else is saved."""
+    """A watch that is asked when events are appended, since no row is saved."""
 
-    def update(self, update: Any) -> None:
-        """Call a function that updates no row."""
+    def update(self, update: Callable[[], None]) -> None:
+        """Call a function that does nothing."""
         update()
+
+    def append(self, append: Callable[[], None]) -> None:
+        """
+        Call a function that appends the events of the object.
+
+        Raises:
+            ConcurrencyError: others have appended since the object was loaded.
+
+        """
+        super().update(append)
 
 
 class EventStorage(Storage[Any]):
@@ -193,7 +209,7 @@ class EventStorage(Storage[Any]):
         return self._type_of(self._names[0]) if len(self._names) == 1 else tuple
 
     def values_by_key(self, message: Message, *, using: str) -> Values | None:
-        """Return the identifier of a message's object by its natural key, if any."""
+        """Return the identifier of a message's object by its natural key."""
         name = self.natural_key
         if name is None:
             return None
@@ -205,10 +221,7 @@ class EventStorage(Storage[Any]):
         if value is None:
             return None
         values = self._values_of_key(value, using)
-        if values is None:
-            msg = f"There is no {name_of_type(self.cls)} with {name}={value}."
-            raise AggregateNotFound(msg)
-        return values
+        return UnknownKey(f"{name}={value}") if values is None else values
 
     def _values_of_key(self, value: Any, using: str) -> Values | None:
         text = text_of(value)
@@ -234,6 +247,8 @@ class EventStorage(Storage[Any]):
             StreamArchived: it is to be changed, and its stream is archived.
 
         """
+        if type(values) is UnknownKey:
+            return None
         name = StreamName(self.streams.category, key_of(values))
         loaded = self.loader.load(connections[using], name, lock=lock)
         if loaded is None:
@@ -356,10 +371,16 @@ class EventStorage(Storage[Any]):
                 raise InvalidEvent(self._eventless(instance))
             object.__setattr__(instance, MARK, mark)
             return instance, sends
-        if watch is not None:
-            watch.refuse_loss()
-        appended = self._append(instance, mark, events, using, about)
-        note_kept(self._watch_key_of(instance, using), instance)
+        appended: list[Recorded] = []
+
+        def append() -> None:
+            appended.extend(self._append(instance, mark, events, using, about))
+            note_kept(self._watch_key_of(instance, using), instance)
+
+        if isinstance(watch, StreamWatch):
+            watch.append(append)
+        else:
+            append()
         return instance, [*messages_of(appended), *sends]
 
     def _completion(self, instance: Any, events: list[Any]) -> list[SagaCompleted]:

@@ -482,16 +482,20 @@ def _is_conflict(
 ) -> bool:
     """Return whether a row was refused for its version or its id."""
     write = uuid_writer(connection)
+    # An older view of the table, as under REPEATABLE READ, does not have it.
+    newest = " LOCK IN SHARE MODE" if connection.vendor == "mysql" else ""
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT 1 FROM {EVENT} WHERE stream_id = %s AND version > %s LIMIT 1",
+            f"SELECT 1 FROM {EVENT} WHERE stream_id = %s AND version > %s "
+            f"LIMIT 1{newest}",
             [stream_id, last],
         )
         if cursor.fetchone():
             return True
         for row in rows:
             cursor.execute(
-                f"SELECT 1 FROM {EVENT} WHERE event_id = %s", [write(row.event_id)]
+                f"SELECT 1 FROM {EVENT} WHERE event_id = %s{newest}",
+                [write(row.event_id)],
             )
             if cursor.fetchone():
                 return True

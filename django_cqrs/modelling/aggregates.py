@@ -35,6 +35,7 @@ from django_cqrs.exceptions import (
 from django_cqrs.messages import Message, drop, handling_of
 from django_cqrs.modelling.conditions import ConditionalOrigin
 from django_cqrs.modelling.identifiers import (
+    UnknownKey,
     Values,
     at_entrance,
     declared_sources,
@@ -897,8 +898,11 @@ class AggregateSubject(Subject):
             values: Values,
             fault: str = f"there is no {owner} with {{}}",
         ) -> Exception:
-            pairs = zip(names, values, strict=True)
-            said = ", ".join(f"{name}={value}" for name, value in pairs)
+            if type(values) is UnknownKey:
+                said = values.said
+            else:
+                pairs = zip(names, values, strict=True)
+                said = ", ".join(f"{name}={value}" for name, value in pairs)
             text = f"{place} was not called: {fault.format(said)}."
             error = at_entrance(AggregateNotFound(text), message)
             return _replaced(error, otherwise)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 from django_cqrs.annotations import bare_type, name_of_type
@@ -26,6 +26,20 @@ from django_cqrs.plain import as_plain, has_surrogate
 
 Values = tuple[Any, ...]
 """The parts of an identifier, in order."""
+
+
+class UnknownKey(tuple[Any, ...]):  # noqa: SLOT001 - a tuple has no room for slots
+    """The place of an identifier where a natural key is that of no object."""
+
+    said: str
+    """The natural key, in errors: ``email=ada@example.org``."""
+
+    def __new__(cls, said: str) -> Self:
+        """Take the natural key, in errors."""
+        made = super().__new__(cls)
+        made.said = said
+        return made
+
 
 Source = Callable[[Message], Any]
 """A function that finds a value in a message, None if it is missing."""

@@ -188,7 +188,13 @@ class Storage(ABC, Generic[T]):
         return instance, recorded
 
     def values_by_key(self, _message: Message, *, using: str) -> Values | None:
-        """Return the identifier of a message's object by its natural key, if any."""
+        """
+        Return the identifier of a message's object by its natural key.
+
+        Returns:
+            None if the message has no natural key; an `UnknownKey` if nobody has it.
+
+        """
         return None
 
     def find_by_key(self, value: Any, *, using: str, lock: bool) -> T | None:

@@ -61,10 +61,11 @@ def handle_payload_and_message(handler: Callable[[Any, Message], Any]) -> Run:
     """Do the same as :func:`while_current` with two frames less."""
 
     def run(message: Message) -> Any:
-        now = time_ns()  # and then as sending_time()
-        if now <= clock.last < now + MILLISECOND:
-            now = clock.last + 1
-        clock.last = message._nanoseconds = now
+        if message._message_id is None:  # its id would have the time in it
+            now = time_ns()  # and then as sending_time()
+            if now <= clock.last < now + MILLISECOND:
+                now = clock.last + 1
+            clock.last = message._nanoseconds = now
         token = _set_current(message)
         try:
             return handler(message._payload, message)
@@ -92,7 +93,7 @@ def while_current(run: Run, *, takes_time: bool = True) -> Run:
     """
 
     def run_while_current(message: Message) -> Any:
-        if takes_time:
+        if takes_time and message._message_id is None:  # which has a time in it
             message._nanoseconds = sending_time()
         token = _set_current(message)
         try:

@@ -46,6 +46,16 @@ class Fail:
     basket_id: UUID
 
 
+@dataclass(frozen=True)
+class Mix:
+    basket_id: UUID
+
+
+@dataclass(frozen=True)
+class Describe(Command[list[str]]):
+    basket_id: UUID
+
+
 @message("baskets.opened")
 @dataclass(frozen=True)
 class Opened:
@@ -57,12 +67,6 @@ class Opened:
 class Added:
     basket_id: UUID
     sku: str
-
-
-@message("baskets.ignored")
-@dataclass(frozen=True)
-class Ignored:
-    basket_id: UUID
 
 
 class Returning:
@@ -89,6 +93,14 @@ class Returning:
     @query_handler
     def count(self: Any, query: Count) -> int:
         return len(self.items)
+
+    @command_handler
+    def describe(self: Any, command: Describe) -> list[str]:
+        return [*self.items]
+
+    @command_handler
+    def mix(self: Any, command: Mix) -> Any:
+        return [Added(self.basket_id, "tea"), "text"]
 
     @command_handler
     def fail(self: Any, command: Fail) -> Added:

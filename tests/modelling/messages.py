@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
-from django_cqrs import Command
+from django_cqrs import Command, message
 from django_cqrs.modelling import Identifier, Version
 
 
@@ -217,3 +217,16 @@ class Watched:
 @dataclass(frozen=True)
 class Counted:
     name: str
+
+
+@message("modelling.parcel_sent")
+@dataclass(frozen=True)
+class ParcelSent:
+    parcel_id: int
+
+
+@message("modelling.parcel_moved")
+@dataclass(frozen=True)
+class ParcelMoved:
+    source: str
+    place: str

@@ -15,6 +15,7 @@ from django_cqrs import (
     event_handler,
     query_handler,
 )
+from django_cqrs.events import event_stream
 from django_cqrs.modelling import aggregate, saga
 from django_cqrs.models import RecordsEvents, SagaModel
 from tests.modelling.messages import (
@@ -46,6 +47,8 @@ from tests.modelling.messages import (
     OrderPaid,
     OrderPlaced,
     PageSeen,
+    ParcelMoved,
+    ParcelSent,
     PaymentDue,
     RenamePost,
     ShipOrder,
@@ -400,3 +403,28 @@ class Sent(models.Model):
 
 # Their tables are made with those of this module.
 from tests.modelling import boxes, carts, deals, payments  # noqa: E402, F401
+
+
+@aggregate
+@event_stream("modelling.parcel")
+class Parcel(RecordsEvents, models.Model):
+    """A row, with a stream of what happened beside it."""
+
+    place = models.CharField(max_length=20)
+
+    @command_handler("parcel.send")
+    @classmethod
+    def send_off(cls, place: str) -> Parcel:
+        parcel = cls(place=place)
+        parcel.record(lambda: ParcelSent(parcel.pk))
+        return parcel
+
+    @command_handler("parcel.move")
+    def move(self, place: str) -> None:
+        self.record(ParcelMoved(self.place, place))
+        self.place = place
+
+    @command_handler("parcel.touch")
+    def touch(self, place: str) -> ParcelMoved:
+        self.place = place
+        return ParcelMoved("a result", "not an event")
