@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 from pydantic import BaseModel, Field
 
-from django_cqrs import Header, command_handler, message
+from django_cqrs import Header, command_bus, command_handler, message
 from django_cqrs.events import EventStore, Recorded, applies, event_stream
 from django_cqrs.events.appliers import appliers_of
 from django_cqrs.events.event_storage import EventStorage
@@ -373,6 +374,27 @@ class TestRebuilding:
         assert sorted(rebuild_snapshots(category, registry, "default")) == [False, True]
         assert snapshots() == {"7": 4, "8": 4}
         assert loaded(kind, registry)[0].texts == ["a", "b", "c"]
+
+    def test_e08_7_by_command(self, settings, capsys):
+        """``cqrs_events snapshots`` lists them and takes them. [E08.7]"""
+        command_bus.dispatch(3, route="counter.start")
+        for _ in range(4):
+            command_bus.dispatch(1, route="counter.add", aggregate_id=3)
+        Snapshot.objects.update(fingerprint="of other code")
+
+        def run(*arguments):
+            call_command("cqrs_events", "snapshots", *arguments)
+            return capsys.readouterr().out
+
+        listed = run().splitlines()
+        assert "modelling.counter" in listed[-1]
+        assert listed[-1].split()[1:] == ["2", "1", "0", "4"]
+        taken = "Took 1 snapshots; 0 were up to date.\n"
+        assert run("--rebuild", "modelling.counter") == taken
+        assert Snapshot.objects.get().version == 5
+        assert run().splitlines()[-1].split()[1:] == ["2", "1", "1", "5"]
+        with pytest.raises(CommandError, match="No event-sourced class"):
+            run("--rebuild", "modelling.gone")
 
     def test_classes_without_snapshots(self):
         """An unknown category, and a class without snapshots, are refused."""

@@ -230,3 +230,15 @@ class ParcelSent:
 class ParcelMoved:
     source: str
     place: str
+
+
+@message("modelling.counter_started")
+@dataclass(frozen=True)
+class CounterStarted:
+    counter_id: int
+
+
+@message("modelling.counter_added")
+@dataclass(frozen=True)
+class CounterAdded:
+    by: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from django_cqrs import (
     event_handler,
     query_handler,
 )
-from django_cqrs.events import event_stream
+from django_cqrs.events import applies, event_stream
 from django_cqrs.modelling import aggregate, saga
 from django_cqrs.models import RecordsEvents, SagaModel
 from tests.modelling.messages import (
@@ -29,6 +30,8 @@ from tests.modelling.messages import (
     BookSeat,
     CancelOrder,
     Counted,
+    CounterAdded,
+    CounterStarted,
     CountVisit,
     DeleteTicket,
     Deposit,
@@ -428,3 +431,30 @@ class Parcel(RecordsEvents, models.Model):
     def touch(self, place: str) -> ParcelMoved:
         self.place = place
         return ParcelMoved("a result", "not an event")
+
+
+@aggregate(identifier="counter_id")
+@event_stream("modelling.counter", snapshot_every=2)
+@dataclass
+class Counter:
+    """An aggregate of an app that is its events."""
+
+    counter_id: int = 0
+    total: int = 0
+
+    @command_handler("counter.start")
+    @classmethod
+    def start(cls, counter_id: int) -> CounterStarted:
+        return CounterStarted(counter_id)
+
+    @command_handler("counter.add")
+    def add(self, by: int) -> CounterAdded:
+        return CounterAdded(by)
+
+    @applies
+    def started(self, event: CounterStarted) -> None:
+        self.counter_id = event.counter_id
+
+    @applies
+    def added(self, event: CounterAdded) -> None:
+        self.total += event.by
