@@ -41,7 +41,7 @@ from django_cqrs.pipeline.tenancy import (
     TenantRouter,
     read_tenancy,
 )
-from django_cqrs.problems import Problem, Rule
+from django_cqrs.problems import Problem, Rule, other_problems
 from django_cqrs.retries import InstantRetry, Retry
 from django_cqrs.routing.endpoint import Endpoint
 
@@ -92,6 +92,7 @@ def check_registry(subject: Registry) -> list[CheckMessage]:
         *interfaces.problems_of(subject),
         *converter_problems,
         *_payload_problems(subject),
+        *other_problems(subject),
     ]
     return [as_check_message(problem) for problem in _without_repeats(found)]
 

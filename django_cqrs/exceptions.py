@@ -8,6 +8,7 @@ All errors of this package, with one base.
   + NoHandlerFound · also LookupError
   + UnknownEndpoint · also LookupError
   + UnknownMessage · also LookupError
+  + UnknownSchedule · also LookupError
   + InvalidOption · also ValueError
   + InvalidHeader · also ValueError
   + InvalidKey · also ValueError
@@ -95,6 +96,7 @@ __all__ = [
     "UnexpectedResult",
     "UnknownEndpoint",
     "UnknownMessage",
+    "UnknownSchedule",
     "UnknownTenant",
     "UnsentCommand",
 ]
@@ -134,6 +136,10 @@ class NoHandlerFound(CQRSError, LookupError):
 
 class UnknownMessage(CQRSError, LookupError):
     """No registered message class has this name, or this class has no name."""
+
+
+class UnknownSchedule(CQRSError, LookupError):
+    """No handler has a schedule of this name."""
 
 
 class InvalidOption(CQRSError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -75,6 +76,10 @@ class Rule(CheckRule):
     UNKNOWN_ON_DEAD = "E050", "An on_dead= that no handler takes"
     DEAD_CYCLE = "E051", "An on_dead= that leads back to its own handler"
     INCOMPARABLE_VIEW = "E052", "A requires_if_match= that nothing compares"
+    UNSCHEDULABLE_HANDLER = "E060", "A schedule on a handler that no worker can serve"
+    BAD_SCHEDULE = "E061", "A schedule that cannot be used"
+    DUPLICATE_SCHEDULE = "E062", "One name for two schedules"
+    SCHEDULE_PAYLOAD = "E063", "A schedule whose payload does not fit its handler"
     BAD_TENANCY = "E080", "Tenants whose databases or schemas cannot be used"
     STALE_LOCK = "E100", "A lock file that is behind the code"
     UNLOCKED_CHANGE = "E101", "A change that waiting payloads do not survive"
@@ -106,3 +111,25 @@ class Problem:
     def __str__(self) -> str:
         """Return the text of the error that a broken route raises."""
         return f"{self.message} {self.hint} ({self.rule.id})"
+
+
+Finder = Callable[[Any], Iterable[Problem]]
+
+_finders: list[Finder] = []
+
+
+def add_problem_finder(finder: Finder) -> Finder:
+    """
+    Let an app find problems of its own in the declarations of a registry.
+
+    Args:
+        finder: takes the registry and returns its problems.
+
+    """
+    _finders.append(finder)
+    return finder
+
+
+def other_problems(registry: Any) -> list[Problem]:
+    """Return the problems that other apps find in a registry."""
+    return [problem for finder in _finders for problem in finder(registry)]

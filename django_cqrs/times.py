@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 from django.conf import settings
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Expression
 from django.utils import timezone
 
 
@@ -68,3 +69,61 @@ class MomentField(models.DateTimeField):  # type: ignore[type-arg]
             return value
         moment = as_read(value, connection)
         return moment if settings.USE_TZ else timezone.make_naive(moment)
+
+
+# The time of the statement, which can be searched with an index.
+_FROM_NOW: Final = {
+    "postgresql": "STATEMENT_TIMESTAMP() + %s * INTERVAL '1 second'",
+    "mysql": "UTC_TIMESTAMP(6) + INTERVAL %s SECOND",
+}
+
+
+def from_now(
+    connection: BaseDatabaseWrapper, span: timedelta = timedelta()
+) -> tuple[str, Any]:
+    """
+    Return an SQL expression for a time from now on, and its parameter.
+
+    The clock is that of the database. SQLite has no clock of its own, so this machine's
+    is used: all its clients share it.
+
+    Args:
+        connection: the connection of the database.
+        span: the time from now.
+
+    """
+    if connection.vendor in _FROM_NOW:
+        return _FROM_NOW[connection.vendor], span.total_seconds()
+    return "%s", as_stored(datetime.now(UTC) + span, connection)
+
+
+class TimeFromNow(Expression):
+    """A time from now on by the clock of the database, in a query or an update."""
+
+    def __init__(self, span: timedelta = timedelta()) -> None:
+        """
+        Take a time from now on.
+
+        Args:
+            span: by default zero: the present time.
+
+        """
+        super().__init__(output_field=MomentField())
+        self.span = span
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, Any]:
+        """Return its text and its parameter."""
+        text, parameter = from_now(connection, self.span)
+        return text, [parameter]
+
+
+def read_now(connection: BaseDatabaseWrapper) -> datetime:
+    """Return the present time by the clock of the database, in UTC."""
+    text, parameter = from_now(connection)
+    if connection.vendor not in _FROM_NOW:
+        return datetime.now(UTC)
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {text}", [parameter])
+        (found,) = cursor.fetchone()
+    moment: datetime = found
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment

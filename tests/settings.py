@@ -52,6 +52,7 @@ INSTALLED_APPS = [
     "django_cqrs.documents",
     "django_cqrs.events",
     "django_cqrs.outbox",
+    "django_cqrs.schedules",
     "django_tasks_db",
     "tests.events.projections",
     "tests.modelling",

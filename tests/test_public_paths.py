@@ -171,6 +171,7 @@ LOGGERS = {
     "django_cqrs.journal",
     "django_cqrs.pipeline",
     "django_cqrs.projections",
+    "django_cqrs.schedules",
     "django_cqrs.worker",
 }
 

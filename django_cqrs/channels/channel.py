@@ -332,6 +332,40 @@ class Channel:
 
         """
 
+    def waiting_among(self, using: str, message_ids: Collection[UUID]) -> set[UUID]:
+        """
+        Return those of some messages that wait, or are being handled.
+
+        A schedule with ``overlap="skip"`` asks. Channels that cannot tell return none.
+
+        Args:
+            using: the alias of the database that the messages were sent in.
+            message_ids: their ids.
+
+        """
+        return set()
+
+    def statuses_of(self, using: str, message_ids: Collection[UUID]) -> dict[UUID, str]:
+        """
+        Return the outcome of each message in a word, if it is known.
+
+        Args:
+            using: the alias of the database that the messages were sent in.
+            message_ids: their ids.
+
+        """
+        return {}
+
+    def note_skipped(self, connection: BaseDatabaseWrapper, envelope: Envelope) -> None:
+        """
+        Note that a schedule did not send a message, in a journal if there is one.
+
+        Args:
+            connection: the connection of the open transaction.
+            envelope: the message.
+
+        """
+
     def check(self) -> Iterable[CheckMessage]:
         """Return the faults of the channel's options or environment."""
         return ()

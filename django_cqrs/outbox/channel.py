@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import UUID
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
@@ -258,6 +259,26 @@ class OutboxChannel(Channel):
             journal.write(using, [journal.cancelled(row) for row in found])
             waiting = waiting.filter(pk__in=[row.pk for row in found])
         waiting._raw_delete(using)
+
+    def waiting_among(self, using: str, message_ids: Collection[UUID]) -> set[UUID]:
+        """Return the messages that have a row: handled and dead ones have none."""
+        rows = OutboxMessage.objects.using(using).filter(message_id__in=message_ids)
+        return set(rows.values_list("message_id", flat=True))
+
+    def statuses_of(self, using: str, message_ids: Collection[UUID]) -> dict[UUID, str]:
+        """Return the statuses of the outcomes that are known."""
+        from django_cqrs.outbox.outcomes import statuses_of
+
+        found = statuses_of(message_ids, using=using)
+        return {message_id: str(status) for message_id, status in found.items()}
+
+    def note_skipped(self, connection: BaseDatabaseWrapper, envelope: Envelope) -> None:
+        """Write an entry, if the settings ask for a journal."""
+        from django_cqrs.outbox import journal
+
+        if journal.is_kept():
+            entry = journal.skipped(envelope, self.alias)
+            journal.write(connection.alias, [entry])
 
     def check(self) -> Iterable[CheckMessage]:
         """Report that the app with the tables is not installed."""

@@ -12,6 +12,7 @@ from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.db.models import QuerySet
 
 from django_cqrs import clock
+from django_cqrs.attendants import attendants
 from django_cqrs.outbox.attendance import ALIVE, attended_until
 from django_cqrs.outbox.clock_skew import clock_skew, skew_in_words
 from django_cqrs.outbox.long_transactions import LONG, long_transactions
@@ -37,11 +38,13 @@ ABSENT: Final = timedelta(minutes=5)
 class Problem:
     """A problem that somebody should look at."""
 
-    kind: Literal["unreadable", "late", "dead", "worker", "transaction", "clock"]
+    kind: Literal[
+        "unreadable", "late", "dead", "worker", "schedule", "transaction", "clock"
+    ]
     """
     The database cannot be read; messages wait too long; messages are dead; no worker
-    handles a channel; a transaction is open for too long; this machine's clock is not
-    the database's.
+    handles a channel; a schedule is overdue or fails; a transaction is open for too
+    long; this machine's clock is not the database's.
     """
     channel: str | None = None
     """The alias of the channel; None if it concerns all of them."""
@@ -90,6 +93,7 @@ def find_problems(
             *(() if max_age is None else _late(using, names, max_age)),
             *(() if max_dead is None else _dead(using, names, max_dead)),
             *(() if max_absence is None else _absent(using, names, max_absence)),
+            *_of_attendants(using, channels),
             *(() if max_transaction is None else _open(using, max_transaction)),
             *_apart(using),
         ]
@@ -254,6 +258,14 @@ def _absent(
                 f"oldest message has waited for {span}."
             )
         yield Problem(kind="worker", channel=channel, text=text)
+
+
+def _of_attendants(using: str, channels: Collection[str] | None) -> Iterator[Problem]:
+    """Yield the problems that other apps have with some channels, None for all."""
+    for attendant in attendants():
+        for channel, text in attendant.problems(using):
+            if channel is None or channels is None or channel in channels:
+                yield Problem(kind="schedule", channel=channel, text=text)
 
 
 def _number(found: _Tallied, more: str = "At least") -> str:

@@ -175,6 +175,13 @@ def cancelled(row: OutboxMessage) -> JournalEntry:
     )
 
 
+def skipped(envelope: Envelope, channel: str) -> JournalEntry:
+    """Return the entry of a command that a schedule did not send."""
+    note = Note()
+    note.kind = str(Kind.COMMAND)
+    return note.entry_of_stored(envelope, channel, Outcome.SKIPPED, attempts=0)
+
+
 _MASKED: Final = "_cqrs_masked"
 
 

@@ -297,6 +297,7 @@ class Outcome(models.TextChoices):
     DROPPED = "dropped", _("failed and dropped")
     EXPIRED = "expired", _("expired")
     CANCELLED = "cancelled", _("cancelled")
+    SKIPPED = "skipped", _("skipped")
 
 
 class JournalEntry(models.Model):

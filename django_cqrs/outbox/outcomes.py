@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -139,6 +140,50 @@ async def aoutcome_of(
     __traceback_hide__ = True
     found: MessageOutcome = await in_thread(outcome_of)(receipt, using=using)
     return found
+
+
+def statuses_of(
+    message_ids: Collection[UUID], *, using: str
+) -> dict[UUID, MessageStatus]:
+    """
+    Return the statuses of many messages, by three statements for each thousand.
+
+    Args:
+        message_ids: their ids.
+        using: the alias of the database that stores them.
+
+    Returns:
+        The statuses, without those of unknown messages.
+
+    """
+    found: dict[UUID, list[MessageStatus]] = {}
+    ids = list(message_ids)
+    for start in range(0, len(ids), _LOOKED):
+        some = ids[start : start + _LOOKED]
+        _add_statuses(found, some, using)
+    return {
+        message_id: min(statuses, key=_URGENCY.index)
+        for message_id, statuses in found.items()
+    }
+
+
+def _add_statuses(
+    found: dict[UUID, list[MessageStatus]], ids: Collection[UUID], using: str
+) -> None:
+    def rows_of(model: type[Any]) -> Any:
+        return model.objects.using(using).filter(message_id__in=ids)
+
+    for row in rows_of(OutboxMessage).defer("payload", "headers"):
+        found.setdefault(row.message_id, []).append(_of_waiting(row).status)
+    for message_id in rows_of(DeadLetter).values_list("message_id", flat=True):
+        found.setdefault(message_id, []).append(MessageStatus.DEAD)
+    known = set(found)
+    last: dict[tuple[UUID, str], MessageStatus] = {}
+    for entry in rows_of(JournalEntry).order_by("at", "pk"):
+        if entry.message_id not in known:
+            last[entry.message_id, entry.endpoint] = _of_entry(entry).status
+    for (message_id, _endpoint), status in last.items():
+        found.setdefault(message_id, []).append(status)
 
 
 def _id_of(receipt: Receipt | UUID | str) -> UUID:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Model, QuerySet
 
+from django_cqrs.attendants import attendants
 from django_cqrs.channels.channel import as_timedelta
 from django_cqrs.clock import now
 from django_cqrs.exceptions import InvalidOption
@@ -102,6 +103,9 @@ def prune(
         rows = kept.model._default_manager.using(using)
         old = rows.filter(**{f"{kept.column}__lt": before})
         yield Pruned(kept.model, before, old.count() if dry_run else delete(old))
+    for attendant in attendants():
+        for each in attendant.prune(using, dry_run=dry_run):
+            yield Pruned(each.model, each.before, each.count)
 
 
 def _before(now: datetime, age: timedelta, model: type[Model]) -> datetime:

@@ -207,6 +207,18 @@ class Outlet:
         else:
             send(scope, connections[alias], self.channel, delivery)
 
+    def skip(self, message: Message) -> None:
+        """
+        Note that a message is not sent, since an earlier one is not handled yet.
+
+        Raises:
+            CQRSError: as :meth:`put`.
+
+        """
+        __traceback_hide__ = True
+        using = self.alias_for(message)
+        self.channel.note_skipped(connections[using], self._envelope_of(message))
+
     def alias_for(self, message: Message) -> str:
         """Return the database that stores the message: that of its data."""
         return self._alias_in(scope_of(message), message)

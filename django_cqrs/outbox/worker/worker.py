@@ -23,6 +23,7 @@ from django.db import Error, reset_queries
 from django.db import connections as all_connections
 from django.dispatch import Signal
 
+from django_cqrs.attendants import Duty
 from django_cqrs.buses.registries import Registry
 from django_cqrs.logged_errors import described
 from django_cqrs.outbox import journal
@@ -31,6 +32,7 @@ from django_cqrs.outbox.pausing import paused_channels
 from django_cqrs.outbox.store.dialects import NOTIFICATION
 from django_cqrs.outbox.store.rows import Claimed
 from django_cqrs.outbox.store.store import Store
+from django_cqrs.outbox.worker.attending import Attending
 from django_cqrs.outbox.worker.bounds import Bounds, Progress, Tally
 from django_cqrs.outbox.worker.failures import OUTAGES, FailurePolicies
 from django_cqrs.outbox.worker.handling import ClaimHandler
@@ -120,6 +122,7 @@ class Worker:
         bounds: Bounds | None = None,
         relays: Mapping[str, Relay] | None = None,
         outages: Outages | None = None,
+        duties: Sequence[Duty] = (),
     ) -> None:
         """
         Prepare a worker.
@@ -134,6 +137,7 @@ class Worker:
             relays: the relays that forward messages of some channels, by alias, instead
                 of handling them here.
             outages: the outages known from earlier workers.
+            duties: the duties of other apps, each to be run in a thread.
 
         """
         self.registry = registry
@@ -160,6 +164,7 @@ class Worker:
             self.store, self._policies, self.progress, lease=lease
         )
         self.jobs = ChannelJobs(registry, using, self.progress)
+        self._attending = [Attending(duty) for duty in duties]
         self._replays = Replays(using)
         self._presence = Presence(self.name, self.channels, using)
         self._handler.heartbeat.presence = self._presence
@@ -221,6 +226,7 @@ class Worker:
         is_nested = self.store.connection.in_atomic_block  # a test's transaction
         if not is_nested:
             self._handler.heartbeat.start()
+            self._attend_to_duties()
         self._send(worker_started, channels=self.channels)
         try:
             while not self.progress.is_over():
@@ -265,6 +271,8 @@ class Worker:
                     outages += 1
         finally:
             self._handler.heartbeat.stop()
+            for each in self._attending:
+                each.stop()
             for relay in self.relays.values():
                 relay.close()
             self.jobs.close()
@@ -312,6 +320,14 @@ class Worker:
         if self._asked is None or now - self._asked >= self.pause_time:
             self._asked = now
             self._paused = frozenset(paused_channels(self.store.using))
+
+    def _attend_to_duties(self) -> None:
+        for each in self._attending:
+            each.start()
+        if self.progress.bounds.until_empty:
+            # They may send messages that are to be handled in this run.
+            for each in self._attending:
+                each.await_look()
 
     def _run_channels(self) -> int:
         """Handle one batch of each channel that has messages, and then its jobs."""

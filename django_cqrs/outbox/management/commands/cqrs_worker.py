@@ -18,6 +18,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, run_with_reloader
 
+from django_cqrs.attendants import duties_of
 from django_cqrs.buses.registries import registry
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.outbox.channel import outbox_of
@@ -210,6 +211,12 @@ class Command(BaseCommand):
             help="Stop with exit code 1 when a handler fails.",
         )
         parser.add_argument(
+            "--no-schedules",
+            action="store_false",
+            dest="schedules",
+            help="Send no commands of schedules.",
+        )
+        parser.add_argument(
             "--reload",
             action=argparse.BooleanOptionalAction,
             default=None,
@@ -278,6 +285,11 @@ class Command(BaseCommand):
             lease=timedelta(seconds=options["lease"]),
             bounds=_bounds_of(options),
             relays=relays,
+            duties=(
+                duties_of(registry, aliases, options["database"])
+                if options["schedules"]
+                else ()
+            ),
         )
 
         def stop(number: int) -> None:

@@ -1,0 +1,244 @@
+"""The part of schedules in workers, health checks and ``cqrs_prune``."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Collection, Iterator
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from django.db import connections, router
+
+from django_cqrs.attendants import Duty, Expired
+from django_cqrs.buses import registries
+from django_cqrs.buses.registries import Registry
+from django_cqrs.schedules.declared import DeclaredSchedule, declared_in
+from django_cqrs.schedules.firing import Firer
+from django_cqrs.schedules.models import Schedule
+from django_cqrs.times import TimeFromNow, as_sent, read_now
+
+logger: Final = logging.getLogger("django_cqrs.schedules")
+
+LOOK: Final = timedelta(seconds=5)
+"""The longest time between two looks: a resumed schedule is noticed within it."""
+
+OVERDUE: Final = timedelta(minutes=1)
+"""The delay after which a worker fires a schedule that another code has counted."""
+
+LATE: Final = timedelta(minutes=5)
+"""The delay from which on a schedule is a problem."""
+
+KEPT: Final = timedelta(days=30)
+"""The time for which the row of a schedule is kept that no code declares."""
+
+_SECOND: Final = timedelta(seconds=1)
+_TOGETHER: Final = 500
+"""The maximum number of rows that one statement names."""
+
+
+class ScheduleClock:
+    """Fires the schedules of a worker's channels: one statement in each look."""
+
+    def __init__(
+        self, schedules: Collection[DeclaredSchedule], subject: Registry, using: str
+    ) -> None:
+        """
+        Take the schedules.
+
+        Args:
+            schedules: those that this worker fires.
+            subject: the registry that declares them.
+            using: the alias of their database.
+
+        """
+        self._own = {each.name: each for each in schedules}
+        self._registry = subject
+        self._using = using
+        self._firer = Firer(subject, using)
+        self._is_known = False
+
+    def look(self) -> float:
+        """Fire what is due; return the seconds until something is due, or changed."""
+        began = time.monotonic()
+        if not self._is_known:
+            adopt(self._own.values(), self._registry, self._using)
+            self._is_known = True
+        wait = LOOK
+        for row, now in due_rows(self._using, LOOK):
+            left = self._attend(row, now + timedelta(seconds=time.monotonic() - began))
+            wait = min(wait, left)
+        return max(0.0, wait.total_seconds() - (time.monotonic() - began))
+
+    def _attend(self, row: Schedule, now: datetime) -> timedelta:
+        """Fire one schedule if it is due; return the time until it is."""
+        schedule = self._own.get(row.name)
+        if schedule is None or row.next_at is None:  # of another worker, or of no code
+            return LOOK
+        left = as_sent(row.next_at) - now
+        is_counted = row.fingerprint == schedule.fingerprint
+        if left > timedelta() or (not is_counted and -left < OVERDUE):
+            return left if is_counted and left > timedelta() else LOOK
+        if row.counted_from is not None:
+            next_at = self._firer.recount(schedule, row)
+        else:
+            next_at = self._firer.fire_due(schedule, row, now)
+        return LOOK if next_at is None else next_at - now
+
+
+def due_rows(using: str, ahead: timedelta) -> list[tuple[Schedule, datetime]]:
+    """
+    Return the rows that are due now or soon, each with the present time.
+
+    Their order is random, so that workers do not compete for one after another.
+
+    Args:
+        using: the alias of the database.
+        ahead: how soon.
+
+    """
+    rows = Schedule.objects.using(using).filter(
+        is_paused=False, next_at__lte=TimeFromNow(ahead)
+    )
+    dated: Any = rows.annotate(now=TimeFromNow())
+    found = [(row, as_sent(row.now)) for row in dated]
+    random.shuffle(found)
+    return found
+
+
+def adopt(
+    schedules: Collection[DeclaredSchedule], subject: Registry, using: str
+) -> None:
+    """
+    Bring the rows of a worker's schedules in line with its code.
+
+    New ones, and those with another timetable, wait for their next time from now on. A
+    schedule that was renamed keeps its row. One that no code declares is marked.
+
+    Args:
+        schedules: the schedules that the worker fires.
+        subject: the registry of the worker, which may declare more.
+        using: the alias of the database.
+
+    """
+    table = Schedule.objects.using(using)
+    now = read_now(connections[using])
+    rows = {row.name: row for row in table.filter(tenant="")}
+    declared = declared_in(subject)
+    new: list[Schedule] = []
+    for schedule in schedules:
+        row = rows.get(schedule.name) or _renamed(schedule, rows, declared, using)
+        if row is None:
+            new.append(_row_of(schedule, now))
+        elif row.fingerprint != schedule.fingerprint:
+            table.filter(pk=row.pk, fingerprint=row.fingerprint).update(
+                fingerprint=schedule.fingerprint,
+                next_at=schedule.next_after(now),
+                counted_from=None,
+                vanished_at=None,
+            )
+        elif row.vanished_at is not None:
+            table.filter(pk=row.pk).update(vanished_at=None)
+    table.bulk_create(new, ignore_conflicts=True)
+    aliases = {each for schedule in schedules for each in schedule.options.aliases}
+    _mark(rows.values(), {*declared, *aliases}, now, using)
+
+
+def _row_of(schedule: DeclaredSchedule, now: datetime) -> Schedule:
+    return Schedule(
+        name=schedule.name,
+        fingerprint=schedule.fingerprint,
+        next_at=schedule.next_after(now),
+    )
+
+
+def _renamed(
+    schedule: DeclaredSchedule,
+    rows: dict[str, Schedule],
+    declared: Collection[str],
+    using: str,
+) -> Schedule | None:
+    """Give the row of a former name the present one; return it, None without one."""
+    for alias in schedule.options.aliases:
+        row = rows.get(alias)
+        if row is None or alias in declared:
+            continue
+        if row.next_at is not None:  # `spread=` goes by the name
+            moved = schedule.shift - schedule.shift_of(alias)
+            row.next_at = as_sent(row.next_at) + moved
+        own = Schedule.objects.using(using).filter(pk=row.pk, name=alias)
+        own.update(name=schedule.name, next_at=row.next_at, vanished_at=None)
+        row.name, row.vanished_at = schedule.name, None
+        return row
+    return None
+
+
+def _mark(
+    rows: Collection[Schedule], declared: Collection[str], now: datetime, using: str
+) -> None:
+    """Note since when no code declares a schedule."""
+    keys = [
+        row.pk for row in rows if row.name not in declared and row.vanished_at is None
+    ]
+    table = Schedule.objects.using(using)
+    for start in range(0, len(keys), _TOGETHER):
+        some = table.filter(pk__in=keys[start : start + _TOGETHER])
+        some.update(vanished_at=now)
+
+
+class SchedulesAttendant:
+    """Offers the clock to workers, and tells the problems of schedules."""
+
+    def duty(
+        self, registry: Registry, channels: Collection[str], using: str
+    ) -> Duty | None:
+        """Return the clock for the schedules of some channels, if there are any."""
+        own = [
+            schedule
+            for schedule in declared_in(registry).values()
+            if schedule.channel in channels and schedule.using == using
+        ]
+        return ScheduleClock(own, registry, using) if own else None
+
+    def problems(self, using: str) -> Iterator[tuple[str | None, str]]:
+        """Yield the schedules that are overdue, and those that fail."""
+        declared = declared_in(registries.registry)
+        if not declared or not router.allow_migrate_model(using, Schedule):
+            return
+        rows = Schedule.objects.using(using).filter(tenant="", is_paused=False)
+        now = read_now(connections[using])
+        for row in rows.order_by("name"):
+            schedule = declared.get(row.name)
+            if schedule is None or schedule.using != using:
+                continue
+            if row.next_at is not None and now - as_sent(row.next_at) > LATE:
+                span = (now - as_sent(row.next_at)) // _SECOND * _SECOND
+                text = (
+                    f"The schedule {row.name!r} has been due for {span}, and no worker "
+                    f"of the channel {schedule.channel!r} has sent its command."
+                )
+                yield schedule.channel, text
+            if row.failures:
+                times = f"{row.failures} times in a row"
+                if row.failures == 1:
+                    times = "once"
+                text = f"The schedule {row.name!r} has failed {times}."
+                yield schedule.channel, text
+
+    def prune(self, using: str, *, dry_run: bool) -> Iterator[Expired]:
+        """Delete the rows of schedules that no code has declared for 30 days."""
+        if not router.allow_migrate_model(using, Schedule):
+            return
+        declared = declared_in(registries.registry)
+        aliases = {
+            alias for each in declared.values() for alias in each.options.aliases
+        }
+        table = Schedule.objects.using(using)
+        now = read_now(connections[using])
+        before = now - KEPT
+        if not dry_run:
+            _mark(table.all(), {*declared, *aliases}, now, using)
+        old = table.filter(vanished_at__lt=before).exclude(name__in=list(declared))
+        count = old.count() if dry_run else old._raw_delete(using)
+        yield Expired(Schedule, before, count)
