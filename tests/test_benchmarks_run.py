@@ -15,6 +15,7 @@ import pytest
 
 from tests.benchmarks.measuring import Comparison
 from tests.benchmarks.results import BUSY, HELD, Row, page, verdict
+from tests.limits import LIMIT
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = {
@@ -40,7 +41,7 @@ DESK_PAGES = (
     "dead letters, replay all?",
     "dead letters, one",
 )
-OUTBOX_BOUNDS = 7
+OUTBOX_BOUNDS = 9
 DURATIONS = "How long this took"
 INSERT = "A command that inserts one row, SQLite"
 SERVER = os.environ.get("DATABASE_URL", "")
@@ -56,7 +57,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=LIMIT,
         check=False,
     )
 
@@ -231,6 +232,25 @@ def test_a_quick_run_of_the_desk(tmp_path):
         assert any(row["what"].startswith(title) for row in pages)
     assert (more["value"], more["bound"], more["unit"]) == (0, 0, "queries")
     assert results["notes"] == [f"The desk: {len(pages)} pages, 1 rounds of each."]
+
+
+@pytest.mark.database
+@pytest.mark.skipif(
+    not SERVER.startswith("postgres"), reason="Events are measured on PostgreSQL."
+)
+def test_a_quick_run_of_the_events_has_two_databases(tmp_path):
+    """`--only events` compares each of its cases on PostgreSQL and on SQLite."""
+    file = tmp_path / "results.json"
+
+    done = run("--only", "events", "--postgres", SERVER, "--json", str(file))
+
+    assert done.stderr == ""
+    assert done.returncode == 0
+    results = json.loads(file.read_text(encoding="utf-8"))
+    found = rows_of(results)
+    assert sum("PostgreSQL" in row["section"] for row in found) == 7
+    assert sum("SQLite" in row["section"] for row in found) == 7
+    assert all(row["bound"] or row["at_least"] for row in found)
 
 
 def test_a_server_that_is_required_and_not_there_fails_the_run():

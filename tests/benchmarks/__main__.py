@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 DEFAULT_POSTGRES_URL = "postgres://postgres@127.0.0.1:5432/postgres"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 DEFAULT_RABBITMQ_URL = "amqp://guest:guest@127.0.0.1:5672//"
-PARTS = ("buses", "transactions", "model", "outbox", "tasks", "desk", "engines")
+PARTS = (
+    "buses",
+    "transactions",
+    "model",
+    "events",
+    "outbox",
+    "tasks",
+    "desk",
+    "engines",
+)
 
 
 def parsed() -> argparse.Namespace:
@@ -165,7 +174,15 @@ def on_postgres(
     watch: Watch,
 ) -> None:
     """Measure what waits for the disk of a server."""
-    from tests.benchmarks import desk, engines, modelling, outbox, tasks, transactions
+    from tests.benchmarks import (
+        desk,
+        engines,
+        events,
+        modelling,
+        outbox,
+        tasks,
+        transactions,
+    )
 
     if "transactions" in parts:
         with watch.timing("transactions"):
@@ -179,6 +196,12 @@ def on_postgres(
             rows += modelling.run(
                 rounds=3 if options.quick else 200, calls=10 if options.quick else 60
             )
+    if "events" in parts:
+        for alias in ("postgres", "default"):
+            with watch.timing("events"):
+                more, said = events.run(alias, quick=options.quick)
+            rows += more
+            notes += said
     if "outbox" in parts:
         with watch.timing("outbox"):
             more, said = outbox.run(

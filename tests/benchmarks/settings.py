@@ -21,7 +21,12 @@ if POSTGRES_URL:
     # The same database by way of a proxy; see tests/benchmarks/far.py.
     DATABASES["far"] = {**DATABASES["postgres"], "TEST": {"MIRROR": "postgres"}}
 
-INSTALLED_APPS = ["django_cqrs", "django_cqrs.outbox", "tests.benchmarks.shop"]
+INSTALLED_APPS = [
+    "django_cqrs",
+    "django_cqrs.events",
+    "django_cqrs.outbox",
+    "tests.benchmarks.shop",
+]
 if find_spec("queuebie") is not None:
     INSTALLED_APPS += ["queuebie", "tests.benchmarks.queuebie_shop"]
 

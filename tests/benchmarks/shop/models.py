@@ -62,3 +62,10 @@ class Dispatch(SagaModel):
     @event_handler
     def on_packed(self, event: ParcelPacked) -> None:
         self.packed += 1
+
+
+class Seller(models.Model):
+    """A row of a projection."""
+
+    name = models.CharField(max_length=80, primary_key=True)
+    sold = models.IntegerField(default=0)

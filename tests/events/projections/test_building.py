@@ -88,7 +88,7 @@ def filled(*, count=5):
 
 
 def test_e29_1_a_rebuild_replaces_what_the_views_hold():
-    """The rows are made of the events alone, whatever somebody has changed in them."""
+    """The rows are made of the events alone, whatever somebody has changed in them. [E29.1]"""
     handlers, registry = filled()
     OrderRow.objects.filter(number=1).update(changes=99)
     OrderRow.objects.create(number=77)
@@ -101,7 +101,7 @@ def test_e29_1_a_rebuild_replaces_what_the_views_hold():
 
 
 def test_e29_1_a_rebuild_that_fails_leaves_the_old_rows():
-    """A failure at the fourth of five changes nothing, and the projection goes on."""
+    """A failure at the fourth of five changes nothing, and the projection goes on. [E29.1]"""
     handlers, registry = filled()
     OrderRow.objects.filter(number=1).update(changes=99)
     fails_at.append(3)
@@ -116,7 +116,7 @@ def test_e29_1_a_rebuild_that_fails_leaves_the_old_rows():
 
 
 def test_e26_4_and_e27_3_a_rebuild_is_silent_and_says_so():
-    """Nothing is emitted, and `Replaying` is true in the replay alone."""
+    """Nothing is emitted, and `Replaying` is true in the replay alone. [E26.4, E27.3]"""
     handlers, registry = filled(count=1)
     before = len(stored(registry))
 
@@ -130,7 +130,7 @@ def test_e26_4_and_e27_3_a_rebuild_is_silent_and_says_so():
 
 
 def test_e28_3_after_a_reset_everything_is_handled_again():
-    """Views, states and positions are empty; each stream comes back with its next event."""
+    """Views, states and positions are empty; each stream comes back with its next event. [E28.3]"""
     handlers, registry = filled()
 
     reset(handlers, using="default")
@@ -145,7 +145,7 @@ def test_e28_3_after_a_reset_everything_is_handled_again():
 
 @pytest.mark.parametrize(("size", "expected"), [(2, [2, 2, 1]), (50, [5])])
 def test_e28_4_a_backfill_brings_what_is_missing(size, expected):
-    """So many streams a transaction; the second time there is nothing left to do."""
+    """So many streams a transaction; the second time there is nothing left to do. [E28.4]"""
     old = project()
     for number in range(5):
         append(old, OrderPlaced(number), OrderPaid(number), stream=f"order-{number}")
@@ -161,7 +161,7 @@ def test_e28_4_a_backfill_brings_what_is_missing(size, expected):
 
 
 def test_e28_4_a_backfill_of_an_empty_store_sets_the_projection_up():
-    """There is nothing to read, and the next event finds it live."""
+    """There is nothing to read, and the next event finds it live. [E28.4]"""
     registry = project(Orders)
 
     assert backfill(handlers_of(registry), using="default") == 0
@@ -170,7 +170,7 @@ def test_e28_4_a_backfill_of_an_empty_store_sets_the_projection_up():
 
 
 def test_e26_4_a_backfill_emits():
-    """What it handles has not been handled before, so that its events are new."""
+    """What it handles has not been handled before, so that its events are new. [E26.4]"""
     old = project()
     append(old, OrderPlaced(1))
     registry = project(Orders)
@@ -182,7 +182,7 @@ def test_e26_4_a_backfill_emits():
 
 @pytest.mark.parametrize("size", [0, -1, "2", True])
 def test_e28_4_a_backfill_takes_one_stream_or_more(size):
-    """Any other number is refused, and nothing is set up."""
+    """Any other number is refused, and nothing is set up. [E28.4]"""
     registry = project(Orders)
 
     with pytest.raises(InvalidOption, match="batch="):
@@ -192,7 +192,7 @@ def test_e28_4_a_backfill_takes_one_stream_or_more(size):
 
 
 def test_e28_5_a_deleted_projection_leaves_nothing():
-    """Rows, states, positions are gone, and its method is called."""
+    """Rows, states, positions are gone, and its method is called. [E28.5]"""
     handlers, _ = filled()
 
     delete(handlers, using="default")
@@ -206,7 +206,7 @@ def test_e28_5_a_deleted_projection_leaves_nothing():
 
 
 def test_e28_8_two_rebuilds_at_once_are_refused():
-    """The second one is told, and the first goes on."""
+    """The second one is told, and the first goes on. [E28.8]"""
     handlers, _ = filled()
     Generation.objects.update(status=Status.BUILDING)
 
@@ -298,7 +298,7 @@ def failing(act):
     ids=["dispatch", "publish", "send"],
 )
 def test_e26_6_a_message_in_a_replay_is_refused(act):
-    """What must not happen twice belongs in a handler on a channel, the error says."""
+    """What must not happen twice belongs in a handler on a channel, the error says. [E26.6]"""
     handlers = failing(act)
 
     with pytest.raises(ReplayForbidden, match="'orders' sent a message"):
@@ -318,7 +318,7 @@ def test_e26_6_a_message_in_a_replay_is_refused(act):
     ids=["create", "update", "delete", "bulk_create"],
 )
 def test_e26_7_a_write_to_another_table_in_a_replay_is_refused(act):
-    """The error names the table and says where such a write belongs."""
+    """The error names the table and says where such a write belongs. [E26.7]"""
     handlers = failing(act)
     OrderLine.objects.create(order=9)
 
@@ -378,7 +378,7 @@ class Followed:
 
 
 def test_e29_1_a_following_projection_is_rebuilt_in_place():
-    """It stands where it stood afterwards, and goes on from there."""
+    """It stands where it stood afterwards, and goes on from there. [E29.1]"""
     registry = project(Followed)
     own = Projections(registry=registry)
     append(registry, *map(OrderPlaced, range(5)))
@@ -400,7 +400,7 @@ def test_e29_1_a_following_projection_is_rebuilt_in_place():
 
 
 def test_e28_3_the_next_run_after_a_reset_equals_the_first():
-    """A following projection handles everything again, from its beginning."""
+    """A following projection handles everything again, from its beginning. [E28.3]"""
     registry = project(Followed)
     own = Projections(registry=registry)
     append(registry, *map(OrderPlaced, range(5)))

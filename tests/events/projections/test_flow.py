@@ -44,7 +44,7 @@ def rows():
 
 
 def test_e35_2_given_events_are_not_recorded_as_published():
-    """They happened before: no handler is called, and the flow does not list them."""
+    """They happened before: no handler is called, and the flow does not list them. [E35.2]"""
     heard = []
 
     @event_handler
@@ -64,7 +64,7 @@ def test_e35_2_given_events_are_not_recorded_as_published():
 
 class E35(TestCase):
     def test_e35_3_projections_run_and_are_rebuilt_in_a_test_case(self):
-        """Own appends are settled for oneself, so that nothing has to be committed."""
+        """Own appends are settled for oneself, so that nothing has to be committed. [E35.3]"""
         registry = project(Followed)
         with Flow(registry=registry) as flow:
             flow.given("order-1", OrderPlaced(1), OrderPlaced(1))
@@ -76,7 +76,7 @@ class E35(TestCase):
 
 
 def test_e35_3_an_inline_projection_gets_what_it_has_missed():
-    """`project` of one that is inline is its backfill."""
+    """`project` of one that is inline is its backfill. [E35.3]"""
     with Flow(registry=project()) as flow:
         flow.given("order-1", OrderPlaced(1))
     with Flow(registry=project(Inline)) as flow:
@@ -86,7 +86,7 @@ def test_e35_3_an_inline_projection_gets_what_it_has_missed():
 
 
 def test_e35_3_views_that_replay_are_as_before():
-    """The comparison leaves the rows, and the place of the projection, as they were."""
+    """The comparison leaves the rows, and the place of the projection, as they were. [E35.3]"""
     registry = project(Followed)
     with Flow(registry=registry) as flow:
         flow.given("order-1", OrderPlaced(1))
@@ -100,7 +100,7 @@ def test_e35_3_views_that_replay_are_as_before():
 
 
 def test_e35_3_a_row_that_differs_is_shown():
-    """A handler that depends on anything but its events and rows is found."""
+    """A handler that depends on anything but its events and rows is found. [E35.3]"""
     calls.clear()
     registry = project(Counting)
     with Flow(registry=registry) as flow:

@@ -67,7 +67,7 @@ def resume(name="entries"):
 
 
 def test_e21_1_the_rows_are_there_for_the_event_s_other_handlers():
-    """An inline projection runs before the event is published, in the same transaction."""
+    """An inline projection runs before the event is published, in the same transaction. [E21.1]"""
 
     @event_handler
     def after(event: OrderPlaced):
@@ -89,7 +89,7 @@ class Place:
 
 
 def test_e21_2_a_handler_that_fails_fails_the_command():
-    """There is no event, no row and no claim, and the error names the projection."""
+    """There is no event, no row and no claim, and the error names the projection. [E21.2]"""
 
     @command_handler
     def place(command: Place, store: EventStore):
@@ -109,7 +109,7 @@ def test_e21_2_a_handler_that_fails_fails_the_command():
 
 
 def test_e21_3_the_priority_is_the_order_of_the_calls():
-    """Projections with a higher priority are called first, others as registered."""
+    """Projections with a higher priority are called first, others as registered. [E21.3]"""
 
     def made(name, priority):
         @projection(name, priority=priority)
@@ -129,7 +129,7 @@ def test_e21_3_the_priority_is_the_order_of_the_calls():
 
 @pytest.mark.parametrize("before", [1, 3])
 def test_e21_4_a_projection_that_is_added_later_gets_whole_streams(before):
-    """The next event of a stream brings all of it, once; other streams stay as they are."""
+    """The next event of a stream brings all of it, once; other streams stay as they are. [E21.4]"""
     old = project(Orders)
     append(old, *map(OrderPlaced, range(before)), stream="order-1")
     append(old, OrderPlaced(50), stream="order-2")
@@ -144,7 +144,7 @@ def test_e21_4_a_projection_that_is_added_later_gets_whole_streams(before):
 
 
 def test_e21_5_a_paused_projection_gets_nothing_and_heals_afterwards():
-    """What it has missed comes with the next event of the stream."""
+    """What it has missed comes with the next event of the stream. [E21.5]"""
     registry = project(Entries)
     append(registry, OrderPlaced(1))
     pause()
@@ -173,7 +173,7 @@ def test_events_between_that_it_does_not_take_are_passed_by():
 
 
 def test_e21_7_an_event_without_a_stream_is_refused():
-    """It has no order; the error says what to do, and nothing is stored."""
+    """It has no order; the error says what to do, and nothing is stored. [E21.7]"""
     registry = project(Entries)
 
     said = r"order\.placed was not appended: it has no stream"
@@ -184,7 +184,7 @@ def test_e21_7_an_event_without_a_stream_is_refused():
 
 
 def test_e21_8_the_number_of_statements_does_not_grow_with_projections():
-    """One claims for all of them on PostgreSQL, two on other databases."""
+    """One claims for all of them on PostgreSQL, two on other databases. [E21.8]"""
     counts = []
     for number in (1, 4):
 

@@ -100,7 +100,7 @@ def pauses(registry):
 
 @pytest.mark.parametrize("disturbance", [pauses, rebuilds])
 def test_e21_6_and_e29_3_every_event_is_applied_once_and_in_order(disturbance):
-    """Beside writers with savepoints and rollbacks, pauses, and rebuilds in place."""
+    """Beside writers with savepoints and rollbacks, pauses, and rebuilds in place. [E21.6, E29.3]"""
     if connection.vendor == "sqlite":
         pytest.skip("It has one writer at a time.")
     print(f"{WRITERS} writers of {APPENDS} units")
