@@ -26,7 +26,7 @@ from django_cqrs.events.recorded import Recorded, Stored
 from django_cqrs.events.tags import checked_tags, tags_of
 from django_cqrs.events.waking import wake
 from django_cqrs.exceptions import InvalidOption
-from django_cqrs.messages import HeaderValue, Message, current
+from django_cqrs.messages import HeaderValue, Message, Origin, current, sending_time
 from django_cqrs.pipeline.envelopes import UNSET, encode_headers, headers_of
 
 
@@ -266,6 +266,24 @@ def is_heard(entries: Sequence[Entry], registry: Registry) -> bool:
     return any(event_bus.has_handlers(each.message._payload) for each in entries)
 
 
+class _MessageOfRow(Message):
+    """The message of an event that is stored: its time is that of the row."""
+
+    def __init__(self, event: Any, parent: Message | Origin) -> None:
+        super().__init__(event, parent)
+        self._taken = sending_time()
+
+    @property
+    def _nanoseconds(self) -> int:
+        return self._taken
+
+    @_nanoseconds.setter
+    def _nanoseconds(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, _now: int
+    ) -> None:
+        """Keep the time, though its handling begins later."""
+
+
 class _Encoder:
     """Makes entries of events that are appended together."""
 
@@ -294,7 +312,7 @@ class _Encoder:
         if event is None or isinstance(event, type):
             msg = f"append() takes events, not {event!r}."
             raise InvalidOption(msg)
-        message = Message(event, self._parent)
+        message = _MessageOfRow(event, self._parent)
         if self._headers:
             message._add_headers(self._headers)
         if own:

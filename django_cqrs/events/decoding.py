@@ -121,7 +121,7 @@ class Decoder:
         except UNREADABLE as error:
             raise reading.adapter.explain(error, text) from error
         if _UNSET in headers:
-            restore_unset(event, headers_in(headers).get(UNSET, []))
+            _restore_unset(event, headers)
         return event
 
     def payload(self, name: str, shape: int, payload: str, headers: str) -> Any:
@@ -154,6 +154,25 @@ class Decoder:
             reading.wanted,
             user_headers(headers_in(headers)),
         )
+
+
+def _restore_unset(event: Any, headers: str) -> None:
+    """
+    Restore the unset fields of models.
+
+    Raises:
+        MessageConversionError: the header about them was edited.
+
+    """
+    try:
+        restore_unset(event, headers_in(headers).get(UNSET, []))
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, MessageConversionError):
+            raise
+        faults = [FieldError(UNSET, "it does not name fields", "headers")]
+        told = MessageConversionError("a list", faults)
+        told.what = "headers"
+        raise told from error
 
 
 _decoders: WeakKeyDictionary[MessageTypes, Decoder] = WeakKeyDictionary()

@@ -52,12 +52,17 @@ class Lookout:
         self._position = after
         self._end = None if timeout is None else time.monotonic() + timeout
         self._alert_until = 0.0
+        self._last_bound: int | None = None
         self._is_behind = False
         self._knows_of_more = False
 
     def look(self) -> Page:
         """Return the next page, which may be empty."""
-        bound = settled(self._connection)
+        bound = self._last_bound
+        if bound is None:
+            bound = settled(self._connection)
+            if self._is_over():
+                self._last_bound = bound
         page = self._scan.page(self._position, bound, PAGE)
         self._position = page.position
         self._is_behind = page.position < bound
@@ -74,16 +79,19 @@ class Lookout:
             is_told: whether a notification ends the pause.
 
         """
-        now = time.monotonic()
-        if self._end is not None and now >= self._end:
-            return None
-        if self._is_behind:
+        if self._is_behind:  # also after its end, up to what was settled then
             return 0
+        now = time.monotonic()
+        if self._is_over():
+            return None
         if self._knows_of_more or now < self._alert_until:
             seconds = SOON
         else:
             seconds = PATIENCE if is_told else POLL
         return seconds if self._end is None else min(seconds, self._end - now)
+
+    def _is_over(self) -> bool:
+        return self._end is not None and time.monotonic() >= self._end
 
     def is_woken(self) -> None:
         """Look often for a while, since one notification may stand for several."""

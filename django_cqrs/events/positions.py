@@ -89,7 +89,8 @@ LANGUAGE plpgsql VOLATILE AS $function$
 #variable_conflict use_column
 DECLARE
   target bigint := given_stream;
-  last integer := expected;
+  last integer := CASE WHEN given_category IS NULL AND given_stream IS NULL
+    THEN NULL ELSE expected END;
   positions bigint[];
 BEGIN
   IF given_category IS NOT NULL AND target IS NULL THEN

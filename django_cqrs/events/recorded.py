@@ -210,8 +210,13 @@ class Recorded:
         """The tags that it was stored with: ``("course:42",)``."""
         if TAGS not in self._headers:  # the usual case
             return ()
-        tags = headers_in(self._headers).get(TAGS, ())
-        return tuple(tags) if isinstance(tags, list) else ()
+        try:
+            tags = headers_in(self._headers).get(TAGS)
+        except MessageConversionError as error:
+            self._tell_place(error)
+            raise
+        tags = tags if isinstance(tags, list) else ()
+        return tuple(each for each in tags if isinstance(each, str))
 
     @property
     def category(self) -> str | None:

@@ -11,15 +11,20 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import Final
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.events.columns import EVENT
-from django_cqrs.events.floors import FLOOR
+from django_cqrs.events.floors import (
+    FLOOR,
+    HEAD,
+    MOST_FLOORS,
+    clean_floors,
+    floors_of,
+    reading_dirty,
+)
 from django_cqrs.events.positions import FLOOR_KIND, SETTLED
-
-_HEAD: Final = f"SELECT COALESCE(MAX(position), 0) FROM {EVENT}"
 
 
 def settled(connection: BaseDatabaseWrapper) -> int:
@@ -35,16 +40,16 @@ def settled(connection: BaseDatabaseWrapper) -> int:
     if connection.vendor == "postgresql":
         return _number(connection, f"SELECT {SETTLED}()")
     if connection.vendor != "mysql":
-        return _number(connection, _HEAD)
-    seen = _floors_of(connection)
-    if seen.done > MOST_FLOORS and not connection.in_atomic_block:
-        _clean(connection, seen)
+        return _number(connection, HEAD)
+    seen = floors_of(connection)
+    if len(seen.done) > MOST_FLOORS:
+        clean_floors(connection)
     return min((seen.head, *(floor for _, floor in seen.in_flight)))
 
 
 def head(connection: BaseDatabaseWrapper) -> int:
     """Return the position of the last event that the connection sees; 0 without one."""
-    return _number(connection, _HEAD)
+    return _number(connection, HEAD)
 
 
 _LAST_OF_MYSQL: Final = (
@@ -84,61 +89,7 @@ def _number(connection: BaseDatabaseWrapper, statement: str) -> int:
     return int(number)
 
 
-# MariaDB and MySQL --------------------------------------------------------------------
-
-
-class Floors(NamedTuple):
-    """The floors of the transactions that append now, and the head before they did."""
-
-    head: int
-    in_flight: list[tuple[int, int]]
-    """The id and the floor of each."""
-    done: int
-    """The number of floors that nobody needs."""
-    last: int
-    """The id of the last floor."""
-
-
-_FLOORS: Final = f"SELECT id, floor FROM {FLOOR}"
-
-
-def _floors_of(connection: BaseDatabaseWrapper) -> Floors:
-    """Read the head, then the floors, both without waiting; then those committed."""
-    with _reading_dirty(connection) as dirty, dirty.cursor() as cursor:
-        cursor.execute(_HEAD)
-        (highest,) = cursor.fetchone()
-        cursor.execute(_FLOORS)
-        begun = cursor.fetchall()
-    with connection.cursor() as cursor:
-        cursor.execute(_FLOORS)
-        ended = {number for number, _ in cursor.fetchall()}
-    in_flight = [(number, floor) for number, floor in begun if number not in ended]
-    last = max((number for number, _ in begun), default=0)
-    return Floors(highest, in_flight, len(begun) - len(in_flight), last)
-
-
-@contextmanager
-def _reading_dirty(
-    connection: BaseDatabaseWrapper,
-) -> Iterator[BaseDatabaseWrapper]:
-    """
-    Give a connection that reads what is not committed, outside any transaction.
-
-    It is the given one, unless that has an open transaction, whose level is fixed.
-    """
-    other = connection.copy() if connection.in_atomic_block else connection
-    try:
-        with other.cursor() as cursor:
-            cursor.execute("SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED")
-            cursor.execute("START TRANSACTION READ ONLY")
-        try:
-            yield other
-        finally:
-            with other.cursor() as cursor:
-                cursor.execute("COMMIT")
-    finally:
-        if other is not connection:
-            other.close()
+# Inside a transaction -----------------------------------------------------------------
 
 
 @contextmanager
@@ -168,30 +119,6 @@ def _may_be_stale(connection: BaseDatabaseWrapper) -> bool:
         return level not in ("read committed", "read uncommitted")
     # MySQL does not tell the level of a transaction, which may be its own.
     return connection.vendor == "mysql"
-
-
-MOST_FLOORS: Final = 100
-"""The number of floors that are left until a follower deletes those not needed."""
-
-
-def clean_floors(connection: BaseDatabaseWrapper) -> None:
-    """Delete the floors that nobody needs, unless a transaction is open."""
-    if not connection.in_atomic_block:
-        _clean(connection, _floors_of(connection))
-
-
-def _clean(connection: BaseDatabaseWrapper, seen: Floors) -> None:
-    """
-    Delete the floors below those in flight, by their range.
-
-    A list of them would make the statement wait for those in flight.
-    """
-    if seen.in_flight:
-        end = min(number for number, _ in seen.in_flight)
-    else:
-        end = seen.last + 1
-    with connection.cursor() as cursor:
-        cursor.execute(f"DELETE FROM {FLOOR} WHERE id < %s", [end])
 
 
 # Who holds it back --------------------------------------------------------------------
@@ -232,12 +159,12 @@ def blockers(connection: BaseDatabaseWrapper) -> list[Blocker]:
             return [Blocker(*row) for row in cursor.fetchall()]
     if connection.vendor != "mysql":
         return []
-    seen = _floors_of(connection)
+    seen = floors_of(connection)
     return [_blocker(connection, number, floor) for number, floor in seen.in_flight]
 
 
 def _blocker(connection: BaseDatabaseWrapper, number: int, floor: int) -> Blocker:
-    with _reading_dirty(connection) as dirty, dirty.cursor() as cursor:
+    with reading_dirty(connection) as dirty, dirty.cursor() as cursor:
         cursor.execute(
             "SELECT f.thread, f.taken_at, UTC_TIMESTAMP(6), p.info "
             f"FROM {FLOOR} f LEFT JOIN information_schema.processlist p "

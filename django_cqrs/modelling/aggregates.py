@@ -830,7 +830,7 @@ class AggregateSubject(Subject):
         event_bus = registry.event_bus
         if self.storage.keeps_events:  # they are made, and stored with their headers
             for event in events:
-                if type(event) is Message:
+                if isinstance(event, Message):
                     event_bus.publish_message(event)
                 else:
                     send_on(registry.command_bus, event)
