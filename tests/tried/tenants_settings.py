@@ -9,7 +9,7 @@ os.environ.setdefault(
 )
 
 from tests.settings import *  # noqa: F403
-from tests.settings import DATABASES, MIDDLEWARE
+from tests.settings import DATABASES, DJANGO_CQRS, MIDDLEWARE
 
 DATABASES = {
     "default": {**DATABASES["default"], "ENGINE": "django_tenants.postgresql_backend"}
@@ -30,3 +30,9 @@ INSTALLED_APPS = [*SHARED_APPS, *TENANT_APPS]
 TENANT_MODEL = "tenants.Tenant"
 TENANT_DOMAIN_MODEL = "tenants.Domain"
 MIDDLEWARE = ["django_tenants.middleware.main.TenantMainMiddleware", *MIDDLEWARE]
+
+DJANGO_CQRS = {
+    **DJANGO_CQRS,
+    "REQUEST_HEADERS": "django_cqrs.contrib.django_tenants.headers_of",
+    "TENANCY": {"HEADER": "tenant", "SCHEMAS": True},
+}

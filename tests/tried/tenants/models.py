@@ -13,3 +13,10 @@ class Tenant(TenantMixin):
 
 class Domain(DomainMixin):
     pass
+
+
+class Visit(models.Model):
+    """What a handler of the shared part has seen: there is one table of it."""
+
+    text = models.CharField(max_length=40)
+    schema = models.CharField(max_length=40)
