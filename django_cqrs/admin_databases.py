@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlencode
 
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.db import Error, OperationalError, ProgrammingError, connections, router
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.translation import gettext_lazy as _
+
+from django_cqrs.exceptions import UnknownTenant
+from django_cqrs.pipeline.tenancy import tenancy, tenant_of_request
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
@@ -22,8 +26,26 @@ DATABASE: Final = "database"
 
 
 def databases_of(model: type[Model]) -> list[str]:
-    """Return the aliases of the databases that may have a table."""
-    return [alias for alias in connections if router.allow_migrate_model(alias, model)]
+    """Return the aliases of the databases that may have a table, for this request."""
+    own = _database_of_tenant()
+    aliases = connections if own is None else (own,)
+    return [alias for alias in aliases if router.allow_migrate_model(alias, model)]
+
+
+def _database_of_tenant() -> str | None:
+    """
+    Return the database of the tenant that a request is for; None if it is for all.
+
+    Raises:
+        PermissionDenied: the tenant is not known.
+
+    """
+    policy = tenancy()
+    try:
+        name = tenant_of_request()
+        return None if policy is None or name is None else policy.alias_of(name)
+    except UnknownTenant as error:
+        raise PermissionDenied(str(error)) from error
 
 
 def database_of(request: HttpRequest, model: type[Model]) -> str:
@@ -35,9 +57,16 @@ def database_of(request: HttpRequest, model: type[Model]) -> str:
         model: the model of the table.
 
     Returns:
-        Its alias; empty if none is named, or one without such a table.
+        Its alias; empty if none is named, or one without such a table. A request of a
+        tenant with a database of its own gets that one.
+
+    Raises:
+        PermissionDenied: the request is of a tenant who is not known.
 
     """
+    own = _database_of_tenant()
+    if own is not None:
+        return own
     behind = parse_qs(request.GET.get("_changelist_filters", ""))
     asked = request.GET.get(DATABASE) or behind.get(DATABASE, [""])[0]
     return asked if asked in databases_of(model) else ""

@@ -12,6 +12,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs import clock
+from django_cqrs.active_tenant import active_name
 from django_cqrs.callbacks import OwnCallback
 from django_cqrs.channels.channel import Channel, Delivery, Envelope, log_dropped
 from django_cqrs.retries import Retry
@@ -162,12 +163,13 @@ class InMemoryChannel(Channel):
         endpoints: Collection[str],
     ) -> None:
         """Remove the timers of an object with the open transaction."""
-        moment = clock.now()
+        moment, tenant = clock.now(), active_name()
         cancelled = [
             delivery.envelope.sequence
             for delivery, _ in self._held()
             if delivery.envelope.subject == subject
             and delivery.envelope.endpoint in endpoints
+            and tenant in (None, delivery.envelope.tenant)
             and not delivery.envelope.is_due(moment)
             and delivery.envelope.sequence not in self._attempts
         ]

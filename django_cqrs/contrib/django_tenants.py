@@ -79,6 +79,12 @@ class TenantSchemas:
                 raise
         return partial(connection.set_tenant, before)
 
+    def active_name(self) -> str | None:
+        """Return the name of the active schema, None for the public one."""
+        connection: Any = connections[_utils.get_tenant_database_alias()]
+        name: str = connection.schema_name
+        return None if name == _utils.get_public_schema_name() else name
+
     def names(self) -> Iterable[str]:
         """Return the names of all schemas but the public one."""
         undo = self.activate(None)
@@ -116,8 +122,14 @@ def _tenant_of(name: str) -> Any:
 
 
 def headers_of(request: HttpRequest) -> dict[str, str]:
-    """Return the header of a request's tenant: for ``REQUEST_HEADERS``."""
+    """
+    Return the header of a request's tenant: for ``REQUEST_HEADERS``.
+
+    A request to the public schema has none: its messages are for handlers with
+    ``tenant=False``.
+    """
     policy, found = tenancy(), getattr(request, "tenant", None)
-    if policy is None or found is None:
+    name = None if found is None else found.schema_name
+    if policy is None or name in (None, _utils.get_public_schema_name()):
         return {}
-    return {policy.header: found.schema_name}
+    return {policy.header: name}

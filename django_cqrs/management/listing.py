@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -27,7 +28,7 @@ from django_cqrs.modelling.interfaces.implementing import (
     interfaces_of,
     methods_of,
 )
-from django_cqrs.pipeline.tenancy import is_of_tenants
+from django_cqrs.pipeline.tenancy import have_databases
 from django_cqrs.problems import Rule
 from django_cqrs.retries import DEADLOCKS
 from django_cqrs.routing.endpoint import Endpoint
@@ -184,7 +185,7 @@ def _interface_row(method: Method, table: RouteTable) -> InterfaceRow:
     kind, message = "?", "?"
     handlers: tuple[str, ...] = ()
     if method.statement is not None:
-        kind, message = "sql", method.statement.using or DEFAULT_DB_ALIAS
+        kind, message = "sql", method.statement.using or _usual_database()
     elif problem is None or problem.rule is not Rule.UNREADABLE_SIGNATURE:
         route = method.route(table)
         if route is not None:
@@ -308,9 +309,18 @@ def transaction_of(endpoint: Endpoint) -> str:
         return SENDERS
     if not endpoint.is_atomic:
         return NONE
-    if is_of_tenants(endpoint) and active_name() is None:
-        return TENANTS
-    return endpoint.alias or default_alias()
+    if endpoint.policies.using is None and endpoint.policies.tenant is not False:
+        usual = _usual_database()
+        return usual if usual == TENANTS else endpoint.alias or usual
+    return endpoint.alias or DEFAULT_DB_ALIAS
+
+
+def _usual_database() -> str:
+    """Return the database of the active tenant; of others, the word for them."""
+    has_tenants = False
+    with suppress(ImproperlyConfigured):  # a check reports it
+        has_tenants = have_databases()
+    return TENANTS if has_tenants and active_name() is None else default_alias()
 
 
 def place(endpoint: Endpoint) -> tuple[str, int]:

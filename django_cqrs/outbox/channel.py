@@ -15,6 +15,7 @@ from django.core.checks import CheckMessage, Error
 from django.db import DEFAULT_DB_ALIAS, DatabaseError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from django_cqrs.active_tenant import active_name
 from django_cqrs.callbacks import OwnCallback
 from django_cqrs.channels.aliases import channels
 from django_cqrs.channels.channel import Channel, Delivery, Envelope
@@ -249,6 +250,9 @@ class OutboxChannel(Channel):
             attempts=0,
             last_error=None,  # an attempt during an outage is not counted
         )
+        name = active_name()
+        if name is not None:  # an object of another tenant may have the same identifier
+            waiting = waiting.filter(tenant=name)
         # Excluding the empty text lets the partial index be used.
         waiting = waiting.exclude(subject="")
         if journal.is_kept():

@@ -39,6 +39,7 @@ def stored_kinds(
     *,
     dead_letters: bool = False,
     registry: Registry | None = None,
+    tenant: str | None = None,
 ) -> list[StoredKind]:
     """
     Return the kinds of messages that wait in a database, each with its faults.
@@ -49,6 +50,7 @@ def stored_kinds(
         using: the alias of the database.
         dead_letters: whether dead letters are counted too.
         registry: the registry with the handlers; by default the project's.
+        tenant: the tenant whose messages are counted; None means everybody's.
 
     """
     handlers = registry if registry is not None else buses.registry
@@ -56,6 +58,8 @@ def stored_kinds(
     for model in (OutboxMessage, DeadLetter) if dead_letters else (OutboxMessage,):
         columns = ("channel", "endpoint", "name", "version")
         rows: Any = model._default_manager.using(using).order_by()
+        if tenant is not None:
+            rows = rows.filter(tenant=tenant)
         counted = rows.values_list(*columns).annotate(count=Count("pk"))
         for channel, endpoint, name, version, count in counted.order_by(*columns):
             faults = _faults(handlers, channel, endpoint, name, version)

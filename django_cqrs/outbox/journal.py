@@ -40,6 +40,7 @@ from django_cqrs.pipeline.observation import (
 )
 from django_cqrs.pipeline.scopes import send
 from django_cqrs.pipeline.stages import is_broken, is_inside_transaction
+from django_cqrs.pipeline.tenancy import tenant_in, tenant_of
 from django_cqrs.routing.endpoint import JoinPoint, Run
 
 logger: Final = logging.getLogger("django_cqrs.journal")
@@ -129,6 +130,7 @@ class Note:
             outcome=outcome,
             attempts=max(self.attempts, 1),
             duration=self.duration,
+            tenant=tenant_in(message._user),
             **failure,
         )
 
@@ -155,6 +157,7 @@ class Note:
             outcome=outcome,
             attempts=min(attempts, MOST_ATTEMPTS),
             duration=self.duration,
+            tenant=tenant_of(envelope),
             **failure,
         )
 
@@ -172,6 +175,7 @@ def cancelled(row: OutboxMessage) -> JournalEntry:
         subject=row.subject,
         outcome=Outcome.CANCELLED,
         attempts=row.attempts,
+        tenant=row.tenant,
     )
 
 

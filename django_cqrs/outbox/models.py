@@ -48,6 +48,8 @@ class StoredMessage(models.Model):
     # The aggregate or saga that it is for, if known.
     subject = NameField(_("subject"), max_length=255, blank=True, default="")
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    # The tenant whose message it is, in a project with tenants.
+    tenant = NameField(_("tenant"), max_length=100, null=True)
 
     class Meta:
         """No table of its own."""
@@ -154,6 +156,11 @@ class DeadLetter(StoredMessage):
                 fields=["ordering_key", "endpoint", "sequence"],
                 where=models.Q(ordering_key__isnull=False),
                 name="cqrs_dead_key",
+            ),
+            PartialIndex(
+                fields=["tenant", "id"],
+                where=models.Q(tenant__isnull=False),
+                name="cqrs_dead_tenant",
             ),
         ]
 
@@ -320,6 +327,7 @@ class JournalEntry(models.Model):
     duration = models.PositiveBigIntegerField(_("duration"), null=True)
     exception = models.CharField(_("exception"), max_length=255, blank=True)
     error = models.CharField(_("error"), max_length=255, blank=True)
+    tenant = NameField(_("tenant"), max_length=100, null=True)
 
     objects: ClassVar[models.Manager[JournalEntry]] = models.Manager()
 
@@ -370,6 +378,7 @@ class StoredTaskResult(models.Model):
     worker_ids = models.BinaryField(_("worker ids"), default=b"[]")
     errors = models.BinaryField(_("errors"), default=b"[]")
     return_value = models.BinaryField(_("return value"), null=True)
+    tenant = NameField(_("tenant"), max_length=100, null=True)
 
     objects: ClassVar[models.Manager[StoredTaskResult]] = models.Manager()
 

@@ -57,7 +57,9 @@ class _Count:
         self.last = max(self.last, at)
 
 
-def observed_in(graph: Graph, *, using: str, most: int = MOST) -> Graph:
+def observed_in(
+    graph: Graph, *, using: str, most: int = MOST, tenant: str | None = None
+) -> Graph:
     """
     Return a graph with the counts and the times of the journal.
 
@@ -65,21 +67,24 @@ def observed_in(graph: Graph, *, using: str, most: int = MOST) -> Graph:
         graph: the graph of the code.
         using: the alias of the database with the journal.
         most: the maximum number of entries that are read, the newest.
+        tenant: the tenant whose entries are read; None means everybody's.
 
     Returns:
         The graph with the edges of both: those of the code that were seen have counts,
         and those that only the journal knows have no way.
 
     """
-    return _Observer(graph, using).observe(most)
+    return _Observer(graph, using, tenant).observe(most)
 
 
 class _Observer:
     """Reads the journal, and compares it with the graph of the code."""
 
-    def __init__(self, graph: Graph, using: str) -> None:
+    def __init__(self, graph: Graph, using: str, tenant: str | None) -> None:
         self._graph = graph
         self._rows = JournalEntry.objects.using(using).values_list(*_COLUMNS)
+        if tenant is not None:
+            self._rows = self._rows.filter(tenant=tenant)
         self._nodes = {
             (endpoint, label): node
             for node in graph.messages

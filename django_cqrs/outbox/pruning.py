@@ -27,6 +27,7 @@ from django_cqrs.outbox.models import (
 from django_cqrs.outbox.store.batches import SIZE, delete_in_batches
 from django_cqrs.outbox.store.dead_letters import discard
 from django_cqrs.outbox.worker import tasks, throughput
+from django_cqrs.tenant_options import COLUMN
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ def prune(
     dead_letters: timedelta | float | None = None,
     size: int = SIZE,
     dry_run: bool = False,
+    tenant: str | None = None,
 ) -> Iterator[Pruned]:
     """
     Delete expired rows and yield the counts, model by model.
@@ -75,6 +77,8 @@ def prune(
             Messages that wait behind one in the order of its key continue.
         size: the number of rows deleted in one statement.
         dry_run: only count them.
+        tenant: the tenant whose rows are deleted, in tables that say whose they are;
+            None means everybody's, in all tables.
 
     Raises:
         InvalidOption: an age is invalid; nothing was deleted.
@@ -101,6 +105,10 @@ def prune(
         )
     for kept, before, delete in work:
         rows = kept.model._default_manager.using(using)
+        if tenant is not None:
+            if not any(each.name == COLUMN for each in kept.model._meta.fields):
+                continue
+            rows = rows.filter(**{COLUMN: tenant})
         old = rows.filter(**{f"{kept.column}__lt": before})
         yield Pruned(kept.model, before, old.count() if dry_run else delete(old))
     for attendant in attendants():

@@ -79,6 +79,7 @@ def statistics_of(
     channels: Collection[str] | None = None,
     *,
     at_most: int | None = None,
+    tenant: str | None = None,
 ) -> list[ChannelStatistics]:
     """
     Return the figures of channels, by three statements.
@@ -91,6 +92,8 @@ def statistics_of(
             a figure of this value means "so many or more". The oldest message is then
             sought among the first :data:`LOOKED` of the highest priority, and of the
             lowest. None counts everything.
+        tenant: the tenant whose messages are counted; handled ones are counted for all
+            tenants together, and then not at all. None means everybody.
 
     """
     now = clock.now()
@@ -98,7 +101,9 @@ def statistics_of(
     if channels is None:
         others = set(kept_channels(using)).difference(chosen)
         chosen += tuple(sorted(others))
-    counted = _counted(using, chosen, now, at_most)
+    counted = _counted(using, chosen, now, at_most, tenant)
+    if tenant is not None:
+        return [_waiting(name, counted.get(name, {}), now) for name in chosen]
     done = _done(Throughput.objects.using(using), now)
     if channels is not None:
         done = done.filter(channel__in=channels)
@@ -149,7 +154,11 @@ def kept_channels(using: str) -> Iterator[str]:
 
 
 def _counted(
-    using: str, channels: Sequence[str], now: datetime, at_most: int | None
+    using: str,
+    channels: Sequence[str],
+    now: datetime,
+    at_most: int | None,
+    tenant: str | None,
 ) -> dict[str, dict[str, Any]]:
     """Return the counts of channels, and the waiting time of the first message."""
     connection = connections[using]
@@ -158,7 +167,7 @@ def _counted(
         ranges = [
             (channel, each)
             for channel in channels[start : start + _TOGETHER]
-            for each in _ranges(channel, now, at_most)
+            for each in _ranges(channel, now, at_most, tenant)
         ]
         selects: list[str] = []
         values: list[Any] = []
@@ -192,9 +201,14 @@ class _Range(NamedTuple):
     """Whether their waiting time matters."""
 
 
-def _ranges(channel: str, now: datetime, at_most: int | None) -> Iterator[_Range]:
+def _ranges(
+    channel: str, now: datetime, at_most: int | None, tenant: str | None
+) -> Iterator[_Range]:
     """Yield the ranges that are counted of a channel; the first one has an age."""
     rows = OutboxMessage.objects.filter(channel=channel).order_by()
+    letters = DeadLetter.objects.filter(channel=channel).order_by()
+    if tenant is not None:
+        rows, letters = rows.filter(tenant=tenant), letters.filter(tenant=tenant)
     aged = rows.annotate(since=WAITING_SINCE).values_list("since")
     ready = aged.filter(state=State.READY)
     held = aged.filter(state__in=HELD)
@@ -218,7 +232,7 @@ def _ranges(channel: str, now: datetime, at_most: int | None) -> Iterator[_Range
     for figure, others in (
         ("delayed", delayed.filter(available_at__gt=now)),
         ("parked", rows.filter(state=State.PARKED)),
-        ("dead", DeadLetter.objects.filter(channel=channel).order_by()),
+        ("dead", letters),
     ):
         found: QuerySet[Any] = others
         yield _Range(figure, found.values_list("channel")[:at_most])
@@ -244,14 +258,21 @@ def _done(rows: QuerySet[Throughput], now: datetime) -> QuerySet[Any, Any]:
 def _statistics(
     name: str, figures: Mapping[str, Any], done: Mapping[str, Any], now: datetime
 ) -> ChannelStatistics:
+    return dataclasses.replace(
+        _waiting(name, figures, now),
+        handled={window: done.get(f"handled_{window}", 0) for window in WINDOWS},
+        failed={window: done.get(f"failed_{window}", 0) for window in WINDOWS},
+    )
+
+
+def _waiting(name: str, figures: Mapping[str, Any], now: datetime) -> ChannelStatistics:
+    """Return the figures of a channel, except those of handled messages."""
     since = figures.get("since")
     return ChannelStatistics(
         channel=name,
         oldest_seconds=None
         if since is None
         else max(0.0, (now - since).total_seconds()),
-        handled={window: done.get(f"handled_{window}", 0) for window in WINDOWS},
-        failed={window: done.get(f"failed_{window}", 0) for window in WINDOWS},
         **{key: figures.get(key, 0) for key in COUNTS},
     )
 

@@ -153,6 +153,7 @@ def timeline_of(
     *,
     using: str,
     sources: Collection[type[Model]] = SOURCES,
+    tenant: str | None = None,
 ) -> Timeline:
     """
     Return the timeline of some correlation ids.
@@ -161,6 +162,7 @@ def timeline_of(
         correlation_ids: usually one.
         using: the alias of the database.
         sources: the tables that may be looked at.
+        tenant: the tenant whose rows may be; None means everybody's.
 
     """
     steps: dict[UUID, TimelineMessage] = {}
@@ -171,6 +173,8 @@ def timeline_of(
         if model not in sources:
             return []
         rows: QuerySet[Any] = model.objects.using(using)
+        if tenant is not None:
+            rows = rows.filter(tenant=tenant)
         wide = [
             field.name
             for field in model._meta.fields
@@ -208,7 +212,11 @@ def timeline_of(
 
 
 def correlations_of(
-    subject: str, *, using: str, sources: Collection[type[Model]] = SOURCES
+    subject: str,
+    *,
+    using: str,
+    sources: Collection[type[Model]] = SOURCES,
+    tenant: str | None = None,
 ) -> list[UUID]:
     """
     Return the correlation ids of the messages of an aggregate or a saga.
@@ -220,6 +228,7 @@ def correlations_of(
         subject: its name in the tables, such as ``shop.Order:7``.
         using: the alias of the database.
         sources: the tables that may be looked at.
+        tenant: the tenant whose rows may be; None means everybody's.
 
     Returns:
         The newest :data:`STARTS`, the oldest of them first.
@@ -234,6 +243,8 @@ def correlations_of(
         if model not in sources:
             continue
         rows: QuerySet[Any] = model._default_manager.using(using)
+        if tenant is not None:
+            rows = rows.filter(tenant=tenant)
         if issubclass(model, StoredMessage):
             rows = rows.exclude(masked_among(rows, "subject", subject))
         found = (

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from django.db import DEFAULT_DB_ALIAS
 
-from django_cqrs.active_tenant import default_alias
+from django_cqrs.active_tenant import active
 from django_cqrs.annotations import is_plain_class
 from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.conversion.stored import MessageTypes
@@ -42,7 +42,7 @@ from django_cqrs.pipeline.stages import (
     retried,
     while_current,
 )
-from django_cqrs.pipeline.tenancy import tenancy
+from django_cqrs.pipeline.tenancy import have_databases, tenancy
 from django_cqrs.problems import Problem
 from django_cqrs.retries import InstantRetry
 from django_cqrs.routing.endpoint import Endpoint, JoinPoint, Run, Subject
@@ -147,18 +147,18 @@ class Pipelines:
             for each in self._at(point, *_HANDLING)
             if not each.interception.pointcut.looks_at_bus
         ]
-        policy = tenancy()
-        if point.endpoint.subject is not None or (
-            policy is not None and policy.databases is not None
-        ):
+        otherwise = using
+        if point.endpoint.subject is not None or have_databases():
             using = None  # its objects decide, or the tenant of the message
+        if point.endpoint.is_declared:
+            otherwise = None
         mode = Mode(
             # Messages may still wait for an event handler that no longer has a channel.
             is_atomic=point.endpoint.policies.atomic is not False,
             opens_transaction=opens_transaction,
         )
         alias = point.endpoint.policies.using or using
-        run = self._staged(point, found, mode, using=alias)
+        run = self._staged(point, found, mode, using=alias, otherwise=otherwise)
         run = observed(run, point, Step.CONSUME)
         return for_tenants(while_current(run, takes_time=False), point.endpoint)
 
@@ -287,10 +287,23 @@ class Pipelines:
         mode: Mode,
         *,
         using: str | None = None,
+        otherwise: str | None = None,
         retry: InstantRetry | None = None,
         key: BusKey | None = None,
     ) -> Run:
-        """Combine the stages: once, or once per database if objects decide on it."""
+        """
+        Combine the stages: once, or once per database if objects or tenants decide.
+
+        Args:
+            point: the join point.
+            interceptors: the interceptors, outermost first.
+            mode: the demands of this way of handling.
+            using: the alias of the database, if it is decided.
+            otherwise: the alias for messages without a tenant.
+            retry: the bus's policy.
+            key: the bus's key for duplicates.
+
+        """
         endpoint = point.endpoint
         zones = _zones(interceptors)
 
@@ -304,9 +317,8 @@ class Pipelines:
         alias = using or endpoint.policies.using
         if alias is None and endpoint.subject is not None:
             return on_alias(compile_for, partial(_alias_of, endpoint, endpoint.subject))
-        policy = tenancy()
-        if alias is None and policy is not None and policy.databases is not None:
-            return on_alias(compile_for, lambda _message: default_alias())
+        if alias is None and have_databases():
+            return on_alias(compile_for, partial(_alias_of_tenant, otherwise))
         return compile_for(alias or DEFAULT_DB_ALIAS)
 
 
@@ -550,6 +562,14 @@ def _alias_of(endpoint: Endpoint, subject: Subject, message: Message) -> str:
     if endpoint.kind is Kind.QUERY and scope_of(message) is None:
         return subject.read_alias()
     return subject.write_alias()
+
+
+def _alias_of_tenant(otherwise: str | None, _message: Message) -> str:
+    """Return the database of the active tenant; of the shared part, another one."""
+    state = active.get()
+    if state is not None and state.using is not None:
+        return state.using
+    return otherwise or DEFAULT_DB_ALIAS
 
 
 def _call_of(point: JoinPoint) -> Run:

@@ -29,6 +29,7 @@ from django_cqrs.pipeline.envelopes import (
     encode_headers,
     headers_of,
 )
+from django_cqrs.pipeline.tenancy import tenant_in
 from django_cqrs.routing.endpoint import Endpoint
 from django_cqrs.routing.table import RouteTable
 
@@ -151,6 +152,7 @@ def envelope_for(endpoint: Endpoint, types: MessageTypes, message: Message) -> E
         timestamp=message.timestamp,
         sequence=next_sequence(),
         subject=subject,
+        tenant=tenant_in(message._user),
     )
 
 

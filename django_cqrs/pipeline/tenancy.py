@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from typing import Any, Final, Protocol
+from typing import Any, Final, NewType, Protocol
 from uuid import UUID
 
 from django.core.exceptions import ImproperlyConfigured
@@ -22,10 +22,16 @@ from django.db.models import Model, QuerySet
 from django.utils.module_loading import import_string
 
 from django_cqrs import conf
-from django_cqrs.active_tenant import ActiveTenant, active
+from django_cqrs.active_tenant import ActiveTenant, active, active_name
 from django_cqrs.annotations import sole_type, union_members
+from django_cqrs.channels.channel import Envelope
 from django_cqrs.declaration.key_sources import KeyReader, joined, storable_key
-from django_cqrs.exceptions import MissingTenant, TenantSwitch, UnknownTenant
+from django_cqrs.exceptions import (
+    MessageConversionError,
+    MissingTenant,
+    TenantSwitch,
+    UnknownTenant,
+)
 from django_cqrs.messages import (
     RESERVED_HEADERS,
     RESERVED_PREFIXES,
@@ -36,6 +42,7 @@ from django_cqrs.messages import (
 from django_cqrs.parameters.plan import PER_MESSAGE, Resolver
 from django_cqrs.parameters.planner import register_filler
 from django_cqrs.parameters.services import Services
+from django_cqrs.pipeline.envelopes import decode_headers
 from django_cqrs.routing.endpoint import Endpoint, Run
 from django_cqrs.signals import tenant_activated, tenant_deactivated
 
@@ -72,6 +79,10 @@ class Schemas(Protocol):
 
     def names(self) -> Iterable[str]:
         """Return the names of all tenants."""
+        ...
+
+    def active_name(self) -> str | None:
+        """Return the name of the active tenant, None for the shared schema."""
         ...
 
 
@@ -189,6 +200,8 @@ class Tenancy:
             raise _switched(f"{endpoint.name} was not called", name, handled)
         if endpoint.policies.tenant is False:
             return ActiveTenant(None, None, name or handled)
+        if name is None and not endpoint.is_declared:  # a task of Django's
+            return ActiveTenant(None, None, handled)
         if name is None:
             raise self._missing(endpoint)
         return ActiveTenant(name, self.alias_of(name), name)
@@ -218,6 +231,8 @@ class Tenancy:
         if endpoint.policies.using is not None:
             return endpoint.policies.using
         state = self.state_for(endpoint, headers)
+        if state.name is None and not endpoint.is_declared:
+            return None
         if endpoint.subject is None:
             return state.using or DEFAULT_DB_ALIAS
         before = active.get()
@@ -321,6 +336,85 @@ def _is_unbound(result: Any) -> bool:
     return isinstance(result, QuerySet) and vars(result).get("_db") is None
 
 
+def shares_its_database(policy: Tenancy, name: str, using: str) -> bool:
+    """
+    Return whether a tenant shares a database with others, or may do so.
+
+    Args:
+        policy: the setting.
+        name: the name of the tenant.
+        using: the alias of its database.
+
+    """
+    if policy.databases is None:
+        return True
+    try:
+        others = [each for each in policy.names() if each != name]
+    except ImproperlyConfigured:  # nobody says which tenants there are
+        return True
+    return any(_alias_or_none(policy, each) == using for each in others)
+
+
+def _alias_or_none(policy: Tenancy, name: str) -> str | None:
+    try:
+        return policy.alias_of(name)
+    except UnknownTenant:
+        return None
+
+
+def tenant_in(headers: Mapping[str, HeaderValue]) -> str | None:
+    """Return the name of the tenant in headers; None without one, or ``TENANCY``."""
+    policy = tenancy()
+    if policy is None:
+        return None
+    try:
+        return policy.name_in(headers)
+    except UnknownTenant:  # its handler reports it
+        return None
+
+
+def tenant_of(envelope: Envelope) -> str | None:
+    """Return the name of the tenant whose message an envelope holds."""
+    if envelope.tenant is not None or tenancy() is None:
+        return envelope.tenant
+    try:
+        return tenant_in(decode_headers(envelope.headers))
+    except MessageConversionError:  # its handling reports it
+        return None
+
+
+def tenant_of_request() -> str | None:
+    """
+    Return the tenant whose rows alone a page may show; None if it may show all.
+
+    That is the tenant in the headers that messages of the request get, or that of the
+    active schema.
+
+    Raises:
+        UnknownTenant: no tenant can have the name in the headers.
+
+    """
+    policy = tenancy()
+    if policy is None:
+        return None
+    name = policy.name_in(current.get()._user)
+    if name is None and policy.schemas is not None:
+        return policy.schemas.active_name()
+    return name
+
+
+def have_databases() -> bool:
+    """
+    Return whether the settings give each tenant a database.
+
+    Raises:
+        ImproperlyConfigured: the setting cannot be used.
+
+    """
+    policy = tenancy()
+    return policy is not None and policy.databases is not None
+
+
 def is_of_tenants(endpoint: Endpoint) -> bool:
     """
     Return whether the tenant of a message decides on an endpoint's database.
@@ -329,10 +423,8 @@ def is_of_tenants(endpoint: Endpoint) -> bool:
         ImproperlyConfigured: the setting cannot be used.
 
     """
-    policy = tenancy()
     return (
-        policy is not None
-        and policy.databases is not None
+        have_databases()
         and endpoint.policies.using is None
         and endpoint.policies.tenant is not False
     )
@@ -433,14 +525,13 @@ def tenant(name: str | int | UUID | None) -> Iterator[None]:
 # -------------------------------------------------------------------------- parameters
 
 
-class CurrentTenant(str):
-    """
-    The name of the active tenant, as the type of a handler's parameter.
+CurrentTenant = NewType("CurrentTenant", str)
+"""
+The name of the active tenant, as the type of a handler's parameter.
 
-    A handler with ``tenant=False`` takes ``CurrentTenant | None``, which is None.
-    """
-
-    __slots__ = ()
+It is a plain text. A handler with ``tenant=False`` takes ``CurrentTenant | None`` and
+gets None.
+"""
 
 
 def _tenant_filler(annotation: Any, _services: Services) -> Resolver | None:
@@ -448,10 +539,10 @@ def _tenant_filler(annotation: Any, _services: Services) -> Resolver | None:
         return None
     is_optional = type(None) in union_members(annotation)
 
-    def get(_message: Message) -> CurrentTenant | None:
-        state = active.get()
-        if state is not None and state.name is not None:
-            return CurrentTenant(state.name)
+    def get(_message: Message) -> str | None:
+        name = active_name()
+        if name is not None:
+            return name
         if is_optional:
             return None
         msg = (

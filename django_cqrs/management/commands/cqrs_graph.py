@@ -9,7 +9,6 @@ from typing import Any
 
 from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
 
 from django_cqrs import conf
 from django_cqrs.buses.registries import registry
@@ -20,6 +19,7 @@ from django_cqrs.graph.mermaid import mermaid_of
 from django_cqrs.graph.page import page_of
 from django_cqrs.graph.rows import as_text
 from django_cqrs.management.listing import relative_path
+from django_cqrs.tenant_options import ChosenRows, add_database_options, chosen_rows
 
 JSON_VERSION = 1
 OUTBOX = "django_cqrs.outbox"
@@ -63,11 +63,8 @@ class Command(BaseCommand):
             action="store_true",
             help="Compare the code with the journal: counts, times and differences.",
         )
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="The database of the journal (default: %(default)s).",
+        add_database_options(
+            parser, help="The database of the journal (default: %(default)s)."
         )
 
     def handle(
@@ -78,12 +75,14 @@ class Command(BaseCommand):
         bus: list[str] | None,
         observed: bool,
         database: str,
+        tenant: str | None,
         **_options: Any,
     ) -> None:
         """Print the graph."""
         graph = graph_of(registry)
         if observed:
-            graph = _observed(graph, database)
+            with chosen_rows(database, tenant) as chosen:
+                graph = _observed(graph, chosen)
         if bus:
             graph = graph.of_kinds([Kind(each) for each in bus])
         if message is not None:
@@ -98,7 +97,7 @@ class Command(BaseCommand):
             self.stdout.write(as_text(graph) or "No messages.")
 
 
-def _observed(graph: Graph, database: str) -> Graph:
+def _observed(graph: Graph, chosen: ChosenRows) -> Graph:
     """
     Return the graph with the counts and the times of the journal.
 
@@ -115,8 +114,8 @@ def _observed(graph: Graph, database: str) -> Graph:
     from django_cqrs.outbox.management.refusals import clear_errors
     from django_cqrs.outbox.observed_graph import observed_in
 
-    with clear_errors(database):
-        return observed_in(graph, using=database)
+    with clear_errors(chosen.using):
+        return observed_in(graph, using=chosen.using, tenant=chosen.tenant)
 
 
 def _around(graph: Graph, pattern: str) -> Graph:

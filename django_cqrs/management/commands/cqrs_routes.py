@@ -26,6 +26,7 @@ from django_cqrs.management.listing import (
     labels,
     rows_of,
 )
+from django_cqrs.tenant_options import active_by_option, add_tenant_option
 
 JSON_VERSION = 1
 BROKEN = "!"
@@ -90,6 +91,7 @@ class Command(BaseCommand):
                 "Show only messages whose name matches this pattern, such as 'order.*'."
             ),
         )
+        add_tenant_option(parser, "Show the databases of this tenant's messages.")
 
     def handle(
         self,
@@ -99,9 +101,21 @@ class Command(BaseCommand):
         app: str | None,
         bus: str | None,
         message: str | None,
+        tenant: str | None,
         **_options: Any,
     ) -> None:
         """Print the listing, then the failed checks."""
+        if tenant is not None:
+            with active_by_option(tenant):
+                self.handle(
+                    name=name,
+                    format=format,
+                    app=app,
+                    bus=bus,
+                    message=message,
+                    tenant=None,
+                )
+            return
         if app is not None and app not in labels():
             self._refuse("app", app, labels())
         if name is not None:

@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from django_cqrs.admin_databases import DatabaseFilter, database_of, with_database
 from django_cqrs.conversion.masking import MASK
 from django_cqrs.exceptions import FieldError, MessageConversionError
-from django_cqrs.outbox.admin.filters import ChannelFilter, EndpointFilter
+from django_cqrs.outbox.admin.filters import ChannelFilter, EndpointFilter, TenantFilter
 from django_cqrs.outbox.admin.stored_messages import (
     SHOWN,
     KeptMessageAdmin,
@@ -75,7 +75,10 @@ class DeadLetterAdmin(KeptMessageAdmin):
         "attempts",
         "key_text",
     )
-    list_filter = (DatabaseFilter, ChannelFilter, ReasonFilter, EndpointFilter)
+    list_filter = (
+        *(DatabaseFilter, TenantFilter),
+        *(ChannelFilter, ReasonFilter, EndpointFilter),
+    )
     actions = ("replay_selected", "delete_selected")
     change_form_template = "admin/django_cqrs_outbox/deadletter/change_form.html"
     readonly_fields = (

@@ -15,6 +15,8 @@ from django.utils.translation import gettext_lazy as _
 from django_cqrs import clock
 from django_cqrs.outbox.models import Outcome, State, TaskStatus
 from django_cqrs.outbox.statistics import is_delayed, is_pending, kept_channels
+from django_cqrs.pipeline.tenancy import tenancy, tenant_of_request
+from django_cqrs.tenant_options import COLUMN
 
 if TYPE_CHECKING:
     Mixin = admin.ModelAdmin[Any]
@@ -63,7 +65,7 @@ class _RecentFilter(admin.SimpleListFilter):
         """Return the choices, including one that is already chosen."""
         name = str(self.parameter_name)
         newest = model_admin.get_queryset(request).order_by("-pk")
-        found = set(newest.values_list(name, flat=True)[:RECENT])
+        found = set(newest.values_list(name, flat=True)[:RECENT]) - {None}
         if self.value():
             found.add(self.value())
         return [(value, value) for value in sorted(found)]
@@ -87,6 +89,25 @@ class ChannelFilter(_RecentFilter):
 
     title = _("channel")
     parameter_name = "channel"
+
+
+class TenantFilter(_RecentFilter):
+    """Filters rows by tenant, on pages for all of them."""
+
+    title = _("tenant")
+    parameter_name = COLUMN
+
+    def lookups(
+        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
+    ) -> list[tuple[str, str]]:
+        """Return the tenants of the newest rows; none on a page of one tenant."""
+        if tenancy() is None or tenant_of_request() is not None:
+            return []
+        return super().lookups(request, model_admin)
+
+    def has_output(self) -> bool:
+        """Show it where there are tenants to choose from."""
+        return bool(self.lookup_choices)
 
 
 class EndpointFilter(_RecentFilter):

@@ -21,6 +21,7 @@ from django_cqrs.graph.page import context_of
 from django_cqrs.outbox import journal
 from django_cqrs.outbox.models import JournalEntry
 from django_cqrs.outbox.observed_graph import observed_in
+from django_cqrs.pipeline.tenancy import tenant_of_request
 from django_cqrs.routing.table import RouteTable
 
 TEMPLATE: Final = "admin/django_cqrs_outbox/graph.html"
@@ -57,7 +58,7 @@ def _page(model_admin: admin.ModelAdmin[Any], request: HttpRequest) -> HttpRespo
     graph = _graph()
     is_kept = journal.is_kept()
     if is_kept:
-        graph = observed_in(graph, using=using, most=READ)
+        graph = observed_in(graph, using=using, most=READ, tenant=tenant_of_request())
     names = sorted({each.name for each in graph.messages})
     wanted = request.GET.get("message", "").strip()
     if wanted:

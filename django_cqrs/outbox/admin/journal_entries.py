@@ -19,6 +19,7 @@ from django_cqrs.outbox.admin.filters import (
     BoundedPaginator,
     NewestEndpointFilter,
     NewestOutcomeFilter,
+    TenantFilter,
     TypedModelAdmin,
 )
 from django_cqrs.outbox.admin.graph_page import urls_of
@@ -45,7 +46,10 @@ class JournalEntryAdmin(
     ordering = ("-pk",)
     sortable_by = ()
     list_display = ("at", "name", "endpoint", "outcome", "attempts", "error", "story")
-    list_filter = (DatabaseFilter, NewestOutcomeFilter, NewestEndpointFilter)
+    list_filter = (
+        *(DatabaseFilter, TenantFilter),
+        *(NewestOutcomeFilter, NewestEndpointFilter),
+    )
     search_fields = ("correlation_id",)
     search_help_text = _("A correlation id (exact matches only).")
     fields = (

@@ -36,6 +36,7 @@ from django_cqrs.outbox.admin.filters import (
     NewestEndpointFilter,
     StandingFilter,
     StateFilter,
+    TenantFilter,
     is_newest,
 )
 from django_cqrs.outbox.admin.stored_messages import SHOWN, KeptMessageAdmin
@@ -53,6 +54,11 @@ from django_cqrs.outbox.pausing import (
 )
 from django_cqrs.outbox.statistics import statistics_of
 from django_cqrs.outbox.worker.replays import replays_in_progress
+from django_cqrs.pipeline.tenancy import (
+    shares_its_database,
+    tenancy,
+    tenant_of_request,
+)
 
 
 @admin.register(OutboxMessage)
@@ -73,6 +79,7 @@ class OutboxMessageAdmin(KeptMessageAdmin):
     )
     list_filter = (
         DatabaseFilter,
+        TenantFilter,
         ChannelFilter,
         StandingFilter,
         StateFilter,
@@ -148,7 +155,8 @@ class OutboxMessageAdmin(KeptMessageAdmin):
             raise PermissionDenied
         asked = database_of(request, OutboxMessage)
         using = asked or router.db_for_read(OutboxMessage)
-        figures = statistics_of(using, at_most=LISTED)
+        tenant = tenant_of_request()
+        figures = statistics_of(using, at_most=LISTED, tenant=tenant)
         rows = glance(
             figures, messages=listed, letters=letters, at_most=LISTED, database=asked
         )
@@ -168,25 +176,35 @@ class OutboxMessageAdmin(KeptMessageAdmin):
             "rows": rows,
             "workers": living_workers(using) if listed else [],
             "paused": [(name, described(row)) for name, row in paused.items()],
-            "may_pause": bool(listed) and self._may_pause(request),
+            "may_pause": bool(listed) and self._may_pause(request, using),
             "reason_length": REASON,
-            "replays": replays_in_progress(using) if letters else [],
-            "idle_channels": idle_channels(working, using) if listed else [],
+            # These two are counted for all tenants together.
+            "replays": replays_in_progress(using) if letters and not tenant else [],
+            "idle_channels": (
+                idle_channels(working, using) if listed and not tenant else []
+            ),
         }
         return self._page(request, "channels.html", context)
 
-    def _may_pause(self, request: HttpRequest) -> bool:
+    def _may_pause(self, request: HttpRequest, using: str) -> bool:
+        """Return whether the user may pause channels, which are everybody's."""
         user: Any = request.user
-        return bool(user.has_perm(f"{self.opts.app_label}.pause_channel"))
+        if not user.has_perm(f"{self.opts.app_label}.pause_channel"):
+            return False
+        policy, tenant = tenancy(), tenant_of_request()
+        if policy is None or tenant is None:
+            return True
+        return not shares_its_database(policy, tenant, using)
 
     def pause_view(self, request: HttpRequest) -> HttpResponse:
         """Pause or resume a channel on POST, and return to the page of channels."""
-        if not self._may_pause(request) or not self.has_view_permission(request):
+        asked = database_of(request, OutboxMessage)
+        using = asked or router.db_for_write(OutboxMessage)
+        may_pause = self._may_pause(request, using)
+        if not may_pause or not self.has_view_permission(request):
             raise PermissionDenied
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
-        asked = database_of(request, OutboxMessage)
-        using = asked or router.db_for_write(OutboxMessage)
         channel = request.POST.get("channel", "")
         if request.POST.get("action") == "resume":
             self._resume(request, channel, using)

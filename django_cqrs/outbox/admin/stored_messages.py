@@ -38,6 +38,8 @@ from django_cqrs.outbox.redaction import (
 from django_cqrs.outbox.store.batches import retrying_deadlocks
 from django_cqrs.outbox.store.dead_letters import discard
 from django_cqrs.outbox.worker.outages import is_not_migrated
+from django_cqrs.pipeline.tenancy import tenancy, tenant_of_request
+from django_cqrs.tenant_options import COLUMN
 
 LONGEST: Final = 100_000
 """The number of characters of a payload or a traceback that are shown."""
@@ -50,9 +52,19 @@ BATCH: Final = 500
 
 
 class OutboxDatabaseMixin(ChosenDatabaseMixin):
-    """Reads the rows of the outbox that the address names."""
+    """Reads the rows of the outbox that the address names, of the request's tenant."""
 
     missing_text = _("The database %(alias)s has no outbox, or is unavailable.")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Return the rows of that database that the request may see."""
+        return of_request(super().get_queryset(request))
+
+    def get_list_display(self, request: HttpRequest) -> Any:
+        """Return the columns; with the tenants on a page for all of them."""
+        columns = super().get_list_display(request)
+        is_of_all = tenancy() is not None and tenant_of_request() is None
+        return (*columns, COLUMN) if is_of_all and _has_tenant(self.model) else columns
 
     def is_missing(self, error: Error) -> bool:
         """Return whether a database has no outbox, an old one, or is unavailable."""
@@ -276,8 +288,7 @@ class KeptMessageAdmin(
         """Return all rows, with all columns, of the database for writing."""
         asked = database_of(request, self.model)
         using = asked or router.db_for_write(self.model)
-        rows: QuerySet[Any] = self.model._default_manager.using(using)
-        return rows
+        return of_request(self.model._default_manager.using(using))
 
     def _log(
         self, request: HttpRequest, rows: list[Any], flag: int, message: str
@@ -294,6 +305,18 @@ class KeptMessageAdmin(
             )
 
 
+def of_request(rows: QuerySet[Any]) -> QuerySet[Any]:
+    """Return those rows that belong to the tenant of the request, if it has one."""
+    if not _has_tenant(rows.model):
+        return rows
+    name = tenant_of_request()
+    return rows if name is None else rows.filter(**{COLUMN: name})
+
+
+def _has_tenant(model: type[Model]) -> bool:
+    return any(each.name == COLUMN for each in model._meta.fields)
+
+
 def keys_in_batches(chosen: QuerySet[Any]) -> Iterator[list[int]]:
     """
     Yield the ids of the chosen rows, in order of sending, each once.
@@ -301,8 +324,10 @@ def keys_in_batches(chosen: QuerySet[Any]) -> Iterator[list[int]]:
     A message that is given up again meanwhile has a new row, which is left alone.
     """
     last = chosen.order_by().aggregate(last=Max("pk"))["last"]
+    if last is None:  # somebody else has replayed or deleted them
+        return
     rows = chosen.filter(pk__lte=last).order_by("sequence", "pk")
-    keys = list(rows.values_list("pk", flat=True)) if last is not None else []
+    keys = list(rows.values_list("pk", flat=True))
     for start in range(0, len(keys), BATCH):
         yield keys[start : start + BATCH]
 

@@ -17,6 +17,7 @@ from django_cqrs.outbox.admin.filters import (
     BoundedPaginator,
     NewestEndpointFilter,
     NewestStatusFilter,
+    TenantFilter,
     TypedModelAdmin,
 )
 from django_cqrs.outbox.admin.read_only import ReadOnly
@@ -42,7 +43,10 @@ class StoredTaskResultAdmin(
     ordering = ("-pk",)
     sortable_by = ()
     list_display = ("endpoint", "status", "enqueued_at", "finished_at", "attempts")
-    list_filter = (DatabaseFilter, NewestStatusFilter, NewestEndpointFilter)
+    list_filter = (
+        *(DatabaseFilter, TenantFilter),
+        *(NewestStatusFilter, NewestEndpointFilter),
+    )
     search_fields = ("id",)
     search_help_text = _("The id of a result (exact matches only).")
     fields = (

@@ -33,6 +33,7 @@ from django_cqrs.outbox.timeline import (
     correlations_of,
     timeline_of,
 )
+from django_cqrs.pipeline.tenancy import tenant_of_request
 
 TEMPLATE = "admin/django_cqrs_outbox/timeline.html"
 BY_ID = "django_cqrs_outbox_timeline"
@@ -122,7 +123,9 @@ def urls_of(model_admin: admin.ModelAdmin[Any]) -> list[URLPattern]:
 
     def by_id(request: HttpRequest, correlation_id: UUID) -> HttpResponse:
         using, sources = _asked(site, request)
-        found = timeline_of([correlation_id], using=using, sources=sources)
+        found = timeline_of(
+            [correlation_id], using=using, sources=sources, tenant=tenant_of_request()
+        )
         return _page(model_admin, request, found, sources)
 
     def by_subject(request: HttpRequest) -> HttpResponse:
@@ -130,8 +133,9 @@ def urls_of(model_admin: admin.ModelAdmin[Any]) -> list[URLPattern]:
         subject = request.GET.get("subject", "")
         if not subject or "\0" in subject:
             raise Http404
-        ids = correlations_of(subject, using=using, sources=sources)
-        found = timeline_of(ids, using=using, sources=sources)
+        tenant = tenant_of_request()
+        ids = correlations_of(subject, using=using, sources=sources, tenant=tenant)
+        found = timeline_of(ids, using=using, sources=sources, tenant=tenant)
         return _page(model_admin, request, found, sources, subject=subject)
 
     return [

@@ -17,7 +17,12 @@ from django_cqrs.outbox.store.dialects import (
     literal,
     speaks_psycopg,
 )
-from django_cqrs.outbox.store.rows import INSERTED_COLUMNS, adapters_of, row_of
+from django_cqrs.outbox.store.rows import (
+    INSERTED_COLUMNS,
+    TENANT,
+    adapters_of,
+    row_of,
+)
 from django_cqrs.statements import fitting, portions
 
 
@@ -65,7 +70,7 @@ def _store_one(
         write = partial(_execute, connection, f"{statement}{end}", values)
     else:
         row = row_of(channel, envelope, *adapters_of(connection))
-        write = partial(_insert, connection, [row], end)
+        write = partial(_insert, connection, [row], [envelope.tenant], end)
     if connection.vendor != "mysql":
         write()
         return
@@ -84,7 +89,7 @@ def _store(
         return
     adapters = adapters_of(connection)
     rows = [row_of(channel, envelope, *adapters) for envelope in envelopes]
-    _insert(connection, rows, end)
+    _insert(connection, rows, [each.tenant for each in envelopes], end)
 
 
 def _describe(envelope: Envelope) -> str:
@@ -186,6 +191,9 @@ def _plain(
     if envelope.causation_id is not None:
         rest += " causation_id"
         values.append(as_uuid(envelope.causation_id))
+    if envelope.tenant is not None:
+        rest += f" {TENANT}"
+        values.append(envelope.tenant)
     if envelope.headers != _NO_HEADERS:
         rest += " headers"
         values.append(as_bytes(envelope.headers))
@@ -198,7 +206,7 @@ def _as_is(value: Any) -> Any:
 
 def _rows_per_statement(connection: BaseDatabaseWrapper) -> int:
     limit = connection.features.max_query_params
-    return 1000 if limit is None else max(1, limit // len(INSERTED_COLUMNS))
+    return 1000 if limit is None else max(1, limit // (len(INSERTED_COLUMNS) + 1))
 
 
 # PostgreSQL takes a column as one array: a thousand rows are 19 parameters.
@@ -214,19 +222,26 @@ _ARRAYS: Final = (
 
 
 def _insert(
-    connection: BaseDatabaseWrapper, rows: list[tuple[Any, ...]], end: str = ""
+    connection: BaseDatabaseWrapper,
+    rows: list[tuple[Any, ...]],
+    tenants: Sequence[str | None],
+    end: str = "",
 ) -> None:
     count = len(rows)
+    has_tenants = any(tenants)
+    if has_tenants:
+        rows = [(*row, tenant) for row, tenant in zip(rows, tenants, strict=True)]
     if count > 1 and connection.vendor == "postgresql":
         values: Sequence[Any] = [list(column) for column in zip(*rows, strict=True)]
         count = 0  # one statement for any number
     else:
         values = rows[0] if count == 1 else [each for row in rows for each in row]
-    statement = _statements.get((connection.vendor, count))
+    key = connection.vendor, count, has_tenants
+    statement = _statements.get(key)
     if statement is None:
-        statement = _insertion(connection.ops.quote_name, count)
+        statement = _insertion(connection.ops.quote_name, count, has_tenants)
         if count <= 1:
-            _statements[connection.vendor, count] = statement
+            _statements[key] = statement
     _execute(connection, f"{statement}{end}", values)
 
 
@@ -243,16 +258,20 @@ def _execute(
 
 
 # For one row, and for arrays of rows.
-_statements: dict[tuple[str, int], str] = {}
+_statements: dict[tuple[str, int, bool], str] = {}
 
 
-def _insertion(quote: Callable[[str], str], count: int) -> str:
+def _insertion(quote: Callable[[str], str], count: int, has_tenants: bool) -> str:
     """Return the INSERT of so many rows; 0 means rows in arrays."""
+    columns: tuple[str, ...] = INSERTED_COLUMNS
+    types: tuple[str, ...] = _ARRAYS
+    if has_tenants:
+        columns, types = (*columns, TENANT), (*types, "text")
     if count:
-        places = ", ".join(["%s"] * len(INSERTED_COLUMNS))
+        places = ", ".join(["%s"] * len(columns))
         source = f"VALUES {', '.join([f'({places})'] * count)}"
     else:
-        arrays = ", ".join(f"%s::{each}[]" for each in _ARRAYS)
+        arrays = ", ".join(f"%s::{each}[]" for each in types)
         source = f"SELECT * FROM unnest({arrays})"  # noqa: S608 - no value in it
-    names = ", ".join(map(quote, INSERTED_COLUMNS))
+    names = ", ".join(map(quote, columns))
     return f"INSERT INTO {quote(OutboxMessage._meta.db_table)} ({names}) {source}"

@@ -15,6 +15,7 @@ from django.db.models.lookups import LessThanOrEqual
 from django_cqrs.channels.channel import Envelope
 from django_cqrs.frozen import maker_of
 from django_cqrs.outbox.models import State
+from django_cqrs.pipeline.tenancy import tenant_of
 from django_cqrs.times import as_sent, as_stored
 
 LARGEST_CLAIMED: Final = 64 * 2**10
@@ -152,6 +153,7 @@ def envelope_of(values: Mapping[str, Any]) -> Envelope:
         priority=values["priority"],
         subject=values["subject"],
         ordering_key=values["ordering_key"],
+        tenant=values["tenant"],
     )
 
 
@@ -172,6 +174,7 @@ def values_of(envelope: Envelope) -> dict[str, Any]:
         "expires_at": envelope.expires_at,
         "ordering_key": envelope.ordering_key,
         "subject": envelope.subject,
+        "tenant": tenant_of(envelope),
     }
 
 
@@ -251,6 +254,9 @@ INSERTED_COLUMNS: Final = (
     "subject",
     "ordering_key",
 )
+
+TENANT: Final = "tenant"
+"""The column that an INSERT only names if a message has a tenant."""
 
 # With all parameters ------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from django_cqrs.outbox.tasks.endpoints import endpoint_of
 from django_cqrs.outbox.worker.tasks import endpoint_name
 from django_cqrs.pipeline.envelopes import encode_headers, headers_of
 from django_cqrs.pipeline.scopes import send
+from django_cqrs.pipeline.tenancy import tenant_in
 from django_cqrs.routing.endpoint import JoinPoint, Run
 from django_cqrs.times import as_sent
 
@@ -140,6 +141,7 @@ def _put(message: Message) -> None:
         sequence=next_sequence(),
         available_at=options.available_at,
         priority=options.priority,
+        tenant=tenant_in(message._user),
     )
     deliver = functools.partial(registry.deliver, using=options.using)
     delivery = Delivery(envelope, deliver)

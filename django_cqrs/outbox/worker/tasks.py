@@ -23,6 +23,7 @@ from django_cqrs.outbox.models import StoredTaskResult, TaskStatus
 from django_cqrs.outbox.store.batches import delete_in_batches
 from django_cqrs.outbox.store.rows import Claimed, adapters_of
 from django_cqrs.outbox.worker.failures import Failure, FailureOutcome
+from django_cqrs.pipeline.tenancy import tenant_of
 from django_cqrs.statements import portions, written
 
 TASKS: Final = "django.tasks"
@@ -200,6 +201,7 @@ class TaskOutcomes:
             correlation_id=envelope.correlation_id,
             enqueued_at=envelope.timestamp,
             started_at=started_at,
+            tenant=tenant_of(envelope),
         )
         row.channel, row.endpoint = claimed.channel, envelope.endpoint
         row.priority, row.payload = envelope.priority, envelope.payload
@@ -241,7 +243,7 @@ _STATUSES: Final[Mapping[FailureOutcome, TaskStatus]] = {
 _MOST_ROWS: Final = 200
 
 
-# PostgreSQL takes a column as one array: many rows are fourteen parameters.
+# PostgreSQL takes a column as one array: many rows are fifteen parameters.
 _ARRAYS: Final = {
     "id": "uuid",
     "correlation_id": "uuid",
@@ -257,6 +259,7 @@ _ARRAYS: Final = {
     "worker_ids": "bytea",
     "errors": "bytea",
     "return_value": "bytea",
+    "tenant": "text",
 }
 
 

@@ -6,7 +6,6 @@ import getpass
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
 from tabulate import tabulate
 
 from django_cqrs.exceptions import InvalidChannel
@@ -15,6 +14,7 @@ from django_cqrs.outbox.channel import outbox_of
 from django_cqrs.outbox.management.refusals import clear_errors
 from django_cqrs.outbox.pausing import described, pause, paused_channels, resume
 from django_cqrs.outbox.statistics import kept_channels, outboxes
+from django_cqrs.tenant_options import add_database_options, chosen_rows
 
 
 class Command(BaseCommand):
@@ -41,22 +41,24 @@ class Command(BaseCommand):
         for each in (pausing, resuming):
             each.add_argument("channels", nargs="+", metavar="CHANNEL")
         for each in (listing, pausing, resuming):
-            each.add_argument(
-                "--database",
-                default=DEFAULT_DB_ALIAS,
-                choices=tuple(connections),
-                help="The database of the outbox (default: %(default)s).",
+            add_database_options(
+                each, help="The database of the outbox (default: %(default)s)."
             )
 
-    def handle(self, *, action: str, database: str, **options: Any) -> None:
+    def handle(
+        self, *, action: str, database: str, tenant: str | None, **options: Any
+    ) -> None:
         """Do what the subcommand says."""
-        with clear_errors(database):
+        with chosen_rows(database, tenant) as chosen, clear_errors(chosen.using):
             if action == "list":
-                self._list(database)
-            elif action == "pause":
-                self._pause(options["channels"], database, options["reason"])
+                self._list(chosen.using)
+                return
+            names = ", ".join(options["channels"])
+            chosen.refuse_one_tenant(f"{names} cannot be paused or resumed")
+            if action == "pause":
+                self._pause(options["channels"], chosen.using, options["reason"])
             else:
-                self._resume(options["channels"], database)
+                self._resume(options["channels"], chosen.using)
 
     def _list(self, using: str) -> None:
         workers = living_workers(using)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
 from tabulate import tabulate
 
 from django_cqrs.outbox.deployment import stored_kinds
 from django_cqrs.outbox.management.refusals import clear_errors
+from django_cqrs.tenant_options import add_database_options, chosen_rows
 
 
 class Command(BaseCommand):
@@ -23,11 +23,8 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the database, and whether dead letters count."""
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="The database of the outbox (default: %(default)s).",
+        add_database_options(
+            parser, help="The database of the outbox (default: %(default)s)."
         )
         parser.add_argument(
             "--dead-letters",
@@ -35,10 +32,19 @@ class Command(BaseCommand):
             help="Count dead letters too, which could not be replayed.",
         )
 
-    def handle(self, *, database: str, dead_letters: bool, **_options: Any) -> None:
+    def handle(
+        self,
+        *,
+        database: str,
+        tenant: str | None,
+        dead_letters: bool,
+        **_options: Any,
+    ) -> None:
         """Print the messages that cannot be handled."""
-        with clear_errors(database):
-            kinds = stored_kinds(database, dead_letters=dead_letters)
+        with chosen_rows(database, tenant) as chosen, clear_errors(chosen.using):
+            kinds = stored_kinds(
+                chosen.using, dead_letters=dead_letters, tenant=chosen.tenant
+            )
         broken = [each for each in kinds if each.faults]
         total = sum(each.count for each in kinds)
         if not broken:

@@ -7,7 +7,6 @@ import shutil
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models import QuerySet
 from tabulate import tabulate
 
@@ -23,6 +22,7 @@ from django_cqrs.outbox.redaction import (
     redact_list,
 )
 from django_cqrs.outbox.store.dead_letters import discard, replay
+from django_cqrs.tenant_options import ChosenRows, add_database_options, chosen_rows
 
 NARROW = 60
 
@@ -96,12 +96,7 @@ class Command(BaseCommand):
                 )
             self._add_filters(sub)
         for sub in actions.choices.values():
-            sub.add_argument(
-                "--database",
-                default=DEFAULT_DB_ALIAS,
-                choices=tuple(connections),
-                help="The database (default: %(default)s).",
-            )
+            add_database_options(sub)
 
     def _add_filters(self, parser: CommandParser) -> None:
         parser.add_argument("--channel", help="Only of this channel.")
@@ -113,20 +108,25 @@ class Command(BaseCommand):
             help="Only dead letters with this reason.",
         )
 
-    def handle(self, *, action: str, database: str, **options: Any) -> None:
+    def handle(
+        self, *, action: str, database: str, tenant: str | None, **options: Any
+    ) -> None:
         """Run the chosen action."""
-        with clear_errors(database):
-            self._do(action, database, options)
+        with (
+            chosen_rows(database, tenant) as chosen,
+            clear_errors(chosen.using),
+        ):
+            self._do(action, chosen, options)
 
-    def _do(self, action: str, database: str, options: dict[str, Any]) -> None:
+    def _do(self, action: str, rows: ChosenRows, options: dict[str, Any]) -> None:
         if action == "waiting":
-            self._list_waiting(database, options)
+            self._list_waiting(rows, options)
             return
-        letters = DeadLetter.objects.using(database)
+        letters, database = rows.of(DeadLetter.objects.all()), rows.using
         if action == "show":
             self._show(letters.filter(pk=options["id"]).first(), options["id"])
             return
-        chosen = self._filtered(letters.all(), options)
+        chosen = self._filtered(letters, options)
         if action == "list":
             self._list(chosen, options["limit"], options["format"])
             return
@@ -195,8 +195,8 @@ class Command(BaseCommand):
         if total > len(rows):
             self.stdout.write(f"... and {total - len(rows)} more.")
 
-    def _list_waiting(self, database: str, options: dict[str, Any]) -> None:
-        rows = OutboxMessage.objects.using(database).filter(
+    def _list_waiting(self, chosen: ChosenRows, options: dict[str, Any]) -> None:
+        rows = chosen.of(OutboxMessage.objects.all()).filter(
             state=State.DELAYED, last_error__isnull=False
         )
         for field in ("channel", "endpoint"):

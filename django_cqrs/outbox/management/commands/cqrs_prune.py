@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
 from django.utils.dateparse import parse_duration
 
 from django_cqrs.exceptions import InvalidOption
@@ -16,6 +15,7 @@ from django_cqrs.outbox.management.commands.cqrs_worker import positive
 from django_cqrs.outbox.management.refusals import clear_errors
 from django_cqrs.outbox.pruning import Pruned, prune
 from django_cqrs.outbox.store.batches import SIZE
+from django_cqrs.tenant_options import add_database_options, chosen_rows
 
 LARGEST = 10_000
 
@@ -66,12 +66,7 @@ class Command(BaseCommand):
                 "or 12h."
             ),
         )
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="The database (default: %(default)s).",
-        )
+        add_database_options(parser)
         parser.add_argument(
             "--batch-size",
             type=batch_size,
@@ -91,6 +86,7 @@ class Command(BaseCommand):
         *,
         dead_letters_older_than: timedelta | None,
         database: str,
+        tenant: str | None,
         batch_size: int,
         dry_run: bool,
         verbosity: int,
@@ -98,12 +94,13 @@ class Command(BaseCommand):
     ) -> None:
         """Delete, and print the counts."""
         try:
-            with clear_errors(database):
+            with chosen_rows(database, tenant) as chosen, clear_errors(chosen.using):
                 for each in prune(
-                    database,
+                    chosen.using,
                     dead_letters=dead_letters_older_than,
                     size=batch_size,
                     dry_run=dry_run,
+                    tenant=chosen.tenant,
                 ):
                     if verbosity > 0:
                         self.stdout.write(_describe(each, verbosity, dry_run=dry_run))

@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
 from django.utils import timezone
 from tabulate import tabulate
 
@@ -19,6 +18,7 @@ from django_cqrs.outbox.long_transactions import long_transactions
 from django_cqrs.outbox.management.refusals import clear_errors
 from django_cqrs.outbox.pausing import described, paused_channels
 from django_cqrs.outbox.statistics import ChannelStatistics, statistics_of
+from django_cqrs.tenant_options import add_database_options, chosen_rows
 
 JSON_VERSION = 1
 
@@ -55,12 +55,7 @@ class Command(BaseCommand):
             metavar="CHANNEL",
             help="The aliases of the channels (default: all).",
         )
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="The database (default: %(default)s).",
-        )
+        add_database_options(parser)
         parser.add_argument(
             "--format",
             choices=["table", "json"],
@@ -69,7 +64,13 @@ class Command(BaseCommand):
         )
 
     def handle(
-        self, *, channels: list[str], database: str, format: str, **_options: Any
+        self,
+        *,
+        channels: list[str],
+        database: str,
+        tenant: str | None,
+        format: str,
+        **_options: Any,
     ) -> None:
         """Print the figures."""
         try:
@@ -77,9 +78,11 @@ class Command(BaseCommand):
                 outbox_of(alias)
         except InvalidChannel as error:
             raise CommandError(str(error)) from error
-        with clear_errors(database):
-            found = statistics_of(database, channels or None)
-            transactions = long_transactions(database)
+        with chosen_rows(database, tenant) as chosen, clear_errors(chosen.using):
+            database, tenant = chosen.using, chosen.tenant
+            found = statistics_of(database, channels or None, tenant=tenant)
+            # Their statements may be those of another tenant.
+            transactions = long_transactions(database) if tenant is None else []
             workers = living_workers(database)
             paused = paused_channels(database)
         if format == "json":
@@ -89,6 +92,8 @@ class Command(BaseCommand):
                 "at": timezone.now().isoformat(),
                 "channels": [dataclasses.asdict(each) for each in found],
             }
+            if tenant is not None:
+                document["tenant"] = tenant
             if workers:
                 document["workers"] = [
                     {
@@ -122,7 +127,8 @@ def _table(found: list[ChannelStatistics]) -> str:
     columns = [
         column
         for column in COLUMNS
-        if column not in OPTIONAL or any(row[column] for row in rows)
+        if (column not in OPTIONAL and all(column in row for row in rows))
+        or any(row.get(column) for row in rows)
     ]
     return tabulate(
         [[row[column] for column in columns] for row in rows],

@@ -15,7 +15,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, Error, connections
+from django.db import Error, connections
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, run_with_reloader
 
 from django_cqrs.attendants import duties_of
@@ -35,6 +35,7 @@ from django_cqrs.outbox.worker.supervisor import (
     supervised_by,
 )
 from django_cqrs.outbox.worker.worker import Relay, Worker
+from django_cqrs.tenant_options import add_database_options, chosen_rows
 
 
 class _OneLine(logging.Formatter):
@@ -159,10 +160,8 @@ class Command(BaseCommand):
             action="store_true",
             help="All channels of the outbox, in the order of the settings.",
         )
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
+        add_database_options(
+            parser,
             help="The database whose outbox is handled (default: %(default)s).",
         )
         parser.add_argument(
@@ -226,6 +225,9 @@ class Command(BaseCommand):
     def handle(self, **options: Any) -> None:
         """Check the channels, then run, under the reloader if asked to."""
         options["channels"] = _chosen(options["channels"], is_all=options["all"])
+        with chosen_rows(options["database"], options["tenant"]) as chosen:
+            chosen.refuse_one_tenant("Messages cannot be handled")
+        options["database"] = chosen.using
         try:
             for alias in options["channels"]:
                 outbox_of(alias)
