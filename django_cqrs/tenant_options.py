@@ -55,9 +55,11 @@ class ChosenRows:
     """The tenant whose rows they are; None for all rows of the database."""
 
     def of(self, rows: QuerySet[M]) -> QuerySet[M]:
-        """Return the chosen rows of a table."""
+        """Return the chosen rows of a table; all, if it does not say whose they are."""
         rows = rows.using(self.using)
-        return rows if self.tenant is None else rows.filter(**{COLUMN: self.tenant})
+        if self.tenant is None or not has_tenants(rows.model):
+            return rows
+        return rows.filter(**{COLUMN: self.tenant})
 
     def refuse_one_tenant(self, what: str) -> None:
         """
@@ -77,6 +79,11 @@ class ChosenRows:
                 "of them."
             )
             raise CommandError(msg)
+
+
+def has_tenants(model: type[Model]) -> bool:
+    """Return whether the rows of a table say which tenant they belong to."""
+    return any(each.name == COLUMN for each in model._meta.fields)
 
 
 def add_database_options(

@@ -27,7 +27,7 @@ from django_cqrs.outbox.models import (
 from django_cqrs.outbox.store.batches import SIZE, delete_in_batches
 from django_cqrs.outbox.store.dead_letters import discard
 from django_cqrs.outbox.worker import tasks, throughput
-from django_cqrs.tenant_options import COLUMN
+from django_cqrs.tenant_options import COLUMN, has_tenants
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def prune(
     for kept, before, delete in work:
         rows = kept.model._default_manager.using(using)
         if tenant is not None:
-            if not any(each.name == COLUMN for each in kept.model._meta.fields):
+            if not has_tenants(kept.model):
                 continue
             rows = rows.filter(**{COLUMN: tenant})
         old = rows.filter(**{f"{kept.column}__lt": before})

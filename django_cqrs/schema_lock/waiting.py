@@ -16,6 +16,7 @@ from django_cqrs.buses.registries import Registry
 from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.documents.collections import collections_called
 from django_cqrs.exceptions import CQRSError, MessageConversionError
+from django_cqrs.tenant_options import ChosenRows
 
 _BATCH: Final = 500
 
@@ -54,7 +55,9 @@ class StoredPayloads:
     unreadable: list[UnreadableKind]
 
 
-def stored_payloads(registry: Registry, using: str) -> StoredPayloads:
+def stored_payloads(
+    registry: Registry, using: str, *, tenant: str | None = None
+) -> StoredPayloads:
     """
     Read every stored payload of a database, and count those that fail.
 
@@ -63,9 +66,12 @@ def stored_payloads(registry: Registry, using: str) -> StoredPayloads:
     Args:
         registry: the registry with the handlers.
         using: the alias of the database.
+        tenant: the tenant whose rows are read, in tables that say whose they are; None
+            means everybody's.
 
     """
     reader = _Reader(registry)
+    chosen = ChosenRows(using, tenant)
     total = 0
     found: Counter[tuple[str, str, int, str]] = Counter()
     for place in _places(reader):
@@ -74,7 +80,7 @@ def stored_payloads(registry: Registry, using: str) -> StoredPayloads:
         model = apps.get_model(place.app.replace(".", "_"), place.model)
         if not router.allow_migrate_model(using, model):
             continue
-        for name, version, *rest in _rows(model, place.columns, using):
+        for name, version, *rest in _rows(model, place.columns, chosen):
             total += 1
             why = _why(place.read, name, version, *rest)
             if why:
@@ -103,10 +109,10 @@ def _places(reader: _Reader) -> Iterator[_PayloadTable]:
 
 
 def _rows(
-    model: type[Model], columns: tuple[str, ...], using: str
+    model: type[Model], columns: tuple[str, ...], chosen: ChosenRows
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a table in pages: no server has to keep a cursor open."""
-    rows: QuerySet[Any] = model._default_manager.using(using).order_by("pk")
+    rows: QuerySet[Any] = chosen.of(model._default_manager.order_by("pk"))
     last = None
     while True:
         page = rows if last is None else rows.filter(pk__gt=last)

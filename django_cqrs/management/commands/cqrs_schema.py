@@ -9,7 +9,6 @@ from typing import Any
 
 from django.apps import apps
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
 from tabulate import tabulate
 
 from django_cqrs.buses.registries import registry
@@ -20,6 +19,7 @@ from django_cqrs.schema_lock.files import write
 from django_cqrs.schema_lock.scaffolding import NotScaffolded, scaffold
 from django_cqrs.schema_lock.sources import StoredClass
 from django_cqrs.schema_lock.waiting import stored_payloads
+from django_cqrs.tenant_options import ChosenRows, add_database_options, chosen_rows
 
 JSON_VERSION = 1
 
@@ -72,11 +72,8 @@ class Command(BaseCommand):
             choices=["json"],
             help="Print the JSON schemas of the locked classes.",
         )
-        parser.add_argument(
-            "--database",
-            default=DEFAULT_DB_ALIAS,
-            choices=tuple(connections),
-            help="The database of --stored (default: %(default)s).",
+        add_database_options(
+            parser, help="The database of --stored (default: %(default)s)."
         )
 
     def handle(self, *, labels: list[str], **options: Any) -> None:
@@ -86,7 +83,8 @@ class Command(BaseCommand):
             if label not in known:
                 raise _missing("app", label, known)
         if options["stored"]:
-            self._count_stored(options["database"])
+            with chosen_rows(options["database"], options["tenant"]) as chosen:
+                self._count_stored(chosen)
         elif options["export"]:
             self._export(labels)
         elif options["scaffold"]:
@@ -148,11 +146,11 @@ class Command(BaseCommand):
             "then run manage.py cqrs_schema."
         )
 
-    def _count_stored(self, using: str) -> None:
+    def _count_stored(self, chosen: ChosenRows) -> None:
         from django_cqrs.outbox.management.refusals import clear_errors
 
-        with clear_errors(using):
-            found = stored_payloads(registry, using)
+        with clear_errors(chosen.using):
+            found = stored_payloads(registry, chosen.using, tenant=chosen.tenant)
         if not found.unreadable:
             noun = "payload" if found.total == 1 else "payloads"
             self.stdout.write(f"This code reads all {found.total} stored {noun}.")

@@ -39,7 +39,7 @@ from django_cqrs.outbox.store.batches import retrying_deadlocks
 from django_cqrs.outbox.store.dead_letters import discard
 from django_cqrs.outbox.worker.outages import is_not_migrated
 from django_cqrs.pipeline.tenancy import tenancy, tenant_of_request
-from django_cqrs.tenant_options import COLUMN
+from django_cqrs.tenant_options import COLUMN, has_tenants
 
 LONGEST: Final = 100_000
 """The number of characters of a payload or a traceback that are shown."""
@@ -64,7 +64,7 @@ class OutboxDatabaseMixin(ChosenDatabaseMixin):
         """Return the columns; with the tenants on a page for all of them."""
         columns = super().get_list_display(request)
         is_of_all = tenancy() is not None and tenant_of_request() is None
-        return (*columns, COLUMN) if is_of_all and _has_tenant(self.model) else columns
+        return (*columns, COLUMN) if is_of_all and has_tenants(self.model) else columns
 
     def is_missing(self, error: Error) -> bool:
         """Return whether a database has no outbox, an old one, or is unavailable."""
@@ -307,14 +307,10 @@ class KeptMessageAdmin(
 
 def of_request(rows: QuerySet[Any]) -> QuerySet[Any]:
     """Return those rows that belong to the tenant of the request, if it has one."""
-    if not _has_tenant(rows.model):
+    if not has_tenants(rows.model):
         return rows
     name = tenant_of_request()
     return rows if name is None else rows.filter(**{COLUMN: name})
-
-
-def _has_tenant(model: type[Model]) -> bool:
-    return any(each.name == COLUMN for each in model._meta.fields)
 
 
 def keys_in_batches(chosen: QuerySet[Any]) -> Iterator[list[int]]:
