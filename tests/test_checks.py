@@ -82,6 +82,7 @@ from tests.documents import test_shapes
 from tests.graph import test_graph_problems
 from tests.modelling import test_checks as of_the_model
 from tests.outbox import test_given_up
+from tests.schedules import test_declarations as of_schedules
 from tests.schema_lock import test_command as of_schemas
 from tests.support import registry_of
 from tests.tenancy import test_checks as of_tenants
@@ -1989,7 +1990,7 @@ def test_every_rule_has_a_test_of_its_name():
     """Each id of a check stands in the name of a test here, or of the model's."""
     tests = [*globals(), *vars(of_the_model), *vars(test_shapes.TestChecks)]
     tests += [*vars(test_given_up), *vars(of_tenants), *vars(test_graph_problems)]
-    tests += vars(of_schemas.TestSystemCheck)
+    tests += [*vars(of_schemas.TestSystemCheck), *vars(of_schedules)]
     names = "".join(each for each in tests if each.startswith("test_"))
 
     missing = [

@@ -35,7 +35,7 @@ def faults_of(*, timetable=HOURLY, handler=None, **options):
 # E060 -------------------------------------------------------------------------------
 
 
-def test_s01_7_a_schedule_needs_a_command_handler():
+def test_E060_s01_7_a_schedule_needs_a_command_handler():
     """E060: nobody sends an event or a query at a time. [S01.7]"""
 
     @scheduled(HOURLY)
@@ -69,7 +69,7 @@ def test_s01_7_a_function_may_handle_an_event_beside_its_command():
     assert list(declared_in(registry)) == ["tick"]
 
 
-def test_s01_7_a_schedule_needs_a_channel_that_keeps():
+def test_E060_s01_7_a_schedule_needs_a_channel_that_keeps():
     """E060: a worker sends the command of a schedule, so that it must be kept. [S01.7]"""
 
     def tick(): ...
@@ -86,7 +86,7 @@ def test_s01_7_a_schedule_needs_a_channel_that_keeps():
     ]
 
 
-def test_s01_7_a_channel_must_keep(settings):
+def test_E060_s01_7_a_channel_must_keep(settings):
     """E060: what OnCommitChannel has when the process ends is lost. [S01.7]"""
     settings.DJANGO_CQRS = {
         "CHANNELS": {
@@ -126,7 +126,7 @@ def test_s01_7_an_unknown_channel_is_reported_once():
     assert number == "E016"
 
 
-def test_s01_7_the_app_must_be_installed(settings):
+def test_E060_s01_7_the_app_must_be_installed(settings):
     """E060, once for all schedules. [S01.7]"""
     settings.INSTALLED_APPS = [
         each for each in settings.INSTALLED_APPS if each != "django_cqrs.schedules"
@@ -205,7 +205,7 @@ AWARE = datetime(2026, 7, 1, tzinfo=UTC)
     ],
     ids=str,
 )
-def test_s01_7_what_a_schedule_cannot_be_given(options, fault):
+def test_E061_s01_7_what_a_schedule_cannot_be_given(options, fault):
     """E061: an expression, a time zone, a keyword that cannot be. [S01.7, S05.7]"""
     assert faults_of(**options) == [
         ("E061", f"has a schedule that cannot be used. {fault}")
@@ -213,7 +213,7 @@ def test_s01_7_what_a_schedule_cannot_be_given(options, fault):
 
 
 @pytest.mark.parametrize("keyword", ["payload", "headers", "enabled"])
-def test_s01_7_functions_take_what_they_are_given(keyword):
+def test_E061_s01_7_functions_take_what_they_are_given(keyword):
     """E061: the due time, and enabled= nothing. [S01.7]"""
 
     def function(one, another): ...
@@ -224,7 +224,7 @@ def test_s01_7_functions_take_what_they_are_given(keyword):
     assert ("does not take a time" in text) is (keyword != "enabled")
 
 
-def test_s05_6_schedules_need_time_zones(settings):
+def test_E061_s05_6_schedules_need_time_zones(settings):
     """E061: without USE_TZ an hour of each year has no times of its own. [S05.6]"""
     settings.USE_TZ = False
 
@@ -239,7 +239,7 @@ def test_s05_6_schedules_need_time_zones(settings):
     ]
 
 
-def test_s01_7_the_package_of_expressions_may_be_missing(monkeypatch):
+def test_E061_s01_7_the_package_of_expressions_may_be_missing(monkeypatch):
     """E061 says what to install; an interval needs nothing. [S01.7]"""
     monkeypatch.setitem(__import__("sys").modules, "cronsim", None)
 
@@ -258,7 +258,7 @@ def test_s01_7_the_package_of_expressions_may_be_missing(monkeypatch):
 # E062 -------------------------------------------------------------------------------
 
 
-def test_s01_7_a_name_is_given_once():
+def test_E062_s01_7_a_name_is_given_once():
     """E062: two schedules of one handler, or of two; neither fires. [S01.7]"""
 
     @scheduled(HOURLY)
@@ -284,7 +284,7 @@ def test_s01_7_a_name_is_given_once():
     assert declared_in(registry) == {}
 
 
-def test_s01_7_a_former_name_is_not_that_of_another_one():
+def test_E062_s01_7_a_former_name_is_not_that_of_another_one():
     """E062: the row would be of both. [S01.7]"""
 
     @scheduled(HOURLY, name="new", aliases="tick")
@@ -327,7 +327,7 @@ def test_s01_7_a_former_name_is_not_that_of_another_one():
     ],
     ids=["none", "another type", "an object", "a dict", "a class", "a function"],
 )
-def test_s01_7_the_payload_fits_the_handler(options, fault):
+def test_E063_s01_7_the_payload_fits_the_handler(options, fault):
     """E063: a value is checked now, and what a function returns when it is due. [S01.7]"""
 
     @command_handler("tick", name="tick", channel="outbox")
@@ -343,7 +343,7 @@ def test_s01_7_the_payload_fits_the_handler(options, fault):
     assert text[:60] == fault[:60]
 
 
-def test_s01_7_a_payload_that_nobody_takes():
+def test_E063_s01_7_a_payload_that_nobody_takes():
     """E063: the handler has no parameter for it; a default needs none. [S01.7]"""
     assert faults_of(payload=5) == [
         ("E063", "has a schedule with payload=, but it takes no payload.")
