@@ -6,6 +6,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,11 @@ from tests.docs_support.terminal import environment, forked
 REFERENCE = DOCS / "reference"
 
 
-def read(page: Path, place: Path, base: Path) -> list[Block]:
+def read(
+    page: Path, place: Path, base: Path, printed: Mapping[str, str]
+) -> list[Block]:
     """Do what a page says; return the blocks that were done."""
-    reader = Reader(page, place, base)
+    reader = Reader(page, place, base, printed)
     try:
         for example in document_of(page, reader.evaluate).examples():
             example.evaluate()
@@ -89,9 +92,13 @@ def test_what_is_forked_does_what_a_new_process_does(command, how, tmp_path):
 
 @pytest.mark.parametrize("page", pages(), ids=name_of)
 def test_every_block_of_a_page_does_what_the_page_says(
-    page: Path, tmp_path: Path, base: Path
+    page: Path, tmp_path: Path, base: Path, request: pytest.FixtureRequest
 ):
-    done = read(page, tmp_path, base)
+    printed: dict[str, str] = {}
+    if "$ make demo\n" in page.read_text():
+        printed["make demo"] = request.getfixturevalue("demos")[0]
+
+    done = read(page, tmp_path, base, printed)
 
     assert done == [each for each in blocks_of(page) if not each.is_directive]
 

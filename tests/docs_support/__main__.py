@@ -44,7 +44,7 @@ def main(pages: list[str]) -> None:
         make_project(base)
         for number, name in enumerate(pages):
             page = Path(name).resolve()
-            scribe = Scribe(page, readers / str(number), base)
+            scribe = Scribe(page, readers / str(number), base, {})
             try:
                 for example in document_of(page, scribe.evaluate).examples():
                     example.evaluate()

@@ -7,8 +7,9 @@ Runs Python in a fork of a process that has imported the libraries already.
 The pages start Python some hundred times, and most of that time would go by with the
 same imports. A fork is a process of its own, with the folder, the environment and the
 files of the one that asked for it; it differs from a new one in nothing but what
-`LIBRARIES` has brought along. Of ours that is what any project's settings name; it is
-imported by new processes in the tutorial, which has an environment of its own.
+`LIBRARIES` has brought along. Of ours that is what every project imports when it
+starts; it is imported by new processes in the tutorial, which has an environment of its
+own.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from typing import Any, NoReturn
 
 LIBRARIES = (
     "django.contrib.admin",
+    "django.contrib.admin.templatetags.admin_list",
     "django.contrib.messages.middleware",
     "django.contrib.sessions.middleware",
     "django.contrib.staticfiles.finders",
+    "django.contrib.staticfiles.handlers",
     "django.core.management.commands.check",
     "django.core.management.commands.migrate",
     "django.core.servers.basehttp",
@@ -36,6 +39,10 @@ LIBRARIES = (
     "django.template.backends.django",
     "django.views.debug",
     "django_cqrs",
+    "django_cqrs.checks",
+    "django_cqrs.management.commands.cqrs_routes",
+    "django_cqrs.views",
+    "doctest",
     "pydantic",
     "sqlparse",
 )

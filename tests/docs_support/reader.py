@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from sybil import Example
@@ -71,8 +72,21 @@ def write(folder: Path, block: Block) -> PurePath:
 class Reader:
     """Evaluates the blocks of a page, from the first to the last."""
 
-    def __init__(self, page: Path, place: Path, base: Path) -> None:
+    def __init__(
+        self, page: Path, place: Path, base: Path, printed: Mapping[str, str]
+    ) -> None:
+        """
+        Begin a page.
+
+        Args:
+            page: its file.
+            place: an empty folder for its projects.
+            base: the project that each begins with.
+            printed: what has been printed by commands that are not run for this page.
+
+        """
         self.page = page
+        self._printed = printed
         self._place = place
         self._base = base
         self._projects = 0
@@ -90,7 +104,7 @@ class Reader:
         else:
             shutil.copytree(self._base, home)
             self.folder = home / PROJECT
-        self.terminal = Terminal(home, self.folder)
+        self.terminal = Terminal(home, self.folder, self._printed)
         self._stack.callback(self.terminal.close)
         self._python: subprocess.Popen[str] | None = None
         self._files: dict[PurePath, Block] = {}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 import socket
 import subprocess
@@ -17,6 +15,7 @@ import pytest
 
 from tests.example.browser import DESK, Visitor
 from tests.example.shop import Shop
+from tests.example.shops import seed
 from tests.limits import LIMIT
 
 if TYPE_CHECKING:
@@ -24,33 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from selenium.webdriver import Chrome
-
-
-@pytest.fixture(scope="session")
-def once(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[str, Callable[[Shop], None]], Shop]:
-    """Return what fills a shop once for all processes; each gets a copy of its own."""
-    common = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        common = common.parent
-
-    def once(name: str, fill: Callable[[Shop], None]) -> Shop:
-        with (common / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (common / name).exists():
-                shop = Shop(tmp_path_factory.mktemp(name))
-                fill(shop)
-                shop.folder.rename(common / name)
-        folder = tmp_path_factory.mktemp("shops") / name
-        return Shop(shutil.copytree(common / name, folder))
-
-    return once
-
-
-def seed(shop: Shop) -> None:
-    shop.manage("migrate", "--verbosity", "0")
-    shop.manage("seed")
 
 
 @pytest.fixture(scope="session")

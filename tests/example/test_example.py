@@ -23,7 +23,6 @@ from tests.limits import LIMIT
 from tests.outbox.support import on_postgresql
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 USE_OF_THE_SHOP = """
@@ -46,30 +45,11 @@ for account in CreditAccount.objects.filter(customer__email__regex="samuel|greta
 Product.objects.update(stock=0)
 """
 GOOD_LINES, BAD_LINES = 512, 14
-PRINTED = ("first.txt", "second.txt")
 
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
     return Shop(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def demo_shop(once: Callable[[str, Callable[[Shop], None]], Shop]) -> Shop:
-    """The shop of two demos, with what these have printed into a pipe."""
-
-    def run(shop: Shop) -> None:
-        shop.manage("migrate", "--verbosity", "0")
-        for name in PRINTED:
-            (shop.folder / name).write_text(shop.manage("demo"))
-
-    return once("demo", run)
-
-
-@pytest.fixture(scope="session")
-def demos(demo_shop: Shop) -> list[str]:
-    """What the demo prints into a pipe, the first and the second time."""
-    return [(demo_shop.folder / name).read_text() for name in PRINTED]
 
 
 class TestProject:
@@ -199,21 +179,19 @@ class TestDemo:
         for output in demos:
             assert re.findall(r"[\x00-\x09\x0b-\x1f\x7f]", output) == []
 
-    def test_runs_after_any_use_of_the_shop(self, shop):
+    def test_runs_after_any_use_of_the_shop(self, seeded):
         """
         Where its customers have no credit left, its goods are sold out, messages wait
         or are dead, it does what it did at first, and leaves those as they are.
         """
-        shop.manage("migrate", "--verbosity", "0")
-        shop.manage("seed")
-        shop.manage("shell", "-c", USE_OF_THE_SHOP)
+        seeded.manage("shell", "-c", USE_OF_THE_SHOP)
         for _ in range(2):
-            output = shop.manage("demo")
+            output = seeded.manage("demo")
             assert "CreditLimitExceeded" in output
             assert "Every message is handled." in output
             assert "One order is shipped, the other is cancelled." in output
 
-        assert "the mailbox of •••••• is full" in shop.manage("cqrs_failed", "list")
+        assert "the mailbox of •••••• is full" in seeded.manage("cqrs_failed", "list")
 
     def test_the_admin_has_something_to_show_after_a_demo(self, shop, demo_shop):
         """
@@ -319,14 +297,14 @@ class TestDemo:
 
 
 class TestReadme:
-    def test_its_session_runs(self, shop):
+    def test_its_session_runs(self, seeded):
         """
         What the README shows of the shell is what the shell shows.
         """
         (session,) = re.findall(
             r"```pycon\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL
         )
-        script = shop.folder / "session.py"
+        script = seeded.folder / "session.py"
         script.write_text(
             "import doctest\n"
             "flags = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL\n"
@@ -335,10 +313,7 @@ class TestReadme:
             "print(doctest.DocTestRunner(optionflags=flags).run(test))\n"
         )
 
-        shop.manage("migrate", "--verbosity", "0")
-        shop.manage("seed")
-
-        output = shop.manage("shell", "-c", f"exec(open({str(script)!r}).read())")
+        output = seeded.manage("shell", "-c", f"exec(open({str(script)!r}).read())")
 
         assert re.search(r"failed=0, attempted=[1-9]", output), output
 
