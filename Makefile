@@ -49,7 +49,9 @@ test: $(stamp)-test
 soak: $(stamp)-test
 	@CQRS_SOAK=1 $(bin)/python -m pytest tests/outbox/test_chaos.py \
 	  tests/outbox/test_machine.py tests/outbox/worker/test_worker.py \
-	  tests/test_properties.py $(ARGS)
+	  tests/test_properties.py tests/test_benchmarks_run.py \
+	  tests/events/projections/test_inline_concurrency.py tests/schedules/test_chaos.py \
+	  $(ARGS)
 
 # In an environment of its own: the packages are in the versions that the page names.
 tried: VENV := $(VENV)-tried
