@@ -49,7 +49,7 @@ def _nothing_logged():
 
 
 @projection("orders", views=[OrderRow])
-class Orders:
+class RebuiltOrders:
     @event_handler
     def placed(
         self,
@@ -78,7 +78,7 @@ def rows():
 
 
 def filled(*, count=5):
-    registry = project(Orders)
+    registry = project(RebuiltOrders)
     for number in range(count):
         append(registry, OrderPlaced(number), stream=f"order-{number}")
     append(registry, OrderPlaced(0), stream="order-0")
@@ -149,7 +149,7 @@ def test_e28_4_a_backfill_brings_what_is_missing(size, expected):
     old = project()
     for number in range(5):
         append(old, OrderPlaced(number), OrderPaid(number), stream=f"order-{number}")
-    registry = project(Orders)
+    registry = project(RebuiltOrders)
     handlers, sizes = handlers_of(registry), []
 
     count = backfill(handlers, using="default", batch=size, at_batch=sizes.append)
@@ -162,7 +162,7 @@ def test_e28_4_a_backfill_brings_what_is_missing(size, expected):
 
 def test_e28_4_a_backfill_of_an_empty_store_sets_the_projection_up():
     """There is nothing to read, and the next event finds it live. [E28.4]"""
-    registry = project(Orders)
+    registry = project(RebuiltOrders)
 
     assert backfill(handlers_of(registry), using="default") == 0
 
@@ -173,7 +173,7 @@ def test_e26_4_a_backfill_emits():
     """What it handles has not been handled before, so that its events are new. [E26.4]"""
     old = project()
     append(old, OrderPlaced(1))
-    registry = project(Orders)
+    registry = project(RebuiltOrders)
 
     backfill(handlers_of(registry), using="default")
 
@@ -183,7 +183,7 @@ def test_e26_4_a_backfill_emits():
 @pytest.mark.parametrize("size", [0, -1, "2", True])
 def test_e28_4_a_backfill_takes_one_stream_or_more(size):
     """Any other number is refused, and nothing is set up. [E28.4]"""
-    registry = project(Orders)
+    registry = project(RebuiltOrders)
 
     with pytest.raises(InvalidOption, match="batch="):
         backfill(handlers_of(registry), using="default", batch=size)
@@ -369,7 +369,7 @@ def test_the_tables_that_a_statement_writes(statement, tables):
 
 
 @projection("followed", channel="outbox", views=[OrderRow])
-class Followed:
+class RebuiltFollowed:
     @event_handler
     def placed(self, event: OrderPlaced, row: Annotated[OrderRow, Row("number")]):
         if event.number in fails_at:
@@ -379,7 +379,7 @@ class Followed:
 
 def test_e29_1_a_following_projection_is_rebuilt_in_place():
     """It stands where it stood afterwards, and goes on from there. [E29.1]"""
-    registry = project(Followed)
+    registry = project(RebuiltFollowed)
     own = Projections(registry=registry)
     append(registry, *map(OrderPlaced, range(5)))
     own.run("followed")
@@ -401,7 +401,7 @@ def test_e29_1_a_following_projection_is_rebuilt_in_place():
 
 def test_e28_3_the_next_run_after_a_reset_equals_the_first():
     """A following projection handles everything again, from its beginning. [E28.3]"""
-    registry = project(Followed)
+    registry = project(RebuiltFollowed)
     own = Projections(registry=registry)
     append(registry, *map(OrderPlaced, range(5)))
     assert own.run("followed") == 5

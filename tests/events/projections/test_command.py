@@ -20,7 +20,7 @@ fails_at: set[int] = set()
 
 
 @projection("inline", views=[OrderRow])
-class Inline:
+class CommandInline:
     @event_handler
     def placed(self, event: OrderPlaced, row: Annotated[OrderRow, Row("number")]):
         row.changes += 1
@@ -33,7 +33,7 @@ class Inline:
     retry=Retry(attempts=1),
     on_failure="skip",
 )
-class Followed:
+class CommandFollowed:
     @event_handler
     def placed(self, event: OrderPlaced):
         if event.number in fails_at:
@@ -45,7 +45,7 @@ class Followed:
 @pytest.fixture
 def registry(monkeypatch):
     fails_at.clear()
-    made = project(Inline, Followed)
+    made = project(CommandInline, CommandFollowed)
     monkeypatch.setattr(operations, "projects", made)
     return made
 

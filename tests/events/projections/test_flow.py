@@ -18,21 +18,21 @@ calls: list[int] = []
 
 
 @projection("inline", views=[OrderRow])
-class Inline:
+class FlowInline:
     @event_handler
     def placed(self, event: OrderPlaced, row: Annotated[OrderRow, Row("number")]):
         row.changes += 1
 
 
 @projection("followed", channel="outbox", views=[OrderRow])
-class Followed(Inline):
+class FlowFollowed(FlowInline):
     @event_handler
     def placed(self, event: OrderPlaced, row: Annotated[OrderRow, Row("number")]):
         row.changes += 1
 
 
 @projection("counting", channel="outbox", views=[OrderRow])
-class Counting:
+class FlowCounting:
     @event_handler
     def placed(self, event: OrderPlaced, row: Annotated[OrderRow, Row("number")]):
         calls.append(event.number)
@@ -51,7 +51,7 @@ def test_e35_2_given_events_are_not_recorded_as_published():
     def hear(event: OrderPlaced):
         heard.append(event.number)
 
-    registry = project(hear, Inline)
+    registry = project(hear, FlowInline)
     with Flow(registry=registry) as flow:
         flow.given("order-1", OrderPlaced(1), OrderPaid(1))
         append(registry, OrderPlaced(2))
@@ -65,10 +65,10 @@ def test_e35_2_given_events_are_not_recorded_as_published():
 class E35(TestCase):
     def test_e35_3_projections_run_and_are_rebuilt_in_a_test_case(self):
         """Own appends are settled for oneself, so that nothing has to be committed. [E35.3]"""
-        registry = project(Followed)
+        registry = project(FlowFollowed)
         with Flow(registry=registry) as flow:
             flow.given("order-1", OrderPlaced(1), OrderPlaced(1))
-            assert flow.project(Followed) == 2
+            assert flow.project(FlowFollowed) == 2
             assert rows() == {1: 2}
             OrderRow.objects.update(changes=9)
             assert flow.rebuild("followed") == 2
@@ -79,36 +79,36 @@ def test_e35_3_an_inline_projection_gets_what_it_has_missed():
     """`project` of one that is inline is its backfill. [E35.3]"""
     with Flow(registry=project()) as flow:
         flow.given("order-1", OrderPlaced(1))
-    with Flow(registry=project(Inline)) as flow:
-        assert flow.project(Inline) == 1
-        assert flow.project(Inline) == 0
+    with Flow(registry=project(FlowInline)) as flow:
+        assert flow.project(FlowInline) == 1
+        assert flow.project(FlowInline) == 0
     assert rows() == {1: 1}
 
 
 def test_e35_3_views_that_replay_are_as_before():
     """The comparison leaves the rows, and the place of the projection, as they were. [E35.3]"""
-    registry = project(Followed)
+    registry = project(FlowFollowed)
     with Flow(registry=registry) as flow:
         flow.given("order-1", OrderPlaced(1))
-        flow.project(Followed)
+        flow.project(FlowFollowed)
         keys = list(OrderRow.objects.values_list("pk", "touched_at"))
 
-        flow.assert_replays(Followed)
+        flow.assert_replays(FlowFollowed)
 
         assert list(OrderRow.objects.values_list("pk", "touched_at")) == keys
-        assert flow.project(Followed) == 0
+        assert flow.project(FlowFollowed) == 0
 
 
 def test_e35_3_a_row_that_differs_is_shown():
     """A handler that depends on anything but its events and rows is found. [E35.3]"""
     calls.clear()
-    registry = project(Counting)
+    registry = project(FlowCounting)
     with Flow(registry=registry) as flow:
         flow.given("order-1", OrderPlaced(7))
         flow.project("counting")
 
         with pytest.raises(AssertionError) as caught:
-            flow.assert_replays(Counting)
+            flow.assert_replays(FlowCounting)
 
     said = str(caught.value)
     assert "The projection 'counting' does not make the same rows again" in said

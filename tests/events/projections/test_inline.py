@@ -36,7 +36,7 @@ def entries():
 
 
 @projection("orders", views=[OrderRow])
-class Orders:
+class InlineOrders:
     @event_handler
     def placed(self, event: OrderPlaced, row: Annotated[OrderRow, Row("number")]):
         row.changes += 1
@@ -48,7 +48,7 @@ class Orders:
 
 
 @projection("entries", views=[Entry])
-class Entries:
+class InlineEntries:
     @event_handler
     def any(self, event: OrderPlaced | OrderPaid, recorded: Recorded):
         if event.number < 0:
@@ -73,7 +73,7 @@ def test_e21_1_the_rows_are_there_for_the_event_s_other_handlers():
     def after(event: OrderPlaced):
         log.append(OrderRow.objects.get(number=event.number).changes)
 
-    registry = project(Orders, after)
+    registry = project(InlineOrders, after)
 
     append(registry, OrderPlaced(7))
 
@@ -95,7 +95,7 @@ def test_e21_2_a_handler_that_fails_fails_the_command():
     def place(command: Place, store: EventStore):
         store.append([OrderPlaced(command.number)], stream=f"order-{command.number}")
 
-    registry = project(Entries, Orders, place)
+    registry = project(InlineEntries, InlineOrders, place)
 
     with pytest.raises(Unlucky) as caught:
         registry.command_bus.dispatch(Place(-1))
@@ -130,10 +130,10 @@ def test_e21_3_the_priority_is_the_order_of_the_calls():
 @pytest.mark.parametrize("before", [1, 3])
 def test_e21_4_a_projection_that_is_added_later_gets_whole_streams(before):
     """The next event of a stream brings all of it, once; other streams stay as they are. [E21.4]"""
-    old = project(Orders)
+    old = project(InlineOrders)
     append(old, *map(OrderPlaced, range(before)), stream="order-1")
     append(old, OrderPlaced(50), stream="order-2")
-    new = project(Orders, Entries)
+    new = project(InlineOrders, InlineEntries)
 
     append(new, OrderPaid(0), stream="order-1")
     append(new, OrderPaid(1), OrderPaid(2), stream="order-1")
@@ -145,7 +145,7 @@ def test_e21_4_a_projection_that_is_added_later_gets_whole_streams(before):
 
 def test_e21_5_a_paused_projection_gets_nothing_and_heals_afterwards():
     """What it has missed comes with the next event of the stream. [E21.5]"""
-    registry = project(Entries)
+    registry = project(InlineEntries)
     append(registry, OrderPlaced(1))
     pause()
     append(registry, OrderPaid(1))
@@ -162,7 +162,7 @@ def test_e21_5_a_paused_projection_gets_nothing_and_heals_afterwards():
 
 def test_events_between_that_it_does_not_take_are_passed_by():
     """A projection handles each of its events once, whatever stands between them."""
-    registry = project(Entries)
+    registry = project(InlineEntries)
 
     append(registry, OrderCounted(1), OrderPlaced(1))
     append(registry, OrderCounted(2))
@@ -174,7 +174,7 @@ def test_events_between_that_it_does_not_take_are_passed_by():
 
 def test_e21_7_an_event_without_a_stream_is_refused():
     """It has no order; the error says what to do, and nothing is stored. [E21.7]"""
-    registry = project(Entries)
+    registry = project(InlineEntries)
 
     said = r"order\.placed was not appended: it has no stream"
     with pytest.raises(InvalidOption, match=said), transaction.atomic():
@@ -212,7 +212,7 @@ def test_e21_8_the_number_of_statements_does_not_grow_with_projections():
 
 def test_a_failure_that_is_caught_takes_rows_and_claims_along():
     """An atomic() around it undoes the events, their rows and their claims together."""
-    registry = project(Entries)
+    registry = project(InlineEntries)
     append(registry, OrderPlaced(1))
 
     with transaction.atomic():

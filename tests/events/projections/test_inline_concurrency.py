@@ -32,7 +32,7 @@ WRITERS = 6
 
 
 @projection("entries", views=[Entry])
-class Entries:
+class RacingEntries:
     @event_handler
     def placed(self, event: OrderPlaced, recorded: Recorded):
         Entry.objects.create(text=recorded.stream, number=recorded.version)
@@ -104,7 +104,7 @@ def test_e21_6_and_e29_3_every_event_is_applied_once_and_in_order(disturbance):
     if connection.vendor == "sqlite":
         pytest.skip("It has one writer at a time.")
     print(f"{WRITERS} writers of {APPENDS} units")
-    registry = project(Entries)
+    registry = project(RacingEntries)
     append(registry, OrderPlaced(0), stream="order-0")
     failures, stop = [], threading.Event()
     writers = [
