@@ -45,7 +45,7 @@ class Feeder(Protocol):
 
     is_replay: bool
     scope: Any
-    rows: Any
+    tables: Any
     states: Any
 
     def emit(self, message: Any, event: Any) -> None:
@@ -66,8 +66,14 @@ class FedMessage(Message):
 
     recorded: Recorded
     batch: Feeder
-    keys: dict[RowPlan, Any]
-    """The keys of the rows that its handlers get."""
+    call: Any
+    """The compiled handler that it is for."""
+    place: int
+    """The index of the event in its batch."""
+    key: Any
+    """The key of the row that the handler gets, if it gets one."""
+    keys: dict[RowPlan, Any] | None = None
+    """The keys of its rows, if it gets several."""
     partition: tuple[int, str]
     """The stream, or the key, of its partition."""
     _own_headers: dict[str, Any]
@@ -237,7 +243,9 @@ class RowSource:
 
     def __call__(self, message: Any) -> Any:
         """Return the row of the message's event."""
-        return message.batch.rows.get(self.plan, message.keys[self.plan])
+        plan, keys = self.plan, message.keys
+        key = message.key if keys is None else keys[plan]
+        return message.batch.tables[plan].get(key, plan.missing)
 
 
 def recorded_of(message: Any) -> Recorded:

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -60,6 +61,7 @@ from django_cqrs.events.stream_names import StreamName, stream_name
 from django_cqrs.events.waking import wake
 from django_cqrs.exceptions import BrokenTransaction, InvalidOption, UnknownMessage
 from django_cqrs.messages import NOBODY, Message, current
+from django_cqrs.parameters.plan import ArgumentPlan, payload_of
 from django_cqrs.parameters.planner import (
     method_callable,
     on_service,
@@ -196,6 +198,11 @@ class Handlers:
         run = plan.bind(method_callable(function, attribute))
         return with_dependencies(run) if plan.uses_dependencies else run
 
+    @cached_property
+    def has_several(self) -> bool:
+        """Whether a handler takes several events at once."""
+        return any(each.is_for_several for each in self.calls)
+
     @property
     def has_state(self) -> bool:
         """Whether a handler takes a state."""
@@ -297,11 +304,13 @@ def _call_of(endpoint: Endpoint) -> Call:
         )
     else:
         is_static = True
+    function = endpoint.function
+    is_async = sync_callable(function) is not function
     if is_static:
-        function = sync_callable(endpoint.function)
-    else:
-        function = method_callable(endpoint.function, endpoint.attribute or "")
-    run = plan.unlocked.bind(function)
+        function = sync_callable(function)
+    elif is_async:
+        function = method_callable(function, endpoint.attribute or "")
+    run = _bound(plan.unlocked, function)
     if plan.uses_dependencies:
         run = with_dependencies(run)
     sources = [each.source for each in plan.arguments]
@@ -312,6 +321,26 @@ def _call_of(endpoint: Endpoint) -> Call:
         any(isinstance(each, StateSource) for each in sources),
         isinstance(plan.payload, SeveralPayloads),
     )
+
+
+def _bound(plan: ArgumentPlan, function: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return a function as one of the message alone; the usual form is the quickest."""
+    sources = [each.source for each in plan.arguments if each.positional]
+    match sources:
+        case [receiver, payload, RowSource() as source] if (
+            len(sources) == len(plan.arguments)
+            and payload is payload_of
+            and callable(receiver)
+        ):
+            get_receiver: Callable[[Any], Any] = receiver
+            rows, missing = source.plan, source.plan.missing
+
+            def run(message: Any) -> Any:
+                row = message.batch.tables[rows].get(message.key, missing)
+                return function(get_receiver(message), message._payload, row)
+
+            return run
+    return plan.bind(function)
 
 
 def _takes(endpoint: Endpoint, names: set[str], cls: type | None) -> bool:
@@ -402,16 +431,6 @@ def channels_followed(registry: Registry) -> tuple[str, ...]:
 # ----------------------------------------------------------------------------- a batch
 
 
-class _Item(NamedTuple):
-    """An event with the handlers that it reaches."""
-
-    place: int
-    """Its index in the page."""
-    recorded: Recorded
-    calls: tuple[tuple[Call, FedMessage], ...]
-    has_several: bool
-
-
 class EventBatch:
     """Some events, handled by a projection in one transaction."""
 
@@ -444,6 +463,11 @@ class EventBatch:
         self.states = states
         self.rows = ViewRows(connection) if rows is None else rows
         self.rows.forget()
+        self.tables = {
+            plan: self.rows.table_of(plan)
+            for call in handlers.calls
+            for plan in call.rows
+        }
         self._own_scope = None if scope is not None else BusScope(connection, NOBODY)
         self.scope: Any = scope if scope is not None else self._own_scope
         self.handled = 0
@@ -453,8 +477,6 @@ class EventBatch:
         self._emitted: list[tuple[int, Any, Any, StreamName | None]] = []
         self._cause = ReplayOrigin(handlers.options.name) if is_replay else None
         self._at = -1
-        self._is_mixed = False
-        self._is_watched = False
 
     # Handling -------------------------------------------------------------------------
 
@@ -477,7 +499,6 @@ class EventBatch:
         items = self._prepared(page)
         token = current.set(NOBODY)
         try:
-            self._expect(items, 0)
             done = self._handle(items, len(page), until)
             self._flush_rows()
         except BaseException:
@@ -490,79 +511,86 @@ class EventBatch:
             current.reset(token)
         return done
 
-    def _prepared(self, page: Sequence[Recorded]) -> list[_Item]:
-        """Decode events, and find out which rows and states their handlers need."""
+    def _prepared(self, page: Sequence[Recorded]) -> list[FedMessage]:
+        """
+        Return a message for each handler that an event reaches, in order.
+
+        Events are decoded, and the rows and states that their handlers need are noted.
+        """
         handlers = self.handlers
         partition_of = handlers.partition_of if handlers.has_partition_state else None
         items = []
-        for index, recorded in enumerate(page):
-            route = handlers.route_of(recorded.name)
-            self._at = index
-            try:
-                calls = [
-                    (form.call, self._message(form, payload, recorded, partition_of))
-                    for form in route.forms
-                    if (payload := form.convert(recorded)) is not None
-                ]
-            except BaseException:
-                self.failed_at = index
-                raise
-            if calls:
-                items.append(_Item(index, recorded, tuple(calls), route.has_several))
-        self._at = -1
+        index = 0
+        try:
+            for index, recorded in enumerate(page):
+                route = handlers.route_of(recorded.name)
+                for call, convert in route.forms:
+                    payload = convert(recorded)
+                    if payload is None:  # an upcaster drops it
+                        continue
+                    message = FedMessage(payload, recorded, self)
+                    message.call = call
+                    message.place = index
+                    if call.rows:
+                        self._note_keys(call, message)
+                    if partition_of is not None:
+                        message.partition = partition_of(recorded)
+                        self.states.expect(message.partition)
+                    items.append(message)
+        except BaseException:
+            self.failed_at = index
+            raise
         return items
 
-    def _message(
-        self,
-        form: Form,
-        payload: Any,
-        recorded: Recorded,
-        partition_of: PartitionOf | None,
-    ) -> FedMessage:
-        message = FedMessage(payload, recorded, self)
-        call = form.call
-        if call.rows:
-            message.keys = {plan: plan.key_of(message) for plan in call.rows}
-        if partition_of is not None:
-            message.partition = partition_of(recorded)
-            self.states.expect(message.partition)
-        return message
+    def _note_keys(self, call: Call, message: FedMessage) -> None:
+        if len(call.rows) == 1:
+            [plan] = call.rows
+            key = message.key = plan.key_of(message)
+            self.tables[plan].expect(key, creates=plan.missing == "create")
+            return
+        keys = message.keys = {}
+        for plan in call.rows:
+            key = keys[plan] = plan.key_of(message)
+            self.tables[plan].expect(key, creates=plan.missing == "create")
 
-    def _expect(self, items: Sequence[_Item], start: int) -> None:
+    def _expect(self, items: Sequence[FedMessage], start: int) -> None:
         """
-        Note which rows will be needed.
+        Note again which rows will be needed, after a handler has queried by itself.
 
-        Once a handler has queried the database by itself, all rows are read again. Then
-        only those up to the next such handler are noted.
+        Only those up to the next handler that may do so are noted.
         """
-        for item in items[start:]:
-            for call, message in item.calls:
-                for plan in call.rows:
-                    self.rows.expect(plan, message.keys[plan])
-                if self._is_mixed and not call.rows:
-                    return
+        for message in items[start:]:
+            if not message.call.rows:
+                return
+            for plan in message.call.rows:
+                key = message.key if message.keys is None else message.keys[plan]
+                self.tables[plan].expect(key, creates=plan.missing == "create")
 
-    def _handle(self, items: Sequence[_Item], count: int, until: float | None) -> int:
-        place = 0
-        while place < len(items):
-            item = items[place]
-            if until is not None and place and time.monotonic() > until:
-                return item.place
-            self._at = item.place
-            if item.has_several:
-                end = _end_of_run(items, place)
-                self._handle_several(items, place, end)
-                place = end
+    def _handle(
+        self, items: Sequence[FedMessage], count: int, until: float | None
+    ) -> int:
+        at = 0
+        while at < len(items):
+            message = items[at]
+            if message.place != self._at:  # another event
+                if until is not None and at and time.monotonic() > until:
+                    return message.place
+                self._at = message.place
+                self.handled += 1
+            call = message.call
+            if self.handlers.has_several and self._is_of_several(message):
+                at = self._handle_several(items, at)
                 continue
-            for call, message in item.calls:
-                if call.rows:
-                    self._call(call, message)
-                else:
-                    self._call_alone(call, message, items, place + 1)
-            self.handled += 1
-            place += 1
+            at += 1
+            if call.rows:
+                self._call(call, message)
+            else:
+                self._call_alone(call, message, items, at)
         self._at = -1
         return count
+
+    def _is_of_several(self, message: FedMessage) -> bool:
+        return self.handlers.route_of(message.recorded.name).has_several
 
     def _call(self, call: Call, message: FedMessage) -> None:
         current.set(self._cause or message)
@@ -574,41 +602,44 @@ class EventBatch:
             self.states.put(message, result)
 
     def _call_alone(
-        self, call: Call, message: FedMessage, items: Sequence[_Item], following: int
+        self,
+        call: Call,
+        message: FedMessage,
+        items: Sequence[FedMessage],
+        following: int,
     ) -> None:
         """Call a handler that may query the database by itself."""
         with self._watched() as queried:
             self._call(call, message)
         if queried():
-            self._is_mixed = True
             self.rows.forget()
             self._expect(items, following)
 
-    def _handle_several(self, items: Sequence[_Item], start: int, end: int) -> None:
-        """Call the handlers of consecutive events that go to the same ones."""
-        some = items[start:end]
-        for number, (call, _) in enumerate(some[0].calls):
+    def _handle_several(self, items: Sequence[FedMessage], start: int) -> int:
+        """Call the handlers of consecutive events; return where the others begin."""
+        events, end = _run_of(items, start)
+        self.handled += len(events) - 1
+        for number, first in enumerate(events[0]):
+            call = first.call
             if call.is_for_several:
-                last = some[-1].calls[number][1]
-                together = FedMessage(
-                    [item.calls[number][1]._payload for item in some],
-                    last.recorded,
-                    self,
-                )
+                payloads = [each[number]._payload for each in events]
+                last = events[-1][number]
+                together = FedMessage(payloads, last.recorded, self)
                 if hasattr(last, "partition"):
                     together.partition = last.partition
                 # Nobody knows which of them is to blame.
-                self._at = some[0].place if len(some) == 1 else -1
+                self._at = first.place if len(events) == 1 else -1
                 self._call_alone(call, together, items, end)
                 continue
-            for item in some:
-                self._at = item.place
-                own = item.calls[number][1]
+            for each in events:
+                message = each[number]
+                self._at = message.place
                 if call.rows:
-                    self._call(call, own)
+                    self._call(call, message)
                 else:
-                    self._call_alone(call, own, items, end)
-        self.handled += len(some)
+                    self._call_alone(call, message, items, end)
+        self._at = events[-1][0].place
+        return end
 
     @contextmanager
     def _watched(self) -> Iterator[Callable[[], bool]]:
@@ -723,13 +754,23 @@ class EventBatch:
             self._emitted.append((self._at, message, None, name))
 
 
-def _end_of_run(items: Sequence[_Item], start: int) -> int:
-    """Return the end of the consecutive events that go to the same handlers."""
-    wanted = [call for call, _ in items[start].calls]
-    end = start + 1
-    while end < len(items) and [call for call, _ in items[end].calls] == wanted:
-        end += 1
-    return end
+def _run_of(
+    items: Sequence[FedMessage], start: int
+) -> tuple[list[Sequence[FedMessage]], int]:
+    """Return the messages of consecutive events that go to the same handlers."""
+    events: list[Sequence[FedMessage]] = []
+    wanted: list[Call] | None = None
+    while start < len(items):
+        end = start
+        while end < len(items) and items[end].place == items[start].place:
+            end += 1
+        calls = [each.call for each in items[start:end]]
+        if wanted is not None and calls != wanted:
+            break
+        wanted = calls
+        events.append(items[start:end])
+        start = end
+    return events, start
 
 
 class FlushMessage(Message):

@@ -27,7 +27,7 @@ class _NoBatch:
 
     is_replay = False
     scope: Any = None
-    rows: Any = None
+    tables: Any = None
     states: Any = None
 
     def emit(self, message: Any, event: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from enum import Enum
 from functools import partial
 from operator import itemgetter
 from typing import Any, Final, Literal, get_args
@@ -19,11 +20,20 @@ from uuid import UUID
 from django.core.exceptions import FieldDoesNotExist, ValidationError
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.base import ModelState
 from django.db.models.expressions import RawSQL
+from django.db.models.fields import NOT_PROVIDED
+from django.db.models.signals import post_init, pre_init
 
 from django_cqrs.annotations import name_of_type
 from django_cqrs.declaration.marks import Header
-from django_cqrs.events.upserts import Upsert, mutable_fields_of, unique_sets_of
+from django_cqrs.events.arrays import as_array
+from django_cqrs.events.upserts import (
+    Upsert,
+    mutable_fields_of,
+    takes_arrays,
+    unique_sets_of,
+)
 from django_cqrs.exceptions import InvalidKey, MissingHeader
 from django_cqrs.messages import Message
 
@@ -195,6 +205,8 @@ def _reader(
         if value is None:
             msg = f"{mark} finds no row: the event has None for {field.name!r}."
             raise InvalidKey(msg)
+        if isinstance(value, Enum):
+            value = value.value
         try:
             return convert(getattr(value, "pk", value))
         except ValidationError as error:
@@ -257,10 +269,12 @@ class _HeldRow:
 
     __slots__ = ("before", "is_deleted", "row")
 
-    def __init__(self, row: models.Model | None) -> None:
+    def __init__(
+        self, row: models.Model | None = None, before: tuple[Any, ...] | None = None
+    ) -> None:
         self.row = row
-        self.before: dict[str, Any] | None = None
-        """The attributes of a row that was found; None of one that was made."""
+        self.before = before
+        """The values of a row that was found; None of one that was made."""
         self.is_deleted = False
         """Whether a row of the database is to be deleted."""
 
@@ -279,7 +293,28 @@ class _KeptRows:
         self._locks = locks and connection.features.has_select_for_update
         self._makes_first = self._locks and self._upsert.is_unique_by_key
         self._attnames = tuple(each.attname for each in plan.fields)
-        self._mutable = mutable_fields_of(plan.model)
+        self._all = tuple(
+            each.attname for each in plan.model._meta.local_concrete_fields
+        )
+        self._values_of = getter_of(self._all)
+        self._key_of = getter_of([self._all.index(each) for each in self._attnames])
+        fields = plan.model._meta.local_concrete_fields
+        self._is_plain = False
+        self._constants: dict[str, Any] = {}
+        self._defaults: list[tuple[str, Callable[[], Any]]] = []
+        for each in fields:
+            if each.generated:
+                continue
+            if each.default is NOT_PROVIDED or isinstance(each.default, _FIXED):
+                self._constants[each.attname] = each.get_default()
+            else:
+                self._defaults.append((each.attname, each.get_default))
+        self._mutable = [
+            place
+            for place, name in enumerate(self._all)
+            if name in mutable_fields_of(plan.model)
+        ]
+        self._takes_arrays = takes_arrays(plan.fields, connection)
         self._expected: dict[Key, bool] = {}
         self._held: dict[Key, _HeldRow] = {}
         self._given: dict[Key, _HeldRow] = {}
@@ -290,6 +325,9 @@ class _KeptRows:
             self._expected[key] = self._expected.get(key, False) or creates
 
     def get(self, key: Key, missing: Missing) -> models.Model:
+        held = self._given.get(key)
+        if held is not None and held.row is not None:  # it is in use
+            return held.row
         held = self._held.get(key)
         if held is None:
             self.expect(key, creates=missing == "create")
@@ -307,14 +345,24 @@ class _KeptRows:
                 msg = f"There is no {name_of_type(self._model)} with {names}."
                 raise self._model.DoesNotExist(msg)  # type: ignore[attr-defined]
             row = held.row = self._make(key)
-        if key not in self._given or "delete" not in vars(row):
-            self._given[key] = held
-            vars(row)["delete"] = partial(self._delete, held)
+        self._given[key] = held
+        vars(row)["delete"] = partial(self._delete, held)
         return row
 
     def _make(self, key: Key) -> models.Model:
-        made = self._model(**dict(zip(self._attnames, key, strict=True)))
-        made._state.db = self._connection.alias
+        """Return a new row, as the model's constructor makes it."""
+        if not self._is_plain:
+            made = self._model(**dict(zip(self._attnames, key, strict=True)))
+            made._state.db = self._connection.alias
+            return made
+        made = self._model.__new__(self._model)
+        state = made._state = ModelState()
+        state.db = self._connection.alias
+        values = vars(made)
+        values.update(self._constants)
+        for name, default in self._defaults:
+            values[name] = default()
+        values.update(zip(self._attnames, key, strict=True))
         return made
 
     def _delete(
@@ -331,25 +379,27 @@ class _KeptRows:
         keys = list(wanted)
         if self._makes_first:
             self._make_missing([key for key, creates in wanted.items() if creates])
-        found: dict[Key, models.Model] = {}
+        for key in keys:
+            self._held[key] = _HeldRow()
+        self._is_plain = _is_plain(self._model)
+        make = _maker_of(self._model, self._all, self._connection.alias)
         for some in self._portions(keys):
             rows = self._rows(some)
             if self._locks:
                 rows = rows.order_by(*self._attnames).select_for_update()
-            for row in rows:
-                found[tuple([getattr(row, name) for name in self._attnames])] = row
-        for key in keys:
-            held = self._held[key] = _HeldRow(found.get(key))
-            if held.row is not None:
-                held.before = self._copied(held.row)
+            for values in rows.values_list(*self._all):
+                held = self._held.get(self._key_of(values))
+                if held is not None:  # else it is equal for a collation alone
+                    held.row, held.before = make(values), self._copied(values)
 
-    def _copied(self, row: models.Model) -> dict[str, Any]:
-        """Return the attributes of a row; values that may change are copied."""
-        attributes = vars(row).copy()
-        for name in self._mutable:
-            if name in attributes:
-                attributes[name] = deepcopy(attributes[name])
-        return attributes
+    def _copied(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the values of a row; those that may change in place are copied."""
+        if not self._mutable:
+            return values
+        copied = list(values)
+        for place in self._mutable:
+            copied[place] = deepcopy(copied[place])
+        return tuple(copied)
 
     def _portions(self, keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
         """Divide keys into statements that a server accepts."""
@@ -361,29 +411,38 @@ class _KeptRows:
 
     def _rows(self, keys: Sequence[Key]) -> models.QuerySet[models.Model]:
         manager = self._model._base_manager.using(self._connection.alias)
-        if len(self._attnames) == 1:
+        if len(self._attnames) == 1 and not self._takes_arrays:
             [name] = self._attnames
             return manager.filter(**{f"{name}__in": [value for (value,) in keys]})
         return manager.filter(self._among(keys))
 
     def _among(self, keys: Sequence[Key]) -> RawSQL:
-        """Return the condition that a key of several fields is one of these."""
+        """Return the condition that a key is one of these."""
         quote = self._connection.ops.quote_name
         table = quote(self._model._meta.db_table)
         columns = ", ".join(
             f"{table}.{quote(str(each.column))}" for each in self._fields
         )
-        line = f"({', '.join(['%s'] * len(self._fields))})"
-        lines = ", ".join([line] * len(keys))
-        if self._connection.vendor == "sqlite":
-            lines = f"VALUES {lines}"
-        parameters = [
-            field.get_db_prep_value(value, self._connection)
-            for key in keys
-            for field, value in zip(self._fields, key, strict=True)
-        ]
+        parameters: list[Any] = []
+        if self._takes_arrays:  # one array a column, which is parsed only once
+            types = [f"%s::{each.db_type(self._connection)}[]" for each in self._fields]
+            condition = f"{columns} = ANY({types[0]})"
+            if len(types) > 1:
+                condition = f"({columns}) IN (SELECT * FROM unnest({', '.join(types)}))"
+            parameters += map(as_array, zip(*keys, strict=True))
+        else:
+            line = f"({', '.join(['%s'] * len(self._fields))})"
+            lines = ", ".join([line] * len(keys))
+            if self._connection.vendor == "sqlite":
+                lines = f"VALUES {lines}"
+            condition = f"({columns}) IN ({lines})"
+            parameters += [
+                field.get_db_prep_value(value, self._connection)
+                for key in keys
+                for field, value in zip(self._fields, key, strict=True)
+            ]
         return RawSQL(  # noqa: S611 - names of columns; values are parameters
-            f"({columns}) IN ({lines})", parameters, output_field=models.BooleanField()
+            condition, parameters, output_field=models.BooleanField()
         )
 
     def _make_missing(self, keys: Sequence[Key]) -> None:
@@ -415,7 +474,9 @@ class _KeptRows:
 
         """
         given, self._given = self._given, {}
-        changed: list[tuple[Key, _HeldRow, models.Model]] = []
+        new: list[tuple[Key, _HeldRow, models.Model]] = []
+        old: list[tuple[Key, _HeldRow, models.Model]] = []
+        pairs: list[tuple[tuple[Any, ...], tuple[Any, ...]]] = []
         deleted: list[Key] = []
         for key, held in given.items():
             row = held.row
@@ -425,17 +486,41 @@ class _KeptRows:
             if row is None:
                 continue
             vars(row).pop("delete", None)
-            if held.before is None or vars(row) != held.before:
-                changed.append((key, held, row))
+            if held.before is None:
+                new.append((key, held, row))
+                continue
+            values = self._values_of(vars(row))
+            if values != held.before:
+                old.append((key, held, row))
+                pairs.append((held.before, values))
         for some in self._portions(deleted):
             self._rows(some).delete()
-        if not changed:
+        if not new and not old:
             return
         if self._locks:
-            changed.sort(key=itemgetter(0))
-        self._upsert.write([row for _, _, row in changed], parts_new=self._locks)
-        for _, held, row in changed:
-            held.before = self._copied(row)
+            new.sort(key=itemgetter(0))
+            old.sort(key=itemgetter(0))
+        is_known = self._upsert.write(
+            [row for _, _, row in new],
+            [row for _, _, row in old],
+            self._changed(pairs),
+            parts_new=self._locks,
+        )
+        for key, held, row in (*new, *old):
+            if is_known:
+                held.before = self._copied(self._values_of(vars(row)))
+            else:  # the database has computed something
+                self._held.pop(key, None)
+
+    def _changed(
+        self, pairs: Sequence[tuple[tuple[Any, ...], tuple[Any, ...]]]
+    ) -> set[str]:
+        """Return the attributes that differ in any row."""
+        return {
+            name
+            for place, name in enumerate(self._all)
+            if any(before[place] != after[place] for before, after in pairs)
+        }
 
     def forget(self) -> None:
         """Forget all rows: they are read again when they are needed."""
@@ -443,6 +528,46 @@ class _KeptRows:
         self._given = {}
         self._expected = {}
 
+
+def getter_of(places: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """Return a function from a dict, or a tuple, to a tuple of some of its values."""
+    if len(places) == 1:
+        [place] = places
+        return lambda held: (held[place],)
+    return itemgetter(*places)
+
+
+def _is_plain(model: Any) -> bool:
+    """Return whether nothing happens when an instance is made, but its attributes."""
+    plain: Any = models.Model
+    return (
+        model.from_db.__func__ is plain.from_db.__func__
+        and model.__init__ is plain.__init__
+        and not pre_init.has_listeners(model)
+        and not post_init.has_listeners(model)
+    )
+
+
+def _maker_of(
+    model: type[models.Model], names: Sequence[str], alias: str
+) -> Callable[[tuple[Any, ...]], models.Model]:
+    """Return a function that makes an instance of a row, as a queryset would."""
+    given: Any = model
+    if not _is_plain(model):
+        return lambda values: given.from_db(alias, names, values)
+
+    def make(values: tuple[Any, ...]) -> models.Model:
+        row = given.__new__(given)
+        state = row._state = ModelState()
+        state.adding, state.db = False, alias
+        vars(row).update(zip(names, values, strict=True))
+        return row  # type: ignore[no-any-return]
+
+    return make
+
+
+# Defaults that are the same for every row.
+_FIXED: Final = (bool, int, str, float, type(None))
 
 MOST_KEYS: Final = 5000
 """The maximum number of keys in a query."""
@@ -478,7 +603,8 @@ class ViewRows:
         self._locks = locks
         self._kept: dict[tuple[Any, ...], _KeptRows] = {}
 
-    def _of(self, plan: RowPlan) -> _KeptRows:
+    def table_of(self, plan: RowPlan) -> _KeptRows:
+        """Return the rows of a plan's model and key."""
         kept = self._kept.get(plan.place)
         if kept is None:
             kept = _KeptRows(plan, self._connection, locks=self._locks)
@@ -487,7 +613,7 @@ class ViewRows:
 
     def expect(self, plan: RowPlan, key: Key) -> None:
         """Note that a row will be needed: those expected are read by one query."""
-        self._of(plan).expect(key, creates=plan.missing == "create")
+        self.table_of(plan).expect(key, creates=plan.missing == "create")
 
     def get(self, plan: RowPlan, key: Key) -> models.Model:
         """
@@ -498,7 +624,7 @@ class ViewRows:
             ObjectDoesNotExist: it does not exist, and the mark says to raise.
 
         """
-        return self._of(plan).get(key, plan.missing)
+        return self.table_of(plan).get(key, plan.missing)
 
     @property
     def is_pending(self) -> bool:

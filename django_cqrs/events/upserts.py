@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.constants import OnConflict
 
+from django_cqrs.events.arrays import as_array
 from django_cqrs.statements import portions
 
 MOST_ROWS: Final = 1000
@@ -48,8 +49,37 @@ class _Unusual(Exception):
     """A value is an expression, which only Django's own statements can write."""
 
 
-Writer = Callable[[models.Model, bool], Any]
-"""Returns the value of a column for the driver; the second says whether it is new."""
+class _Column:
+    """Writes the values of one field for the driver."""
+
+    def __init__(
+        self, field: models.Field[Any, Any], connection: BaseDatabaseWrapper
+    ) -> None:
+        self.field = field
+        self.attname = field.attname
+        self.type = f"{field.db_type(connection)}[]"
+        self.name = connection.ops.quote_name(str(field.column))
+        self.is_touched = _is_touched(field)
+        """Whether each save gives it a value, also if nobody has changed it."""
+        target: models.Field[Any, Any] = field
+        while isinstance(target, models.ForeignKey):
+            target = target.target_field
+        self._ready = frozenset({_READY.get(type(target), _Unusual), type(None)})
+        self._is_plain = type(field).pre_save is models.Field.pre_save
+        self._connection = connection
+
+    def values(self, rows: Sequence[models.Model], *, are_new: bool) -> list[Any]:
+        """Return the values of some rows."""
+        field, name = self.field, self.attname
+        if self._is_plain:
+            values = [row.__dict__[name] for row in rows]
+            if self._ready.issuperset(map(type, values)):  # nothing to prepare
+                return values
+        else:
+            values = [field.pre_save(row, are_new) for row in rows]
+        if any(hasattr(each, "resolve_expression") for each in values):
+            raise _Unusual
+        return [field.get_db_prep_save(each, self._connection) for each in values]
 
 
 class Upsert:
@@ -74,23 +104,24 @@ class Upsert:
         self.model = model
         self.key = tuple(key)
         self._connection = connection
-        self._quote = connection.ops.quote_name
-        self._table = self._quote(meta.db_table)
-        fields = [each for each in meta.local_concrete_fields if not each.generated]
+        self._table = connection.ops.quote_name(meta.db_table)
+        columns = {
+            each: _Column(each, connection)
+            for each in meta.local_concrete_fields
+            if not each.generated
+        }
         pk = meta.pk
-        self._serial: models.Field[Any, Any] | None = None
+        self._serial: _Column | None = None
         if isinstance(pk, models.AutoField) and pk not in self.key:
-            self._serial = pk
-        self._fields = [each for each in fields if each is not self._serial]
-        self._changed = [
+            self._serial = columns.pop(pk)
+        self._columns = list(columns.values())
+        self._key = [columns[each] for each in self.key]
+        self._changing = [
             each
-            for each in self._fields
-            if each not in self.key and not each.primary_key
+            for each in self._columns
+            if each not in self._key and not each.field.primary_key
         ]
-        self._writers = [_writer(each, connection) for each in self._fields]
-        self._fits_arrays = connection.vendor == "postgresql" and all(
-            _kind(each) in _IN_ARRAYS for each in fields
-        )
+        self._fits_arrays = takes_arrays(columns, connection)
         wanted = frozenset(each.name for each in self.key)
         self.is_unique_by_key = all(
             names == wanted for names in unique_sets_of(model, with_serial=False)
@@ -102,167 +133,225 @@ class Upsert:
             self.is_unique_by_key and not _is_compared_loosely(self.key)
         )
 
-    def write(self, rows: Sequence[models.Model], *, parts_new: bool = False) -> None:
+    def write(
+        self,
+        new: Sequence[models.Model],
+        old: Sequence[models.Model],
+        changed: Collection[str],
+        *,
+        parts_new: bool = False,
+    ) -> bool:
         """
         Insert the rows that were made, and update those that were found.
 
         Args:
-            rows: instances of the model, whose keys differ.
+            new: instances that were made.
+            old: instances that were found and changed; all keys differ.
+            changed: the attributes that were changed in any of them.
             parts_new: whether another transaction may make the same rows: new ones are
                 then inserted by a statement that fails if they exist.
+
+        Returns:
+            Whether the instances still have the values of their rows: not after an
+            expression.
 
         Raises:
             IntegrityError: a value is taken in another unique column, or is missing.
 
         """
-        if parts_new or self._parts_new:
-            new = [each for each in rows if each._state.adding]
-            groups = [new, [each for each in rows if not each._state.adding]]
-        else:
-            groups = [list(rows)]
-        for group in filter(None, groups):
-            self._write_group(group)
-        for row in rows:
+        is_known = True
+        changing = [
+            each
+            for each in self._changing
+            if each.is_touched or each.attname in changed
+        ]
+        try:
+            if self._fits_arrays:
+                self._write_arrays(new, old, changing)
+            elif new and old and (parts_new or self._parts_new):
+                self._write_lines(new, [], changing)
+                self._write_lines([], old, changing)
+            else:
+                self._write_lines(new, old, changing)
+        except _Unusual:
+            self._write_by_django(new, old, changing)
+            is_known = False
+        for row in new:
             row._state.adding = False
             row._state.db = self._connection.alias
+        return is_known
 
-    def insert_missing(self, rows: Sequence[models.Model]) -> None:
-        """Insert rows, and leave those alone whose key exists."""
-        values = [[write(row, True) for write in self._writers] for row in rows]
-        for part in self._portions(values):
-            self._execute(part, has_new=True, has_old=False, ignores=True)
+    # Arrays ---------------------------------------------------------------------------
 
-    def _portions(self, values: list[list[Any]]) -> Iterable[Sequence[list[Any]]]:
-        fields = [*self._fields, *([self._serial] if self._serial is not None else [])]
-        most = self._connection.ops.bulk_batch_size(fields, values)
-        rows = min(max(1, most), MOST_ROWS)
-        return portions(self._connection, values, _size_of, rows=rows)
-
-    def _write_group(self, rows: list[models.Model]) -> None:
-        has_new = any(each._state.adding for each in rows)
-        has_old = any(not each._state.adding for each in rows)
-        if not has_new and not self._changed:
-            return
-        try:
-            values = [
-                [write(row, row._state.adding) for write in self._writers]
-                for row in rows
-            ]
-        except _Unusual:
-            self._write_by_django(rows, has_old=has_old)
-            return
-        if self._serial is not None and has_old:  # new rows have none yet
-            for line, row in zip(values, rows, strict=True):
-                line.append(None if row._state.adding else row.pk)
-        for part in self._portions(values):
-            self._execute(part, has_new=has_new, has_old=has_old)
-
-    def _execute(
+    def _write_arrays(
         self,
-        values: Sequence[list[Any]],
-        *,
-        has_new: bool,
-        has_old: bool,
-        ignores: bool = False,
+        new: Sequence[models.Model],
+        old: Sequence[models.Model],
+        changing: Sequence[_Column],
     ) -> None:
-        fields = list(self._fields)
-        if self._serial is not None and has_old:
-            fields.append(self._serial)
-        columns = ", ".join(self._quote(str(each.column)) for each in fields)
-        parameters: list[Any]
-        if self._fits_arrays:
-            source, parameters = self._arrays(fields, values, has_new=has_new)
-        else:
-            source, parameters = self._lines(fields, values)
-        suffix = ""
-        if ignores or has_old:  # else a row of the same key is an error
-            suffix = self._suffix(fields, ignores=ignores)
-        with self._connection.cursor() as cursor:
-            cursor.execute(
-                f"INSERT INTO {self._table} ({columns}) {source} {suffix}", parameters
-            )
+        """Write rows as one array a column, which are parsed and planned only once."""
+        finding = [self._serial] if self._serial is not None else self._key
+        updating = [*finding, *changing]
+        added = [each.values(new, are_new=True) for each in self._columns]
+        altered = [each.values(old, are_new=False) for each in updating]
+        if not changing:
+            old = []
+        for start in range(0, max(len(new), len(old)), MOST_ROWS):
+            end = start + MOST_ROWS
+            insertion = update = ""
+            parameters: list[Any] = []
+            if start < len(new):
+                insertion = self._insertion(added, start, end, parameters)
+            if start < len(old):
+                source = _unnested(updating, altered, start, end, parameters)
+                names = [f"c{place}" for place in range(len(updating))]
+                pairs = list(zip(updating, names, strict=True))
+                found = " AND ".join(
+                    f"{self._table}.{column.name} = u.{name}"
+                    for column, name in pairs[: len(finding)]
+                )
+                given = ", ".join(
+                    f"{column.name} = u.{name}"
+                    for column, name in pairs[len(finding) :]
+                )
+                update = (
+                    f"UPDATE {self._table} SET {given} "
+                    f"FROM {source} AS u({', '.join(names)}) WHERE {found}"
+                )
+            if insertion and update:
+                insertion = f"WITH made AS ({insertion}) "
+            with self._connection.cursor() as cursor:
+                cursor.execute(f"{insertion}{update}", parameters)
 
-    def _arrays(
+    def _insertion(
+        self, added: Sequence[list[Any]], start: int, end: int, parameters: list[Any]
+    ) -> str:
+        names = ", ".join(each.name for each in self._columns)
+        source = _unnested(self._columns, added, start, end, parameters)
+        return f"INSERT INTO {self._table} ({names}) SELECT * FROM {source}"
+
+    # Lines ----------------------------------------------------------------------------
+
+    def _write_lines(
         self,
-        fields: Sequence[models.Field[Any, Any]],
-        values: Sequence[list[Any]],
-        *,
-        has_new: bool,
-    ) -> tuple[str, list[Any]]:
-        """Return rows as one array a column, which is parsed and planned only once."""
-        names = [f"c{place}" for place in range(len(fields))]
-        arrays = ", ".join(f"%s::{each.db_type(self._connection)}[]" for each in fields)
-        parameters: list[Any] = [list(column) for column in zip(*values, strict=True)]
-        taken = [f"u.{name}" for name in names]
-        if fields[-1] is self._serial and has_new:
-            taken[-1] = (
-                f"COALESCE({taken[-1]}, nextval(pg_get_serial_sequence(%s, %s)))"
-            )
-            parameters = [self._table, fields[-1].column, *parameters]
+        new: Sequence[models.Model],
+        old: Sequence[models.Model],
+        changing: Sequence[_Column],
+    ) -> None:
+        """Write rows as lines of values; those that exist are updated."""
+        if not changing:
+            old = []
+        if not new and not old:
+            return
+        columns = list(self._columns)
+        lines = self._lines(columns, new, are_new=True)
+        lines += self._lines(columns, old, are_new=False)
+        if self._serial is not None and old:
+            columns.append(self._serial)
+            numbers = [*([None] * len(new)), *(each.pk for each in old)]
+            for line, number in zip(lines, numbers, strict=True):
+                line.append(number)
+        self._insert(columns, lines, self._suffix(columns, changing) if old else "")
+
+    @staticmethod
+    def _lines(
+        columns: Sequence[_Column], rows: Sequence[models.Model], *, are_new: bool
+    ) -> list[list[Any]]:
+        values = [each.values(rows, are_new=are_new) for each in columns]
+        return [list(line) for line in zip(*values, strict=True)]
+
+    def _insert(
+        self, columns: Sequence[_Column], lines: Sequence[list[Any]], suffix: str
+    ) -> None:
+        names = ", ".join(each.name for each in columns)
+        fields = [each.field for each in columns]
+        most = self._connection.ops.bulk_batch_size(fields, lines)
+        rows = min(max(1, most), MOST_ROWS)
+        for part in portions(self._connection, lines, _size_of, rows=rows):
+            marks = [self._marks(columns, line) for line in part]
+            parameters = [
+                value
+                for line in part
+                for value, column in zip(line, columns, strict=True)
+                if not self._is_default(column, value)
+            ]
+            with self._connection.cursor() as cursor:
+                cursor.execute(
+                    f"INSERT INTO {self._table} ({names}) VALUES {', '.join(marks)} "
+                    f"{suffix}",
+                    parameters,
+                )
+
+    def _marks(self, columns: Sequence[_Column], line: Sequence[Any]) -> str:
+        marks = (
+            "DEFAULT" if self._is_default(column, value) else "%s"
+            for column, value in zip(columns, line, strict=True)
+        )
+        return f"({', '.join(marks)})"
+
+    def _is_default(self, column: _Column, value: Any) -> bool:
+        """Return whether the server gives a number; others do so for NULL as well."""
         return (
-            f"SELECT {', '.join(taken)} FROM unnest({arrays}) AS u({', '.join(names)})",
-            parameters,
+            value is None
+            and column is self._serial
+            and self._connection.vendor == "postgresql"
         )
 
-    def _lines(
-        self, fields: Sequence[models.Field[Any, Any]], values: Sequence[list[Any]]
-    ) -> tuple[str, list[Any]]:
-        is_postgresql = self._connection.vendor == "postgresql"
-        lines, parameters = [], []
-        for line in values:
-            marks = ["%s"] * len(line)
-            if is_postgresql and fields[-1] is self._serial and line[-1] is None:
-                marks[-1] = "DEFAULT"
-                parameters += line[:-1]
-            else:
-                parameters += line
-            lines.append(f"({', '.join(marks)})")
-        return f"VALUES {', '.join(lines)}", parameters
-
-    def _suffix(
-        self, fields: Sequence[models.Field[Any, Any]], *, ignores: bool
-    ) -> str:
-        keys = [each.column for each in self.key]
-        changed = [each.column for each in self._changed] or keys
-        conflict = OnConflict.UPDATE
-        if ignores and self._connection.vendor == "mysql":
-            changed = keys  # INSERT IGNORE would ignore other errors as well
-        elif ignores:
-            conflict = OnConflict.IGNORE
+    def _suffix(self, columns: Sequence[_Column], changing: Sequence[_Column]) -> str:
         suffix: str = self._connection.ops.on_conflict_suffix_sql(
-            fields, conflict, changed, keys
+            [each.field for each in columns],
+            OnConflict.UPDATE,
+            [each.field.column for each in changing],
+            [each.column for each in self.key],
         )
         return suffix
 
-    def _write_by_django(self, rows: list[models.Model], *, has_old: bool) -> None:
+    # Others ---------------------------------------------------------------------------
+
+    def insert_missing(self, rows: Sequence[models.Model]) -> None:
+        """Insert rows, and leave those alone whose key exists."""
+        lines = self._lines(self._columns, rows, are_new=True)
+        if self._connection.vendor == "mysql":
+            # INSERT IGNORE would ignore other errors as well.
+            suffix = self._suffix(self._columns, self._key)
+        else:
+            suffix = self._connection.ops.on_conflict_suffix_sql(
+                [each.field for each in self._columns], OnConflict.IGNORE, [], []
+            )
+        self._insert(self._columns, lines, suffix)
+
+    def _write_by_django(
+        self,
+        new: Sequence[models.Model],
+        old: Sequence[models.Model],
+        changing: Sequence[_Column],
+    ) -> None:
         """Write rows with expressions, such as ``F()`` or a default of the database."""
-        new = [each for each in rows if each._state.adding]
-        old = [each for each in rows if not each._state.adding]
-        manager = self.model._base_manager.using(self._connection.alias)
-        manager.bulk_create(new)
-        names = [each.name for each in self._changed]
+        alias = self._connection.alias
+        self.model._base_manager.using(alias).bulk_create(new)
+        names = [each.field.name for each in changing]
         for each in old:
-            each.save(using=self._connection.alias, update_fields=names)
+            each.save(using=alias, update_fields=names)
 
 
-def _writer(field: models.Field[Any, Any], connection: BaseDatabaseWrapper) -> Writer:
-    attname = field.attname
-    target: models.Field[Any, Any] = field
-    while isinstance(target, models.ForeignKey):
-        target = target.target_field
-    ready = _READY.get(type(target))
-    prepare = field.get_db_prep_save
-    is_plain = type(field).pre_save is models.Field.pre_save
+def _unnested(
+    columns: Sequence[_Column],
+    values: Sequence[list[Any]],
+    start: int,
+    end: int,
+    parameters: list[Any],
+) -> str:
+    """Return some rows of columns as a table; the arrays are added to parameters."""
+    parameters += [as_array(each[start:end]) for each in values]
+    return f"unnest({', '.join(f'%s::{each.type}' for each in columns)})"
 
-    def write(row: models.Model, is_new: bool) -> Any:
-        value = getattr(row, attname) if is_plain else field.pre_save(row, is_new)
-        if value is None or type(value) is ready:
-            return value
-        if hasattr(value, "resolve_expression"):
-            raise _Unusual
-        return prepare(value, connection)
 
-    return write
+def _is_touched(field: models.Field[Any, Any]) -> bool:
+    if isinstance(field, (models.DateField, models.TimeField)):
+        return field.auto_now
+    if isinstance(field, models.FileField):
+        return False
+    return type(field).pre_save is not models.Field.pre_save
 
 
 def _kind(field: models.Field[Any, Any]) -> str:
@@ -277,6 +366,15 @@ def _is_compared_loosely(key: Sequence[models.Field[Any, Any]]) -> bool:
 
 
 _TEXTS: Final = frozenset({"CharField", "FilePathField", "SlugField", "TextField"})
+
+
+def takes_arrays(
+    fields: Iterable[models.Field[Any, Any]], connection: BaseDatabaseWrapper
+) -> bool:
+    """Return whether values of some fields are passed as an array of each column."""
+    return connection.vendor == "postgresql" and all(
+        _kind(each) in _IN_ARRAYS for each in fields
+    )
 
 
 def mutable_fields_of(model: type[models.Model]) -> tuple[str, ...]:
