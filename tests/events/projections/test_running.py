@@ -137,13 +137,19 @@ def test_e22_3_without_new_events_nothing_is_written():
     place(registry, 1)
     work(registry)
 
-    with CaptureQueriesContext(connection) as queries:
+    statements = []
+
+    def note(execute, sql, *arguments):
+        statements.append(sql)
+        return execute(sql, *arguments)
+
+    with connection.execute_wrapper(note):  # the worker empties Django's log
         work(registry)
         Projections(registry=registry).run("orders")
-    tables = [each["sql"] for each in queries if "django_cqrs_events" in each["sql"]]
-    written = [each for each in tables if each.startswith(("UPDATE", "INSERT"))]
+    tables = [each for each in statements if "django_cqrs_events" in each]
 
-    assert written == []
+    assert tables
+    assert not [each for each in tables if each.startswith(("UPDATE", "INSERT"))]
     assert numbers() == [1]
 
 
@@ -776,7 +782,7 @@ def test_e31_2_nothing_appended_and_inline_return_at_once():
         operate.wait_for("orders", timeout=0.01, position=position + 1)
 
 
-def test_e36_2_a_channel_without_a_worker_of_messages_runs_its_projections():
+def test_run_of_a_channel_runs_its_projections():
     """`run()` of a channel in a test runs its projections, and raises what they
     raise."""
     registry = project(made())

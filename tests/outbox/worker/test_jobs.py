@@ -171,19 +171,26 @@ def test_a_worker_that_stops_at_failures_stops_at_those_of_jobs(offered):
             channels["outbox"].run(registry=Registry())
 
 
-def test_a_channel_without_jobs_costs_no_statement(offered, django_assert_num_queries):
+def test_a_channel_without_jobs_costs_no_statement(offered):
     """An idle round makes as many statements with a maker of jobs as without one."""
     worker = worker_of(Registry(), "outbox")
     worker.run_once()
 
     def count():
-        with django_assert_num_queries(0, exact=False) as caught:
+        worker._looked_after = worker._asked = None  # as long after the last round
+        statements = []
+
+        def note(execute, sql, *arguments):
+            statements.append(sql)
+            return execute(sql, *arguments)
+
+        with connection.execute_wrapper(note):  # the worker empties Django's log
             worker.run_once()
-        return len(caught)
+        return len(statements)
 
     with_maker = count()
     jobs._offered.clear()
-    assert with_maker == count()
+    assert with_maker == count() > 0
 
 
 def test_waking_a_channel_notifies_after_the_commit(django_capture_on_commit_callbacks):
