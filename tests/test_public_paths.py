@@ -32,7 +32,7 @@ PUBLIC = {
         InvalidKey InvalidOption MessageConversionError MessageStopped
         MissingHeader MissingTenant NoHandlerFound ParameterError
         PreconditionError SynchronousDispatch TenantSwitch UnexpectedResult
-        UnknownEndpoint UnknownMessage UnknownTenant UnsentCommand
+        UnknownEndpoint UnknownMessage UnknownSchedule UnknownTenant UnsentCommand
     """,
     "django_cqrs.tenancy": """
         CurrentTenant TenantRouter all_tenants current_tenant tenant
@@ -123,6 +123,15 @@ PUBLIC = {
     "django_cqrs.outbox.journal": """
         purge
     """,
+    "django_cqrs.schedules": """
+        cron every scheduled
+    """,
+    "django_cqrs.schedules.models": """
+        Schedule
+    """,
+    "django_cqrs.schedules.operations": """
+        ScheduleState ScheduleStatus next_times pause resume run_now statuses
+    """,
     "django_cqrs.engines.base": """
         EngineChannel handle
     """,
@@ -170,8 +179,8 @@ LOGGERS = {
     "django_cqrs.http",
     "django_cqrs.journal",
     "django_cqrs.pipeline",
-    "django_cqrs.projections",
     "django_cqrs.schedules",
+    "django_cqrs.projections",
     "django_cqrs.worker",
 }
 

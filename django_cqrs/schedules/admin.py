@@ -166,7 +166,7 @@ class ScheduleAdmin(_ModelAdmin):
 
 
 def _cells(found: list[ScheduleStatus]) -> Iterator[dict[str, Any]]:
-    """Yield the values of each schedule for the page; times in their own zone."""
+    """Yield the cells of each schedule on the page; times are in its zone."""
     for each in found:
         yield {
             "status": each,

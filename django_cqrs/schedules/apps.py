@@ -21,3 +21,10 @@ class SchedulesConfig(AppConfig):
         from django_cqrs.schedules.attendant import SchedulesAttendant
 
         offer_attendant(self.name, SchedulesAttendant())
+
+    def ready(self) -> None:
+        """Show the schedules in the message graph."""
+        from django_cqrs.graph.offers import offer_senders
+        from django_cqrs.schedules.senders import sent_by_schedules
+
+        offer_senders(sent_by_schedules)

@@ -241,4 +241,5 @@ class SchedulesAttendant:
             _mark(table.all(), {*declared, *aliases}, now, using)
         old = table.filter(vanished_at__lt=before).exclude(name__in=list(declared))
         count = old.count() if dry_run else old._raw_delete(using)
-        yield Expired(Schedule, before, count)
+        if count:
+            yield Expired(Schedule, before, count)

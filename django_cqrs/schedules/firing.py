@@ -187,7 +187,7 @@ class Firer:
         upcoming: datetime | None,
         **values: Any,
     ) -> bool:
-        """Change the next time, if it is as it was seen; return whether it was."""
+        """Change the next time if it is the one seen; return whether it was."""
         rows = Schedule.objects.using(self._using).filter(
             pk=row.pk,
             next_at=row.next_at,

@@ -49,7 +49,7 @@ class ScheduleState(enum.StrEnum):
     OVER = "over"
     """No time is left."""
     GONE = "gone"
-    """No code declares it: it never fires, and its row is deleted after 30 days."""
+    """No code declares it, so it never fires; its row is deleted after 30 days."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class ScheduleStatus:
     message_id: UUID | None = None
     """The id of the last command."""
     outcome: str = ""
-    """The outcome of it: ``"waiting"``, ``"handled"``, ...; empty if unknown."""
+    """Its status, such as ``"waiting"`` or ``"handled"``; empty if it is unknown."""
     failures: int = 0
     """The number of firings in a row that failed."""
     failed_at: datetime | None = None
@@ -146,7 +146,7 @@ def statuses(
 
 
 def _outcomes_of(found: list[ScheduleStatus], using: str) -> dict[Any, str]:
-    """Return the outcomes of the last messages of schedules, by channel."""
+    """Return the statuses of the last messages of schedules."""
     ids: defaultdict[str, list[UUID]] = defaultdict(list)
     for each in found:
         if each.message_id is not None and each.channel:
@@ -296,7 +296,7 @@ def _is_enabled(schedule: DeclaredSchedule) -> bool:
 
 
 def _described(schedule: DeclaredSchedule) -> ScheduleStatus:
-    """Return the status of a schedule without a row."""
+    """Return the facts in the code of a schedule."""
     return ScheduleStatus(
         name=schedule.name,
         state=ScheduleState.ACTIVE,
@@ -308,7 +308,7 @@ def _described(schedule: DeclaredSchedule) -> ScheduleStatus:
 
 
 def _of_row(row: Schedule, schedule: DeclaredSchedule | None) -> ScheduleStatus:
-    """Return the status of a row, with the schedule of the code if there is one."""
+    """Return the facts in the row of a schedule, and in its code if there is any."""
     known = ScheduleStatus(name=row.name, state=ScheduleState.GONE)
     if schedule is not None:
         known = _described(schedule)

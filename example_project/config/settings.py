@@ -44,6 +44,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_cqrs",
     "django_cqrs.outbox",
+    "django_cqrs.schedules",
     "orders",
     "payments",
     "shipping",

@@ -8,9 +8,12 @@ one fails and is tried again, the other is not.
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from django.core.mail import send_mail
 
-from django_cqrs import QueryBus, Retry, event_handler
+from django_cqrs import QueryBus, Retry, command_handler, event_handler
+from django_cqrs.schedules import cron, scheduled
 from office.models import Invoice
 from orders.messages import GetOrder, OrderPlaced
 
@@ -30,4 +33,19 @@ def send_confirmation(event: OrderPlaced, queries: QueryBus) -> None:
         message=f"Thank you, {order.customer}. We will send goods for {event.total}.",
         from_email=None,
         recipient_list=[order.email],
+    )
+
+
+# The worker sends this command itself, once each morning, however many workers run.
+@scheduled(
+    cron("0 6 * * *", timezone="Europe/Berlin"),
+    payload=lambda due: (due - timedelta(days=1)).date().isoformat(),
+)
+@command_handler("office.report", name="office.report", channel="mail")
+def report(day: str) -> None:
+    send_mail(
+        subject=f"The shop until {day}",
+        message=f"{Invoice.objects.count()} invoices have been written so far.",
+        from_email=None,
+        recipient_list=["owner@kettle-and-leaf.example"],
     )

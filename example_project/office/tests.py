@@ -9,6 +9,7 @@ from common.testing import open_shop
 from config.settings import POST_OFFICE
 from django_cqrs import command_bus
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage
+from django_cqrs.schedules.operations import next_times, run_now
 from django_cqrs.testing.flow import Flow
 from office.models import FullMailbox, Invoice, Letter
 from office.postoffice import MailboxFullError
@@ -51,6 +52,16 @@ class OfficeTests(TestCase):
         assert self.flow.run("mail") == 2
         assert Invoice.objects.get().total == "9.90 EUR"
         assert Letter.objects.get().subject == "Your order A-1"
+
+    def test_a_report_comes_every_morning(self) -> None:
+        """Its schedule sends the command with the day before, in Berlin."""
+        [first, second] = next_times("office.report", 2)
+
+        assert first.hour == second.hour == 6
+        assert str(first.tzinfo) == "Europe/Berlin"
+        run_now("office.report")
+        assert self.flow.run("mail") == 1
+        assert Letter.objects.get().subject.startswith("The shop until ")
 
     def test_a_refused_order_sends_nothing(self) -> None:
         """What belongs to a command that failed is not sent."""

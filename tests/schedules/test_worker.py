@@ -102,11 +102,13 @@ def test_s02_5_a_long_handler_delays_no_firing():
     registry = Registry()
     registry.add(tick)
     duties = duties_of(registry, ["outbox"], "default")
-    worker = worker_of(registry, bounds={"until_empty": False}, duties=duties, batch=1)
+    workers = []
 
     def run():
+        options = {"bounds": {"until_empty": False}, "batch": 1, "duties": duties}
+        workers.append(worker_of(registry, **options))
         try:
-            worker.run()
+            workers[0].run()
         finally:
             connections.close_all()
 
@@ -117,7 +119,7 @@ def test_s02_5_a_long_handler_delays_no_firing():
         before = len(rows())
         wait_until(lambda: len(rows()) >= before + 2)
     finally:
-        worker.stop()
+        workers[0].stop()
         may_end.set()
         thread.join(LIMIT)
 

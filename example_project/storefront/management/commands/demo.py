@@ -84,6 +84,7 @@ class Command(BaseCommand):
         prepare_for_demo()
         self.fail_half_way()
         self.work_in_the_background()
+        self.show_schedule()
         self.wait_for_the_money()
         self.say_what_next()
 
@@ -229,6 +230,17 @@ class Command(BaseCommand):
         if letters.all().exists():
             raise CommandError("A message is still a dead letter.")
         self.say("Every message is handled.", self.style.SUCCESS)
+
+    def show_schedule(self) -> None:
+        self.say(
+            "Nobody has to send the owner's daily report. Its handler has a schedule, "
+            "so the worker sends the command itself: once each morning, however many "
+            "workers run. 'manage.py cqrs_schedules next office.report -n 2' shows "
+            "when:"
+        )
+        arguments = ("next", "office.report", "-n", "2")
+        call_command("cqrs_schedules", *arguments, stdout=self.stdout)
+        self.stdout.write()
 
     def wait_for_the_money(self) -> None:
         self.section("8. A process that waits for its money")
