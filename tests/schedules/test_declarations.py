@@ -48,7 +48,7 @@ def test_E060_s01_7_a_schedule_needs_a_command_handler():
 
     _, found = faults_in(tick, tock)
 
-    place = f"{__name__}.test_s01_7_a_schedule_needs_a_command_handler.<locals>"
+    place = f"{__name__}.test_E060_s01_7_a_schedule_needs_a_command_handler.<locals>"
     assert found == [
         ("E060", f"{place}.tick has a schedule, but it handles events."),
         ("E060", f"{place}.tock has a schedule, but it handles queries."),
@@ -274,7 +274,7 @@ def test_E062_s01_7_a_name_is_given_once():
     @command_handler("two", channel="outbox")
     def two(): ...
 
-    place = f"{__name__}.test_s01_7_a_name_is_given_once.<locals>"
+    place = f"{__name__}.test_E062_s01_7_a_name_is_given_once.<locals>"
     registry, found = faults_in(tick, one, two)
 
     assert found == [
@@ -292,7 +292,9 @@ def test_E062_s01_7_a_former_name_is_not_that_of_another_one():
     @command_handler("tick", name="tick", channel="outbox")
     def tick(): ...
 
-    place = f"{__name__}.test_s01_7_a_former_name_is_not_that_of_another_one.<locals>"
+    place = (
+        f"{__name__}.test_E062_s01_7_a_former_name_is_not_that_of_another_one.<locals>"
+    )
     _, found = faults_in(tick)
 
     assert found == [
