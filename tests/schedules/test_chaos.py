@@ -27,7 +27,7 @@ pytestmark = [*on_databases, pytest.mark.long]
 
 WORKERS = 6
 SECONDS = 70 if SOAKS else 8
-CHANCE = 0.02 if SOAKS else 0.08
+CHANCE = 0.08
 SEED = int(os.environ.get("CQRS_SEED", "0")) or random.SystemRandom().randrange(
     1, 10**6
 )
