@@ -85,12 +85,14 @@ def test_s02_1_six_workers_fire_every_second_once(say):
         while time.monotonic() - began < SECONDS:
             time.sleep(chance.uniform(0.2, 1.2))
             place = chance.randrange(WORKERS)
+            killed = None
             if chance.random() < 0.5 and not running[place].is_dead:
                 running[place].kill()
+                killed = place
                 outside += 1
             for number, each in enumerate(running):
                 if each.is_dead:
-                    own += number != place
+                    own += number != killed
                     each.kill()
                     running[number] = start()
         for each in running:
