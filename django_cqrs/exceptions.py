@@ -46,7 +46,7 @@ Exceptions raised by handlers are not wrapped: they reach the caller unchanged.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.core.exceptions import (
     ImproperlyConfigured,
@@ -250,14 +250,17 @@ class AggregateNotFound(CQRSError, ObjectDoesNotExist):
 
 class AggregateAlreadyExists(CQRSError):
     """
-    A factory made an object whose identifier is in use.
+    A factory made an object whose identifier, or natural key, is in use.
 
     Attributes:
         at_entrance: as for :class:`MessageConversionError`.
+        identifier: that of the existing object, if it has another one than the new
+            object, but the natural key of that.
 
     """
 
     at_entrance: bool = False
+    identifier: Any = None
 
 
 class ConcurrencyError(CQRSError):

@@ -133,6 +133,12 @@ _PLAIN: Final = re.compile(
 )
 
 
+class PlainStatements(str):
+    """The text of several statements, none of which ends a transaction."""
+
+    __slots__ = ()
+
+
 def is_plain(query: object) -> bool:
     """
     Return whether a query is the text of one statement that ends no transaction.

@@ -504,7 +504,12 @@ class EventStorage(Storage[Any]):
         except KeyTaken as error:
             said = name_of_type(type(instance))
             msg = f"{said} with {self.natural_key}={after} exists already."
-            raise AggregateAlreadyExists(msg) from error
+            taken = AggregateAlreadyExists(msg)
+            key = key_by(connection, self.streams.category, after)
+            if key is not None:
+                values = values_in(key, self.parts)
+                taken.identifier = values[0] if len(values) == 1 else values
+            raise taken from error
 
     def _take_snapshot(
         self,

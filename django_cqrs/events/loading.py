@@ -26,6 +26,7 @@ from django_cqrs.events.stream_names import StreamName
 from django_cqrs.exceptions import MessageConversionError, UnknownMessage
 from django_cqrs.messages import EPOCH
 from django_cqrs.pipeline.envelopes import UNSET
+from django_cqrs.statements import PlainStatements
 from django_cqrs.times import as_stored
 
 
@@ -180,7 +181,9 @@ class Loader:
                 also = f"; {events} WHERE {where}{end}" if several else ""
                 parameters = [*name, *name, *limits] if several else [*name]
                 cursor.execute(
-                    f"SELECT {_STREAM} FROM {STREAM} s WHERE {where}{locking}{also}",
+                    PlainStatements(
+                        f"SELECT {_STREAM} FROM {STREAM} s WHERE {where}{locking}{also}"
+                    ),
                     parameters,
                 )
                 if several:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Final
 
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -25,13 +25,16 @@ from django_cqrs.events.streams import (
     stream_problems,
 )
 from django_cqrs.exceptions import ConcurrencyError
-from django_cqrs.modelling.identifiers import plain
+from django_cqrs.modelling.identifiers import Values, plain
 from django_cqrs.modelling.model_storage import ModelStorage
 from django_cqrs.modelling.storages import AboutObject, Options
 from django_cqrs.modelling.watches import Watch
 from django_cqrs.problems import Problem
 from django_cqrs.routing.endpoint import Endpoint
 from django_cqrs.sends import Send
+
+FOUND_BY: Final = "_cqrs_found_by"
+"""The attribute of an object with the identifier that it was found by."""
 
 
 class StreamedModelStorage(ModelStorage):
@@ -46,6 +49,13 @@ class StreamedModelStorage(ModelStorage):
     def streams(self) -> StreamOptions:
         """The declaration of the streams."""
         return declared_stream_of(self.cls) or StreamOptions("")
+
+    def find(self, values: Values, *, using: str, lock: bool) -> Any:
+        """Get the object, which keeps its identifier if it is deleted."""
+        found = super().find(values, using=using, lock=lock)
+        if found is not None and self.keeps_events:
+            vars(found)[FOUND_BY] = self.values_of(found)
+        return found
 
     def absorb(
         self,
@@ -68,10 +78,11 @@ class StreamedModelStorage(ModelStorage):
         sends = [each for each in recorded if type(each) is Send]
         if not events:
             return instance, sends
-        values = tuple(
-            None if v is None else plain(v) for v in self.values_of(instance)
-        )
-        name = StreamName(self.streams.category, key_of(values))
+        values = self.values_of(instance)
+        if None in values:  # it was deleted just now
+            values = vars(instance).get(FOUND_BY, values)
+        key = key_of(tuple(None if each is None else plain(each) for each in values))
+        name = StreamName(self.streams.category, key)
         found = place_of_stream(connections[using], name)
         target = (
             Target(name, NEW) if found is None else Target(name, found[1], found[0])
@@ -82,7 +93,7 @@ class StreamedModelStorage(ModelStorage):
                 target,
                 registry=self.registry,
                 using=using,
-                about=partial(about, self.values_of(instance)),
+                about=partial(about, values),
             )
         except ConcurrencyError as error:
             raise self._lost(instance) from error

@@ -484,7 +484,9 @@ class AggregateSubject(Subject):
                 events = made.keep(result, alias, is_result=True)
             except AggregateAlreadyExists as error:
                 at_entrance(error, message)
-                existing = made.storage.identifier_of(result)
+                existing = error.identifier
+                if existing is None:
+                    existing = made.storage.identifier_of(result)
                 message.handling.existing = error, existing
                 raise
             note = handling_of(message).note

@@ -4,9 +4,10 @@ BEGIN in one round trip with the first statement of a command, on PostgreSQL.
 psycopg 3 sends BEGIN by itself before the first statement of a transaction. A server
 that is a millisecond away makes that a millisecond of each command. The two are sent
 together where both certainly have the same effect as one after the other: for one
-plain statement, by a cursor of the class that Django itself makes. Every other use of
-the connection (COPY, many parameters, a cursor on the server, one of a tool that traces
-statements, the driver's own) lets psycopg send its BEGIN first, as ever.
+plain statement, or several that say so, by a cursor of the class that Django itself
+makes. Every other use of the connection (COPY, many parameters, a cursor on the server,
+one of a tool that traces statements, the driver's own) lets psycopg send its BEGIN
+first, as ever.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_cqrs.statements import is_plain
+from django_cqrs.statements import PlainStatements, is_plain
 
 _joining: dict[type[Any], type[Any] | None] = {}
 
@@ -87,7 +88,7 @@ class _Joining:
         if driver.cursor_factory is type(self):
             driver.cursor_factory = self._cqrs_kind
         if not (
-            is_plain(query)
+            (is_plain(query) or type(query) is PlainStatements)
             and self.format == _TEXT
             and not options.get("binary")
             and _is_begun_by_next(driver)

@@ -25,7 +25,7 @@ from django_cqrs import (
 )
 from django_cqrs.checks import check_registry
 from django_cqrs.events import EventStore, Stored, applies, event_stream
-from django_cqrs.events.models import StoredEvent, Stream
+from django_cqrs.events.models import NaturalKey, Snapshot, StoredEvent, Stream
 from django_cqrs.exceptions import (
     AggregateAlreadyExists,
     AggregateNotFound,
@@ -812,6 +812,45 @@ class TestPublishedEvents:
         assert len(attempts) == 2
         assert heard == [Added(ONE, "tea")]
         assert events_of(registry)[1:] == [(2, Added(ONE, "tea"))]
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+def test_e16_4_in_another_database():
+    """A command with ``using=`` has its stream there, and its snapshots. [E16.4]"""
+
+    @aggregate(identifier="basket_id")
+    @event_stream("baskets.elsewhere", snapshot_every=2, natural_key="basket_id")
+    @dataclass
+    class Elsewhere:
+        basket_id: UUID | None = None
+        items: list[str] = field(default_factory=list)
+
+        @command_handler(using="other")
+        @classmethod
+        def open(cls, command: Open) -> Opened:
+            return Opened(command.basket_id)
+
+        @command_handler(using="other")
+        def add(self, command: Add) -> Added:
+            return Added(self.basket_id, command.sku)
+
+        @applies
+        def opened(self, event: Opened) -> None:
+            self.basket_id = event.basket_id
+
+        @applies
+        def added(self, event: Added) -> None:
+            self.items.append(event.sku)
+
+    registry = registry_of(Elsewhere)
+    registry.command_bus.dispatch(Open(ONE))
+    registry.command_bus.dispatch(Add(ONE, "tea"))
+
+    for model, count in ((StoredEvent, 2), (Stream, 1), (Snapshot, 1), (NaturalKey, 1)):
+        assert not model.objects.exists()
+        assert model.objects.using("other").count() == count
+    there = EventStore(using="other", registry=registry)
+    assert there.load(Elsewhere, ONE).items == ["tea"]
 
 
 # Mistakes ------------------------------------------------------------------------------

@@ -90,6 +90,16 @@ class TestModels:
         assert Parcel.objects.get().place == "x"
         assert StoredEvent.objects.count() == 1
 
+    def test_deleted_by_its_handler(self):
+        """Its last events are in its stream, which stays."""
+        pk = command_bus.dispatch("here", route="parcel.send")
+        command_bus.dispatch("x", route="parcel.lose", aggregate_id=pk)
+
+        assert not Parcel.objects.exists()
+        found = list(event_store.read(f"modelling.parcel-{pk}"))
+        assert found[1].event == ParcelMoved("here", "nowhere")
+        assert found[1].headers["aggregate_id"] == pk
+
     def test_a_row_that_is_older_than_its_stream(self):
         """A stream begins with the first event of a row that was there before."""
         parcel = Parcel.objects.create(place="here")

@@ -32,6 +32,12 @@ class Register(Command[int]):
 
 
 @dataclass(frozen=True)
+class Enrol(Command[int]):
+    user_id: int
+    email: str
+
+
+@dataclass(frozen=True)
 class ChangeEmail:
     user_id: int
     new: str | None
@@ -80,6 +86,11 @@ class User:
     @command_handler
     @classmethod
     def register(cls, command: Register) -> Registered:
+        return Registered(command.user_id, command.email)
+
+    @command_handler(on_existing="ignore")
+    @classmethod
+    def enrol(cls, command: Enrol) -> Registered:
         return Registered(command.user_id, command.email)
 
     @command_handler
@@ -278,6 +289,12 @@ class TestFinding:
         assert raised.value.at_entrance
         with pytest.raises(AggregateNotFound, match="the message has no identifier"):
             dispatch(Greet(None))
+
+    def test_on_existing(self, dispatch):
+        """``on_existing="ignore"`` returns the identifier of the one that has it."""
+        assert dispatch(Enrol(1, "ada@x")) == 1
+        assert dispatch(Enrol(2, "ada@x")) == 1
+        assert StoredEvent.objects.count() == 1
 
     def test_messages_for_nobody_are_dropped(self, dispatch):
         """``on_missing=`` is for a key that nobody has, too."""

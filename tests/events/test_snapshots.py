@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 from pydantic import BaseModel, Field
 
-from django_cqrs import Header, command_bus, command_handler, message
+from django_cqrs import Header, command_bus, command_handler, documents, message, shapes
 from django_cqrs.events import EventStore, Recorded, applies, event_stream
 from django_cqrs.events.appliers import appliers_of
 from django_cqrs.events.event_storage import EventStorage
@@ -24,6 +24,7 @@ from django_cqrs.events.snapshot_rebuilding import rebuild_snapshots
 from django_cqrs.events.snapshots import Snapshots
 from django_cqrs.events.streams import StreamOptions
 from django_cqrs.exceptions import InvalidOption
+from django_cqrs.messages import MessageName
 from django_cqrs.modelling import aggregate
 from django_cqrs.modelling.storages import Options
 from tests.outbox.support import SOAKS
@@ -358,6 +359,17 @@ def test_e08_3_the_fingerprint():
     }
     assert len(others) == 4
     assert {len(each) for each in others} == {64}
+
+
+def test_e39_5_documents_and_snapshots_write_one_state():
+    """One module converts the state of objects, for both apps. [E39.5]"""
+    assert documents.shapes.shape_of is shapes.shape_of
+    log = DataLog(7, ["a"])
+    shape = shapes.shape_of(DataLog)
+
+    assert shape.dump(log) == {"log_id": 7, "texts": ["a"]}
+    name = MessageName("logs.log")
+    assert shape.load(shape.dump(log), name, "logs.log", 1) == log
 
 
 class TestRebuilding:

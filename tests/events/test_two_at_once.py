@@ -24,6 +24,7 @@ from django_cqrs.exceptions import AggregateAlreadyExists, ConcurrencyError
 from django_cqrs.modelling import Repository, aggregate
 from django_cqrs.models import RecordsEvents
 from tests.modelling.test_concurrency import at_once
+from tests.outbox.support import on_postgresql, traced
 from tests.support import registry_of
 from tests.testapp.models import Note
 
@@ -174,6 +175,21 @@ def test_e05_1_the_lock_loses_nothing(server):
     numbers = sorted(each.number for each in results)
     assert numbers == list(range(1, THREADS + 1))
     assert versions() == list(range(1, THREADS + 2))
+
+
+def test_a_command_takes_three_round_trips():
+    """BEGIN, the lock and the events; the append; COMMIT."""
+    on_postgresql()
+    registry = registry_of(Locked)
+    registry.command_bus.dispatch(Open("home"))
+
+    with traced() as sent:
+        registry.command_bus.dispatch(Visit("home"))
+
+    first, second, third = [each for each in sent if "NOTIFY" not in each]
+    assert "BEGIN" in first
+    assert "pages.visited" in second
+    assert "COMMIT" in third
 
 
 @pytest.mark.parametrize("cls", [Locked, Versioned])

@@ -427,6 +427,11 @@ class Parcel(RecordsEvents, models.Model):
         self.record(ParcelMoved(self.place, place))
         self.place = place
 
+    @command_handler("parcel.lose")
+    def lose(self, place: str) -> None:
+        self.record(ParcelMoved(self.place, "nowhere"))
+        self.delete()
+
     @command_handler("parcel.touch")
     def touch(self, place: str) -> ParcelMoved:
         self.place = place
