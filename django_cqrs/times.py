@@ -12,6 +12,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Expression
 from django.utils import timezone
 
+from django_cqrs.clock import now
+
 
 def as_stored(moment: datetime, connection: BaseDatabaseWrapper) -> Any:
     """
@@ -94,7 +96,7 @@ def from_now(
     """
     if connection.vendor in _FROM_NOW:
         return _FROM_NOW[connection.vendor], span.total_seconds()
-    return "%s", as_stored(datetime.now(UTC) + span, connection)
+    return "%s", as_stored(now() + span, connection)
 
 
 class TimeFromNow(Expression):
