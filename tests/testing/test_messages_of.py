@@ -19,7 +19,6 @@ from typing import (
     Literal,
     NamedTuple,
     NewType,
-    TypedDict,
     TypeVar,
 )
 from uuid import UUID
@@ -30,7 +29,7 @@ import pytest
 from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from typing_extensions import NotRequired
+from typing_extensions import NotRequired, TypedDict  # of typing only from 3.12 on
 
 import django_cqrs
 from django_cqrs import (
