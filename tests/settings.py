@@ -54,7 +54,7 @@ INSTALLED_APPS = [
     "django_cqrs.outbox",
     "django_cqrs.schedules",
     "django_tasks_db",
-    "tests.events.projections",
+    "tests.events.views",
     "tests.modelling",
     "tests.testapp",
 ]

@@ -23,10 +23,11 @@ class EventsConfig(AppConfig):
         """Import the models, and the storages before routes are compiled."""
         super().import_models()
         import_module("django_cqrs.events.store")
+        import_module("django_cqrs.events.projection_checks")
         from django_cqrs.events.appending import INLINE, register_hook
         from django_cqrs.events.event_storage import event_storage
         from django_cqrs.events.followers import followers_of, wake_channels
-        from django_cqrs.events.inline import run_inline
+        from django_cqrs.events.inline import has_inline, run_inline
         from django_cqrs.events.waking import register_waker
         from django_cqrs.jobs import offer_jobs
         from django_cqrs.modelling.storages import register_storage
@@ -34,7 +35,7 @@ class EventsConfig(AppConfig):
         register_storage(event_storage, first=True)
         offer_jobs(self.name, followers_of)
         register_waker(wake_channels)
-        register_hook(INLINE, run_inline)
+        register_hook(INLINE, run_inline, wants=has_inline)
 
     def ready(self) -> None:
         """Complete the tables after ``migrate``, and where there are no migrations."""

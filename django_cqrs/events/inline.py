@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.buses.registries import Registry
-from django_cqrs.events.appending import Append
+from django_cqrs.events.appending import Append, Entry
 from django_cqrs.events.decoding import decoder_of
 from django_cqrs.events.generations import set_up
 from django_cqrs.events.handling import EventBatch, Handlers, projections_of
@@ -41,6 +41,15 @@ from django_cqrs.routing.table import RouteTable
 
 _GENERATION: Final = Generation._meta.db_table
 _PARTITION: Final = Partition._meta.db_table
+
+
+def has_inline(registry: Registry, entries: Sequence[Entry]) -> bool:
+    """Return whether an inline projection has a handler for some of the events."""
+    return any(
+        handlers.route_of(each.name).forms
+        for handlers in inline_projections(registry)
+        for each in entries
+    )
 
 
 def run_inline(done: Append) -> None:

@@ -24,7 +24,6 @@ from django_cqrs.exceptions import (
     ProjectionNotFound,
     ReplayForbidden,
 )
-from tests.events.projections.models import Customer, Entry, OrderLine, OrderRow, Owned
 from tests.events.projections.support import (
     OrderCounted,
     OrderPaid,
@@ -35,6 +34,7 @@ from tests.events.projections.support import (
     project,
     stored,
 )
+from tests.events.views.models import Customer, Entry, OrderLine, OrderRow, Owned
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db]
 

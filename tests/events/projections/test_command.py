@@ -11,8 +11,8 @@ from django_cqrs import event_handler
 from django_cqrs.events import Projections, Row, operations, projection
 from django_cqrs.events.models import Generation, ProjectionFailure
 from django_cqrs.retries import Retry
-from tests.events.projections.models import Entry, OrderRow
 from tests.events.projections.support import OrderPlaced, append, project
+from tests.events.views.models import Entry, OrderRow
 
 pytestmark = pytest.mark.django_db
 

@@ -9,8 +9,8 @@ from django_cqrs import event_handler
 from django_cqrs.events import Row, projection
 from django_cqrs.exceptions import InvalidOption
 from django_cqrs.testing import Flow
-from tests.events.projections.models import OrderRow
 from tests.events.projections.support import OrderPaid, OrderPlaced, append, project
+from tests.events.views.models import OrderRow
 
 pytestmark = pytest.mark.django_db
 

@@ -33,7 +33,6 @@ from django_cqrs.events import (
 from django_cqrs.events.handling import EventBatch, projections_of
 from django_cqrs.events.states import PartitionStates, ProjectionState
 from django_cqrs.exceptions import MessageConversionError
-from tests.events.projections.models import Entry, OrderRow
 from tests.events.projections.support import (
     OrderCancelled,
     OrderCounted,
@@ -47,6 +46,7 @@ from tests.events.projections.support import (
     store_of,
     stored,
 )
+from tests.events.views.models import Entry, OrderRow
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db]
 

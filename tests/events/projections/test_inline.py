@@ -9,9 +9,9 @@ from django.test.utils import CaptureQueriesContext
 
 from django_cqrs import command_handler, event_handler, message
 from django_cqrs.events import EventStore, Recorded, Row, State, projection
+from django_cqrs.events.appending import followers_of, prepare
 from django_cqrs.events.models import Generation, Partition, StoredEvent
 from django_cqrs.exceptions import InvalidOption
-from tests.events.projections.models import Entry, OrderRow
 from tests.events.projections.support import (
     OrderCounted,
     OrderPaid,
@@ -20,6 +20,7 @@ from tests.events.projections.support import (
     append,
     project,
 )
+from tests.events.views.models import Entry, OrderRow
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db]
 
@@ -281,3 +282,15 @@ def test_one_that_starts_by_hand_is_not_called_before():
 
     assert log == []
     assert not Generation.objects.exists()
+
+
+def test_an_append_that_no_inline_projection_takes_is_one_statement_as_ever():
+    """Those of other events do not make it a transaction with steps after it."""
+    registry = project(InlineEntries)
+
+    def steps(event):
+        entries = prepare([event], registry=registry, using="default")
+        return followers_of(entries, registry)
+
+    assert steps(OrderCounted(1)) == []
+    assert len(steps(OrderPlaced(1))) == 1

@@ -12,7 +12,6 @@ from django_cqrs.events import Row, projection
 from django_cqrs.events.handling import projections_of
 from django_cqrs.events.rows import ViewRows, row_plan
 from django_cqrs.exceptions import InvalidKey, MissingHeader
-from tests.events.projections.models import Customer, Entry, OrderLine, OrderRow
 from tests.events.projections.support import (
     OrderCancelled,
     OrderPaid,
@@ -23,6 +22,7 @@ from tests.events.projections.support import (
     project,
     stored,
 )
+from tests.events.views.models import Customer, Entry, OrderLine, OrderRow
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db]
 

@@ -29,7 +29,6 @@ from django_cqrs.exceptions import (
 )
 from django_cqrs.outbox.worker import Bounds, Worker
 from django_cqrs.retries import Retry
-from tests.events.projections.models import Entry, OrderRow
 from tests.events.projections.support import (
     OrderCancelled,
     OrderCounted,
@@ -40,6 +39,7 @@ from tests.events.projections.support import (
     project,
     store_of,
 )
+from tests.events.views.models import Entry, OrderRow
 from tests.support import registry_of
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db]
