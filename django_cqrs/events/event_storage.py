@@ -89,12 +89,20 @@ class StreamMark(NamedTuple):
     natural_key: str | None = None
     is_over: bool = False
     is_deleted: bool = False
+    is_archived: bool = False
+    """Whether the stream was archived before the object was loaded."""
 
 
 def stream_mark_of(instance: Any) -> StreamMark | None:
     """Return an object's mark of its stream, None without one."""
     mark: StreamMark | None = getattr(instance, "__dict__", {}).get(MARK)
     return mark
+
+
+def _archived(name: StreamName) -> StreamArchived:
+    return StreamArchived(
+        f"The stream {str(name)!r} is archived, so nothing can be appended."
+    )
 
 
 class StreamWatch(KeyWatch):
@@ -254,23 +262,37 @@ class EventStorage(Storage[Any]):
         if loaded is None:
             return None
         if lock and loaded.is_archived:
-            msg = f"The stream {str(name)!r} is archived, so nothing can be appended."
-            raise StreamArchived(msg)
+            raise _archived(name)
         return self.marked(loaded, name.key)
 
     def marked(self, loaded: Loaded, key: str) -> Any:
         """Return a loaded object, which now knows its stream and its version."""
         instance = loaded.instance
-        self._put_mark(instance, loaded.stream_id, key, loaded.version)
+        self._put_mark(
+            instance,
+            loaded.stream_id,
+            key,
+            loaded.version,
+            is_archived=loaded.is_archived,
+        )
         return instance
 
-    def _put_mark(self, instance: Any, stream_id: int, key: str, version: int) -> None:
+    def _put_mark(
+        self,
+        instance: Any,
+        stream_id: int,
+        key: str,
+        version: int,
+        *,
+        is_archived: bool = False,
+    ) -> None:
         mark = StreamMark(
             stream_id,
             key,
             version,
             None if self.natural_key is None else self._key_value_of(instance),
             is_over=self._is_over(instance),
+            is_archived=is_archived,
         )
         object.__setattr__(instance, MARK, mark)
         if self.options.version is not None:
@@ -412,10 +434,13 @@ class EventStorage(Storage[Any]):
             AggregateAlreadyExists: another object has the identifier or natural key.
             ConcurrencyError: somebody else has appended since it was loaded.
             InvalidIdentifier: the events do not set the identifier, or change it.
+            StreamArchived: the stream was archived before the object was loaded.
 
         """
         values = self.values_of(instance)
         key = self._sound_key(instance, mark, values)
+        if mark is not None and mark.is_archived:
+            raise _archived(StreamName(self.streams.category, key))
         before = None if mark is None else mark.natural_key
         after = None if self.natural_key is None else self._key_value_of(instance)
         connection = connections[using]

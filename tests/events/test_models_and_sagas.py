@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 from django.db import transaction
+from django.utils import timezone
 
 from django_cqrs import (
     Fetch,
@@ -367,6 +368,42 @@ class TestRepositories:
             registry.command_bus.dispatch(Add(ONE, "jam"))
         assert EventStore(registry=registry).load(Basket, ONE).items == ["tea"]
         assert Stream.objects.get().archived_at is not None
+
+    def test_e07_5_an_archived_one_without_a_lock(self):
+        """It is refused at its append, as one that is locked is when it is loaded. [E07.5]"""
+
+        @aggregate(version="version")
+        @event_stream("baskets.unlocked")
+        @dataclass
+        class Unlocked:
+            unlocked_id: UUID | None = None
+            version: int = 0
+
+            @command_handler
+            @classmethod
+            def open(cls, command: Open) -> Opened:
+                return Opened(command.basket_id)
+
+            @command_handler(identifier="basket_id")
+            def add(self, command: Add) -> Added:
+                return Added(self.unlocked_id, command.sku)
+
+            @applies
+            def opened(self, event: Opened) -> None:
+                self.unlocked_id = event.basket_id
+
+            @applies
+            def added(self, event: Added) -> None: ...
+
+        registry = registry_of(Unlocked)
+        registry.command_bus.dispatch(Open(ONE))
+        registry.command_bus.dispatch(Add(ONE, "tea"))
+        Stream.objects.update(archived_at=timezone.now())
+
+        with pytest.raises(StreamArchived, match="is archived"):
+            registry.command_bus.dispatch(Add(ONE, "jam"))
+
+        assert StoredEvent.objects.count() == 2
 
     def test_e07_5_deleted_by_its_own_handler(self):
         """What it has recorded is appended, and nothing is appended later. [E07.5]"""
