@@ -9,6 +9,7 @@ brought up to date, each in a transaction of its own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -28,7 +29,6 @@ from django_cqrs.events.models import (
     Shard,
     Status,
 )
-from django_cqrs.events.positions import GATE_KIND
 from django_cqrs.events.reading import PAGE, Scan
 from django_cqrs.events.replaying import replaying
 from django_cqrs.events.rows import ViewRows
@@ -41,6 +41,9 @@ from django_cqrs.retries import DEADLOCKS
 _PARTITION: Final = Partition._meta.db_table
 MOST_DEADLOCKS: Final = 10
 """The number of deadlocks after which a transaction ends with the error."""
+
+_FIRST_PAUSE: Final = 0.002
+_LONGEST_PAUSE: Final = 0.05
 
 _IDLE: Final = (Status.LIVE, Status.PAUSED, Status.FAILED)
 
@@ -246,21 +249,23 @@ def _alone(handlers: Handlers, using: str) -> Iterator[int]:
 
 def _wait_for_appends(connection: BaseDatabaseWrapper) -> None:
     """
-    Wait for the end of the transactions that append now.
+    Wait for the end of the transactions that have appended until then.
 
-    On PostgreSQL each holds a lock that all appends share. On MariaDB one that calls an
-    inline projection holds the row of its generation, so that who writes the row has
-    waited for it. Inside a transaction nobody is waited for: it would be oneself.
+    New ones are not kept from beginning, as a lock would do. Inside a transaction
+    nobody is waited for: it would be for oneself.
     """
-    if connection.vendor != "postgresql" or connection.in_atomic_block:
+    if connection.in_atomic_block:
         return
-    with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_advisory_xact_lock((%s::bigint << 61) | (("
-            "pg_get_serial_sequence(%s, 'position')::regclass::oid::bigint %% 8192) "
-            "<< 48))",
-            [GATE_KIND, EVENT],
-        )
+    pause = _FIRST_PAUSE
+    begun = _in_flight(connection)
+    while begun := begun & _in_flight(connection):
+        time.sleep(pause)
+        pause = min(_LONGEST_PAUSE, pause * 2)
+
+
+def _in_flight(connection: BaseDatabaseWrapper) -> set[tuple[int, int | None]]:
+    """Return the transactions that have appended, by their floors and sessions."""
+    return {(each.floor, each.session) for each in settling.blockers(connection)}
 
 
 def _lock(generation: int, using: str) -> None:

@@ -32,8 +32,7 @@ APPEND: Final = "django_cqrs_events_append"
 FLOOR_KIND: Final = 0b010
 """The highest bits of the keys of floors."""
 
-GATE_KIND: Final = 0b011
-"""The highest bits of the key that every append holds, shared with all others."""
+_GATE_KIND: Final = 0b011
 
 _NEXT: Final = """\
 CREATE OR REPLACE FUNCTION {schema}.{position}() RETURNS bigint
@@ -222,7 +221,7 @@ def _complete_postgresql(cursor: Any, table: str) -> None:
         "position": POSITION,
         "settled": SETTLED,
         "floor": FLOOR_KIND,
-        "gate": GATE_KIND,
+        "gate": _GATE_KIND,
         "append": APPEND,
         "table": table,
         "streams": f'{schema}."django_cqrs_events_stream"',

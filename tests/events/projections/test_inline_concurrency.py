@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+import time
 
 import pytest
 from django.db import OperationalError, connection, connections, transaction
@@ -11,7 +12,6 @@ from django_cqrs import event_handler
 from django_cqrs.events import Recorded, projection
 from django_cqrs.events.building import backfill, rebuild
 from django_cqrs.events.models import Generation, Status
-from tests.events.projections.models import Entry
 from tests.events.projections.support import (
     OrderPlaced,
     append,
@@ -19,6 +19,7 @@ from tests.events.projections.support import (
     project,
     stored,
 )
+from tests.events.views.models import Entry
 from tests.limits import LIMIT
 
 pytestmark = [
@@ -133,3 +134,53 @@ def test_e21_6_and_e29_3_every_event_is_applied_once_and_in_order(disturbance):
         assert versions == list(range(1, len(versions) + 1))
     total = sum(map(len, applied.values()))
     assert total == len(stored(registry))
+
+
+def test_a_rebuild_waits_for_an_append_and_no_append_waits_for_the_rebuild():
+    """A transaction that has appended and idles holds the rebuild back, and nobody else."""
+    if connection.vendor == "sqlite":
+        pytest.skip("It has one writer at a time.")
+    registry = project(RacingEntries)
+    append(registry, OrderPlaced(0), stream="order-0")
+    has_appended, may_end, failures = threading.Event(), threading.Event(), []
+
+    def idle():
+        try:
+            with transaction.atomic():
+                append(registry, OrderPlaced(1), stream="order-1")
+                has_appended.set()
+                may_end.wait(LIMIT)
+        except Exception as error:  # noqa: BLE001 - reported by the test
+            failures.append(error)
+        finally:
+            connections.close_all()
+
+    def rebuild_once():
+        try:
+            rebuilds(registry)
+        except Exception as error:  # noqa: BLE001 - reported by the test
+            failures.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [
+        threading.Thread(target=each, daemon=True) for each in (idle, rebuild_once)
+    ]
+    threads[0].start()
+    assert has_appended.wait(LIMIT)
+    threads[1].start()
+    rows = Generation.objects.filter(projection="entries")
+    while rows.get().status != Status.BUILDING:
+        assert not failures
+        time.sleep(0.001)
+
+    append(registry, OrderPlaced(2), stream="order-2")
+
+    assert threads[1].is_alive()
+    assert rows.get().status == Status.BUILDING
+    may_end.set()
+    for each in threads:
+        each.join(LIMIT)
+    assert failures == []
+    found = Entry.objects.order_by("text").values_list("text", "number")
+    assert list(found) == [("order-0", 1), ("order-1", 1), ("order-2", 1)]
