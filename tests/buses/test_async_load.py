@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -55,9 +55,13 @@ class Server:
         folder = Path(f"/proc/{self.process.pid}/fd")
         if not folder.exists():
             return Counter()
-        files = [str(each.readlink()) for each in folder.iterdir() if each.is_symlink()]
-        wanted = str(Path(connection.settings_dict["NAME"]).resolve())
-        return Counter("open" for each in files if each == wanted)
+        wanted = Path(connection.settings_dict["NAME"]).resolve()
+        found: Counter[str] = Counter()
+        for each in folder.iterdir():
+            # The server may have closed it since the folder was read.
+            with suppress(FileNotFoundError):
+                found["open"] += each.readlink() == wanted
+        return +found
 
     def connections_after_a_while(self, wanted: Counter) -> Counter:
         """Return them when they are as wanted: a server closes them in its own time."""

@@ -348,9 +348,12 @@ class TestWithMessages:
 
 def children_of(pid):
     """Return the processes that one has started and that still run."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    found = " ".join((task / "children").read_text() for task in tasks)
-    return list(filter(is_alive, map(int, found.split())))
+    found: list[str] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        # A thread may have ended since the folder was read.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += (task / "children").read_text().split()
+    return list(filter(is_alive, map(int, found)))
 
 
 @pytest.mark.parametrize("number", ["0", "x"])
