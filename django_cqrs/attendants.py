@@ -1,16 +1,17 @@
 """
 Attendants: the apps that do something of their own wherever the outbox is attended to.
 
-A worker runs their duties in threads beside its messages, health checks tell their
-problems, and ``cqrs_prune`` deletes their expired rows.
+A worker runs their duties in threads beside its messages, ``cqrs_stats`` shows their
+figures, health checks tell their problems, and ``cqrs_prune`` deletes their expired
+rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
-from datetime import datetime
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal, NamedTuple, Protocol
 
 from django.apps import apps
 from django.db.models import Model
@@ -45,8 +46,43 @@ class Expired:
     count: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemLimits:
+    """The limits beyond which a health check tells a problem; None means no limit."""
+
+    max_lag: timedelta | None = None
+    """How long an event may wait for a projection."""
+    max_parked: int | None = None
+    """The number of partitions that a projection may have parked."""
+    max_transaction: timedelta | None = None
+    """How long a transaction may be open."""
+
+
+class AttendantProblem(NamedTuple):
+    """A problem that an attendant has found."""
+
+    kind: Literal["schedule", "projection", "transaction"]
+    channel: str | None
+    """The alias of the channel that it concerns, if it concerns one."""
+    text: str
+    """One sentence, without any data of messages."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """The figures of an attendant, for ``cqrs_stats``."""
+
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
+    """The rows of a table; none if it is left out."""
+    notes: Sequence[str] = ()
+    """Lines below the table."""
+    documents: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The same for JSON, by key."""
+
+
 class Attendant(Protocol):
-    """An app's part in workers, health checks and ``cqrs_prune``."""
+    """An app's part in workers, ``cqrs_stats``, health checks and ``cqrs_prune``."""
 
     def duty(self, registry: Any, channels: Collection[str], using: str) -> Duty | None:
         """
@@ -60,12 +96,27 @@ class Attendant(Protocol):
         """
         ...
 
-    def problems(self, using: str) -> Iterator[tuple[str | None, str]]:
+    def figures(self, using: str, channels: Collection[str] | None) -> Figures | None:
         """
-        Yield a channel's alias, or None, and a sentence, for each problem.
+        Return its figures; None without any.
 
         Args:
             using: the alias of the database.
+            channels: the aliases of the channels to show, None for all.
+
+        Raises:
+            Error: the database cannot be read.
+
+        """
+        ...
+
+    def problems(self, using: str, limits: ProblemLimits) -> Iterator[AttendantProblem]:
+        """
+        Yield the problems.
+
+        Args:
+            using: the alias of the database.
+            limits: the limits beyond which something is a problem.
 
         Raises:
             Error: the database cannot be read.

@@ -24,7 +24,7 @@ __all__ = ["Outbox"]
 @dataclasses.dataclass
 class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
     """
-    Checks that messages do not wait too long, and that there are no dead letters.
+    Checks that nothing waits too long, and that nothing was given up.
 
     An unreadable database is reported as unavailable, everything else as a warning.
 
@@ -36,6 +36,9 @@ class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
         max_transaction: how long a transaction of the database may be open; None means
             no limit.
         max_absence: how long a channel may be without a worker; None means no limit.
+        max_lag: how long an event may wait for a projection; None means no limit.
+        max_parked: the number of partitions that a projection may have parked; None
+            means no limit.
 
     """
 
@@ -45,6 +48,8 @@ class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
     max_dead: int | None = 0
     max_transaction: timedelta | None = dataclasses.field(default=LONG, repr=False)
     max_absence: timedelta | None = dataclasses.field(default=ABSENT, repr=False)
+    max_lag: timedelta | None = dataclasses.field(default=LATE, repr=False)
+    max_parked: int | None = dataclasses.field(default=0, repr=False)
 
     async def run(self) -> None:
         """Raise an error for each problem found."""
@@ -60,6 +65,8 @@ class Outbox(HealthCheck):  # type: ignore[misc] # it has no types
                 max_dead=self.max_dead,
                 max_transaction=self.max_transaction,
                 max_absence=self.max_absence,
+                max_lag=self.max_lag,
+                max_parked=self.max_parked,
             )
         finally:
             connection.close()  # Django does not clean up after this thread

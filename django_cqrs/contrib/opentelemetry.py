@@ -7,19 +7,24 @@ handling, which is linked to the first. The trace context travels with the messa
 W3C format. Spans have names and ids, never payloads, headers or the texts of
 exceptions, which may quote one.
 
-The gauges are the figures of the outbox's channels.
+An append of events has a PRODUCER span, and a batch of a projection one CONSUMER span
+that is linked to those of its events.
+
+The gauges are the figures of the outbox's channels, and of projections.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 from opentelemetry import baggage, context, metrics, propagate, trace
 from opentelemetry.context import Context
@@ -33,6 +38,8 @@ from opentelemetry.trace import (
     TracerProvider,
 )
 
+from django_cqrs.events.observing import add_event_observer, remove_event_observer
+from django_cqrs.exceptions import InvalidOption
 from django_cqrs.messages import Message, handling_of, name_run
 from django_cqrs.pipeline.observation import (
     Step,
@@ -44,9 +51,11 @@ from django_cqrs.pipeline.observation import (
 from django_cqrs.routing.endpoint import JoinPoint, Run
 
 if TYPE_CHECKING:
+    from django_cqrs.events.recorded import Recorded
+    from django_cqrs.events.status import ProjectionStatus
     from django_cqrs.outbox.statistics import ChannelStatistics
 
-__all__ = ["instrument", "observe_outbox", "uninstrument"]
+__all__ = ["instrument", "observe_outbox", "observe_projections", "uninstrument"]
 
 logger: Final = logging.getLogger("django_cqrs.health")
 
@@ -68,16 +77,20 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
     observer = _Tracing(tracer)
     _installed.append(observer)
     add_observer(observer)
+    add_event_observer(observer)
 
 
 def uninstrument() -> None:
     """
     Stop tracing: the pipelines are compiled again, without it.
 
-    The gauges of :func:`observe_outbox` then show nothing.
+    The gauges of :func:`observe_outbox` and :func:`observe_projections` then show
+    nothing.
     """
     while _installed:
-        remove_observer(_installed.pop())
+        observer = _installed.pop()
+        remove_observer(observer)
+        remove_event_observer(observer)
     _observed.clear()
 
 
@@ -97,15 +110,53 @@ def observe_outbox(
         using: the aliases of the databases with an outbox.
 
     """
-    _observed.clear()
-    _observed.append(_Figures(meter_provider, tuple(using)))
+    _export(_OUTBOX, _of_outbox, meter_provider, using)
+
+
+def observe_projections(
+    meter_provider: MeterProvider | None = None,
+    *,
+    using: Sequence[str] = (DEFAULT_DB_ALIAS,),
+) -> None:
+    """
+    Export how far the project's projections have come as gauges, in this process.
+
+    Each reading queries the database, in the reader's thread. A second call replaces
+    the first.
+
+    Args:
+        meter_provider: the provider of the gauges; by default the global one.
+        using: the aliases of the databases with events.
+
+    Raises:
+        InvalidOption: the app with their tables is not installed.
+
+    """
+    if not apps.is_installed("django_cqrs.events"):
+        msg = (
+            "Projections belong to an app of its own: add 'django_cqrs.events' to "
+            "INSTALLED_APPS."
+        )
+        raise InvalidOption(msg)
+    _export(_PROJECTIONS, _of_projections, meter_provider, using)
+
+
+def _export(
+    gauges: Sequence[_Gauge],
+    ask: _Ask,
+    provider: MeterProvider | None,
+    using: Sequence[str],
+) -> None:
+    _observed[ask] = _GaugeReadings(provider, tuple(using), ask)
     meter = metrics.get_meter(
-        "django_cqrs", version("django-cqrs-kit"), meter_provider=meter_provider
+        "django_cqrs", version("django-cqrs-kit"), meter_provider=provider
     )
-    for name, unit, description, value in _GAUGES:
+    for gauge in gauges:
         # A provider creates each once and permanently, so its values are looked up.
-        observe = partial(_observe, meter_provider, name, value)
-        meter.create_observable_gauge(name, [observe], unit, description)
+        observe = partial(_observe, provider, ask, gauge)
+        meter.create_observable_gauge(
+            gauge.name, [observe], gauge.unit, gauge.description
+        )
 
 
 class _Tracing:
@@ -160,11 +211,41 @@ class _Tracing:
         return run_traced
 
     @contextmanager
+    def appending(self, category: str | None, count: int) -> Iterator[dict[str, str]]:
+        """Open a span for an append, whose context is stored with the events."""
+        attributes = _of_events("send", category or "events", count)
+        with self._span(
+            f"append {category or 'events'}", SpanKind.PRODUCER, attributes
+        ):
+            carrier: dict[str, str] = {}
+            propagate.inject(carrier)
+            yield carrier
+
+    @contextmanager
+    def loading(self, category: str) -> Iterator[None]:
+        """Open a span for the loading of an object from its events."""
+        attributes = {"cqrs.events.category": category}
+        with self._span(f"load {category}", SpanKind.INTERNAL, attributes):
+            yield
+
+    @contextmanager
+    def projecting(self, name: str, events: Sequence[Recorded]) -> Iterator[None]:
+        """Open a span for a batch, linked to the appends of its events."""
+        attributes = _of_events("process", name, len(events))
+        attributes["messaging.consumer.group.name"] = name
+        attributes["cqrs.projection"] = name
+        attributes["cqrs.events.first_position"] = events[0].position
+        attributes["cqrs.events.last_position"] = events[-1].position
+        links = list(_links_to(events))
+        with self._span(f"project {name}", SpanKind.CONSUMER, attributes, links):
+            yield
+
+    @contextmanager
     def _span(
         self,
         name: str,
         kind: SpanKind,
-        attributes: dict[str, str],
+        attributes: Mapping[str, str | int],
         links: list[Link] | None = None,
     ) -> Iterator[Span]:
         """Open a span that names the error which ended it, without its text."""
@@ -185,27 +266,51 @@ class _Tracing:
 
 
 _installed: Final[list[_Tracing]] = []
-_Value = Callable[["ChannelStatistics"], float]
 
 
-class _Figures:
-    """The values of the gauges, read once for all of them."""
+class _FigureReading(NamedTuple):
+    """The figures of one channel, projection or store."""
+
+    kind: str
+    labels: dict[str, str]
+    figures: Any
+
+
+_Ask = Callable[[str], list[_FigureReading]]
+"""Returns the figures of a database, by its alias."""
+
+
+class _Gauge(NamedTuple):
+    """A gauge, and how its value is taken from figures of a kind."""
+
+    kind: str
+    name: str
+    unit: str
+    description: str
+    value: Callable[[Any], float]
+
+
+class _GaugeReadings:
+    """The values of some gauges, read once for all of them."""
 
     def __init__(
-        self, provider: MeterProvider | None, aliases: tuple[str, ...]
+        self, provider: MeterProvider | None, aliases: tuple[str, ...], ask: _Ask
     ) -> None:
         self.provider = provider
         self._aliases = aliases
-        self._found: list[tuple[str, ChannelStatistics]] = []
+        self._ask = ask
+        self._found: list[_FigureReading] = []
         self._shown_by: set[str] | None = None
         self._lock = threading.Lock()
 
-    def shown_by(self, name: str) -> list[tuple[str, ChannelStatistics]]:
+    def shown_by(self, name: str) -> list[_FigureReading]:
         """Return the figures that a gauge has not shown yet, by its name."""
         with self._lock:
             if self._shown_by is None or name in self._shown_by:
                 self._found = [
-                    (alias, each) for alias in self._aliases for each in _ask(alias)
+                    reading
+                    for alias in self._aliases
+                    for reading in _read(self._ask, alias)
                 ]
                 self._shown_by = set()
             self._shown_by.add(name)
@@ -213,64 +318,203 @@ class _Figures:
 
 
 def _observe(
-    provider: MeterProvider | None, name: str, value: _Value, _options: CallbackOptions
+    provider: MeterProvider | None, ask: _Ask, gauge: _Gauge, _options: CallbackOptions
 ) -> list[Observation]:
     """Return the values of a gauge, or nothing once observing has stopped."""
+    readings = _observed.get(ask)
+    if readings is None or readings.provider is not provider:
+        return []
     return [
-        Observation(value(each), {"cqrs.channel": each.channel, "cqrs.database": alias})
-        for figures in _observed
-        if figures.provider is provider
-        for alias, each in figures.shown_by(name)
+        Observation(gauge.value(each.figures), each.labels)
+        for each in readings.shown_by(gauge.name)
+        if each.kind == gauge.kind
     ]
 
 
-def _ask(alias: str) -> list[ChannelStatistics]:
+def _read(ask: _Ask, alias: str) -> list[_FigureReading]:
     """Return the figures of a database; none if it is unavailable."""
-    from django_cqrs.outbox.statistics import statistics_of
-
     connection = connections[alias]
     was_open = connection.connection is not None
     try:
-        return statistics_of(alias)
+        return ask(alias)
     except Error:
-        logger.warning("Outbox of %r cannot be read", alias, exc_info=True)
+        logger.warning("%s of %r cannot be read", _SUBJECTS[ask], alias, exc_info=True)
         return []
     finally:
         if not was_open:  # Django does not clean up after this thread
             connection.close()
 
 
+def _of_outbox(alias: str) -> list[_FigureReading]:
+    from django_cqrs.outbox.statistics import statistics_of
+
+    return [
+        _FigureReading(
+            "channel", {"cqrs.channel": each.channel, "cqrs.database": alias}, each
+        )
+        for each in statistics_of(alias)
+    ]
+
+
+def _of_projections(alias: str) -> list[_FigureReading]:
+    from django_cqrs.events.operations import Projections
+    from django_cqrs.events.status import store_status
+
+    found = [_FigureReading("store", {"cqrs.database": alias}, store_status(alias))]
+    for each in Projections(alias).statuses():
+        labels = {"cqrs.projection": each.name, "cqrs.database": alias}
+        found.append(_FigureReading("projection", labels, each))
+    return found
+
+
+_SUBJECTS: Final[dict[_Ask, str]] = {
+    _of_outbox: "Outbox",
+    _of_projections: "Projections",
+}
+
+
 def _oldest(each: ChannelStatistics) -> float:
     return each.oldest_seconds or 0.0
 
 
-_GAUGES: Final[tuple[tuple[str, str, str, _Value], ...]] = (
-    (
+_OUTBOX: Final = (
+    _Gauge(
+        "channel",
         "cqrs.outbox.pending",
         "{message}",
         "Messages that are due but not yet handled.",
-        lambda each: each.pending,
+        attrgetter("pending"),
     ),
-    (
+    _Gauge(
+        "channel",
         "cqrs.outbox.oldest_age",
         "s",
         "Time that the oldest due message has waited.",
         _oldest,
     ),
-    (
+    _Gauge(
+        "channel",
         "cqrs.outbox.delayed",
         "{message}",
         "Messages that wait for their due time or for another attempt.",
-        lambda each: each.delayed,
+        attrgetter("delayed"),
     ),
-    (
+    _Gauge(
+        "channel",
         "cqrs.outbox.dead",
         "{message}",
         "Dead letters.",
-        lambda each: each.dead,
+        attrgetter("dead"),
     ),
 )
-_observed: Final[list[_Figures]] = []
+
+
+def _position(each: ProjectionStatus) -> float:
+    return each.position or 0
+
+
+def _handled(each: ProjectionStatus) -> float:
+    return sum(shard.handled for shard in each.shards)
+
+
+def _attempts(each: ProjectionStatus) -> float:
+    return max((shard.attempts for shard in each.shards), default=0)
+
+
+_PROJECTIONS: Final = (
+    _Gauge(
+        "projection",
+        "cqrs.projection.lag",
+        "{event}",
+        "Events that a projection has not handled yet.",
+        attrgetter("lag"),
+    ),
+    _Gauge(
+        "projection",
+        "cqrs.projection.lag_time",
+        "s",
+        "Time that the oldest of those has waited.",
+        attrgetter("lag_seconds"),
+    ),
+    _Gauge(
+        "projection",
+        "cqrs.projection.position",
+        "{position}",
+        "Position up to which a projection has handled all events.",
+        _position,
+    ),
+    _Gauge(
+        "projection",
+        "cqrs.projection.handled",
+        "{event}",
+        "Events that a projection has ever handled.",
+        _handled,
+    ),
+    _Gauge(
+        "projection",
+        "cqrs.projection.attempts",
+        "{attempt}",
+        "Failed attempts in a row at the event that a projection waits with.",
+        _attempts,
+    ),
+    _Gauge(
+        "projection",
+        "cqrs.projection.failures",
+        "{event}",
+        "Events that a projection has skipped or parked.",
+        attrgetter("failures"),
+    ),
+    _Gauge(
+        "projection",
+        "cqrs.projection.parked",
+        "{partition}",
+        "Partitions that a projection has parked.",
+        attrgetter("parked"),
+    ),
+    _Gauge(
+        "store",
+        "cqrs.events.head",
+        "{position}",
+        "Position of the last event.",
+        attrgetter("head"),
+    ),
+    _Gauge(
+        "store",
+        "cqrs.events.settled_age",
+        "s",
+        "Time for which an open transaction has held projections back.",
+        attrgetter("settled_age"),
+    ),
+)
+_observed: Final[dict[_Ask, _GaugeReadings]] = {}
+
+MOST_LINKS: Final = 128
+"""The maximum number of links of a span, as OpenTelemetry's SDK limits them too."""
+
+
+def _links_to(events: Sequence[Recorded]) -> Iterator[Link]:
+    """Yield a link to each span in which some of the events were appended."""
+    seen: set[tuple[int, int]] = set()
+    for each in events:
+        carrier = each.trace
+        if not carrier:
+            continue
+        sent_in = propagate.extract(carrier, context=Context())
+        producer = trace.get_current_span(sent_in).get_span_context()
+        place = producer.trace_id, producer.span_id
+        if producer.is_valid and place not in seen and len(seen) < MOST_LINKS:
+            seen.add(place)
+            yield Link(producer)
+
+
+def _of_events(operation: str, destination: str, count: int) -> dict[str, str | int]:
+    return {
+        "messaging.system": "django_cqrs",
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation,
+        "messaging.destination.name": destination,
+        "messaging.batch.message_count": count,
+    }
 
 
 def _attributes_at(point: JoinPoint, label: str, step: Step) -> dict[str, str]:

@@ -22,12 +22,13 @@ from django_cqrs.conversion.limits import ensure_storable
 from django_cqrs.conversion.stored import MessageTypes, unset_in
 from django_cqrs.events.decoding import TAGS, decoder_of
 from django_cqrs.events.insertion import NEW, Target, insert
+from django_cqrs.events.observing import observed_append
 from django_cqrs.events.recorded import Recorded, Stored
 from django_cqrs.events.tags import checked_tags, tags_of
 from django_cqrs.events.waking import wake
 from django_cqrs.exceptions import InvalidOption
 from django_cqrs.messages import HeaderValue, Message, Origin, current, sending_time
-from django_cqrs.pipeline.envelopes import UNSET, encode_headers, headers_of
+from django_cqrs.pipeline.envelopes import TRACE, UNSET, encode_headers, headers_of
 
 
 class Entry(NamedTuple):
@@ -143,16 +144,20 @@ def append(
 
     """
     __traceback_hide__ = True
-    entries = prepare(
-        events,
-        registry=registry,
-        using=using,
-        headers=headers,
-        about=about,
-        tags=tags,
-        version=_version_before(target),
-    )
-    return store(entries, target, registry=registry, using=using, first=first)
+    stream = target.stream
+    category = None if stream is None else stream.category
+    with observed_append(category, len(events)) as trace:
+        entries = prepare(
+            events,
+            registry=registry,
+            using=using,
+            headers=headers,
+            about=about,
+            tags=tags,
+            version=_version_before(target),
+            trace=trace,
+        )
+        return store(entries, target, registry=registry, using=using, first=first)
 
 
 def _version_before(target: Target) -> int | None:
@@ -171,6 +176,7 @@ def prepare(
     about: AboutVersion | None = None,
     tags: Sequence[str] = (),
     version: int | None = None,
+    trace: Mapping[str, str] | None = None,
 ) -> list[Entry]:
     """Return events as :func:`store` takes them; nothing is written."""
     __traceback_hide__ = True
@@ -180,6 +186,7 @@ def prepare(
         headers,
         about,
         checked_tags(tags) if tags else (),
+        trace=trace,
     )
     if version is None:
         return [encoder.entry(each) for each in events]
@@ -287,7 +294,15 @@ class _MessageOfRow(Message):
 class _Encoder:
     """Makes entries of events that are appended together."""
 
-    __slots__ = ("_about", "_connection", "_headers", "_parent", "_tags", "_types")
+    __slots__ = (
+        "_about",
+        "_connection",
+        "_headers",
+        "_parent",
+        "_tags",
+        "_trace",
+        "_types",
+    )
 
     def __init__(
         self,
@@ -296,7 +311,10 @@ class _Encoder:
         headers: Mapping[str, HeaderValue] | None,
         about: AboutVersion | None,
         tags: tuple[str, ...],
+        *,
+        trace: Mapping[str, str] | None,
     ) -> None:
+        self._trace = trace
         self._types = types
         self._connection = connection
         self._headers = headers
@@ -330,6 +348,8 @@ class _Encoder:
         tags = tags_of(event, self._tags)
         if tags:
             stored[TAGS] = list(tags)
+        if self._trace:
+            stored[TRACE] = dict(self._trace)
         headers = "{}"
         if stored:
             written = encode_headers(stored)

@@ -24,7 +24,9 @@ class EventsConfig(AppConfig):
         super().import_models()
         import_module("django_cqrs.events.store")
         import_module("django_cqrs.events.projection_checks")
+        from django_cqrs.attendants import offer_attendant
         from django_cqrs.events.appending import INLINE, register_hook
+        from django_cqrs.events.attendant import EventsAttendant
         from django_cqrs.events.event_storage import event_storage
         from django_cqrs.events.followers import followers_of, wake_channels
         from django_cqrs.events.inline import has_inline, run_inline
@@ -34,6 +36,7 @@ class EventsConfig(AppConfig):
 
         register_storage(event_storage, first=True)
         offer_jobs(self.name, followers_of)
+        offer_attendant(self.name, EventsAttendant())
         register_waker(wake_channels)
         register_hook(INLINE, run_inline, wants=has_inline)
 

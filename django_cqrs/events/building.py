@@ -29,6 +29,7 @@ from django_cqrs.events.models import (
     Shard,
     Status,
 )
+from django_cqrs.events.observing import observed_batch
 from django_cqrs.events.reading import PAGE, Scan
 from django_cqrs.events.replaying import replaying
 from django_cqrs.events.rows import ViewRows
@@ -367,8 +368,9 @@ class _Replay:
                         rows=ViewRows(connection),
                         is_replay=True,
                     )
-                    batch.handle(page.recorded)
-                    batch.finish()
+                    with observed_batch(handlers.options.name, page.recorded):
+                        batch.handle(page.recorded)
+                        batch.finish()
                 self.handled += batch.handled
                 for each in page.recorded:
                     if each.stream_id is not None:

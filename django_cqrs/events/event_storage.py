@@ -34,6 +34,7 @@ from django_cqrs.events.loading import Loaded, Loader
 from django_cqrs.events.model_streams import StreamedModelStorage
 from django_cqrs.events.models import StoredEvent, Stream
 from django_cqrs.events.natural_keys import KeyTaken, claim, key_by, release, text_of
+from django_cqrs.events.observing import observed_load
 from django_cqrs.events.own_stores import OwnStoreStorage
 from django_cqrs.events.recorded import Recorded, Stored
 from django_cqrs.events.rules import StreamRule
@@ -258,7 +259,8 @@ class EventStorage(Storage[Any]):
         if type(values) is UnknownKey:
             return None
         name = StreamName(self.streams.category, key_of(values))
-        loaded = self.loader.load(connections[using], name, lock=lock)
+        with observed_load(name.category):
+            loaded = self.loader.load(connections[using], name, lock=lock)
         if loaded is None:
             return None
         if lock and loaded.is_archived:

@@ -10,6 +10,7 @@ from uuid import UUID
 from django_cqrs.events.decoding import TAGS, Decoder, headers_in, user_headers
 from django_cqrs.exceptions import InvalidOption, MessageConversionError, UnknownMessage
 from django_cqrs.messages import HeaderValue, Message
+from django_cqrs.pipeline.envelopes import TRACE
 
 
 class Stored:
@@ -217,6 +218,18 @@ class Recorded:
             raise
         tags = tags if isinstance(tags, list) else ()
         return tuple(each for each in tags if isinstance(each, str))
+
+    @property
+    def trace(self) -> dict[str, str]:
+        """The context of the trace that it was appended in; empty without one."""
+        if TRACE not in self._headers:  # the usual case
+            return {}
+        try:
+            stored = headers_in(self._headers).get(TRACE)
+        except MessageConversionError:  # who asks for the headers is told
+            return {}
+        found: dict[Any, Any] = stored if isinstance(stored, dict) else {}
+        return {name: text for name, text in found.items() if isinstance(text, str)}
 
     @property
     def category(self) -> str | None:

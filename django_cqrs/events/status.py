@@ -144,7 +144,7 @@ def statuses_of(found: Iterable[Handlers], using: str) -> list[ProjectionStatus]
     for name, handlers in by_name.items():
         generation = generations.get(name)
         if generation is None:
-            statuses.append(_new(handlers))
+            statuses.append(_new(handlers, connections[using], head))
             continue
         own = sorted(rows.get(generation.pk, []), key=lambda each: each.number)
         statuses.append(
@@ -166,14 +166,21 @@ def _counts(rows: Any, keys: Sequence[int]) -> dict[int, int]:
     return dict(grouped.annotate(Count("pk")).order_by())
 
 
-def _new(handlers: Handlers) -> ProjectionStatus:
+def _new(
+    handlers: Handlers, connection: BaseDatabaseWrapper, head: int
+) -> ProjectionStatus:
     options = handlers.options
+    lag, seconds = 0, 0.0
+    if options.is_following and options.start == "beginning":
+        lag, seconds = _lag(handlers, [Shard(number=0, position=0)], connection, head)
     return ProjectionStatus(
         name=options.name,
         status=str(Status.NEW.value),
         channel=options.channel,
         is_inline=options.is_inline,
         position=None,
+        lag=lag,
+        lag_seconds=seconds,
     )
 
 

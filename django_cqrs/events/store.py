@@ -36,6 +36,7 @@ from django_cqrs.events.insertion import (
 )
 from django_cqrs.events.linking import link
 from django_cqrs.events.models import StoredEvent
+from django_cqrs.events.observing import observed_append
 from django_cqrs.events.past import load
 from django_cqrs.events.queries import EVERYTHING, EventQuery, categories_of
 from django_cqrs.events.reading import PAGE, Scan, stream_page, without_dropped
@@ -160,23 +161,30 @@ class EventStore:
         using = self._write_alias(name)
         connection = connections[using]
         registry = self.registry
-        entries = prepare(
-            given, registry=registry, using=using, headers=headers, tags=tags
-        )
-        is_published = publish and is_heard(entries, registry)
-        if (
-            not is_published
-            and is_transaction(connection, entries)
-            and not followers_of(entries, registry)
-        ):
-            position, version = insert(connection, target, entries).places[-1]
-            wake(connection, registry, position)
-            return Appended(stream, version, position)
-        with _transaction(connection):
-            recorded = store(entries, target, registry=registry, using=using)
-            if is_published:
-                _publish(recorded, registry, using)
-        return Appended(stream, recorded[-1].version, recorded[-1].position)
+        category = None if name is None else name.category
+        with observed_append(category, len(given)) as trace:
+            entries = prepare(
+                given,
+                registry=registry,
+                using=using,
+                headers=headers,
+                tags=tags,
+                trace=trace,
+            )
+            is_published = publish and is_heard(entries, registry)
+            if (
+                not is_published
+                and is_transaction(connection, entries)
+                and not followers_of(entries, registry)
+            ):
+                position, version = insert(connection, target, entries).places[-1]
+                wake(connection, registry, position)
+                return Appended(stream, version, position)
+            with _transaction(connection):
+                recorded = store(entries, target, registry=registry, using=using)
+                if is_published:
+                    _publish(recorded, registry, using)
+            return Appended(stream, recorded[-1].version, recorded[-1].position)
 
     def read(
         self,

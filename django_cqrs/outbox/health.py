@@ -12,7 +12,7 @@ from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.db.models import QuerySet
 
 from django_cqrs import clock
-from django_cqrs.attendants import attendants
+from django_cqrs.attendants import ProblemLimits, attendants
 from django_cqrs.outbox.attendance import ALIVE, attended_until
 from django_cqrs.outbox.clock_skew import clock_skew, skew_in_words
 from django_cqrs.outbox.long_transactions import LONG, long_transactions
@@ -39,12 +39,20 @@ class Problem:
     """A problem that somebody should look at."""
 
     kind: Literal[
-        "unreadable", "late", "dead", "worker", "schedule", "transaction", "clock"
+        "unreadable",
+        "late",
+        "dead",
+        "worker",
+        "schedule",
+        "projection",
+        "transaction",
+        "clock",
     ]
     """
     The database cannot be read; messages wait too long; messages are dead; no worker
-    handles a channel; a schedule is overdue or fails; a transaction is open for too
-    long; this machine's clock is not the database's.
+    handles a channel; a schedule is overdue or fails; a projection fails, has parked
+    events or is behind; a transaction is open for too long; this machine's clock is not
+    the database's.
     """
     channel: str | None = None
     """The alias of the channel; None if it concerns all of them."""
@@ -64,9 +72,13 @@ def find_problems(
     max_dead: int | None = 0,
     max_transaction: timedelta | None = LONG,
     max_absence: timedelta | None = ABSENT,
+    max_lag: timedelta | None = LATE,
+    max_parked: int | None = 0,
 ) -> list[Problem]:
     """
     Return the problems of a database's outbox; none if all is well.
+
+    Those of schedules and projections are among them where their apps are installed.
 
     The work is bounded however many messages wait: of each channel and priority the
     :data:`~django_cqrs.outbox.statistics.LOOKED` messages that are next, and as many
@@ -82,6 +94,9 @@ def find_problems(
         max_absence: how long a channel may be without a worker; None means no limit. A
             channel that no worker has ever had counts from its oldest due message, and
             a paused channel does not count.
+        max_lag: how long an event may wait for a projection; None means no limit.
+        max_parked: the number of partitions that a projection may have parked; None
+            means no limit.
 
     Returns:
         The problems. An unreadable database is one of them, and does not raise.
@@ -93,7 +108,15 @@ def find_problems(
             *(() if max_age is None else _late(using, names, max_age)),
             *(() if max_dead is None else _dead(using, names, max_dead)),
             *(() if max_absence is None else _absent(using, names, max_absence)),
-            *_of_attendants(using, channels),
+            *_of_attendants(
+                using,
+                channels,
+                ProblemLimits(
+                    max_lag=max_lag,
+                    max_parked=max_parked,
+                    max_transaction=max_transaction,
+                ),
+            ),
             *(() if max_transaction is None else _open(using, max_transaction)),
             *_apart(using),
         ]
@@ -260,12 +283,14 @@ def _absent(
         yield Problem(kind="worker", channel=channel, text=text)
 
 
-def _of_attendants(using: str, channels: Collection[str] | None) -> Iterator[Problem]:
+def _of_attendants(
+    using: str, channels: Collection[str] | None, limits: ProblemLimits
+) -> Iterator[Problem]:
     """Yield the problems that other apps have with some channels, None for all."""
     for attendant in attendants():
-        for channel, text in attendant.problems(using):
+        for kind, channel, text in attendant.problems(using, limits):
             if channel is None or channels is None or channel in channels:
-                yield Problem(kind="schedule", channel=channel, text=text)
+                yield Problem(kind=kind, channel=channel, text=text)
 
 
 def _number(found: _Tallied, more: str = "At least") -> str:

@@ -11,7 +11,13 @@ from typing import Any, Final
 
 from django.db import connections, router
 
-from django_cqrs.attendants import Duty, Expired
+from django_cqrs.attendants import (
+    AttendantProblem,
+    Duty,
+    Expired,
+    Figures,
+    ProblemLimits,
+)
 from django_cqrs.buses import registries
 from django_cqrs.buses.registries import Registry
 from django_cqrs.schedules.declared import DeclaredSchedule, declared_in
@@ -201,7 +207,10 @@ class SchedulesAttendant:
         ]
         return ScheduleClock(own, registry, using) if own else None
 
-    def problems(self, using: str) -> Iterator[tuple[str | None, str]]:
+    def figures(self, using: str, channels: Collection[str] | None) -> Figures | None:
+        """Return nothing: ``cqrs_schedules list`` shows them."""
+
+    def problems(self, using: str, limits: ProblemLimits) -> Iterator[AttendantProblem]:
         """Yield the schedules that are overdue, and those that fail."""
         declared = declared_in(registries.registry)
         if not declared or not router.allow_migrate_model(using, Schedule):
@@ -218,13 +227,13 @@ class SchedulesAttendant:
                     f"The schedule {row.name!r} has been due for {span}, and no worker "
                     f"of the channel {schedule.channel!r} has sent its command."
                 )
-                yield schedule.channel, text
+                yield AttendantProblem("schedule", schedule.channel, text)
             if row.failures:
                 times = f"{row.failures} times in a row"
                 if row.failures == 1:
                     times = "once"
                 text = f"The schedule {row.name!r} has failed {times}."
-                yield schedule.channel, text
+                yield AttendantProblem("schedule", schedule.channel, text)
 
     def prune(self, using: str, *, dry_run: bool) -> Iterator[Expired]:
         """Delete the rows of schedules that no code has declared for 30 days."""

@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 from tabulate import tabulate
 
+from django_cqrs.attendants import Figures, attendants
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.attendance import living_workers
 from django_cqrs.outbox.channel import outbox_of
@@ -44,7 +45,8 @@ class Command(BaseCommand):
     help = (
         "Shows for each channel of the outbox how many messages are due, how long the "
         "oldest has waited, how many are delayed and dead, and how many were handled; "
-        "and which transactions have been open for long."
+        "how far each projection of events has come; and which transactions have been "
+        "open for long."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -85,6 +87,8 @@ class Command(BaseCommand):
             transactions = long_transactions(database) if tenant is None else []
             workers = living_workers(database)
             paused = paused_channels(database)
+            # Events and projections are not divided by tenant.
+            others = [] if tenant is not None else _of_attendants(database, channels)
         if format == "json":
             document: dict[str, Any] = {
                 "version": JSON_VERSION,
@@ -110,6 +114,8 @@ class Command(BaseCommand):
                 document["long_transactions"] = [
                     dataclasses.asdict(each) for each in transactions
                 ]
+            for figures in others:
+                document |= figures.documents
             self.stdout.write(json.dumps(document, indent=2))
             return
         self.stdout.write(_table(found) if found else "No channels.")
@@ -120,6 +126,23 @@ class Command(BaseCommand):
             self.stdout.write(f"Channel {name} is paused {described(row)}.")
         for each in transactions:
             self.stdout.write(each.described())
+        for figures in others:
+            self._write_figures(figures)
+
+    def _write_figures(self, figures: Figures) -> None:
+        if figures.rows:
+            table = tabulate(
+                figures.rows, headers=figures.headings, disable_numparse=True
+            )
+            self.stdout.write(f"\n{table}")
+        for note in figures.notes:
+            self.stdout.write(note)
+
+
+def _of_attendants(using: str, channels: list[str]) -> list[Figures]:
+    """Return the figures of other apps."""
+    found = (each.figures(using, channels or None) for each in attendants())
+    return [figures for figures in found if figures is not None]
 
 
 def _table(found: list[ChannelStatistics]) -> str:
