@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from django.apps import AppConfig
+from django.core.checks import Tags, register
 from django.db import connections
 from django.db.models.signals import post_migrate
 from django.utils.translation import gettext_lazy as _
@@ -41,8 +42,11 @@ class EventsConfig(AppConfig):
         register_hook(INLINE, run_inline, wants=has_inline)
 
     def ready(self) -> None:
-        """Complete the tables after ``migrate``, and where there are no migrations."""
+        """Complete the tables after ``migrate``, and check them if asked to."""
+        from django_cqrs.events.database_checks import check_stores
+
         post_migrate.connect(_complete_tables, sender=self)
+        register(check_stores, Tags.database)
 
 
 def _complete_tables(using: str, **_kwargs: Any) -> None:

@@ -26,6 +26,9 @@ SETTLED: Final = "django_cqrs_events_settled"
 APPEND: Final = "django_cqrs_events_append"
 """The function that appends events to a stream; on PostgreSQL only."""
 
+FUNCTIONS: Final = (POSITION, SETTLED, APPEND)
+"""The names of the functions."""
+
 # The key of an advisory lock has 64 bits: 3 for what it is, 13 for the store, since
 # each schema of a database may have one, and 48 for a position. Two stores that share
 # a number hold each other back, which is needless and harmless.
@@ -231,14 +234,25 @@ def _complete_postgresql(cursor: Any, table: str) -> None:
     }
     for function in (_NEXT, _LAST_SETTLED, _APPEND):
         cursor.execute(function.format(**names))
-    if not _has_default(cursor, table):  # to change it locks the table
+    if not has_default(cursor, table):  # to change it locks the table
         cursor.execute(
             f"ALTER TABLE {table} ALTER COLUMN position "
             f"SET DEFAULT {schema}.{POSITION}()"
         )
 
 
-def _has_default(cursor: Any, table: str) -> bool:
+def schema_of(cursor: Any, table: str) -> str:
+    """Return the schema of a table, as it is quoted in SQL."""
+    cursor.execute(
+        "SELECT quote_ident(n.nspname) FROM pg_class c "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s::regclass",
+        [table],
+    )
+    schema: str = cursor.fetchone()[0]
+    return schema
+
+
+def has_default(cursor: Any, table: str) -> bool:
     """Return whether the default of the positions is the function."""
     cursor.execute(
         "SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d JOIN pg_attribute a "

@@ -32,6 +32,7 @@ class StreamRule(CheckRule):
     BROKEN_APPLIER = "E004", "An applier that cannot be called"
     STREAM_WITHOUT_USE = "E005", "Appliers or a stream that nothing uses"
     UNATOMIC_STREAM = "E014", "An event-sourced aggregate without a transaction"
+    BAD_STORE = "E018", "A store whose functions or sequence are not as they should be"
 
     @staticmethod
     def label() -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from django.core.management.base import CommandError, CommandParser, OutputWrapper
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.core.management.base import CommandParser, OutputWrapper
 from django.db.models import Count, Max
 from tabulate import tabulate
 
 from django_cqrs.buses.registries import registry
 from django_cqrs.events.models import Snapshot, Stream
 from django_cqrs.events.snapshot_rebuilding import rebuild_snapshots, storages_of
-from django_cqrs.exceptions import InvalidOption
 
 HELP = (
     "Lists the classes with snapshots. With --rebuild, takes the snapshots of a "
@@ -28,29 +26,20 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="CATEGORY",
         help="The category whose missing snapshots are taken.",
     )
-    parser.add_argument(
-        "--database",
-        default=DEFAULT_DB_ALIAS,
-        choices=tuple(connections),
-        help="The database with the events (default: %(default)s).",
-    )
 
 
-def handle(stdout: OutputWrapper, *, rebuild: str | None, database: str) -> None:
+def handle(stdout: OutputWrapper, *, using: str, rebuild: str | None) -> None:
     """
     List the snapshots by category, or take those of one category.
 
     Raises:
-        CommandError: no class with snapshots has the category.
+        InvalidOption: no class with snapshots has the category.
 
     """
     if rebuild is None:
-        _list(stdout, database)
+        _list(stdout, using)
         return
-    try:
-        taken = Counter(rebuild_snapshots(rebuild, registry, database))
-    except InvalidOption as error:
-        raise CommandError(str(error)) from error
+    taken = Counter(rebuild_snapshots(rebuild, registry, using))
     stdout.write(f"Took {taken[True]} snapshots; {taken[False]} were up to date.")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -11,13 +10,15 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
 from tabulate import tabulate
 
+from django_cqrs.events.management.output import (
+    add_format,
+    blocker_text,
+    write_json,
+)
 from django_cqrs.events.models import ProjectionFailure
 from django_cqrs.events.operations import Projections
-from django_cqrs.events.settling import Blocker
 from django_cqrs.events.status import ProjectionStatus, store_status
 from django_cqrs.exceptions import CQRSError
-
-JSON_VERSION: Final = 1
 
 _ONE_OR_ALL: Final = {
     "init": "Set a projection up; one that starts by hand begins.",
@@ -58,7 +59,7 @@ class Command(BaseCommand):
         showing = actions.add_parser("show", help="Show one projection.")
         failing = actions.add_parser("failures", help="List what has failed.")
         for each in (listing, showing, failing):
-            each.add_argument("--format", choices=("text", "json"), default="text")
+            add_format(each)
         found: dict[str, CommandParser] = {"show": showing, "failures": failing}
         for name, said in _ONE_OR_ALL.items():
             found[name] = actions.add_parser(name, help=said)
@@ -133,7 +134,8 @@ class Command(BaseCommand):
         found = own.statuses()
         store = store_status(own.using)
         if options["format"] == "json":
-            self._write_json(
+            write_json(
+                self.stdout,
                 {
                     "head": store.head,
                     "settled": store.settled,
@@ -141,13 +143,13 @@ class Command(BaseCommand):
                         dataclasses.asdict(each) for each in store.blockers
                     ],
                     "projections": [_as_json(each) for each in found],
-                }
+                },
             )
         else:
             self._table(found)
             self.stdout.write(f"Settled position {store.settled} of {store.head}.")
             for each in store.blockers:
-                self.stdout.write(_said(each))
+                self.stdout.write(blocker_text(each))
         if options["check"]:
             self._check(found, options["max_lag"])
 
@@ -184,7 +186,7 @@ class Command(BaseCommand):
     def _show(self, own: Projections, options: dict[str, Any]) -> None:
         found = own.status(options["name"])
         if options["format"] == "json":
-            self._write_json(_as_json(found))
+            write_json(self.stdout, _as_json(found))
             return
         for name, value in dataclasses.asdict(found).items():
             if name not in ("shards", "name") and value not in (None, "", {}):
@@ -199,15 +201,11 @@ class Command(BaseCommand):
     def _failures(self, own: Projections, options: dict[str, Any]) -> None:
         found = own.failures(options["name"])
         if options["format"] == "json":
-            self._write_json({"failures": [_failure(each) for each in found]})
+            write_json(self.stdout, {"failures": [_failure(each) for each in found]})
             return
         rows = [tuple(_failure(each).values()) for each in found]
         headers = ("key", "position", "event", "reason", "exception", "error")
         self.stdout.write(tabulate(rows, headers=headers, disable_numparse=True))
-
-    def _write_json(self, value: dict[str, Any]) -> None:
-        text = json.dumps({"version": JSON_VERSION, **value}, indent=2, default=str)
-        self.stdout.write(text)
 
     # Acting ---------------------------------------------------------------------------
 
@@ -273,14 +271,6 @@ _NOTHING: Final = {
     "pause": "is not running.",
     "resume": "is not paused.",
 }
-
-
-def _said(blocker: Blocker) -> str:
-    who = "a prepared transaction"
-    if blocker.session is not None:
-        who = f"session {blocker.session} of the server"
-    since = "" if blocker.age is None else f", which began {blocker.age} ago"
-    return f"Held back at {blocker.floor} by {who}{since}."
 
 
 def _as_json(status: ProjectionStatus) -> dict[str, Any]:
