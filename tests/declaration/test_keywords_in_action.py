@@ -264,6 +264,8 @@ class Bench:
                     channel.run(registry=self.registry, using=self.using)
             except ArithmeticError:
                 self.advance(60)
+            else:
+                break
 
     def advance(self, seconds: float) -> None:
         """Let time pass for what waits."""

@@ -277,6 +277,25 @@ class TestWithMessages:
         assert out.startswith("Starting 2 workers.\n")
         assert not any(map(is_alive, workers()))
 
+    def test_no_worker_outlives_a_killed_supervisor(self, registry, start):
+        """What hangs in a handler ends when its lease would have run out."""
+        process = start("--processes", "2", "--lease", "1")
+        send(registry, 1, how="hang")
+        wait_until(lambda: rows()[0].owner)
+        wait_until(lambda: len(children_of(process.pid)) == 2)
+        found = children_of(process.pid)
+
+        process.kill()
+        wait_until(lambda: not any(map(is_alive, found)))
+
+        assert len(rows()) == 1
+
+
+class TestWithoutAServer:
+    """The supervisor asks no database, so that one will do."""
+
+    pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.long]
+
     def test_until_nothing_is_ready(self, registry, start):
         """Each worker ends by itself, and so does the supervisor."""
         send(registry, *range(10))
@@ -331,19 +350,6 @@ class TestWithMessages:
         assert code == 0
         assert len(workers()) == 2
         assert "has used all the memory it is allowed; another starts in" in err
-
-    def test_no_worker_outlives_a_killed_supervisor(self, registry, start):
-        """What hangs in a handler ends when its lease would have run out."""
-        process = start("--processes", "2", "--lease", "1")
-        send(registry, 1, how="hang")
-        wait_until(lambda: rows()[0].owner)
-        wait_until(lambda: len(children_of(process.pid)) == 2)
-        found = children_of(process.pid)
-
-        process.kill()
-        wait_until(lambda: not any(map(is_alive, found)))
-
-        assert len(rows()) == 1
 
 
 def children_of(pid):
