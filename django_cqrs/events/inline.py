@@ -193,12 +193,13 @@ def _claim_in_two(
     """
     Claim by two statements: who stands where, and a write that counts.
 
-    On MariaDB the rows of the generations are locked, shared with other appends: a
-    rebuild waits for the appends that have claimed, by its own lock of the row.
+    The status of a generation must be that of now: a rebuild waits for the appends
+    that could have read it before. Where MariaDB reads from a snapshot, the rows are
+    locked, and shared with other appends.
     """
     stream, version, position = values
     key = connection.ops.quote_name("key")
-    lock = " LOCK IN SHARE MODE" if connection.vendor == "mysql" else ""
+    lock = " LOCK IN SHARE MODE" if _reads_a_snapshot(connection) else ""
     marks = ", ".join(["%s"] * len(names))
     with connection.cursor() as cursor:
         cursor.execute(
@@ -237,6 +238,14 @@ def _claim_in_two(
             )
         # Another transaction has moved one of them: each is looked at under its lock.
         return claimed if cursor.rowcount == len(keys) else {}
+
+
+def _reads_a_snapshot(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether the rows of a plain SELECT may be older than its statement."""
+    if connection.vendor != "mysql":
+        return False
+    level = getattr(connection, "isolation_level", None)  # of the settings
+    return level not in ("read committed", "read uncommitted")
 
 
 def _behind(missed: Sequence[Handlers], using: str) -> dict[str, int]:
