@@ -48,8 +48,8 @@ RESERVED_HEADERS = frozenset(
         "priority",
     }
 )
-RESERVED_PREFIXES = ("aggregate_", "schedule_")
-"""The beginnings of headers about a message's aggregate, and about its schedule."""
+RESERVED_PREFIXES = ("aggregate_", "schedule_", "stored_")
+"""The beginnings of headers about an aggregate, a schedule, or a place in the store."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_HEADERS: Mapping[str, HeaderValue] = {}
@@ -516,7 +516,9 @@ class Headers(Mapping[str, Any]):
 
     An event that an aggregate recorded also has ``aggregate_id``, ``aggregate_type``
     and ``aggregate_version``, and the command of a schedule has ``schedule_name``,
-    ``schedule_due_at`` and ``schedule_missed``. They are not passed on.
+    ``schedule_due_at`` and ``schedule_missed``. An event from a feed has
+    ``stored_stream``, ``stored_version`` and ``stored_position``. They are not passed
+    on.
     """
 
     __slots__ = ("_message",)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from django_cqrs.events.appliers import applies, replay
     from django_cqrs.events.feeding import Emitter, Replaying, State
+    from django_cqrs.events.feeds import Feed
     from django_cqrs.events.insertion import ANY, EXISTS, NEW, ExpectedVersion
     from django_cqrs.events.operations import Projections, projections
     from django_cqrs.events.projecting import (
@@ -35,6 +36,7 @@ __all__ = [
     "EventQuery",
     "EventStore",
     "ExpectedVersion",
+    "Feed",
     "Projections",
     "Recorded",
     "Replaying",
@@ -65,6 +67,7 @@ _PLACES: Final = {
     "Emitter": "feeding",
     "EventStore": "store",
     "ExpectedVersion": "insertion",
+    "Feed": "feeds",
     "EventMarker": "store",
     "EventQuery": "queries",
     "Projections": "operations",

@@ -25,6 +25,7 @@ class EventsConfig(AppConfig):
         super().import_models()
         import_module("django_cqrs.events.store")
         import_module("django_cqrs.events.projection_checks")
+        import_module("django_cqrs.events.feeds")
         from django_cqrs.attendants import offer_attendant
         from django_cqrs.events.appending import INLINE, register_hook
         from django_cqrs.events.attendant import EventsAttendant

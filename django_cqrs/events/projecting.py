@@ -172,8 +172,8 @@ def projection(
         name=name,
         channel=channel,
         on_demand=on_demand,
-        views=_tuple(views, "views"),
-        sources=_tuple(sources, "sources"),
+        views=as_tuple(views, "views"),
+        sources=as_tuple(sources, "sources"),
         partition_by=partition_by,
         shards=shards,
         batch=batch,
@@ -183,7 +183,7 @@ def projection(
         retry=retry,
         on_failure=on_failure,
     )
-    _refuse_bad_values(options)
+    refuse_bad_values(options)
 
     def decorate(target: T) -> T:
         role = ProjectionRole(options)
@@ -240,14 +240,21 @@ def options_of(cls: type) -> ProjectionOptions | None:
     return role.options if isinstance(role, ProjectionRole) else None
 
 
-def _tuple(values: Any, name: str) -> tuple[Any, ...]:
+def as_tuple(values: Any, name: str) -> tuple[Any, ...]:
+    """
+    Return the values of a keyword that takes a list.
+
+    Raises:
+        InvalidOption: they are not a list.
+
+    """
     if isinstance(values, (list, tuple)):
         return tuple(values)
     msg = f"{name}= takes a list, not {values!r}."
     raise InvalidOption(msg)
 
 
-def _refuse_bad_values(options: ProjectionOptions) -> None:
+def refuse_bad_values(options: ProjectionOptions) -> None:
     """
     Refuse values that no check could explain better.
 

@@ -10,6 +10,7 @@ from django.db import models, router
 from django_cqrs.annotations import name_of_type
 from django_cqrs.buses.registries import Registry
 from django_cqrs.channels.aliases import channels
+from django_cqrs.events.feeds import FeedOptions
 from django_cqrs.events.handling import Handlers
 from django_cqrs.events.models import StoredEvent
 from django_cqrs.events.projecting import BY_STREAM, ProjectionOptions, options_of
@@ -81,10 +82,13 @@ def _channel_problems(owner: type, options: ProjectionOptions) -> Iterator[Probl
         if channel.supports_redelivery or channel.is_immediate:
             return
         fault = f"No worker serves {channel}."
+    hint = "Name a channel that is an outbox, or use on_demand=True."
+    if isinstance(options, FeedOptions):
+        hint = "Name a channel that is an outbox with worker=."
     yield Problem(
         ProjectionRule.UNSERVED_CHANNEL,
         f"The projection {options.name!r} is on the channel {alias!r}. {fault}",
-        "Name a channel that is an outbox, or use on_demand=True.",
+        hint,
         owner,
     )
 

@@ -191,6 +191,11 @@ class Recorded:
         return self._payload
 
     @property
+    def stored_headers(self) -> str:
+        """The JSON text of all headers, this package's own too."""
+        return self._headers
+
+    @property
     def headers(self) -> dict[str, Any]:
         """
         The stored headers, in JSON's types.

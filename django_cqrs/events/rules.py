@@ -16,6 +16,7 @@ class ProjectionRule(CheckRule):
     BAD_PARKING = "E011", "A projection that cannot replay a partition"
     BAD_SOURCE = "E012", "A source that is not event-sourced"
     BAD_STATE = "E015", "A State that cannot be kept"
+    BAD_FEED = "E019", "A feed that cannot send its events in order"
     DISTANT_VIEW = "W001", "A view in another database than the events"
 
     @staticmethod

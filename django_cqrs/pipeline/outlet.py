@@ -79,7 +79,7 @@ def send_options(
     return SendOptions(delay, expires, priority)
 
 
-class _Deliverer:
+class Deliverer:
     """Handles messages of one endpoint that were sent in one database."""
 
     __slots__ = ("_channel", "_deliver", "_give_up", "_using", "retry")
@@ -161,7 +161,7 @@ class Outlet:
         self._types = types
         self._deliver = deliver
         self._give_up = give_up
-        self._deliverers: dict[str, _Deliverer] = {}
+        self._deliverers: dict[str, Deliverer] = {}
         self._addresses: dict[type, Callable[[Message], str]] = {}
         source = endpoint.policies.ordering_key
         self._tenancy = tenancy()
@@ -189,7 +189,7 @@ class Outlet:
         alias = self._alias_in(scope, message)
         deliver = self._deliverers.get(alias)
         if deliver is None:
-            deliver = _Deliverer(
+            deliver = Deliverer(
                 self._deliver,
                 self._give_up,
                 channel=self.channel.alias,
