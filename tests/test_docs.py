@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from django_cqrs import conf, exceptions
-from django_cqrs.management.listing import EndpointRow, InterfaceRow
+from django_cqrs.management.listing import EndpointRow, InterfaceRow, ProjectionRow
 from django_cqrs.messages import RESERVED_HEADERS, RESERVED_PREFIXES
 from django_cqrs.problems import Rule
 from tests.docs_support.pages import (
@@ -170,7 +170,7 @@ def test_the_reference_of_commands_has_every_key_of_the_json():
 
     assert found == [
         field.name
-        for kind in (EndpointRow, InterfaceRow)
+        for kind in (EndpointRow, InterfaceRow, ProjectionRow)
         for field in dataclasses.fields(kind)
     ]
 

@@ -188,6 +188,21 @@ class DocumentStore(Generic[T]):
     def _missing(self, key: str) -> DocumentNotFound:
         return DocumentNotFound(f"There is no {self._rows.said(key)}.")
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether both are the same collection of one database."""
+        if not isinstance(other, DocumentStore):
+            return NotImplemented
+        return self._identity == other._identity
+
+    def __hash__(self) -> int:
+        """Return the hash of its collection and its database."""
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[str, str | None]:
+        own = name_of_collection(self._type, self._collection)
+        return str(self._type) if own is None else own.name, self._using
+
     def __repr__(self) -> str:
         """Return the constructor call."""
         return f"DocumentStore({name_of_type(self._type)})"

@@ -57,15 +57,14 @@ def _shared(declared: Declared) -> Iterator[Problem]:
             )
             continue
         for view in options.views:
-            if not _is_model(view):
-                continue
             holder = by_view.setdefault(view, options.name)
             if holder != options.name:
+                label = view._meta.label if _is_model(view) else repr(view)
                 yield Problem(
                     ProjectionRule.SHARED_VIEW,
-                    f"{view._meta.label} is a view of the projections {holder!r} and "
+                    f"{label} is a view of the projections {holder!r} and "
                     f"{options.name!r}: a rebuild of one would empty the other's rows.",
-                    "Give each projection models of its own.",
+                    "Give each projection views of its own.",
                     owner,
                 )
 

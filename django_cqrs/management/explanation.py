@@ -16,7 +16,9 @@ from django_cqrs.management.listing import (
     delay_of,
     interceptors_around,
     place,
+    projection_options,
     retry_row,
+    runs_of,
     source_text,
     transaction_of,
 )
@@ -194,7 +196,10 @@ def _explain_found(
         yield f"     because {reason};"
         if endpoint.subject is not None:
             yield f"     {_on_object(endpoint, endpoint.subject, found)};"
-        yield f"     {_transaction_in_words(endpoint)}."
+        if endpoint.is_fed:
+            yield f"     {_projection_in_words(endpoint)}."
+        else:
+            yield f"     {_transaction_in_words(endpoint)}."
         for policy in _policies_in_words(endpoint):
             yield f"     {policy}"
         for interceptor in interceptors_around(registry, endpoint):
@@ -217,6 +222,17 @@ def _on_object(
             f"it makes the {owner} if the one identified by the message does not exist"
         )
     return f"it makes a new object of {owner}"
+
+
+def _projection_in_words(endpoint: Endpoint) -> str:
+    """Describe when a projection handles an event that was appended to the store."""
+    options = projection_options(endpoint)
+    when = {
+        "inline": "in the transaction that appends it",
+        "following": f"later, by the worker of the channel {options.channel!r}",
+        "on demand": "when the projection is run",
+    }[runs_of(endpoint)]
+    return f"for the projection {options.name!r}, {when}"
 
 
 def _transaction_in_words(endpoint: Endpoint) -> str:

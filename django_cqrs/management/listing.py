@@ -19,7 +19,7 @@ from django_cqrs.active_tenant import active_name, default_alias
 from django_cqrs.annotations import name_of_type, path_of
 from django_cqrs.buses.registries import Registry
 from django_cqrs.channels.channel import as_timedelta
-from django_cqrs.declaration.declarations import Kind
+from django_cqrs.declaration.declarations import Kind, role_of
 from django_cqrs.declaration.marks import Header
 from django_cqrs.exceptions import InvalidOption
 from django_cqrs.modelling.interfaces.implementing import (
@@ -142,6 +142,53 @@ class InterfaceRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectionRow:
+    """One route of stored events to a handler of a projection."""
+
+    projection: str
+    kind: str
+    """``event``."""
+    message: str
+    """The class's name, or the name or the pattern of stored events."""
+    message_class: str | None
+    """The dotted path of the class; None for a name."""
+    by: str
+    """``class``, ``key`` or ``pattern``."""
+    handler: str
+    """The dotted path of the method, or of the function."""
+    module: str
+    app: str | None
+    """The label of the app that the projection belongs to."""
+    file: str
+    line: int
+    runs: str
+    """``inline``, ``following`` or ``on demand``."""
+    channel: str | None
+    """The alias of the channel whose worker runs it."""
+    priority: int
+    """That of the projection: inline ones with a higher priority are called earlier."""
+    views: tuple[str, ...]
+    """The labels of the models that it alone writes."""
+    problem: str | None
+    """The id of the failed check, None if the route works."""
+
+    @property
+    def short_handler(self) -> str:
+        """The handler's name without its module."""
+        return self.handler.removeprefix(f"{self.module}.")
+
+    @property
+    def where(self) -> str:
+        """The file and the line, in the form that editors and terminals open."""
+        return f"{self.file}:{self.line}"
+
+    @property
+    def run_by(self) -> str:
+        """The channel whose worker runs it, or ``runs``, for a table."""
+        return self.channel or self.runs
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
     """The wanted rows; None means all."""
 
@@ -149,7 +196,7 @@ class Filter:
     bus: str | None = None
     message: str | None = None
 
-    def keeps(self, each: EndpointRow | InterfaceRow) -> bool:
+    def keeps(self, each: EndpointRow | InterfaceRow | ProjectionRow) -> bool:
         """Return whether a row, or a method of a business interface, is wanted."""
         return (
             (self.app is None or each.app == self.app)
@@ -159,9 +206,18 @@ class Filter:
 
 
 def rows_of(registry: Registry) -> list[EndpointRow]:
-    """Return every route, commands first, then queries, then events in order."""
+    """
+    Return every route, commands first, then queries, then events in order.
+
+    Those of projections are left out: they subscribe to nothing.
+    """
     table = registry.routes
-    rows = [row for endpoint in table.endpoints for row in _rows(registry, endpoint)]
+    rows = [
+        row
+        for endpoint in table.endpoints
+        if not endpoint.is_fed
+        for row in _rows(registry, endpoint)
+    ]
     kinds = list(Kind)
 
     def order(row: EndpointRow) -> tuple[int, str, int]:
@@ -202,16 +258,76 @@ def _interface_row(method: Method, table: RouteTable) -> InterfaceRow:
     )
 
 
-def _rows(registry: Registry, endpoint: Endpoint) -> Iterator[EndpointRow]:
+def projection_rows(registry: Registry) -> list[ProjectionRow]:
+    """Return the routes of stored events to projections, in order of registration."""
+    table = registry.routes
+    return [
+        row
+        for owner in table.fed_owners
+        for endpoint in table.fed(owner)
+        for row in _projection_rows(registry, endpoint)
+    ]
+
+
+def _projection_rows(registry: Registry, endpoint: Endpoint) -> Iterator[ProjectionRow]:
     problem = registry.routes.problem_of(endpoint)
     file, line = place(endpoint)
+    options = projection_options(endpoint)
+    for message, message_class, by in _messages_of(endpoint):
+        yield ProjectionRow(
+            projection=options.name,
+            kind=str(endpoint.kind),
+            message=message,
+            message_class=message_class,
+            by=by,
+            handler=endpoint.place,
+            module=endpoint.function.__module__,
+            app=endpoint.app,
+            file=file,
+            line=line,
+            runs=runs_of(endpoint),
+            channel=options.channel,
+            priority=options.priority,
+            views=tuple(map(_view_text, options.views)),
+            problem=problem.rule.id if problem else None,
+        )
+
+
+def projection_options(endpoint: Endpoint) -> Any:
+    """Return the declaration of the projection that has a handler."""
+    # Its app may not be installed, and then cannot be imported.
+    return getattr(role_of(endpoint.owner), "options", None)
+
+
+def runs_of(endpoint: Endpoint) -> str:
+    """Return the mode of a projection: inline, following or on demand."""
+    options = projection_options(endpoint)
+    if options.on_demand:
+        return "on demand"
+    return "inline" if options.is_inline else "following"
+
+
+def _view_text(view: Any) -> str:
+    """Return the label of a model, or the text of a collection of documents."""
+    label: str = view._meta.label if hasattr(view, "_meta") else repr(view)
+    return label
+
+
+def _messages_of(endpoint: Endpoint) -> list[tuple[str, str | None, str]]:
+    """Return the routes of an endpoint: a name, the path of a class, and its kind."""
     routes: list[tuple[str, str | None, str]] = [
         (name_of_type(cls), path_of(cls), "class") for cls in endpoint.classes
     ]
     for key in endpoint.keys:
         is_pattern = endpoint.kind is Kind.EVENT and any(sign in key for sign in "*?[")
         routes.append((key, None, "pattern" if is_pattern else "key"))
-    for message, message_class, by in routes or [("?", None, "class")]:
+    return routes or [("?", None, "class")]
+
+
+def _rows(registry: Registry, endpoint: Endpoint) -> Iterator[EndpointRow]:
+    problem = registry.routes.problem_of(endpoint)
+    file, line = place(endpoint)
+    for message, message_class, by in _messages_of(endpoint):
         yield EndpointRow(
             kind=str(endpoint.kind),
             message=message,
@@ -348,6 +464,6 @@ def labels() -> list[str]:
     return sorted(config.label for config in apps.get_app_configs())
 
 
-def as_dict(row: EndpointRow | InterfaceRow) -> dict[str, Any]:
+def as_dict(row: EndpointRow | InterfaceRow | ProjectionRow) -> dict[str, Any]:
     """Return a row as the object of the JSON listing."""
     return dataclasses.asdict(row)

@@ -2,19 +2,21 @@
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 from django.db.models import F
 from pydantic import BaseModel
 
-from django_cqrs import Registry, command_handler, message
+from django_cqrs import Registry, command_handler, message, query_handler
 from django_cqrs.checks import check_registry
 from django_cqrs.conversion import upcaster, upcasting
-from django_cqrs.events import EventStore, where
+from django_cqrs.events import EventStore, applies, event_stream, streams, where
 from django_cqrs.events.models import StoredEvent
 from django_cqrs.exceptions import MessageConversionError, UnknownMessage
+from django_cqrs.modelling import aggregate
 from tests.events.support import in_a_transaction, store_of
-from tests.support import faults_of
+from tests.support import faults_of, registry_of
 
 pytestmark = [pytest.mark.database, in_a_transaction]
 
@@ -53,6 +55,72 @@ def test_e13_1_a_renamed_class_reads_what_it_stored_before():
     assert [each.event for each in found] == [new(1), new(2)]
     found = store_of(new).read_all(where("order.placed"))
     assert [each.event.number for each in found] == [1, 2]
+
+
+def test_e13_7_a_moved_and_renamed_class_finds_its_streams(monkeypatch):
+    """Its category names them: the module and the name of the class do not matter. [E13.7]"""
+
+    @dataclass(frozen=True)
+    class Fill:
+        number: int
+
+    @dataclass(frozen=True)
+    class CountFillings:
+        number: int
+
+    @message("basket.filled")
+    @dataclass(frozen=True)
+    class Filled:
+        number: int
+
+    @aggregate(identifier="number")
+    @event_stream("moved.basket")
+    class Basket:
+        number: int
+        times: int = 0
+
+        @command_handler
+        @classmethod
+        def open(cls, command: Fill) -> Filled:
+            return Filled(command.number)
+
+        @applies
+        def filled(self, event: Filled):
+            self.number = event.number
+            self.times += 1
+
+    class Elsewhere:
+        @aggregate(identifier="number")
+        @event_stream("moved.basket")
+        class Trolley:
+            number: int
+            times: int = 0
+
+            @command_handler
+            def fill(self, command: Fill) -> Filled:
+                return Filled(command.number)
+
+            @query_handler
+            def count(self, query: CountFillings) -> int:
+                return self.times
+
+            @applies
+            def filled(self, event: Filled):
+                self.number = event.number
+                self.times += 1
+
+    registry_of(Basket).command_bus.dispatch(Fill(7))
+    # Another process, which has the new code alone.
+    monkeypatch.setattr(streams, "_holders", WeakValueDictionary())
+    later = registry_of(Elsewhere.Trolley)
+    assert check_registry(later) == []
+
+    later.command_bus.dispatch(Fill(7))
+
+    assert later.query_bus.ask(CountFillings(7)) == 2
+    store = EventStore(registry=later)
+    assert store.load(Elsewhere.Trolley, 7, version=1).times == 1
+    assert store.version("moved.basket-7") == 2
 
 
 def test_e13_2_a_deleted_class_leaves_json():

@@ -21,9 +21,11 @@ from django_cqrs.management.listing import (
     EndpointRow,
     Filter,
     InterfaceRow,
+    ProjectionRow,
     as_dict,
     interface_rows,
     labels,
+    projection_rows,
     rows_of,
 )
 from django_cqrs.tenant_options import active_by_option, add_tenant_option
@@ -44,6 +46,14 @@ COLUMNS = {
     "retry": "Retry",
     "keys": "Keys",
     "interceptors": "Interceptors",
+}
+PROJECTION_COLUMNS = {
+    "projection": "Projection",
+    "message": "Message",
+    "handler": "Handler",
+    "where": "Where",
+    "run_by": "Runs",
+    "views": "Views",
 }
 # Places to break a line: after a folder, a module or a word of a name, before a number.
 WORD_END = re.compile(r"(?<=[/_ ])|(?<=\.)(?!py:)|(?=:\d)|(?<=[a-z])(?=[A-Z])")
@@ -124,7 +134,8 @@ class Command(BaseCommand):
             wanted = Filter(app=app, bus=bus, message=message)
             rows = [row for row in rows_of(registry) if wanted.keeps(row)]
             faces = [each for each in interface_rows(registry) if wanted.keeps(each)]
-            self._show(rows, faces, format)
+            fed = [each for each in projection_rows(registry) if wanted.keeps(each)]
+            self._show(rows, faces, fed, format)
         self._report_checks()
 
     def _explain(self, name: str) -> None:
@@ -141,24 +152,33 @@ class Command(BaseCommand):
         raise CommandError(msg)
 
     def _show(
-        self, rows: list[EndpointRow], faces: list[InterfaceRow], form: str
+        self,
+        rows: list[EndpointRow],
+        faces: list[InterfaceRow],
+        fed: list[ProjectionRow],
+        form: str,
     ) -> None:
         if form == "json":
             document = {
                 "version": JSON_VERSION,
                 "routes": [as_dict(row) for row in rows],
                 "interfaces": [as_dict(face) for face in faces],
+                "projections": [as_dict(row) for row in fed],
             }
             self.stdout.write(json.dumps(document, indent=2))
         elif form == "mermaid":
-            self.stdout.write("\n".join(_mermaid(rows)))
-        elif not rows and not faces:
+            self.stdout.write("\n".join(_mermaid(rows, fed)))
+        elif not rows and not faces and not fed:
             self.stdout.write("No routes.")
         else:
-            self.stdout.write(self._tables(rows, faces, form))
+            self.stdout.write(self._tables(rows, faces, fed, form))
 
     def _tables(
-        self, rows: list[EndpointRow], faces: list[InterfaceRow], form: str
+        self,
+        rows: list[EndpointRow],
+        faces: list[InterfaceRow],
+        fed: list[ProjectionRow],
+        form: str,
     ) -> str:
         parts = []
         for kind, heading in HEADINGS.items():
@@ -172,6 +192,12 @@ class Command(BaseCommand):
                 width = self._width()
                 table = _table(of_kind, "simple", width)
                 parts += [self.style.MIGRATE_HEADING(title), table]
+        if fed and form == "markdown":
+            parts += ["## Projections", _projection_table(fed, "github", None)]
+        elif fed:
+            title = f"Projections ({len({each.projection for each in fed})})"
+            table = _projection_table(fed, "simple", self._width())
+            parts += [self.style.MIGRATE_HEADING(title), table]
         if faces and form == "markdown":
             parts += ["## Business interfaces", _face_table(faces, "github", None)]
         elif faces:
@@ -220,6 +246,33 @@ def _table(rows: list[EndpointRow], form: str, width: int | None) -> str:
         disable_numparse=True,
         colalign=["right" if column == "priority" else "left" for column in columns],
     )
+
+
+def _projection_table(fed: list[ProjectionRow], form: str, width: int | None) -> str:
+    """Return the routes of projections as a table that fits a width."""
+    columns = dict(PROJECTION_COLUMNS)
+    if not any(row.views for row in fed):
+        del columns["views"]
+    headers = list(columns.values())
+    cells = [[_projection_cell(row, column) for column in columns] for row in fed]
+    if width is not None and _width_of(headers, cells) > width:
+        names = ["short_handler" if c == "handler" else c for c in columns]
+        cells = [[_projection_cell(row, name) for name in names] for row in fed]
+    return tabulate(
+        _fitting(headers, cells, width),
+        headers=headers,
+        tablefmt=form,
+        disable_numparse=True,
+    )
+
+
+def _projection_cell(row: ProjectionRow, column: str) -> str:
+    value = getattr(row, column)
+    if column == "views":
+        return ", ".join(value)
+    if column == "message" and row.problem:
+        return f"{BROKEN} {value} ({row.problem})"
+    return str(value)
 
 
 def _face_table(faces: list[InterfaceRow], form: str, width: int | None) -> str:
@@ -293,7 +346,7 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _mermaid(rows: list[EndpointRow]) -> list[str]:
+def _mermaid(rows: list[EndpointRow], fed: list[ProjectionRow]) -> list[str]:
     lines = ["flowchart LR"]
     messages: dict[tuple[str, str], str] = {}
     handlers: dict[str, str] = {}
@@ -309,6 +362,16 @@ def _mermaid(rows: list[EndpointRow]) -> list[str]:
         if row.channel:
             arrow = f'{arrow}|"{mermaid_label(row.channel)}"|'
         lines.append(f"  {messages[identity]} {arrow} {handlers[row.endpoint]}")
+    for each in fed:
+        identity = each.kind, each.message_class or each.message
+        if identity not in messages:
+            messages[identity] = f"m{len(messages)}"
+            lines.append(f'  {messages[identity]}(["{mermaid_label(each.message)}"])')
+        if each.handler not in handlers:
+            handlers[each.handler] = f"h{len(handlers)}"
+            lines.append(f'  {handlers[each.handler]}["{mermaid_label(each.handler)}"]')
+        label = mermaid_label(f"projection {each.projection}, {each.run_by}")
+        lines.append(f'  {messages[identity]} -.->|"{label}"| {handlers[each.handler]}')
     for endpoint, output in dict.fromkeys(
         (row.endpoint, output)
         for row in rows
