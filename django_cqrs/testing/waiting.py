@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ from django_cqrs.channels.channel import Channel, Envelope
 from django_cqrs.channels.in_memory import InMemoryChannel
 from django_cqrs.channels.on_commit import OnCommitChannel, take_registered
 from django_cqrs.exceptions import InvalidChannel
+from django_cqrs.jobs import Job, jobs_of
 from django_cqrs.testing.faults import SimulatedCrash
 
 
@@ -62,7 +64,7 @@ def run_waiting(
     for crashes in range(MOST_CRASHES + 1):
         try:
             if isinstance(channel, InMemoryChannel):
-                return channel.run(limit)
+                return _run_in_memory(channel, limit, registry, using)
             return _keeping(channel).run(limit, registry=registry, using=using)
         except SimulatedCrash:
             if crashes == MOST_CRASHES:
@@ -71,6 +73,42 @@ def run_waiting(
             if expire_leases is not None:
                 expire_leases(using=using)
     raise AssertionError  # never reached
+
+
+def _run_in_memory(
+    channel: InMemoryChannel, limit: int | None, registry: Registry, using: str
+) -> int:
+    """Handle messages, and do the jobs of other apps, as a worker does."""
+    jobs = jobs_of(registry, channel.alias, using)
+    handled = 0
+    try:
+        while True:
+            handled += channel.run(None if limit is None else limit - handled)
+            if limit is not None and handled >= limit:
+                return handled
+            if not sum(map(_done_by, jobs)):
+                return handled
+    finally:
+        for job in jobs:
+            job.close()
+
+
+def _done_by(job: Job) -> int:
+    """
+    Return the number of things that a job has done.
+
+    Raises:
+        Exception: the one with which it has failed.
+
+    """
+    done = job.run(time.monotonic() + _SLICE)
+    if job.failure is not None:
+        raise job.failure
+    return done
+
+
+_SLICE: Final = 0.25
+"""The time of a job before messages have their turn, in seconds."""
 
 
 def run_registered(channel: OnCommitChannel) -> int:
