@@ -27,12 +27,7 @@ from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.conversion.upcasting import declared_upcasters
 from django_cqrs.declaration.declarations import Kind
 from django_cqrs.declaration.discovery import unimported
-from django_cqrs.documents.names import named_documents
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
-from django_cqrs.graph.building import graph_of
-from django_cqrs.graph.problems import graph_checks
-from django_cqrs.graph.problems import problems_of as graph_problems
-from django_cqrs.graph.views import views_of_project
 from django_cqrs.modelling import interfaces
 from django_cqrs.pipeline.tenancy import (
     ROUTER,
@@ -62,6 +57,8 @@ def check_settings(**_kwargs: Any) -> list[CheckMessage]:
 
 def check_routes(**_kwargs: Any) -> list[CheckMessage]:
     """Check every handler, route, parameter, message name and business interface."""
+    from django_cqrs.graph.views import views_of_project
+
     # All are imported: they may have interfaces that no handler needs.
     views = [view for _, view in views_of_project()]
     found = [*_view_problems(views), *unimported(), *_upcaster_problems(registry)]
@@ -124,6 +121,11 @@ def check_channels(**_kwargs: Any) -> list[CheckMessage]:
 
 def check_graph(**_kwargs: Any) -> list[CheckMessage]:
     """Check that every message has a sender and a handler, if the settings ask."""
+    if conf.current().GRAPH_CHECKS is False:
+        return []
+    from django_cqrs.graph.building import graph_of
+    from django_cqrs.graph.problems import graph_checks, problems_of
+
     try:
         options = graph_checks()
     except ImproperlyConfigured:  # the check of the settings reports it
@@ -131,7 +133,7 @@ def check_graph(**_kwargs: Any) -> list[CheckMessage]:
     if options is None:
         return []
     graph = graph_of(registry)
-    return [as_check_message(each) for each in graph_problems(graph, options)]
+    return [as_check_message(each) for each in problems_of(graph, options)]
 
 
 CHECKS = (check_settings, check_routes, check_channels, check_graph)
@@ -229,17 +231,25 @@ def _settings_problems() -> Iterator[Problem]:
             )
             yield Problem(Rule.BAD_SETTING, str(error), hint)
     yield from _tenancy_problems(registry)
-    try:
-        graph_checks()
-    except ImproperlyConfigured as error:
-        hint = 'Give True, or {"outside": [...], "intended_loops": [...]}.'
-        yield Problem(Rule.BAD_SETTING, str(error), hint)
+    yield from _graph_setting_problems()
     for key in ("SERVICE_RESOLVER", "REQUEST_HEADERS"):
         try:
             conf.resolve(key)
         except ImproperlyConfigured as error:
             hint = "Give a callable, or the dotted path of one."
             yield Problem(Rule.BAD_SETTING, str(error), hint)
+
+
+def _graph_setting_problems() -> Iterator[Problem]:
+    if conf.current().GRAPH_CHECKS is False:
+        return
+    from django_cqrs.graph.problems import graph_checks
+
+    try:
+        graph_checks()
+    except ImproperlyConfigured as error:
+        hint = 'Give True, or {"outside": [...], "intended_loops": [...]}.'
+        yield Problem(Rule.BAD_SETTING, str(error), hint)
 
 
 def _tenancy_problems(subject: Registry) -> Iterator[Problem]:
@@ -324,6 +334,8 @@ def _is_span(value: object) -> bool:
 
 def _upcaster_problems(subject: Registry) -> Iterator[Problem]:
     """Yield upcasters for unknown names, and for future versions."""
+    from django_cqrs.documents.names import named_documents
+
     named = {
         each: (own, cls)
         for cls, own in (*subject.routes.types.named_classes(), *named_documents())

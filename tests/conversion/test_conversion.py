@@ -2215,6 +2215,28 @@ def test_pydantic_is_not_imported_with_the_package():
     assert (result.stdout, result.stderr) == ("False\n", "")
 
 
+def test_what_no_handler_needs_is_not_imported_at_start_up():
+    """Documents are imported with a class of them, and the graph to check or show it."""
+    result = run_python(
+        """
+import sys
+import django
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=["django_cqrs"],
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3"}},
+)
+django.setup()
+import django_cqrs
+own = {each for each in sys.modules if each.startswith("django_cqrs.")}
+print({each.split(".")[1] for each in own} & {"documents", "graph", "shapes", "testing"})
+print("pydantic" in sys.modules)
+"""
+    )
+
+    assert (result.stdout, result.stderr) == ("set()\nFalse\n", "")
+
+
 def test_adapters_are_made_on_first_use():
     """
     Start-up and commands sent by class need no pydantic; a dict that converts does.
