@@ -44,13 +44,16 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_cqrs",
     "django_cqrs.outbox",
+    "django_cqrs.events",
     "django_cqrs.schedules",
     "orders",
+    "stock",
     "payments",
     "shipping",
     "fulfilment",
     "audit",
     "office",
+    "sales",
     "storefront",
 ]
 
@@ -72,6 +75,8 @@ DJANGO_CQRS = {
         "mail": {"BACKEND": "django_cqrs.outbox.channel.OutboxChannel"},
         # What is to be done later: `manage.py cqrs_worker timers` does it when due.
         "timers": {"BACKEND": "django_cqrs.outbox.channel.OutboxChannel"},
+        # Views that follow the stored events: `manage.py cqrs_worker views`.
+        "views": {"BACKEND": "django_cqrs.outbox.channel.OutboxChannel"},
     },
     "REQUEST_HEADERS": "config.headers.request_headers",
     # What came of each message, for the timelines in the admin.

@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from common.errors import Refused
-from common.testing import PATIENCE, open_shop
+from common.testing import PATIENCE, open_shop, stock_of
 from django_cqrs import command_bus, query_bus
 from django_cqrs.channels import channels
 from django_cqrs.outbox.models import OutboxMessage
@@ -25,7 +25,7 @@ from fulfilment.messages import FulfilmentRow, GetFulfilment
 from fulfilment.models import Fulfilment
 from orders.errors import OrderIsClosed
 from orders.messages import CancelOrder, OrderedItem, PlaceOrder
-from orders.models import Order, Product
+from orders.models import Order
 from orders.status import OrderStatus
 from payments import handlers as payment_handlers
 from payments.api import payments
@@ -95,7 +95,7 @@ class FulfilmentTests(TestCase):
 
         assert Order.objects.get().status == OrderStatus.CANCELLED
         assert payments.find(GetPayment(order_id)).status == "released"
-        assert Product.objects.get(sku="TEA").stock == 50
+        assert stock_of("TEA") == 50
         assert self.how_far(order_id).state == "not paid in time"
         assert self.how_far(order_id).is_over
 

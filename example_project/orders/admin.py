@@ -25,7 +25,7 @@ class CustomerAdmin(admin.ModelAdmin):
 
 @admin.register(Product)
 class ProductAdmin(admin.ModelAdmin):
-    list_display = ("sku", "name", "unit_price", "stock")
+    list_display = ("sku", "name", "unit_price")
     search_fields = ("sku", "name")
 
 

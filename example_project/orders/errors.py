@@ -17,10 +17,6 @@ class UnknownProduct(Refused):
     """The product does not exist."""
 
 
-class OutOfStock(Refused):
-    """The stock is too low."""
-
-
 class WrongTotal(Refused):
     """The promised total differs from the prices in the catalogue."""
 

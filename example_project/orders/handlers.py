@@ -116,7 +116,7 @@ def revenue_by_customer(limit: int = 10) -> list[RevenueRow]:
 def list_products() -> list[ProductRow]:
     """Show the catalogue."""
     return [
-        ProductRow(product.sku, product.name, product.price, product.stock)
+        ProductRow(product.sku, product.name, product.price)
         for product in Product.objects.all()
     ]
 

@@ -74,20 +74,26 @@ class CancelOrder:
 @message("order.placed")
 @dataclass(frozen=True, slots=True)
 class OrderPlaced:
-    """An order was written down and its goods were taken from stock."""
+    """An order was written down."""
 
     order_id: int
     reference: str
     customer: Annotated[str, Sensitive()]  # an email address is private
     total: Money
+    placed_on: date
+    lines: tuple[OrderedItem, ...]
 
 
 @message("order.cancelled")
 @dataclass(frozen=True, slots=True)
 class OrderCancelled:
-    """An order was called off and its goods are back in stock."""
+    """An order was called off."""
 
     order_id: int
+    reference: str
+    total: Money
+    placed_on: date
+    lines: tuple[OrderedItem, ...]
 
 
 # Queries: tell me, and the answers.
@@ -177,7 +183,6 @@ class ProductRow:
     sku: str
     name: str
     price: Money
-    stock: int
 
 
 @dataclass(frozen=True, slots=True)

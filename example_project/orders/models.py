@@ -3,7 +3,8 @@ What the orders app stores, and what an order does.
 
 An order is an aggregate: whoever wants to change one sends it a command. It is found,
 its row is locked, the method is called, the order is saved, and what it has recorded
-is published, all in one transaction.
+is published, all in one transaction. Its row is its state. What has happened to it is
+kept beside the row as well, in the event stream of the order.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from django.utils import timezone
 
 from common.money import Money
 from django_cqrs import Depends, command_handler, event_handler
+from django_cqrs.events import event_stream
 from django_cqrs.modelling import aggregate
 from django_cqrs.models import RecordsEvents
 from orders.errors import (
     AlreadyPlaced,
     OrderIsClosed,
-    OutOfStock,
     UnknownCustomer,
     UnknownProduct,
     WrongTotal,
@@ -66,7 +67,6 @@ class Product(models.Model):
     sku = models.CharField("SKU", max_length=20, unique=True)
     name = models.CharField(max_length=80)
     unit_price = models.DecimalField(max_digits=8, decimal_places=2)
-    stock = models.PositiveIntegerField(default=0)
 
     class Meta:
         ordering = ("name",)
@@ -81,6 +81,7 @@ class Product(models.Model):
 
 
 @aggregate
+@event_stream("orders.order")
 class Order(RecordsEvents, models.Model):
     """What one customer ordered at one time."""
 
@@ -125,34 +126,52 @@ class Order(RecordsEvents, models.Model):
         )
         # The lines and the event need its number, which the database gives.
         order.save()
-        total = order.take_goods(command.lines)
+        total = order.add_lines(command.lines)
         if command.total not in {None, total}:
             raise WrongTotal(
                 f"the catalogue asks {total}, not {command.total}", field="total"
             )
         order.total_amount = total.amount
-        order.record(OrderPlaced(order.pk, order.reference, customer.email, total))
+        order.record(
+            OrderPlaced(
+                order.pk,
+                order.reference,
+                customer.email,
+                total,
+                order.placed_on,
+                command.lines,
+            )
+        )
         return order
 
     @command_handler
     @command_handler("order.cancel")
     def cancel(self, command: CancelOrder) -> None:
-        """Call the order off and put its goods back."""
+        """Call the order off."""
         if self.status != OrderStatus.PLACED:
             raise OrderIsClosed(f"order {self.reference} is {self.status} already")
         self.status = OrderStatus.CANCELLED
-        self.return_goods()
-        self.record(OrderCancelled(self.pk))
+        lines = self.lines.select_related("product")
+        self.record(
+            OrderCancelled(
+                self.pk,
+                self.reference,
+                self.total,
+                self.placed_on,
+                tuple(OrderedItem(line.product.sku, line.quantity) for line in lines),
+            )
+        )
 
     @event_handler
     def close(self, event: ShipmentSent) -> None:
         """Close the order whose parcel has left."""
         self.status = OrderStatus.SHIPPED
 
-    def take_goods(self, items: Iterable[OrderedItem]) -> Money:
-        """Move the goods from stock to the order's lines, and add up the prices."""
+    def add_lines(self, items: Iterable[OrderedItem]) -> Money:
+        """Write the order's lines at the prices of today, and add these up."""
         total = Money(Decimal(0))
-        products = lock_products(item.sku for item in items)
+        skus = {item.sku for item in items}
+        products = Product.objects.filter(sku__in=skus).in_bulk(field_name="sku")
         for position, item in enumerate(items):
             product = products.get(item.sku)
             if product is None:
@@ -160,27 +179,11 @@ class Order(RecordsEvents, models.Model):
                     f"product {item.sku!r} does not exist",
                     field=f"lines.{position}.sku",
                 )
-            if product.stock < item.quantity:
-                raise OutOfStock(
-                    f"only {product.stock} of {product.name} left",
-                    field=f"lines.{position}.quantity",
-                )
-            product.stock -= item.quantity
-            product.save(update_fields=["stock"])
             self.lines.create(
                 product=product, quantity=item.quantity, unit_price=product.unit_price
             )
             total += product.price * item.quantity
         return total
-
-    def return_goods(self) -> None:
-        """Put what the lines hold back in stock."""
-        lines = self.lines.select_related("product")
-        products = lock_products(line.product.sku for line in lines)
-        for line in lines:
-            product = products[line.product.sku]
-            product.stock += line.quantity
-            product.save(update_fields=["stock"])
 
 
 class OrderLine(models.Model):
@@ -211,13 +214,3 @@ def find_customer(email: str) -> Customer:
             f"no customer has the address {email!r}", field="customer"
         )
     return customer
-
-
-def lock_products(skus: Iterable[str]) -> dict[str, Product]:
-    """
-    Keep everybody else away from these products until the transaction ends.
-
-    They are locked in one order, so that two orders never wait for each other.
-    """
-    products = Product.objects.select_for_update().filter(sku__in=set(skus))
-    return {product.sku: product for product in products.order_by("sku")}

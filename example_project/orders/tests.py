@@ -8,13 +8,12 @@ from decimal import Decimal
 from django.test import SimpleTestCase, TestCase
 
 from common.money import Money
-from common.testing import open_shop
+from common.testing import open_shop, stock_of
 from django_cqrs import command_bus, query_bus
 from django_cqrs.exceptions import AggregateNotFound, MessageConversionError
 from orders.errors import (
     AlreadyPlaced,
     OrderIsClosed,
-    OutOfStock,
     UnknownCustomer,
     UnknownOrder,
     UnknownProduct,
@@ -31,6 +30,7 @@ from orders.messages import (
 from orders.models import Order, Product
 from orders.status import OrderStatus
 from shipping.messages import ShipOrder
+from stock.errors import OutOfStock
 
 ADA = "ada@mail.example"
 TWO_TEAS = (OrderedItem("TEA", 2),)
@@ -75,8 +75,8 @@ class PlaceOrderTests(TestCase):
             ("TEA", 2),
             ("CUP", 1),
         ]
-        assert Product.objects.get(sku="TEA").stock == 48
-        assert Product.objects.get(sku="CUP").stock == 2
+        assert stock_of("TEA") == 48
+        assert stock_of("CUP") == 2
 
     def test_tells_everybody(self) -> None:
         """A handler is a plain method: called like this, no bus is at work."""
@@ -86,7 +86,14 @@ class PlaceOrderTests(TestCase):
         )
 
         assert order.recorded_events == [
-            OrderPlaced(order.pk, "A-1", ADA, Money(Decimal("19.80")))
+            OrderPlaced(
+                order.pk,
+                "A-1",
+                ADA,
+                Money(Decimal("19.80")),
+                date(2026, 11, 23),
+                TWO_TEAS,
+            )
         ]
         assert order.placed_on == date(2026, 11, 23)
 
@@ -117,7 +124,7 @@ class PlaceOrderTests(TestCase):
 
                 assert caught.exception.field == field
                 assert not Order.objects.exists()
-                assert Product.objects.get(sku="TEA").stock == 50
+                assert stock_of("TEA") == 50
 
     def test_reports_every_field_that_cannot_be_read(self) -> None:
         """A dict becomes a PlaceOrder, or one error with all that is wrong with it."""
@@ -165,7 +172,7 @@ class PlaceOrderTests(TestCase):
         with self.assertRaises(AlreadyPlaced):
             command_bus.dispatch(command)
 
-        assert Product.objects.get(sku="TEA").stock == 48
+        assert stock_of("TEA") == 48
 
 
 class CancelOrderTests(TestCase):
@@ -178,7 +185,7 @@ class CancelOrderTests(TestCase):
         command_bus.dispatch(CancelOrder(self.order_id))
 
         assert Order.objects.get().status == OrderStatus.CANCELLED
-        assert Product.objects.get(sku="TEA").stock == 50
+        assert stock_of("TEA") == 50
 
     def test_only_once(self) -> None:
         """A closed order stays as it is, however it was closed."""
@@ -187,7 +194,7 @@ class CancelOrderTests(TestCase):
         with self.assertRaises(OrderIsClosed):
             command_bus.dispatch(CancelOrder(self.order_id))
 
-        assert Product.objects.get(sku="TEA").stock == 50
+        assert stock_of("TEA") == 50
 
     def test_not_after_it_was_shipped(self) -> None:
         """What has left the house is not cancelled."""

@@ -8,10 +8,10 @@ from django.test import TestCase
 
 from audit.models import AuditEntry
 from common.money import Money
-from common.testing import open_shop
+from common.testing import open_shop, stock_of
 from django_cqrs import command_bus, query_bus
 from orders.messages import CancelOrder, OrderedItem, PlaceOrder
-from orders.models import Order, OrderLine, Product
+from orders.models import Order, OrderLine
 from payments.api import payments
 from payments.errors import CreditLimitExceeded, NoCreditAccount, NothingToPay
 from payments.messages import GetPayment, PaymentRow, PayOrder
@@ -44,7 +44,7 @@ class PaymentTests(TestCase):
 
         assert not Order.objects.exists()
         assert not OrderLine.objects.exists()
-        assert Product.objects.get(sku="TEA").stock == 50
+        assert stock_of("TEA") == 50
 
     def test_what_is_owed_counts(self) -> None:
         """Two orders may be too much where each alone is not."""

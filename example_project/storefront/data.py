@@ -10,8 +10,11 @@ from django.core.management.base import CommandError
 from django.db import connection, transaction
 from django.db.migrations.executor import MigrationExecutor
 
+from django_cqrs import command_bus
 from orders.models import Customer, Product
 from payments.models import CreditAccount
+from stock.messages import ReceiveGoods
+from stock.models import StockLevel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,9 +34,11 @@ def require_tables() -> None:
 @transaction.atomic
 def load_catalogue() -> None:
     """Add the products and customers that are missing; leave the others alone."""
-    Product.objects.bulk_create(
-        (Product(**row) for row in read_rows("products.csv")), ignore_conflicts=True
-    )
+    rows = read_rows("products.csv")
+    stock = {row["sku"]: int(row.pop("stock")) for row in rows}
+    Product.objects.bulk_create((Product(**row) for row in rows), ignore_conflicts=True)
+    for sku in sorted(stock.keys() - StockLevel.objects.in_bulk()):
+        command_bus.dispatch(ReceiveGoods(sku, stock[sku]))
     limits = {row["email"]: row for row in read_rows("customers.csv")}
     Customer.objects.bulk_create(
         (Customer(email=email, name=row["name"]) for email, row in limits.items()),

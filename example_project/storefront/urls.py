@@ -16,4 +16,5 @@ urlpatterns = [
     path("orders/<int:order_id>/cancel/", views.cancel_order, name="cancel-order"),
     path("orders/<int:order_id>/pay/", views.pay_order, name="pay-order"),
     path("orders/<int:order_id>/ship/", views.ship_order, name="ship-order"),
+    path("sales/", views.sales, name="sales"),
 ]

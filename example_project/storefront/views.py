@@ -14,6 +14,7 @@ from django.views.decorators.http import require_POST
 
 from common.errors import BAD_INPUT, Refused
 from django_cqrs import command_bus, query_bus
+from django_cqrs.events import projections
 from django_cqrs.exceptions import AggregateNotFound, MessageConversionError
 from fulfilment.messages import GetFulfilment
 from orders.errors import UnknownOrder
@@ -86,6 +87,15 @@ def place_order(request: HttpRequest) -> HttpResponse:
             messages.success(request, "The order is placed.")
             return redirect("storefront:order", order_id)
     return render(request, "storefront/order_form.html", {"form": form})
+
+
+def sales(request: HttpRequest) -> HttpResponse:
+    """Show what was sold on each day, and how far the view is behind."""
+    context = {
+        "rows": query_bus.ask(route="sales.by_day"),
+        "status": projections.status("sales"),
+    }
+    return render(request, "storefront/sales.html", context)
 
 
 @require_POST

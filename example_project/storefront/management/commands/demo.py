@@ -16,7 +16,6 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connection, transaction
-from django.db.models import Sum
 from django.utils import timezone
 from tabulate import tabulate
 from tqdm import tqdm
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from audit.models import AuditEntry
 from common.errors import Refused
 from django_cqrs import command_bus, query_bus
+from django_cqrs.events import event_store, projections
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage
 from fulfilment.messages import GetFulfilment
 from office.models import FullMailbox
@@ -33,6 +33,8 @@ from payments.api import payments
 from payments.messages import GetPayment, PayOrder
 from payments.models import CreditAccount, Payment
 from shipping.models import Shipment
+from stock.messages import ReceiveGoods
+from stock.models import Shelf, StockLevel
 from storefront.data import load_catalogue, require_tables
 from storefront.orderbook import import_lines, read_lines
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
     from django.db.models import Model, QuerySet
 
+MINT = "TEA-MINT"
 TOO_MUCH = PlaceOrder(
     reference="DEMO-TOO-MUCH",
     customer="samuel.weiss@mail.example",
@@ -50,7 +53,7 @@ SMALL_ORDER = PlaceOrder(
     customer="samuel.weiss@mail.example", lines=(OrderedItem("TEA-SENCHA", 1),)
 )
 GRETAS_ORDER = PlaceOrder(
-    customer="greta.vogel@mail.example", lines=(OrderedItem("TEA-MINT", 1),)
+    customer="greta.vogel@mail.example", lines=(OrderedItem(MINT, 1),)
 )
 GOODS = "goods in stock"
 # The demo puts at least this many of each product that it orders in stock.
@@ -60,7 +63,7 @@ PATIENCE = 60
 WATCHED: dict[str, type[Model]] = {
     "orders": Order,
     "order lines": OrderLine,
-    GOODS: Product,
+    GOODS: StockLevel,
     "payments": Payment,
     "parcels": Shipment,
     "audit entries": AuditEntry,
@@ -68,7 +71,7 @@ WATCHED: dict[str, type[Model]] = {
 
 
 class Command(BaseCommand):
-    """Prints nine short sections, each with an explanation."""
+    """Prints eleven short sections, each with an explanation."""
 
     help = "Imports the order book and shows commands, queries and events at work."
 
@@ -85,7 +88,10 @@ class Command(BaseCommand):
         self.fail_half_way()
         self.work_in_the_background()
         self.show_schedule()
-        self.wait_for_the_money()
+        orders = self.wait_for_the_money()
+        self.look_into_the_past(*orders)
+        self.rebuild_the_view()
+        self.show_sales()
         self.say_what_next()
 
     def introduce(self) -> None:
@@ -97,7 +103,8 @@ class Command(BaseCommand):
             "other code can react to it. Keeping the three apart is called CQRS. You "
             "will now see an order book imported through commands, a query answered, "
             "and a command that fails. Then a worker handles messages in the "
-            "background, and a process waits for its money."
+            "background, and a process waits for its money. At the end you look into "
+            "the past of the stock, which is stored as what has happened."
         )
 
     def show_routes(self) -> None:
@@ -115,9 +122,9 @@ class Command(BaseCommand):
         self.section("3. An order book becomes commands")
         self.say(
             f"Each of the {len(lines)} lines of data/orders.csv becomes a PlaceOrder "
-            'command: command_bus.dispatch(line, route="order.place"). Three apps '
-            "write the order, its payment and its parcel in one transaction: all of "
-            "them or none."
+            'command: command_bus.dispatch(line, route="order.place"). Four apps '
+            "write the order, its goods, its payment and its parcel in one "
+            "transaction: all of them or none."
         )
         started = perf_counter()
         # disable=None: a bar for a terminal, nothing for a file or a pipe.
@@ -160,7 +167,7 @@ class Command(BaseCommand):
     def fail_half_way(self) -> None:
         self.section("6. A command that fails halfway")
         self.say(
-            "Samuel Weiss orders two electric kettles. His order is written and the "
+            "Samuel Weiss orders two electric kettles. His order is written, and the "
             "goods leave the stock. Then the payments app handles the event, finds "
             "that his credit is too low, and raises an error. All of this is one "
             "transaction, so all of it is undone. The counts before and after prove it:"
@@ -242,7 +249,7 @@ class Command(BaseCommand):
         call_command("cqrs_schedules", *arguments, stdout=self.stdout)
         self.stdout.write()
 
-    def wait_for_the_money(self) -> None:
+    def wait_for_the_money(self) -> list[Order]:
         self.section("8. A process that waits for its money")
         hours = settings.PAYMENT_TIME / timedelta(hours=1)
         self.say(
@@ -281,6 +288,7 @@ class Command(BaseCommand):
         if (states[paid].status, states[unpaid].status) != ("shipped", "cancelled"):
             raise CommandError("A saga did not ship or cancel its order.")
         self.say("One order is shipped, the other is cancelled.", self.style.SUCCESS)
+        return [states[paid], states[unpaid]]
 
     def show_orders(self, *order_ids: int) -> None:
         """Print the state of these orders in each app."""
@@ -291,6 +299,90 @@ class Command(BaseCommand):
             process = query_bus.ask(GetFulfilment(order_id))
             rows.append((order.reference, order.status, payment.status, process.state))
         self.table(("order", "status", "payment", "saga"), rows)
+
+    def look_into_the_past(self, *orders: Order) -> None:
+        self.section("9. A stock that remembers")
+        self.say(
+            "An order is a row, and a change overwrites it. The stock is different: it "
+            "is EVENT-SOURCED. What is stored is what has happened to each shelf, its "
+            "STREAM of events, and the shelf is made of that whenever somebody orders. "
+            "Greta's two orders have left these events in "
+            f'event_store.read("stock.shelf-{MINT}"):'
+        )
+        references = {order.reference for order in orders}
+        events = [
+            each
+            for each in event_store.read(f"stock.shelf-{MINT}")
+            if getattr(each.event, "order", "") in references
+        ]
+        self.table(
+            ("version", "event", "order", "stock then"),
+            [
+                (
+                    each.version,
+                    each.name,
+                    each.event.order,
+                    event_store.load(Shelf, MINT, version=each.version).quantity,
+                )
+                for each in events
+            ],
+            align=("right", "left", "left", "right"),
+        )
+        first = events[0]
+        self.say(
+            "The last figure of each line is not stored anywhere. Because nothing is "
+            "overwritten, the shelf can be made as it was after any event, "
+            f'event_store.load(Shelf, "{MINT}", version={first.version}), or at any '
+            "time with at=, such as the second before Greta ordered:"
+        )
+        before = first.recorded_at - timedelta(seconds=1)
+        shelf = event_store.load(Shelf, MINT, at=before)
+        self.say(f"At {before:%H:%M:%S} UTC there were {shelf.quantity} on the shelf.")
+
+    def rebuild_the_view(self) -> None:
+        self.section("10. A view that can be made again")
+        self.say(
+            "Nobody can list or filter shelves that are events. So a PROJECTION keeps "
+            "a plain model up to date, stock.StockLevel, in the transaction of each "
+            "event. Now somebody sets all of its rows to 0 by mistake. No order is "
+            "refused because of that, since shelves decide by their events. 'manage.py "
+            "cqrs_projections rebuild stock' makes the rows again:"
+        )
+        found = [("before", goods_in_stock())]
+        StockLevel.objects.update(quantity=0)
+        found.append(("after the mistake", goods_in_stock()))
+        call_command("cqrs_projections", "rebuild", "stock", stdout=self.stdout)
+        self.stdout.write()
+        found.append(("after the rebuild", goods_in_stock()))
+        self.table(("", GOODS), found, align=("left", "right"))
+        if not StockLevel.objects.get(sku=MINT).quantity:
+            raise CommandError("The rebuild did not fill the view.")
+        self.say("The rows are as they were.", self.style.SUCCESS)
+
+    def show_sales(self) -> None:
+        self.section("11. A view that a worker fills")
+        projections.init("sales")  # as the worker does when it starts
+        self.say(
+            'Sales by day are another projection. It has channel="views", so a worker '
+            "runs it, and customers do not wait for it. It is "
+            f"{projections.status('sales').lag} events behind. 'manage.py cqrs_worker "
+            "views' brings it up to date:"
+        )
+        self.run_worker("views")
+        # In case another worker is at it.
+        projections.wait_for("sales", timeout=PATIENCE)
+        self.table(
+            ("day", "orders", "revenue"),
+            [
+                (row.day, row.orders, row.revenue)
+                for row in query_bus.ask(5, route="sales.by_day")
+            ],
+            align=("left", "right", "right"),
+        )
+        self.say(
+            "If you write a projection next year, it starts with the first event as "
+            "well, so it can answer questions about this year."
+        )
 
     def run_worker(self, channel: str = "mail") -> None:
         """Handle the messages that are ready, as a worker of a real site does."""
@@ -310,14 +402,14 @@ class Command(BaseCommand):
         raise CommandError("A message was not handled. Run 'manage.py cqrs_stats'.")
 
     def say_what_next(self) -> None:
-        self.section("9. What to do next")
+        self.section("12. What to do next")
         self.say("Open the same shop in a browser:")
         self.say("    make serve")
         self.say(
             "Read the code in this order: messages.py, models.py and handlers.py in "
-            "example_project/orders, then those in payments, shipping, fulfilment, "
-            "audit and office. The documentation is in docs/ (make docs). You can "
-            "safely run this demo again."
+            "example_project/orders, then those in stock, payments, shipping, "
+            "fulfilment, audit, office and sales. The documentation is in docs/ (make "
+            "docs). You can safely run this demo again."
         )
 
     def section(self, title: str) -> None:
@@ -361,8 +453,11 @@ def prepare_for_demo() -> None:
         for order in (TOO_MUCH, SMALL_ORDER, GRETAS_ORDER)
         for item in order.lines
     }
+    for sku in skus:
+        missing = ENOUGH - event_store.load(Shelf, sku).quantity
+        if missing > 0:
+            command_bus.dispatch(ReceiveGoods(sku, missing))
     products = Product.objects.filter(sku__in=skus)
-    products.filter(stock__lt=ENOUGH).update(stock=ENOUGH)
     prices = dict(products.values_list("sku", "unit_price"))
     for order, times in ((SMALL_ORDER, 1), (GRETAS_ORDER, 2)):
         account = CreditAccount.objects.get(customer__email=order.customer)
@@ -389,7 +484,9 @@ class WriteCounter:
         for name, model in WATCHED.items():
             table = connection.ops.quote_name(model._meta.db_table)
             if sql.startswith(f"INSERT INTO {table} "):
-                self.counts[name, "written"] += 1
+                # A projection inserts its row, or updates the one that is there.
+                verb = "changed" if " UPDATE " in sql else "written"
+                self.counts[name, verb] += 1
             elif sql.startswith(f"UPDATE {table} "):
                 self.counts[name, "changed"] += 1
         return execute(sql, params, many, context)
@@ -411,6 +508,11 @@ def waiting(channel: str) -> QuerySet[OutboxMessage]:
 def snapshot() -> dict[str, int]:
     """Count the rows of each table, and the goods in stock."""
     counts = {name: model._default_manager.count() for name, model in WATCHED.items()}
-    # An order changes the stock of a product, not the number of products.
-    counts[GOODS] = Product.objects.aggregate(goods=Sum("stock"))["goods"]
+    # An order changes what lies on a shelf, not the number of shelves.
+    counts[GOODS] = goods_in_stock()
     return counts
+
+
+def goods_in_stock() -> int:
+    """Add up what the view of the stock shows."""
+    return sum(row.quantity for row in query_bus.ask(route="stock.levels"))

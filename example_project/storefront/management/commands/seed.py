@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand
 
 from common.errors import Refused
 from django_cqrs import command_bus
+from django_cqrs.events import projections
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage
 from office.models import FullMailbox
 from orders.messages import OrderedItem, PlaceOrder, new_reference
@@ -38,6 +39,8 @@ class Command(BaseCommand):
             self.say("Filling the shop with the orders of data/orders.csv ...")
             report = import_lines(read_lines())
             self.say(f"{report.placed} orders placed.")
+            # As `cqrs_worker views` would: the page of sales has something to show.
+            projections.run("sales")
         if settings.DEBUG:
             self.fill_desk()
             self.add_superuser()
