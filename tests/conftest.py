@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from asgiref.sync import async_to_sync
 
-from tests.example.shops import demo_shop, demos, once, seeded  # noqa: F401 - fixtures
+from tests.example.shops import demo_shop, demos, once  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -15,7 +15,6 @@ import pytest
 
 from tests.example.browser import DESK, Visitor
 from tests.example.shop import Shop
-from tests.example.shops import seed
 from tests.limits import LIMIT
 
 if TYPE_CHECKING:
@@ -23,6 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from selenium.webdriver import Chrome
+
+
+def seed(shop: Shop) -> None:
+    shop.manage("migrate", "--verbosity", "0")
+    shop.manage("seed")
 
 
 @pytest.fixture(scope="session")

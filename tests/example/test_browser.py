@@ -20,6 +20,7 @@ PAGES = (
     "/orders/1/",
     WAITING,
     "/orders/new/",
+    "/sales/",
 )
 
 
@@ -229,7 +230,7 @@ def test_dark_mode(visitor):
 @pytest.mark.parametrize(("device", "width"), [("phone", PHONE), ("desk", DESK)])
 def test_pictures(visitor, tmp_path, device, width):
     """
-    The list, an order and a refused form are photographed for whoever reviews them.
+    The list, an order, the sales and a refused form are photographed for whoever reviews them.
     """
     folder = Path(os.environ.get("CQRS_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -238,6 +239,7 @@ def test_pictures(visitor, tmp_path, device, width):
         ("list", "/orders/?size=12"),
         ("detail", "/orders/1/"),
         ("waiting", WAITING),
+        ("sales", "/sales/"),
     ):
         visitor.go(path)
         visitor.picture(folder / f"{name}-{device}.png", width)
