@@ -45,12 +45,13 @@ test: $(stamp)-test
 	@env -u DATABASE_URL $(bin)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 # The long tests at their full size; workers are killed where DATABASE_URL names a
-# PostgreSQL server.
+# server.
 soak: $(stamp)-test
 	@CQRS_SOAK=1 $(bin)/python -m pytest tests/outbox/test_chaos.py \
 	  tests/outbox/test_machine.py tests/outbox/worker/test_worker.py \
 	  tests/test_properties.py tests/test_benchmarks_run.py \
 	  tests/events/projections/test_inline_concurrency.py tests/schedules/test_chaos.py \
+	  tests/events/projections/test_chaos.py tests/events/projections/test_workers.py \
 	  $(ARGS)
 
 # In an environment of its own: the packages are in the versions that the page names.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from django.db import OperationalError, connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -38,6 +38,8 @@ from django_cqrs.events.stream_names import StreamName
 from django_cqrs.exceptions import InvalidOption, ProjectionBusy, ProjectionNotFound
 from django_cqrs.messages import NOBODY, Message, current
 from django_cqrs.retries import DEADLOCKS
+
+T = TypeVar("T")
 
 _PARTITION: Final = Partition._meta.db_table
 MOST_DEADLOCKS: Final = 10
@@ -89,11 +91,25 @@ def rebuild(handlers: Handlers, *, using: str) -> int:
         Exception: the exception of a handler; the views are as they were.
 
     """
-    return _whole(lambda: _rebuild(handlers, using), using)
+    return whole(lambda: _rebuild(handlers, using), using)
 
 
-def _whole(act: Callable[[], int], using: str) -> int:
-    """Do something in its own transaction, again if the server undoes it."""
+def whole(act: Callable[[], T], using: str) -> T:
+    """
+    Do something in its own transaction, again if the server undoes it.
+
+    Args:
+        act: opens the transaction, and does it.
+        using: the alias of the database.
+
+    Returns:
+        The result.
+
+    Raises:
+        OperationalError: the server undoes it again and again, or another transaction
+            is around it.
+
+    """
     attempt = 1
     while True:
         try:
@@ -179,7 +195,7 @@ def backfill(
                     catch_up(handlers, connection, generation, each) for each in streams
                 )
 
-        count += _whole(bring, using)
+        count += whole(bring, using)
         if at_batch is not None:
             at_batch(len(streams))
     return count

@@ -528,8 +528,12 @@ class Projections:
         note_names(handlers, generation, self.using)
         runner = ProjectionRunner(handlers, self.using, new_owner(), by_hand=True)
         self._catch_up(runner, generation)
-        with transaction.atomic(using=self.using):
-            self._cut(runner, generation, count)
+
+        def cut() -> None:
+            with transaction.atomic(using=self.using):
+                self._cut(runner, generation, count)
+
+        building.whole(cut, self.using)
 
     def _catch_up(self, runner: ProjectionRunner, generation: Generation) -> None:
         """Bring the hindmost shards near the foremost, in transactions of their own."""

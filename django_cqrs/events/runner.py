@@ -51,6 +51,9 @@ LONGEST_PAUSE: Final = timedelta(minutes=10)
 SCAN_TIME: Final = 0.25
 """The time for which a batch looks for an event that it handles, in seconds."""
 
+TOUCH_TIME: Final = 0.002
+"""The pause for another worker that looks at a shard of this one, in seconds."""
+
 MOST_DEADLOCKS: Final = 10
 """The number of deadlocks in a row after which one is a failure like any other."""
 
@@ -129,7 +132,7 @@ class ProjectionRunner:
         self.handled = 0
         """The number of events that were handled."""
         self._memories: dict[tuple[int, int], _Memory] = {}
-        self._rows: ViewRows | None = None
+        self._rows: dict[bool, ViewRows] = {}
 
     @property
     def name(self) -> str:
@@ -189,8 +192,9 @@ class ProjectionRunner:
             except _Turned as turned:
                 turn = turned.turn
         except Exception as error:
-            self._rows = None
-            if self._is_lost(error):
+            self._rows.clear()
+            # MariaDB undoes the transaction around this one for a deadlock as well.
+            if self._is_lost(error) or connections[self.using].needs_rollback:
                 raise
             return self._after(error, batch)
         memory.deadlocks = 0
@@ -201,13 +205,15 @@ class ProjectionRunner:
             memory.rests_until = time.monotonic() + self.rest_time
         return turn
 
-    def rows(self) -> ViewRows:
-        """Return the rows of views, with their compiled statements."""
-        if self._rows is None:
-            # Shards divide events, and two of them may need one row.
-            locks = self.options.shards > 1
-            self._rows = ViewRows(connections[self.using], locks=locks)
-        return self._rows
+    def rows(self, candidate: ShardPlace) -> ViewRows:
+        """Return the rows of views for a shard, with their compiled statements."""
+        # Shards divide events, and two of them may need one row.
+        locks = candidate.shards > 1
+        found = self._rows.get(locks)
+        if found is None:
+            found = ViewRows(connections[self.using], locks=locks)
+            self._rows[locks] = found
+        return found
 
     def _is_lost(self, error: Exception) -> bool:
         """Return whether the connection was lost, which is nobody's fault."""
@@ -403,7 +409,10 @@ class _ShardBatch:
             with observed_batch(runner.name, self.events):
                 if self.events:
                     batch = EventBatch(
-                        self._handlers, connection, states=states, rows=runner.rows()
+                        self._handlers,
+                        connection,
+                        states=states,
+                        rows=runner.rows(self._candidate),
                     )
                     until = None if runner.by_hand else began + runner.batch_time
                     try:
@@ -431,13 +440,15 @@ class _ShardBatch:
     def _take(self) -> HeldShard:
         runner = self._runner
         has_state = self._handlers.has_state and not self._handlers.has_partition_state
-        held = shards.take(
-            connections[runner.using],
-            self._candidate.pk,
-            runner.owner,
-            with_state=has_state,
-        )
+        connection = connections[runner.using]
+        pk, owner = self._candidate.pk, runner.owner
+        held = shards.take(connection, pk, owner, with_state=has_state)
         if held is None:
+            if self.memory.held_since is not None and shards.is_kept(
+                connection, pk, owner
+            ):
+                time.sleep(TOUCH_TIME)
+                raise _Turned(ShardTurn.MORE)
             raise _Turned(ShardTurn.TAKEN)
         if held.status != Status.LIVE:
             raise _Turned(ShardTurn.ENDED)

@@ -128,6 +128,7 @@ def take(
 
     """
     now, nows = _now(connection)
+    # InnoDB locks a row for a moment before it compares the columns.
     is_free = (
         "s.id = %s AND (s.owner = '' OR s.owner = %s OR s.lease_expires_at IS NULL "
         f"OR s.lease_expires_at <= {now})"
@@ -159,6 +160,28 @@ def take(
     if isinstance(held.state, bytes):
         held.state = held.state.decode()
     return held
+
+
+def is_kept(connection: BaseDatabaseWrapper, pk: int, owner: str) -> bool:
+    """
+    Return whether a worker has the lease of a shard, without waiting for its row.
+
+    Whoever has locked the row then looks at it only, or changes the projection.
+
+    Args:
+        connection: of the database with the events.
+        pk: the key of the shard's row.
+        owner: the name of the worker.
+
+    """
+    now, nows = _now(connection)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT 1 FROM {SHARD} s WHERE s.id = %s AND s.owner = %s "
+            f"AND s.lease_expires_at > {now}",
+            [pk, owner, *nows],
+        )
+        return cursor.fetchone() is not None
 
 
 def keep(

@@ -474,8 +474,9 @@ def test_e26_2_on_flush_runs_once_for_a_batch_with_events():
 
 
 def test_e26_3_emitted_events_are_appended_and_published_in_the_transaction():
-    """An emitted event is in the stream of the projection and reaches its handlers,
-    with the headers of the event handled, and is gone with a failed batch."""
+    """An emitted event is in the stream of the projection and reaches its handlers, with
+    the headers and the correlation id of the event handled, which is its cause. It is
+    gone with a failed batch. [E26.3, E27.2]"""
 
     @projection("orders", on_demand=True)
     class Orders:

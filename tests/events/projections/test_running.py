@@ -10,7 +10,15 @@ from django.test.utils import CaptureQueriesContext
 
 from django_cqrs import Header, command_handler, event_handler, message
 from django_cqrs.channels import channels
-from django_cqrs.events import Emitter, Row, State, Tag, on_init, projection
+from django_cqrs.events import (
+    Emitter,
+    Row,
+    State,
+    Tag,
+    on_flush,
+    on_init,
+    projection,
+)
 from django_cqrs.events.models import (
     Generation,
     ProjectionFailure,
@@ -27,7 +35,6 @@ from django_cqrs.exceptions import (
     ProjectionNotFound,
     StoreWentBack,
 )
-from django_cqrs.outbox.worker import Bounds, Worker
 from django_cqrs.retries import Retry
 from tests.events.projections.support import (
     OrderCancelled,
@@ -36,8 +43,14 @@ from tests.events.projections.support import (
     OrderPlaced,
     Unlucky,
     append,
+    broken,
+    made,
+    numbers,
+    place,
     project,
+    shard,
     store_of,
+    work,
 )
 from tests.events.views.models import Entry, OrderRow
 from tests.support import registry_of
@@ -45,48 +58,12 @@ from tests.support import registry_of
 pytestmark = [pytest.mark.database, pytest.mark.django_db]
 
 seen: list[Any] = []
-broken: set[int] = set()
 
 
 @pytest.fixture(autouse=True)
 def _nothing_seen():
     seen.clear()
     broken.clear()
-
-
-def made(name="orders", **options):
-    """Return a projection that notes the numbers of orders, and fails at some."""
-    options = {"channel": "outbox", **options}
-
-    @projection(name, **options)
-    class Orders:
-        @event_handler
-        def placed(self, event: OrderPlaced):
-            if event.number in broken:
-                raise Unlucky(event.number)
-            Entry.objects.create(text=name, number=event.number)
-
-    return Orders
-
-
-def numbers(name="orders"):
-    rows = Entry.objects.filter(text=name).order_by("pk")
-    return list(rows.values_list("number", flat=True))
-
-
-def place(registry, *numbers, stream="order-1"):
-    return append(registry, *map(OrderPlaced, numbers), stream=stream)
-
-
-def work(registry, *aliases, **bounds):
-    """Let a worker do what there is to do."""
-    bounds = Bounds(**{"until_empty": True, **bounds})
-    Worker(registry, aliases or ["outbox"], using="default", bounds=bounds).run()
-
-
-def shard(name="orders", number=0):
-    generation = Generation.objects.get(projection=name, is_live=True)
-    return Shard.objects.get(generation_id=generation.pk, number=number)
 
 
 # E22: following -------------------------------------------------------------------------
@@ -266,20 +243,29 @@ def test_a_projection_is_set_up_with_its_hook_once():
     assert seen == [1]
 
 
-def test_a_projection_starts_at_the_beginning_now_or_by_hand():
+def test_e28_2_a_projection_starts_at_the_beginning_now_or_by_hand():
     """`start="now"` handles what comes; a manual one waits for `init`, and then begins
-    at the beginning."""
-    registry = project(made("now", start="now"), made("manual", start="manual"))
+    at the beginning, an inline one with the next event of a stream. [E28.2]"""
+    registry = project(
+        made("now", start="now"),
+        made("manual", start="manual"),
+        made("inline", start="manual", channel=None),
+    )
+    own = Projections(registry=registry)
     place(registry, 1)
     work(registry)
     place(registry, 2)
     work(registry)
     assert numbers("now") == [2]
     assert numbers("manual") == []
+    assert numbers("inline") == []
 
-    assert Projections(registry=registry).init("manual")
+    assert own.init("manual")
+    assert own.init("inline")
     work(registry)
     assert numbers("manual") == [1, 2]
+    place(registry, 3)
+    assert numbers("inline") == [1, 2, 3]
 
 
 def test_a_hook_that_fails_leaves_the_projection_new(caplog):
@@ -552,6 +538,34 @@ def test_e24_6_the_status_says_since_when_a_new_handler_counts():
     }
 
 
+def test_e24_7_a_failure_at_the_end_of_a_batch_undoes_it():
+    """An exception in `on_flush` leaves no row, and the position as it was. [E24.7]"""
+
+    @projection("orders", channel="outbox")
+    class Orders:
+        @event_handler
+        def placed(self, event: OrderPlaced):
+            Entry.objects.create(text="orders", number=event.number)
+
+        @on_flush
+        def flush(self):
+            if 13 in broken:
+                raise Unlucky
+
+    registry = project(Orders)
+    place(registry, 1, 2)
+    broken.add(13)
+    work(registry)
+    assert numbers() == []
+    assert (shard().position, shard().attempts) == (0, 1)
+    assert shard().error.startswith("Unlucky")
+
+    broken.clear()
+    Projections(registry=registry).retry("orders")
+    work(registry)
+    assert numbers() == [1, 2]
+
+
 def test_e24_8_the_count_of_attempts_is_in_the_database():
     """Another worker goes on counting where the last one has stopped."""
     registry = project(made(on_failure="skip", retry=Retry(attempts=3, delay=100)))
@@ -733,6 +747,72 @@ def test_a_linked_event_is_in_another_stream():
 
     linked = store_of(registry).read("big-orders")
     assert [each.event.number for each in linked] == [200, 300]
+
+
+@message("seat.sold")
+@dataclasses.dataclass(frozen=True)
+class SeatSold:
+    hall: Annotated[str, Tag("hall")]
+    number: int
+
+
+@pytest.mark.parametrize(
+    "partition_by",
+    [Tag("hall"), "hall", Header("hall"), lambda sold: sold.payload.hall],
+    ids=["tag", "attribute", "header", "callable"],
+)
+def test_e23_2_shards_divide_the_events_by_their_partition(partition_by):
+    """By tag, attribute, header or callable: each event once, and those of a partition
+    in order and in one shard. [E23.2]"""
+
+    @projection("seats", channel="outbox", shards=4, batch=3, partition_by=partition_by)
+    def seats(event: SeatSold):
+        Entry.objects.create(text=event.hall, number=event.number)
+
+    registry = registry_of(seats, SeatSold)
+    halls = "abcdefg"
+    for number in range(28):
+        hall = halls[number % 7]
+        store_of(registry).append(SeatSold(hall, number), headers={"hall": hall})
+    work(registry)
+
+    for first, hall in enumerate(halls):
+        assert numbers(hall) == list(range(first, 28, 7))
+    handled = [shard("seats", each).handled for each in range(4)]
+    assert sum(handled) == 28
+    assert all(each % 4 == 0 for each in handled)
+    assert len([each for each in handled if each]) > 1
+
+
+def test_e23_3_rows_are_locked_however_many_shards_were_declared():
+    """Shards that were cut later may need one row as well. [E23.3]"""
+
+    @projection("orders", channel="outbox", views=[OrderRow])
+    class SharedOrders:
+        @event_handler
+        def placed(self, event: OrderPlaced, row: Annotated[OrderRow, Row("number")]):
+            row.changes += 1
+
+    registry = project(SharedOrders)
+    own = Projections(registry=registry)
+
+    def locks():
+        place(registry, 1)
+        with CaptureQueriesContext(connection) as queries:
+            own.run("orders")
+        table = OrderRow._meta.db_table
+        return [
+            each["sql"]
+            for each in queries
+            if table in each["sql"] and "FOR UPDATE" in each["sql"]
+        ]
+
+    assert locks() == []
+    own.reshard("orders", 2)
+    assert bool(locks()) is connection.features.has_select_for_update
+    own.reshard("orders", 1)
+    assert locks() == []
+    assert OrderRow.objects.get().changes == 3
 
 
 def test_a_paused_projection_waits_until_it_is_resumed():
