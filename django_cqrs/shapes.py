@@ -45,6 +45,11 @@ def leave_out(name: str) -> None:
     _left_out.add(name)
 
 
+def is_left_out(name: str) -> bool:
+    """Return whether an attribute of an object is not a part of its state."""
+    return name in _left_out
+
+
 class ShapeFault(NamedTuple):
     """The reason why objects of a class cannot be stored, and its fix."""
 

@@ -146,10 +146,10 @@ def insert(
         last = 0 if state is None else state.version
         wanted = 0 if target.expected is NEW else target.expected
         if state is None or target.stream_id is not None or last != wanted:
-            raise _conflict(target, last)
+            raise conflict_of(target, last)
         # The row of a stream without events: there is nothing to conflict with.
         target = dataclasses.replace(target, stream_id=state.stream_id, expected=last)
-    raise _conflict(target, None)
+    raise conflict_of(target, None)
 
 
 def is_transaction(
@@ -183,7 +183,15 @@ def _located(connection: BaseDatabaseWrapper, end: str = "") -> str:
     )
 
 
-def _conflict(target: Target, last: int | None) -> ConcurrencyError:
+def conflict_of(target: Target, last: int | None) -> ConcurrencyError:
+    """
+    Return the error of an append to a stream that has another version.
+
+    Args:
+        target: the stream, and the version that was expected.
+        last: its version; None if it changes all the time.
+
+    """
     name = str(target.stream)
     if last is None:
         msg = (

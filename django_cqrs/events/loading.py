@@ -136,6 +136,20 @@ class Loader:
             instance = self._replay(connection, instance, rows, name)
         return Loaded(instance, located.stream_id, last, located.is_archived)
 
+    def made_of(self, recorded: Iterable[Recorded]) -> Any:
+        """
+        Return the object that stored events make.
+
+        Args:
+            recorded: the events of a stream, from the first one on.
+
+        Raises:
+            UnknownMessage: an event was stored by newer code.
+            MessageConversionError: an event does not have its class's shape.
+
+        """
+        return self._apply_with_origin(self._appliers.blank(), recorded)
+
     @property
     def _needs_origin(self) -> bool:
         return self._appliers.needs_origin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -11,7 +12,8 @@ from django_cqrs.annotations import name_of_type
 from django_cqrs.buses.registries import Registry
 from django_cqrs.declaration.declarations import role_of
 from django_cqrs.events.event_storage import EventStorage
-from django_cqrs.events.loading import NOW, Until
+from django_cqrs.events.loading import NOW, Loaded, Until
+from django_cqrs.events.stream_names import StreamName
 from django_cqrs.events.streams import stream_named
 from django_cqrs.exceptions import InvalidOption, StreamNotFound
 from django_cqrs.modelling.aggregates import ModelRole
@@ -20,6 +22,9 @@ from django_cqrs.modelling.storages import Options
 from django_cqrs.times import as_sent
 
 T = TypeVar("T")
+
+Find = Callable[[EventStorage, StreamName, Until], Loaded | None]
+"""Returns the object of a stream as it was after an event; None without any."""
 
 
 def load(
@@ -30,6 +35,7 @@ def load(
     using: str | None = None,
     version: int | None = None,
     at: datetime | None = None,
+    find: Find | None = None,
 ) -> T:
     """
     Return an object as it was after one of its events, by default after the last.
@@ -41,6 +47,7 @@ def load(
         using: the database alias, by default the router's.
         version: the number of the last event to apply.
         at: the time after which no event is applied.
+        find: returns the object of a stream, by default from the database.
 
     Raises:
         StreamNotFound: the object has no event, or had none then.
@@ -65,8 +72,11 @@ def load(
     until = NOW
     if version is not None or at is not None:
         until = Until(version, None if at is None else as_sent(at))
-    connection = connections[using or storage.write_alias()]
-    loaded = storage.loader.load(connection, name, until=until)
+    if find is not None:
+        loaded = find(storage, name, until)
+    else:
+        connection = connections[using or storage.write_alias()]
+        loaded = storage.loader.load(connection, name, until=until)
     if loaded is None:
         then = "" if at is None else f" at {at}"
         msg = f"The stream {str(name)!r} has no event{then}."

@@ -13,6 +13,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django_cqrs.annotations import is_plain_class, union_members
 from django_cqrs.conversion.stored import MessageTypes
 from django_cqrs.events.columns import TAG, key_column
+from django_cqrs.events.recorded import Recorded
 from django_cqrs.events.stream_names import StreamName, stream_name
 from django_cqrs.events.tags import checked_tags, tag_of
 from django_cqrs.exceptions import InvalidOption
@@ -129,6 +130,34 @@ def _checked_events(events: Iterable[Any]) -> tuple[Any, ...]:
                 raise InvalidOption(msg)
             found.append(member)
     return tuple(found)
+
+
+def is_found(query: EventQuery, types: MessageTypes, recorded: Recorded) -> bool:
+    """
+    Return whether a query finds a stored event.
+
+    Args:
+        query: the query.
+        types: the registered classes.
+        recorded: the event, or a link to it.
+
+    """
+    return any(_is_met(part, types, recorded) for part in query.parts)
+
+
+def _is_met(part: QueryPart, types: MessageTypes, recorded: Recorded) -> bool:
+    if part.has_links:
+        place = None if recorded.stream is None else stream_name(recorded.stream)
+        if place is None or not (
+            place.category in part.categories or place in part.streams
+        ):
+            return False
+    elif recorded.link_to is not None:
+        return False
+    names = names_of(part.events, types)
+    if names is not None and not names.include(recorded.name):
+        return False
+    return set(recorded.tags).issuperset(part.tags)
 
 
 class Condition(NamedTuple):

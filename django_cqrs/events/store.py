@@ -44,8 +44,8 @@ from django_cqrs.events.recorded import Recorded
 from django_cqrs.events.stream_names import StreamName, stream_name
 from django_cqrs.events.waking import wake
 from django_cqrs.exceptions import InvalidOption, StreamNotFound
-from django_cqrs.messages import HeaderValue
-from django_cqrs.parameters.plan import Constant
+from django_cqrs.messages import HeaderValue, Message
+from django_cqrs.parameters.plan import Resolver
 from django_cqrs.parameters.planner import register_filler
 from django_cqrs.parameters.services import Services
 from django_cqrs.pipeline.joined_begin import join_begin
@@ -149,15 +149,8 @@ class EventStore:
 
         """
         __traceback_hide__ = True
-        given = list(events) if isinstance(events, (list, tuple)) else [events]
-        if not given:
-            msg = "append() takes at least one event."
-            raise InvalidOption(msg)
-        name = None if stream is None else stream_name(stream)
-        if name is None and expected_version is not ANY:
-            msg = "expected_version= is about a stream: give stream= as well."
-            raise InvalidOption(msg)
-        target = Target(name, expected_version)
+        given, target = append_of(events, stream, expected_version)
+        name = target.stream
         using = self._write_alias(name)
         connection = connections[using]
         registry = self.registry
@@ -623,6 +616,29 @@ class EventStore:
         return f"EventStore({using})"
 
 
+def append_of(
+    events: Sequence[Any] | Any,
+    stream: str | None,
+    expected_version: ExpectedVersion | int,
+) -> tuple[list[Any], Target]:
+    """
+    Return the events of an append, and their stream.
+
+    Raises:
+        InvalidOption: an argument is not what it should be.
+
+    """
+    given = list(events) if isinstance(events, (list, tuple)) else [events]
+    if not given:
+        msg = "append() takes at least one event."
+        raise InvalidOption(msg)
+    name = None if stream is None else stream_name(stream)
+    if name is None and expected_version is not ANY:
+        msg = "expected_version= is about a stream: give stream= as well."
+        raise InvalidOption(msg)
+    return given, Target(name, expected_version)
+
+
 _publish = publish
 
 
@@ -650,13 +666,17 @@ event_store: Final = EventStore()
 """The store of the project's registry, in the database that the router names."""
 
 
-def _store_filler(annotation: Any, services: Services) -> Constant | None:
+def _store_filler(annotation: Any, services: Services) -> Resolver | None:
     if sole_type(annotation) is not EventStore:
         return None
     owner = services.owner
-    return Constant(
-        EventStore(registry=owner) if isinstance(owner, Registry) else owner
-    )
+    store = EventStore(registry=owner) if isinstance(owner, Registry) else owner
+    overrides = services.overrides
+
+    def resolve(_message: Message) -> Any:
+        return overrides[EventStore]() if EventStore in overrides else store
+
+    return resolve
 
 
 register_filler(_store_filler)

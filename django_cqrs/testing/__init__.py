@@ -1,15 +1,16 @@
 """
 Helpers for the tests of a project.
 
-Replace a dependency with :func:`override`; the conformance suite for channels is
-:mod:`django_cqrs.testing.channels`.
+Replace a dependency with :func:`override`; the conformance suites are
+:mod:`django_cqrs.testing.channels` and :mod:`django_cqrs.testing.event_stores`.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django_cqrs.buses.registries import registry
 from django_cqrs.channels.channel import DEFAULT_CHANNEL_ALIAS
@@ -20,10 +21,14 @@ from django_cqrs.testing.flow import Flow, eager_channels
 from django_cqrs.testing.scenarios import Scenario, scenario
 from django_cqrs.testing.trees import Tree
 
+if TYPE_CHECKING:
+    from django_cqrs.testing.in_memory_events import InMemoryEventStore
+
 __all__ = [
     "ANYTHING",
     "Flow",
     "InMemoryChannel",
+    "InMemoryEventStore",
     "Scenario",
     "SimulatedCrash",
     "Tree",
@@ -33,6 +38,15 @@ __all__ = [
     "run_channel",
     "scenario",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the store in memory when it is used: it needs the app of events."""
+    if name != "InMemoryEventStore":
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    module = importlib.import_module("django_cqrs.testing.in_memory_events")
+    return module.InMemoryEventStore
 
 
 def override(

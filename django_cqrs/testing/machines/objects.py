@@ -72,7 +72,7 @@ class TimedMessage(typing.NamedTuple):
         return repr(self.later.message.payload)
 
 
-class _ObjectMachine(RuleBasedStateMachine):
+class ObjectMachine(RuleBasedStateMachine):
     """The shared parts of the machines: a world, its messages, and the test case."""
 
     messages: ClassVar[Sequence[Any]] = ()
@@ -249,7 +249,11 @@ def _drawn(machine: Any) -> SearchStrategy[Any]:
     return machine.strategy()  # type: ignore[no-any-return]
 
 
-class SagaMachine(_ObjectMachine):
+drawn_by_machine: Final = _machine.flatmap(_drawn)
+"""The strategy of the messages of the machine that runs."""
+
+
+class SagaMachine(ObjectMachine):
     """
     Looks for an order of messages, and for disturbances, after which a saga is wrong.
 
@@ -294,7 +298,7 @@ class SagaMachine(_ObjectMachine):
     def _owner(cls) -> type:
         return cls.saga
 
-    @rule(message=_machine.flatmap(_drawn))
+    @rule(message=drawn_by_machine)
     def deliver(self, message: Any) -> None:
         """Deliver a new message."""
         self._deliver(self._new(message))
@@ -319,7 +323,7 @@ class SagaMachine(_ObjectMachine):
         self._time_out(timer.later)
 
     @precondition(lambda self: "crashes" in self.faults)
-    @rule(message=_machine.flatmap(_drawn))
+    @rule(message=drawn_by_machine)
     def crash(self, message: Any) -> None:
         """Let the process end between a handler and its commit; deliver again."""
         new = self._new(message)
@@ -332,7 +336,7 @@ class SagaMachine(_ObjectMachine):
         self._deliver(new)
 
     @precondition(lambda self: "races" in self.faults)
-    @rule(first=_machine.flatmap(_drawn), second=_machine.flatmap(_drawn))
+    @rule(first=drawn_by_machine, second=drawn_by_machine)
     def race(self, first: Any, second: Any) -> None:
         """Deliver two messages at once: the second looks before the first commits."""
         values = self._values_in(second)
@@ -418,7 +422,7 @@ class SagaMachine(_ObjectMachine):
         self._run_due()
 
 
-class AggregateMachine(_ObjectMachine):
+class AggregateMachine(ObjectMachine):
     """
     Compares an aggregate with a plain model of it, whatever messages come.
 
@@ -484,7 +488,7 @@ class AggregateMachine(_ObjectMachine):
         """
         raise NotImplementedError
 
-    @rule(message=_machine.flatmap(_drawn))
+    @rule(message=drawn_by_machine)
     def deliver(self, message: Any) -> None:
         """Deliver a message to the aggregate and to its model."""
         values = self._values_in(message)
