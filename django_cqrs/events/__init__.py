@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from django_cqrs.events.appliers import applies, replay
-    from django_cqrs.events.feeding import Emitter, Replaying, State
+    from django_cqrs.events.feeding import Emitter, PartitionName, Replaying, State
     from django_cqrs.events.feeds import Feed
     from django_cqrs.events.insertion import ANY, EXISTS, NEW, ExpectedVersion
     from django_cqrs.events.operations import Projections, projections
@@ -37,6 +37,7 @@ __all__ = [
     "EventStore",
     "ExpectedVersion",
     "Feed",
+    "PartitionName",
     "Projections",
     "Recorded",
     "Replaying",
@@ -70,6 +71,7 @@ _PLACES: Final = {
     "Feed": "feeds",
     "EventMarker": "store",
     "EventQuery": "queries",
+    "PartitionName": "feeding",
     "Projections": "operations",
     "Recorded": "recorded",
     "Replaying": "feeding",

@@ -12,13 +12,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from django.db import OperationalError, connections, models, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.events import settling
 from django_cqrs.events.columns import EVENT, STREAM
+from django_cqrs.events.feeding import ResetMessage
 from django_cqrs.events.generations import set_up
 from django_cqrs.events.handling import EventBatch, Handlers
 from django_cqrs.events.inline import catch_up, kept_states
@@ -30,13 +31,27 @@ from django_cqrs.events.models import (
     Status,
 )
 from django_cqrs.events.observing import observed_batch
+from django_cqrs.events.partitions import (
+    LONGEST_KEY,
+    Place,
+    partition_sql,
+    place_named,
+    shard_of,
+)
+from django_cqrs.events.queries import Condition
 from django_cqrs.events.reading import PAGE, Scan
+from django_cqrs.events.recorded import Recorded
 from django_cqrs.events.replaying import replaying
 from django_cqrs.events.rows import ViewRows
 from django_cqrs.events.sources import Reach
 from django_cqrs.events.stream_names import StreamName
-from django_cqrs.exceptions import InvalidOption, ProjectionBusy, ProjectionNotFound
-from django_cqrs.messages import NOBODY, Message, current
+from django_cqrs.exceptions import (
+    InvalidOption,
+    ProjectionBusy,
+    ProjectionNotFound,
+    StreamNotFound,
+)
+from django_cqrs.messages import NOBODY, current
 from django_cqrs.retries import DEADLOCKS
 
 T = TypeVar("T")
@@ -72,13 +87,14 @@ def reset(handlers: Handlers, *, using: str) -> None:
         _empty(handlers, generation, using)
 
 
-def rebuild(handlers: Handlers, *, using: str) -> int:
+def rebuild(handlers: Handlers, *, using: str, partition: str | None = None) -> int:
     """
     Replace the rows of the views: handle all events again, in one transaction.
 
     Args:
         handlers: of the projection.
         using: the alias of the database with the events.
+        partition: the name of a partition, if only its events are handled again.
 
     Returns:
         The number of events that were handled.
@@ -86,12 +102,45 @@ def rebuild(handlers: Handlers, *, using: str) -> int:
     Raises:
         ProjectionNotFound: it is not set up there.
         ProjectionBusy: it is being rebuilt.
+        StreamNotFound: the partition is a stream that does not exist.
+        InvalidOption: the projection cannot be rebuilt by partition.
         ReplayForbidden: a handler sends a message, or writes to a table other than
             those of the views.
         Exception: the exception of a handler; the views are as they were.
 
     """
-    return whole(lambda: _rebuild(handlers, using), using)
+    part = None if partition is None else _solo_partition(handlers, using, partition)
+    return whole(lambda: _rebuild(handlers, using, part), using)
+
+
+class _SoloPartition(NamedTuple):
+    """A partition that is rebuilt alone."""
+
+    name: str
+    place: Place
+
+
+def _solo_partition(handlers: Handlers, using: str, name: str) -> _SoloPartition:
+    """Return a partition, if the projection can be rebuilt by partition."""
+    options = handlers.options
+    if not handlers.resets_partitions:
+        msg = (
+            f"The projection {options.name!r} cannot be rebuilt by partition: no "
+            "method with @on_reset takes a PartitionName. Write one that deletes the "
+            "rows of a partition, or rebuild all."
+        )
+        raise InvalidOption(msg)
+    if handlers.has_state and not handlers.has_partition_state:
+        msg = (
+            f"The projection {options.name!r} cannot be rebuilt by partition: it keeps "
+            "one State for all. Give it partition_by=, or rebuild all."
+        )
+        raise InvalidOption(msg)
+    place = place_named(options, name, using)
+    if place is None:
+        msg = f"There is no stream {name!r}."
+        raise StreamNotFound(msg)
+    return _SoloPartition(name, place)
 
 
 def whole(act: Callable[[], T], using: str) -> T:
@@ -122,20 +171,26 @@ def whole(act: Callable[[], T], using: str) -> T:
             attempt += 1
 
 
-def _rebuild(handlers: Handlers, using: str) -> int:
+def _rebuild(handlers: Handlers, using: str, part: _SoloPartition | None) -> int:
     connection = connections[using]
     is_inline = handlers.options.is_inline
     with _alone(handlers, using) as generation:
         until = settling.settled(connection)
         with transaction.atomic(using=using):
-            _lock(generation, using)
-            _empty(handlers, generation, using)
+            positions = _lock(generation, using)
+            end = until
+            if part is None:
+                _empty(handlers, generation, using)
+            else:
+                _empty_part(handlers, generation, using, part)
+                if not is_inline:
+                    end = positions[shard_of(part.place, len(positions))]
             with replaying(handlers.options):
-                replay = _Replay(handlers, connection, generation, until)
+                replay = _Replay(handlers, connection, generation, end, part)
                 replay.run()
             if is_inline:
                 replay.write_versions()
-            else:
+            elif part is None:
                 shards = Shard.objects.using(using).filter(generation_id=generation)
                 shards.update(position=until)
     if is_inline:
@@ -285,10 +340,11 @@ def _in_flight(connection: BaseDatabaseWrapper) -> set[tuple[int, int | None]]:
     return {(each.floor, each.session) for each in settling.blockers(connection)}
 
 
-def _lock(generation: int, using: str) -> None:
-    """Lock the shards, so that no worker is in the middle of a batch."""
+def _lock(generation: int, using: str) -> list[int]:
+    """Lock the shards, so that no worker is in a batch, and return their positions."""
     shards = Shard.objects.using(using).filter(generation_id=generation)
-    list(shards.select_for_update().order_by("number"))
+    rows = shards.select_for_update().order_by("number")
+    return list(rows.values_list("position", flat=True))
 
 
 def _empty(
@@ -314,9 +370,26 @@ def _empty(
         failed_position=None,
         retry_at=None,
     )
+    _run_hooks(handlers, "on_delete" if is_deleted else "on_reset")
+
+
+def _empty_part(
+    handlers: Handlers, generation: int, using: str, part: _SoloPartition
+) -> None:
+    """Empty what belongs to a partition in the open transaction."""
+    stream_id, key = part.place
+    own = {"generation_id": generation}
+    rows = Partition.objects.using(using)
+    rows.filter(stream_id=stream_id, key=key, **own).delete()
+    failures = ProjectionFailure.objects.using(using)
+    failures.filter(partition=part.name[:LONGEST_KEY], **own).delete()
+    _run_hooks(handlers, "on_reset", part.name)
+
+
+def _run_hooks(handlers: Handlers, name: str, partition: str | None = None) -> None:
     token = current.set(NOBODY)
     try:
-        handlers.run_hooks("on_delete" if is_deleted else "on_reset", Message())
+        handlers.run_hooks(name, ResetMessage(partition))
     finally:
         current.reset(token)
 
@@ -350,7 +423,7 @@ def _in_order(views: Sequence[Any]) -> list[Any]:
 
 
 class _Replay:
-    """One pass over all events of a projection, in order of position."""
+    """One pass over the events of a projection, or a partition, in order."""
 
     def __init__(
         self,
@@ -358,11 +431,13 @@ class _Replay:
         connection: BaseDatabaseWrapper,
         generation: int,
         until: int,
+        part: _SoloPartition | None,
     ) -> None:
         self.handlers = handlers
         self.connection = connection
         self.generation = generation
         self.until = until
+        self.part = part
         self.handled = 0
         self._versions: dict[int, tuple[int, int]] = {}
 
@@ -373,9 +448,10 @@ class _Replay:
         scan = Scan(connection, handlers.types)
         position = 0
         while position < self.until:
-            scan.condition = reach.condition()
+            scan.condition = self._narrowed(reach.condition())
             page = scan.page(position, self.until, PAGE)
-            if page.recorded:
+            recorded = self._own(page.recorded)
+            if recorded:
                 with kept_states(handlers, connection, self.generation) as states:
                     batch = EventBatch(
                         handlers,
@@ -384,15 +460,31 @@ class _Replay:
                         rows=ViewRows(connection),
                         is_replay=True,
                     )
-                    with observed_batch(handlers.options.name, page.recorded):
-                        batch.handle(page.recorded)
+                    with observed_batch(handlers.options.name, recorded):
+                        batch.handle(recorded)
                         batch.finish()
                 self.handled += batch.handled
-                for each in page.recorded:
+                for each in recorded:
                     if each.stream_id is not None:
                         reached = each.version or 0, each.position
                         self._versions[each.stream_id] = reached
             position = page.position
+
+    def _narrowed(self, condition: Condition) -> Condition:
+        if self.part is None:
+            return condition
+        parameters: list[Any] = []
+        own = partition_sql(self.handlers.options, self.part.place, parameters)
+        return Condition(
+            f"{own} AND ({condition.sql})", [*parameters, *condition.parameters]
+        )
+
+    def _own(self, recorded: list[Recorded]) -> list[Recorded]:
+        """Return the events of the partition; the condition finds others as well."""
+        if self.part is None:
+            return recorded
+        partition_of, place = self.handlers.partition_of, self.part.place
+        return [each for each in recorded if partition_of(each) == place]
 
     def write_versions(self) -> None:
         """Note how far an inline projection has come in each stream."""

@@ -10,12 +10,11 @@ from django.db import connections, transaction
 from django.db.models import F
 
 from django_cqrs import clock
-from django_cqrs.events.columns import TAG
 from django_cqrs.events.decoding import decoder_of
 from django_cqrs.events.error_texts import error_texts
 from django_cqrs.events.handling import EventBatch, Handlers
 from django_cqrs.events.models import Generation, Partition, ProjectionFailure, Shard
-from django_cqrs.events.partitions import Place
+from django_cqrs.events.partitions import Place, partition_sql
 from django_cqrs.events.reading import PAGE, events_where
 from django_cqrs.events.recorded import Recorded
 from django_cqrs.events.rows import ViewRows
@@ -162,21 +161,12 @@ def _events_of(
     """Return the events of a partition that the projection handles, in order."""
     connection = connections[using]
     sql, parameters = Reach(handlers, connection).condition()
-    stream_id, key = place
-    if key:
-        position = "COALESCE(e.link_to, e.position)"
-        own = (
-            f"EXISTS (SELECT 1 FROM {TAG} t WHERE t.tag = %s "
-            f"AND t.position = {position})"
-        )
-    elif stream_id:
-        own = "e.stream_id = %s"
-    else:
-        own = "e.stream_id IS NULL AND 0 = %s"
+    own: list[Any] = []
+    is_own = partition_sql(handlers.options, place, own)
     found = _read(
         handlers,
-        f"{own} AND e.position >= %s AND e.position <= %s AND ({sql})",
-        [key or stream_id, first, last, *parameters],
+        f"{is_own} AND e.position >= %s AND e.position <= %s AND ({sql})",
+        [*own, first, last, *parameters],
         using,
     )
     # An event may have the tag beside another one, which decides.

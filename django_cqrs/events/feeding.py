@@ -180,6 +180,15 @@ Replaying = Annotated[bool, _Replaying()]
 """The type of a parameter: whether the event is handled again, as in a rebuild."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _PartitionName:
+    """The mark of :data:`PartitionName`."""
+
+
+PartitionName = Annotated[str | None, _PartitionName()]
+"""The type of a parameter of ``on_reset``: the emptied partition; None for all."""
+
+
 class Emitter:
     """
     Appends events of a projection's own, and publishes them.
@@ -281,6 +290,35 @@ def source_of(parameter: inspect.Parameter) -> Source | None:
     if bare is Emitter:
         return Emitter
     return None
+
+
+class ResetMessage(Message):
+    """The message that is current while ``on_reset`` or ``on_delete`` runs."""
+
+    def __init__(self, partition_name: str | None = None) -> None:
+        """Take the name of the partition; None for all."""
+        super().__init__()
+        self.partition_name = partition_name
+
+
+def partition_name_of(message: Any) -> str | None:
+    """Return the name of the partition that is emptied."""
+    name: str | None = message.partition_name
+    return name
+
+
+def reset_source_of(parameter: inspect.Parameter) -> Source | None:
+    """
+    Return the source of a parameter that only ``on_reset`` has.
+
+    Raises:
+        Unfillable: its mark cannot be used.
+
+    """
+    marks = marks_of(parameter.annotation)
+    if any(isinstance(mark, _PartitionName) for mark in marks):
+        return partition_name_of
+    return source_of(parameter)
 
 
 def _row_source(model: Any, mark: Any) -> RowSource:

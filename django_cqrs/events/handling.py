@@ -46,6 +46,8 @@ from django_cqrs.events.feeding import (
     RowSource,
     SeveralPayloads,
     StateSource,
+    partition_name_of,
+    reset_source_of,
     source_of,
 )
 from django_cqrs.events.insertion import Target
@@ -146,8 +148,10 @@ class Handlers:
         ]
         sound = [each for each in self.endpoints if not each.problems]
         self.calls: tuple[Call, ...] = tuple(map(_call_of, sound))
+        self.resets_partitions = False
+        """Whether a method empties one partition."""
         self._hooks = {
-            name: [self._hook(attribute, function) for attribute, function in found]
+            name: [self._hook(name, *each) for each in found]
             for name in ("on_init", "on_flush", "on_reset", "on_delete")
             if (found := hooks_of(owner, name))
         }
@@ -177,14 +181,14 @@ class Handlers:
             ]
         self._routes: dict[str, NameRoute] = {}
 
-    def _hook(self, attribute: str, function: Any) -> Callable[[Any], Any]:
+    def _hook(self, name: str, attribute: str, function: Any) -> Callable[[Any], Any]:
         services = self.registry._services
-        plan = plan_of(
-            function, services, owner=self.owner, payload=None, given=source_of
-        )
+        given = reset_source_of if name == "on_reset" else source_of
+        plan = plan_of(function, services, owner=self.owner, payload=None, given=given)
         plan = on_service(plan, self.owner, services)
         self.problems += plan.problems
         sources = [each.source for each in plan.arguments]
+        self.resets_partitions |= partition_name_of in sources
         is_stateful = any(isinstance(each, StateSource) for each in sources)
         if is_stateful and self.options.partition_by is not None:
             problem = Problem(

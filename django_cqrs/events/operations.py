@@ -30,15 +30,12 @@ from django_cqrs.events.models import (
     Shard,
     Status,
     StoredEvent,
-    Stream,
 )
-from django_cqrs.events.partitions import Place
-from django_cqrs.events.projecting import BY_STREAM
+from django_cqrs.events.partitions import place_named
 from django_cqrs.events.runner import ProjectionRunner, ShardTurn, refuse_future
 from django_cqrs.events.shards import ShardPlace
 from django_cqrs.events.states import StateType
 from django_cqrs.events.status import ProjectionStatus, status_of, statuses_of
-from django_cqrs.events.stream_names import stream_name
 from django_cqrs.events.waking import last_appended
 from django_cqrs.exceptions import (
     InvalidOption,
@@ -184,7 +181,10 @@ class Projections:
             )
             stored = rows.values_list("state", flat=True).first()
         else:
-            stream_id, key = self._place(handlers, partition)
+            place = place_named(handlers.options, partition, self.using)
+            if place is None:
+                return None
+            stream_id, key = place
             found = Partition.objects.using(self.using).filter(
                 generation_id=generation.pk, stream_id=stream_id, key=key
             )
@@ -192,13 +192,6 @@ class Projections:
         if stored is None:
             return None
         return StateType(handlers.state_types[0]).read_form(stored)
-
-    def _place(self, handlers: Handlers, partition: str) -> Place:
-        if handlers.options.partitioning != BY_STREAM:
-            return 0, partition
-        category, key = stream_name(partition)
-        rows = Stream.objects.using(self.using).filter(category=category, key=key)
-        return rows.values_list("pk", flat=True).first() or 0, ""
 
     # Operation ------------------------------------------------------------------------
 
@@ -370,7 +363,7 @@ class Projections:
             handlers, using=self.using, batch=batch, at_batch=at_batch
         )
 
-    def rebuild(self, name: str) -> int:
+    def rebuild(self, name: str, *, partition: str | None = None) -> int:
         """
         Replace the rows of the views: handle all events again, in one transaction.
 
@@ -378,6 +371,8 @@ class Projections:
 
         Args:
             name: of the projection.
+            partition: the name of a stream, or the key, as ``partition_by=`` says, if
+                only its rows are made anew; ``on_reset`` then deletes the old ones.
 
         Returns:
             The number of events that were handled.
@@ -385,12 +380,16 @@ class Projections:
         Raises:
             ProjectionNotFound: it does not exist, or is not set up.
             ProjectionBusy: it is being rebuilt already.
+            StreamNotFound: the partition is a stream that does not exist.
+            InvalidOption: no ``on_reset`` takes a ``PartitionName``, or one state is
+                kept for all partitions.
             ReplayForbidden: a handler sends a message, or writes to a table other than
                 those of the views.
             Exception: the exception of a handler; the views are as they were.
 
         """
-        return building.rebuild(self.handlers(name), using=self.using)
+        handlers = self.handlers(name)
+        return building.rebuild(handlers, using=self.using, partition=partition)
 
     def reset(self, name: str) -> None:
         """

@@ -7,9 +7,12 @@ from typing import Any, Final
 from zlib import crc32
 
 from django_cqrs.declaration.marks import Header
+from django_cqrs.events.columns import TAG
 from django_cqrs.events.feeding import FedMessage
+from django_cqrs.events.models import Stream
 from django_cqrs.events.projecting import BY_STREAM, ProjectionOptions
 from django_cqrs.events.recorded import Recorded
+from django_cqrs.events.stream_names import stream_name
 from django_cqrs.events.tags import Tag
 from django_cqrs.exceptions import InvalidKey, MessageConversionError, UnknownMessage
 from django_cqrs.plain import as_plain
@@ -97,6 +100,51 @@ def _attribute(recorded: Recorded, name: str) -> Any:
     if isinstance(content, dict):
         return content.get(name)
     return getattr(content, name, None)
+
+
+def place_named(options: ProjectionOptions, name: str, using: str) -> Place | None:
+    """
+    Return the partition of a name; None if there is no such stream.
+
+    Args:
+        options: of the projection.
+        name: of a stream, or the key, as ``partition_by=`` says.
+        using: the alias of the database with the events.
+
+    Raises:
+        InvalidOption: the name is not that of a stream.
+
+    """
+    if options.partitioning != BY_STREAM:
+        return 0, name
+    category, key = stream_name(name)
+    rows = Stream.objects.using(using).filter(category=category, key=key)
+    found: int | None = rows.values_list("pk", flat=True).first()
+    return None if found is None else (found, "")
+
+
+def partition_sql(
+    options: ProjectionOptions, place: Place, parameters: list[Any]
+) -> str:
+    """
+    Return the condition for the events that may be of a partition.
+
+    It finds others as well, unless events are divided by their streams.
+    """
+    stream_id, key = place
+    if options.partitioning == BY_STREAM:
+        if not stream_id:
+            return "e.stream_id IS NULL"
+        parameters.append(stream_id)
+        return "e.stream_id = %s"
+    if key and isinstance(options.partitioning, Tag):
+        parameters.append(key)
+        position = "COALESCE(e.link_to, e.position)"
+        return (
+            f"EXISTS (SELECT 1 FROM {TAG} t WHERE t.tag = %s "
+            f"AND t.position = {position})"
+        )
+    return "1 = 1"
 
 
 def shard_of(place: Place, count: int) -> int:

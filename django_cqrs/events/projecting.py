@@ -359,7 +359,9 @@ def on_reset(method: T) -> T:
     """
     Call a method of a projection when its views are emptied, in the same transaction.
 
-    It empties what is not in ``views=``. Its parameters are services.
+    It empties what is not in ``views=``. Its parameters are services. With a parameter
+    of the type ``PartitionName`` it also empties one partition, whose rows it deletes
+    from the views as well.
 
     Raises:
         TypeError: it is not a method.

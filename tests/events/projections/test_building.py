@@ -7,15 +7,18 @@ import pytest
 from django_cqrs import CommandBus, EventBus, command_handler, event_handler
 from django_cqrs.events import (
     Emitter,
+    PartitionName,
     Projections,
     Recorded,
     Replaying,
     Row,
+    State,
     on_delete,
     on_reset,
     projection,
 )
 from django_cqrs.events.building import backfill, delete, rebuild, reset
+from django_cqrs.events.handling import projections_of
 from django_cqrs.events.models import Generation, Partition, Shard, Status
 from django_cqrs.events.replaying import tables_written_by
 from django_cqrs.exceptions import (
@@ -23,7 +26,9 @@ from django_cqrs.exceptions import (
     ProjectionBusy,
     ProjectionNotFound,
     ReplayForbidden,
+    StreamNotFound,
 )
+from django_cqrs.retries import Retry
 from tests.events.projections.support import (
     OrderCounted,
     OrderPaid,
@@ -429,3 +434,147 @@ def test_views_that_point_to_each_other_are_emptied_in_order():
     assert rebuild(handlers_of(registry, "linked"), using="default") == 1
 
     assert Owned.objects.count() == Entry.objects.count() == 1
+
+
+# One partition --------------------------------------------------------------------------
+
+
+@projection("parts", views=[OrderRow])
+class RebuiltParts:
+    @event_handler
+    def placed(self, event: OrderPlaced, row: Annotated[OrderRow, Row("number")]):
+        if event.number in fails_at:
+            raise Unlucky
+        row.changes += 1
+
+    @on_reset
+    def emptied(self, partition: PartitionName):
+        log.append(partition)
+        if partition is not None:
+            number = int(partition.removeprefix("order-"))
+            OrderRow.objects.filter(number=number).delete()
+
+
+def spoiled():
+    """Return the operations of a projection whose rows somebody has changed."""
+    registry = project(RebuiltParts)
+    for number in (0, 1, 2, 1):
+        append(registry, OrderPlaced(number), stream=f"order-{number}")
+    OrderRow.objects.update(changes=99)
+    return Projections(registry=registry), registry
+
+
+def test_e29_2_a_partition_is_rebuilt_alone():
+    """Its rows are made anew, and the others stay. [E29.2]"""
+    own, registry = spoiled()
+
+    assert own.rebuild("parts", partition="order-1") == 2
+
+    assert rows() == {0: 99, 1: 2, 2: 99}
+    assert log == ["order-1"]
+    append(registry, OrderPlaced(1), stream="order-1")
+    assert rows()[1] == 3
+    assert own.rebuild("parts") == 5
+    assert rows() == {0: 1, 1: 3, 2: 1}
+    assert log == ["order-1", None]
+
+
+def test_e29_2_a_partition_that_fails_keeps_its_rows():
+    """Each partition has a transaction of its own: the others are made anew. [E29.2]"""
+    own, _ = spoiled()
+    fails_at.append(1)
+
+    assert own.rebuild("parts", partition="order-0") == 1
+    with pytest.raises(Unlucky):
+        own.rebuild("parts", partition="order-1")
+    assert own.rebuild("parts", partition="order-2") == 1
+
+    assert rows() == {0: 1, 1: 99, 2: 1}
+    assert Generation.objects.get().status == Status.LIVE
+
+
+@projection(
+    "tallied",
+    channel="outbox",
+    partition_by="number",
+    shards=3,
+    views=[OrderRow],
+    on_failure="skip",
+    retry=Retry(attempts=1),
+)
+class RebuiltTallied:
+    @event_handler
+    def placed(
+        self,
+        event: OrderPlaced,
+        row: Annotated[OrderRow, Row("number")],
+        state: Annotated[dict[str, int], State()],
+    ):
+        if event.number in fails_at:
+            raise Unlucky
+        row.changes += 1
+        state["seen"] = state.get("seen", 0) + 1
+
+    @on_reset
+    def emptied(self, partition: PartitionName):
+        OrderRow.objects.filter(number=int(partition or -1)).delete()
+
+
+def test_e29_2_a_partition_of_one_that_follows_stops_where_its_shard_stands():
+    """What comes after is the worker's; its state and failures are made anew. [E29.2]"""
+    registry = project(RebuiltTallied)
+    own = Projections(registry=registry)
+    append(registry, *map(OrderPlaced, (0, 1, 2, 1)))
+    fails_at.append(1)
+    own.run("tallied")
+    assert [each.partition for each in own.failures("tallied")] == ["1", "1"]
+    append(registry, *map(OrderPlaced, (1, 2)))
+    fails_at.clear()
+
+    assert own.rebuild("tallied", partition="1") == 2
+
+    assert rows() == {0: 1, 1: 2, 2: 1}
+    assert own.failures("tallied") == []
+    assert own.state("tallied", partition="1") == {"seen": 2}
+    assert own.run("tallied") == 2
+    assert rows() == {0: 1, 1: 3, 2: 2}
+    assert own.state("tallied", partition="1") == {"seen": 3}
+
+
+def test_e29_2_what_cannot_be_rebuilt_by_partition_is_refused():
+    """The error says what is missing, and nothing is changed. [E29.2]"""
+
+    @projection("counted", views=[OrderLine])
+    class RebuiltCounted:
+        @event_handler
+        def placed(
+            self, event: OrderPlaced, state: Annotated[dict[str, int], State()]
+        ): ...
+
+        @on_reset
+        def emptied(self, partition: PartitionName): ...
+
+    registry = project(RebuiltOrders, RebuiltCounted, RebuiltParts)
+    append(registry, OrderPlaced(1))
+    before = rows()
+    own = Projections(registry=registry)
+
+    with pytest.raises(InvalidOption, match="no method with @on_reset takes a Part"):
+        own.rebuild("orders", partition="order-1")
+    with pytest.raises(InvalidOption, match="it keeps one State for all"):
+        own.rebuild("counted", partition="order-1")
+    with pytest.raises(StreamNotFound, match="no stream 'order-7'"):
+        own.rebuild("parts", partition="order-7")
+    assert rows() == before
+
+
+def test_a_partition_name_is_for_on_reset_alone():
+    """A handler that asks for it is a mistake, which a check reports."""
+
+    @projection("orders")
+    class Curious:
+        @event_handler
+        def placed(self, event: OrderPlaced, partition: PartitionName): ...
+
+    [problem] = projections_of(project(Curious))["orders"].problems
+    assert "'partition'" in problem.message

@@ -8,7 +8,14 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from django_cqrs import event_handler
-from django_cqrs.events import Projections, Row, operations, projection
+from django_cqrs.events import (
+    PartitionName,
+    Projections,
+    Row,
+    on_reset,
+    operations,
+    projection,
+)
 from django_cqrs.events.models import Generation, ProjectionFailure
 from django_cqrs.retries import Retry
 from tests.events.projections.support import OrderPlaced, append, project
@@ -24,6 +31,11 @@ class CommandInline:
     @event_handler
     def placed(self, event: OrderPlaced, row: Annotated[OrderRow, Row("number")]):
         row.changes += 1
+
+    @on_reset
+    def emptied(self, partition: PartitionName):
+        if partition is not None:
+            OrderRow.objects.filter(number=partition.removeprefix("order-")).delete()
 
 
 @projection(
@@ -152,6 +164,21 @@ def test_e28_6_an_unknown_name_is_refused_with_a_near_one(registry, action):
     """The command fails, and nothing is done. [E28.6]"""
     with pytest.raises(CommandError, match="Did you mean 'followed'"):
         run(action, "folowed")
+
+
+def test_e29_2_partitions_are_rebuilt_by_name(registry):
+    """Several are rebuilt each in a transaction of its own, of one projection. [E29.2]"""
+    for number in (1, 2, 3):
+        append(registry, OrderPlaced(number), stream=f"order-{number}")
+    OrderRow.objects.update(changes=9)
+    parts = ("--partition", "order-1", "--partition", "order-3")
+
+    assert run("rebuild", "inline", *parts) == "inline: 2 events.\n"
+
+    found = OrderRow.objects.order_by("number").values_list("number", "changes")
+    assert list(found) == [(1, 1), (2, 9), (3, 1)]
+    with pytest.raises(CommandError, match=r"--partition is for one projection"):
+        run("rebuild", "--all", *parts)
 
 
 def test_one_or_all(registry):

@@ -60,7 +60,7 @@ def _nothing_seen():
 
 def test_e20_1_handlers_are_found_by_class_base_union_name_glob_object_and_dict():
     """An event reaches every method that takes its class, its base, its name or all
-    events, in order of definition; one event may reach several."""
+    events, in order of definition; one event may reach several. [E20.1]"""
 
     @projection("orders", on_demand=True)
     class Orders:
@@ -112,7 +112,7 @@ def test_e20_1_handlers_are_found_by_class_base_union_name_glob_object_and_dict(
 
 
 def test_e20_1_a_base_class_takes_its_subclasses():
-    """A handler of a base class, or of a Protocol, gets every event that is one."""
+    """A handler of a base class, or of a Protocol, gets every event that is one. [E20.1]"""
 
     class About:
         pass
@@ -137,7 +137,7 @@ def test_e20_1_a_base_class_takes_its_subclasses():
 
 def test_e20_1_a_renamed_event_is_found_by_its_present_and_its_former_name():
     """A handler by name gets events that were stored under another name of the
-    class."""
+    class. [E20.1]"""
     old = project()
     append(old, OrderPaid(1))
 
@@ -174,7 +174,7 @@ def test_e20_1_a_renamed_event_is_found_by_its_present_and_its_former_name():
 
 def test_e20_1_an_event_without_a_class_goes_to_handlers_of_json():
     """`object` and `dict` handlers get the JSON of an event whose class is gone, and
-    its name from `Recorded`."""
+    its name from `Recorded`. [E20.1]"""
     append(project(), OrderPaid(1))
 
     @projection("orders", on_demand=True)
@@ -197,7 +197,7 @@ def test_e20_1_an_event_without_a_class_goes_to_handlers_of_json():
 
 def test_e20_5_publishing_reaches_no_projection():
     """An event that was published and never appended is no event of the store: the
-    handlers of projections are not called."""
+    handlers of projections are not called. [E20.5]"""
 
     @projection("orders", on_demand=True)
     class Orders:
@@ -219,7 +219,7 @@ def test_e20_5_publishing_reaches_no_projection():
 
 def test_e20_7_a_function_is_a_projection_of_one_handler():
     """`@projection` on a function makes a projection, by its annotation or by the
-    routes of `@event_handler`; the function stays callable."""
+    routes of `@event_handler`; the function stays callable. [E20.7]"""
 
     @projection("orders", on_demand=True)
     def count(event: OrderPlaced, at: Annotated[datetime, Header("timestamp")]):
@@ -256,7 +256,7 @@ class Priced:
 
 
 def test_e20_7_a_class_gets_services_and_answers_queries():
-    """A projection is built once with its services, and its query handlers answer."""
+    """A projection is built once with its services, and its query handlers answer. [E20.7]"""
 
     @projection("orders", on_demand=True)
     class Orders:
@@ -279,7 +279,7 @@ def test_e20_7_a_class_gets_services_and_answers_queries():
 
 
 def test_e20_7_an_async_handler_runs_in_the_transaction():
-    """A coroutine function is awaited in the transaction of its batch."""
+    """A coroutine function is awaited in the transaction of its batch. [E20.7]"""
 
     @projection("orders", on_demand=True)
     class Orders:
@@ -306,7 +306,7 @@ def test_e20_7_an_async_handler_runs_in_the_transaction():
 
 
 def test_e20_7_dependencies_of_ordinary_handlers_work_in_a_projection():
-    """Handlers take services, buses and headers as everywhere."""
+    """Handlers take services, buses and headers as everywhere. [E20.7]"""
     from django_cqrs import Depends
 
     def doubled(event: OrderPlaced) -> int:
@@ -380,7 +380,7 @@ class Totals:
 
 def test_e26_1_state_is_an_object_or_a_dict_and_is_kept_as_text():
     """The state is made new at first, changed in place or replaced by what a handler
-    returns, and never None."""
+    returns, and never None. [E26.1]"""
 
     @projection("orders", on_demand=True)
     class Orders:
@@ -417,7 +417,7 @@ def test_e26_1_state_is_an_object_or_a_dict_and_is_kept_as_text():
 
 def test_e23_4_each_partition_has_a_state_of_its_own():
     """With `partition_by=`, a state belongs to one stream, or one key; equal ids of two
-    categories are two partitions."""
+    categories are two partitions. [E23.4]"""
 
     @projection("orders", on_demand=True, partition_by="stream")
     class Orders:
@@ -446,7 +446,7 @@ def test_e23_4_each_partition_has_a_state_of_its_own():
 
 def test_e26_2_on_flush_runs_once_for_a_batch_with_events():
     """`on_flush` runs after the rows are written, once a batch that handled something,
-    and gets the state."""
+    and gets the state. [E26.2]"""
 
     @projection("orders", on_demand=True)
     class Orders:
@@ -512,7 +512,7 @@ def test_e26_3_emitted_events_are_appended_and_published_in_the_transaction():
 
 
 def test_e26_4_a_replay_and_a_silent_projection_emit_nothing():
-    """`emits=False` and replays append and publish nothing, also from `on_flush`."""
+    """`emits=False` and replays append and publish nothing, also from `on_flush`. [E26.4]"""
 
     def made(name, **options):
         @projection(name, on_demand=True, **options)
@@ -552,7 +552,7 @@ class Remind:
 
 def test_e26_5_what_a_live_batch_dispatches_shares_its_transaction():
     """A command that a handler dispatches, directly or on a channel, is undone with a
-    failed batch and there with a committed one."""
+    failed batch and there with a committed one. [E26.5]"""
     from django_cqrs.outbox.models import OutboxMessage
 
     @command_handler
@@ -595,7 +595,7 @@ def test_e26_5_what_a_live_batch_dispatches_shares_its_transaction():
 
 
 def test_e27_1_each_event_has_its_own_headers():
-    """Handlers see the headers that were stored with the event."""
+    """Handlers see the headers that were stored with the event. [E27.1]"""
 
     @projection("orders", on_demand=True)
     class Orders:
@@ -626,7 +626,7 @@ def test_e27_1_each_event_has_its_own_headers():
 
 
 def test_e27_3_replaying_is_true_in_replays_alone():
-    """The parameter `Replaying` says whether the event is handled again."""
+    """The parameter `Replaying` says whether the event is handled again. [E27.3]"""
 
     @projection("orders", on_demand=True)
     def note(event: OrderPlaced, replaying: Replaying):

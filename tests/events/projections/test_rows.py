@@ -63,7 +63,7 @@ def rows():
 
 def test_e25_1_a_row_is_made_found_kept_and_deleted():
     """A row that does not exist is made; one that does is found, changed and kept, or
-    deleted."""
+    deleted. [E25.1]"""
     registry = project(Orders)
     append(registry, OrderPlaced(1), OrderPlaced(2))
     handle(registry)
@@ -79,7 +79,7 @@ def test_e25_1_a_row_is_made_found_kept_and_deleted():
 
 def test_e25_1_several_fields_and_other_attributes_make_a_key():
     """`Row("sku", order="number")` finds a row by two fields, one of another name; a
-    source may be a header or a callable."""
+    source may be a header or a callable. [E25.1]"""
 
     @projection("orders", on_demand=True)
     class Lines:
@@ -113,7 +113,7 @@ def test_e25_1_several_fields_and_other_attributes_make_a_key():
 
 def test_e25_1_a_missing_row_ignores_the_event_or_raises():
     """`missing="ignore"` does not call the handler, `missing="raise"` raises the
-    model's `DoesNotExist`, with the key."""
+    model's `DoesNotExist`, with the key. [E25.1]"""
 
     @projection("strict", on_demand=True)
     class Strict:
@@ -136,7 +136,7 @@ def test_e25_1_a_missing_row_ignores_the_event_or_raises():
 
 def test_e25_2_a_batch_makes_one_query_and_one_statement():
     """500 events on 100 rows: one SELECT and one upsert, whether the rows are new,
-    exist, or both."""
+    exist, or both. [E25.2]"""
     registry = project(Orders)
     append(registry, *[OrderPlaced(number % 100) for number in range(500)])
     append(registry, *[OrderPlaced(number % 120) for number in range(240)])
@@ -184,7 +184,7 @@ def test_a_row_that_is_only_read_is_not_written():
 
 
 def test_e25_3_events_of_one_row_see_each_others_changes():
-    """One object stands for a row in a batch; deleted and made again, it is new."""
+    """One object stands for a row in a batch; deleted and made again, it is new. [E25.3]"""
     registry = project(Orders)
     OrderRow.objects.create(number=1, changes=5, lines=["old"])
     append(registry, OrderPlaced(1), OrderPlaced(1), OrderCancelled(1))
@@ -197,7 +197,7 @@ def test_e25_3_events_of_one_row_see_each_others_changes():
 
 def test_e25_3_a_handler_without_row_sees_the_rows_written():
     """What is pending is written before a handler without `Row` queries, and what that
-    handler changes is seen afterwards."""
+    handler changes is seen afterwards. [E25.3]"""
 
     @projection("orders", on_demand=True)
     class Mixed:
@@ -229,7 +229,7 @@ def test_e25_3_a_handler_without_row_sees_the_rows_written():
 
 
 def test_e25_4_a_failed_batch_leaves_no_row_and_its_objects_are_not_used_again():
-    """After a failure the next batch reads the rows again."""
+    """After a failure the next batch reads the rows again. [E25.4]"""
     objects = []
 
     @projection("orders", on_demand=True)
@@ -254,7 +254,7 @@ def test_e25_4_a_failed_batch_leaves_no_row_and_its_objects_are_not_used_again()
 
 
 def test_e25_5_defaults_and_auto_now_are_those_of_a_save():
-    """Serial numbers, defaults and `auto_now` come as `Model.save()` writes them."""
+    """Serial numbers, defaults and `auto_now` come as `Model.save()` writes them. [E25.5]"""
     registry = project(Orders)
     append(registry, OrderPlaced(1))
     handle(registry)
@@ -274,7 +274,7 @@ def test_e25_5_defaults_and_auto_now_are_those_of_a_save():
 @pytest.mark.parametrize("is_new", [False, True])
 def test_e25_5_a_violation_of_another_field_raises(is_new):
     """A value that is taken in another unique column, or is missing, is an error: no
-    other row is overwritten on any database."""
+    other row is overwritten on any database. [E25.5]"""
 
     @projection("orders", on_demand=True)
     class Customers:
@@ -303,7 +303,7 @@ def test_e25_5_a_violation_of_another_field_raises(is_new):
 
 
 def test_e25_5_expressions_are_written_by_django():
-    """A row with `F()` or a function of the database is saved as Django saves it."""
+    """A row with `F()` or a function of the database is saved as Django saves it. [E25.5]"""
 
     @projection("orders", on_demand=True)
     class Counting:
@@ -325,7 +325,7 @@ def test_e25_5_expressions_are_written_by_django():
 
 
 def test_e25_6_two_rows_of_two_models():
-    """A handler may get several rows, of one model or of several."""
+    """A handler may get several rows, of one model or of several. [E25.6]"""
 
     @projection("orders", on_demand=True)
     class Both:
@@ -398,7 +398,7 @@ def test_a_key_that_an_event_lacks_is_an_error():
 
 def test_e20_4_a_row_needs_a_unique_key():
     """`Row` on a field that is not unique, not there, or of no model: a check, and the
-    handler is not called."""
+    handler is not called. [E20.4]"""
 
     def fault_of(mark, model=OrderRow):
         @projection("orders", on_demand=True)

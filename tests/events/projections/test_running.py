@@ -71,7 +71,7 @@ def _nothing_seen():
 
 def test_e22_1_a_worker_handles_events_with_messages_in_between():
     """`cqrs_worker` brings all events in order, and handles the messages of its
-    channel."""
+    channel. [E22.1]"""
 
     @command_handler(channel="outbox", name="note")
     def note(command: OrderPaid):
@@ -91,7 +91,7 @@ def test_e22_1_a_worker_handles_events_with_messages_in_between():
 
 def test_e22_2_position_and_rows_commit_together():
     """A handler that fails at event 700: 500 are there, and so is their position. Once
-    it is mended, the rest comes, once."""
+    it is mended, the rest comes, once. [E22.2]"""
     registry = project(made(batch=500))
     place(registry, *range(1, 1001))
     operate = Projections(registry=registry)
@@ -109,7 +109,7 @@ def test_e22_2_position_and_rows_commit_together():
 
 
 def test_e22_3_without_new_events_nothing_is_written():
-    """A worker that is woken for nothing reads, and writes nothing."""
+    """A worker that is woken for nothing reads, and writes nothing. [E22.3]"""
     registry = project(made())
     place(registry, 1)
     work(registry)
@@ -132,7 +132,7 @@ def test_e22_3_without_new_events_nothing_is_written():
 
 @pytest.mark.parametrize("batch", [1, 10_000])
 def test_e22_9_any_size_of_batch_handles_all(batch):
-    """Batches of one event, and of more than there are, give the same rows."""
+    """Batches of one event, and of more than there are, give the same rows. [E22.9]"""
     registry = project(made(batch=batch))
     place(registry, *range(20))
 
@@ -141,7 +141,7 @@ def test_e22_9_any_size_of_batch_handles_all(batch):
 
 
 def test_e22_10_a_rare_event_is_found_in_few_queries():
-    """A position moves over events that are not handled in growing steps."""
+    """A position moves over events that are not handled in growing steps. [E22.10]"""
     registry = project(made())
     last = append(registry, *[OrderPaid(0)] * 100).position
     StoredEvent.objects.filter(position=last).update(position=last + 1_000_000)
@@ -164,7 +164,7 @@ def test_e22_10_a_rare_event_is_found_in_few_queries():
 def test_e20_2_only_handled_names_are_loaded_and_the_others_move_the_position(
     monkeypatch,
 ):
-    """Events that nobody handles are not read, and are not read again."""
+    """Events that nobody handles are not read, and are not read again. [E20.2]"""
     from django_cqrs.events.recorded import Recorded
 
     registry = project(made())
@@ -185,7 +185,7 @@ def test_e20_2_only_handled_names_are_loaded_and_the_others_move_the_position(
 
 def test_e20_3_sources_are_categories_and_streams():
     """A projection gets the events of its sources alone; two with one event name are
-    told apart."""
+    told apart. [E20.3]"""
 
     def of(name, *sources):
         return made(name, sources=list(sources))
@@ -214,7 +214,7 @@ def test_e20_3_sources_are_categories_and_streams():
 
 
 def test_e20_7_a_projection_on_demand_runs_by_command_alone():
-    """`on_demand=True` is for `projections.run()`: no worker follows it."""
+    """`on_demand=True` is for `projections.run()`: no worker follows it. [E20.7]"""
     registry = project(made(channel=None, on_demand=True))
     place(registry, 1)
     work(registry)
@@ -309,7 +309,7 @@ NOW = Retry(attempts=3, delay=0, jitter=False)
 
 def test_e24_1_a_projection_stops_at_an_event_that_fails_and_says_why():
     """Events before it are there; the status has error, event and traceback; it is tried
-    again by itself, at growing pauses."""
+    again by itself, at growing pauses. [E24.1]"""
     registry = project(made(retry=Retry(delay=100, factor=3, jitter=False)))
     place(registry, 1, 2, 13, 4)
     broken.add(13)
@@ -341,7 +341,7 @@ def test_e24_1_a_projection_stops_at_an_event_that_fails_and_says_why():
 
 
 def test_e24_2_a_skipped_event_is_a_failure_that_can_be_retried_once():
-    """`skip` goes on after the last attempt; the failure is retried once."""
+    """`skip` goes on after the last attempt; the failure is retried once. [E24.2]"""
     registry = project(made(on_failure="skip", retry=NOW))
     place(registry, 1, 13, 3)
     broken.add(13)
@@ -366,7 +366,7 @@ def test_e24_2_a_skipped_event_is_a_failure_that_can_be_retried_once():
 
 
 def test_e24_3_a_parked_partition_waits_and_others_go_on():
-    """`park` leaves the later events of that stream; `retry` replays them in order."""
+    """`park` leaves the later events of that stream; `retry` replays them in order. [E24.3]"""
     registry = project(made(on_failure="park", retry=Retry(attempts=1)))
     operate = Projections(registry=registry)
     place(registry, 1, 13, 14, stream="order-1")
@@ -397,7 +397,7 @@ def test_e24_3_a_parked_partition_waits_and_others_go_on():
 
 
 def test_e24_3_partitions_by_tag_are_parked_and_replayed():
-    """A partition by tag has an index as well."""
+    """A partition by tag has an index as well. [E24.3]"""
 
     @message("seat.taken")
     @dataclasses.dataclass(frozen=True)
@@ -429,8 +429,44 @@ def test_e24_3_partitions_by_tag_are_parked_and_replayed():
     assert (numbers("a"), numbers("b")) == ([1, 3], [2])
 
 
+def test_e24_3_events_without_the_tag_are_parked_and_replayed():
+    """They are one partition, whatever their streams. [E24.3]"""
+
+    @message("desk.taken")
+    @dataclasses.dataclass(frozen=True)
+    class DeskTaken:
+        room: Annotated[str | None, Tag("room")]
+        number: int
+
+    @projection(
+        "desks",
+        channel="outbox",
+        partition_by=Tag("room"),
+        on_failure="park",
+        retry=Retry(attempts=1),
+    )
+    def desks(event: DeskTaken):
+        if event.number in broken:
+            raise Unlucky
+        Entry.objects.create(text="desks", number=event.number)
+
+    registry = registry_of(desks, DeskTaken)
+    own = Projections(registry=registry)
+    broken.add(1)
+    for number, room in enumerate(("a", None, None, "a")):
+        event = DeskTaken(room, number)
+        store_of(registry).append([event], stream=f"desk-{number}")
+    own.run("desks")
+    assert numbers("desks") == [0, 3]
+
+    broken.clear()
+    own.retry("desks")
+    assert numbers("desks") == [0, 3, 1, 2]
+    assert own.failures("desks") == []
+
+
 def test_e24_3_a_parked_event_can_be_given_up():
-    """`skip` of a parked failure handles the rest of the partition without it."""
+    """`skip` of a parked failure handles the rest of the partition without it. [E24.3]"""
     registry = project(made(on_failure="park", retry=Retry(attempts=1)))
     operate = Projections(registry=registry)
     place(registry, 13, 14)
@@ -446,7 +482,7 @@ def test_e24_3_a_parked_event_can_be_given_up():
 
 
 def test_e24_4_messages_and_other_projections_go_on():
-    """One that has stopped holds up neither the channel nor other projections."""
+    """One that has stopped holds up neither the channel nor other projections. [E24.4]"""
 
     @command_handler(channel="outbox", name="note")
     def note(command: OrderPaid):
@@ -469,7 +505,7 @@ def test_e24_4_messages_and_other_projections_go_on():
 
 def test_e24_5_a_recent_event_of_an_unknown_name_is_not_passed_by():
     """Newer code may know it: for ten minutes it is waited for. An older one is passed
-    by."""
+    by. [E24.5]"""
 
     @message("order.refunded")
     @dataclasses.dataclass(frozen=True)
@@ -498,7 +534,7 @@ def test_e24_5_a_recent_event_of_an_unknown_name_is_not_passed_by():
 
 
 def test_e24_5_a_recent_event_of_a_newer_version_is_waited_for():
-    """An event in a version that this code does not have stops an old one too."""
+    """An event in a version that this code does not have stops an old one too. [E24.5]"""
     registry = project(made())
     place(registry, 1, 2)
     StoredEvent.objects.filter(payload__number=2).update(shape=2)
@@ -517,7 +553,7 @@ def test_e24_5_a_recent_event_of_a_newer_version_is_waited_for():
 
 
 def test_e24_6_the_status_says_since_when_a_new_handler_counts():
-    """A handler that is added for a known event is noted with the position."""
+    """A handler that is added for a known event is noted with the position. [E24.6]"""
     registry = project(made())
     position = place(registry, 1, 2).position
     Projections(registry=registry).run("orders")
@@ -567,7 +603,7 @@ def test_e24_7_a_failure_at_the_end_of_a_batch_undoes_it():
 
 
 def test_e24_8_the_count_of_attempts_is_in_the_database():
-    """Another worker goes on counting where the last one has stopped."""
+    """Another worker goes on counting where the last one has stopped. [E24.8]"""
     registry = project(made(on_failure="skip", retry=Retry(attempts=3, delay=100)))
     place(registry, 13)
     broken.add(13)
@@ -582,7 +618,7 @@ def test_e24_8_the_count_of_attempts_is_in_the_database():
 
 
 def test_e24_1_a_stopped_projection_can_be_told_to_skip_or_to_retry():
-    """`skip` gives up the event that it has stopped at; `retry` tries it at once."""
+    """`skip` gives up the event that it has stopped at; `retry` tries it at once. [E24.1]"""
     registry = project(made())
     operate = Projections(registry=registry)
     place(registry, 13, 2)
@@ -604,7 +640,7 @@ def test_e24_1_a_stopped_projection_can_be_told_to_skip_or_to_retry():
 
 
 def test_e11_5_an_unreadable_event_is_treated_by_the_policy():
-    """Broken JSON stops a projection, or is skipped, with its place; nothing dies."""
+    """Broken JSON stops a projection, or is skipped, with its place; nothing dies. [E11.5]"""
     stopping, skipping = made("stops"), made("skips", on_failure="skip", retry=NOW)
     registry = project(stopping, skipping)
     place(registry, 1, 2, 3)
@@ -665,7 +701,7 @@ class Totals:
 
 
 def test_e26_1_state_is_kept_between_batches_and_workers():
-    """`projections.state` returns it; a failed batch leaves it as it was."""
+    """`projections.state` returns it; a failed batch leaves it as it was. [E26.1]"""
 
     @projection("orders", channel="outbox", batch=2)
     class Orders:
@@ -692,7 +728,7 @@ def test_e26_1_state_is_kept_between_batches_and_workers():
 
 
 def test_e26_1_the_state_of_a_partition():
-    """`projections.state(..., partition=)` takes the stream, or the key."""
+    """`projections.state(..., partition=)` takes the stream, or the key. [E26.1]"""
 
     @projection("streams", channel="outbox", partition_by="stream")
     def streams(event: OrderPlaced, state: Annotated[Totals, State()]):
@@ -716,7 +752,7 @@ def test_e26_1_the_state_of_a_partition():
 
 
 def test_e26_8_an_emitted_event_of_its_own_comes_in_a_later_batch():
-    """A projection that handles what it emits gets it behind its position."""
+    """A projection that handles what it emits gets it behind its position. [E26.8]"""
 
     @projection("orders", channel="outbox")
     class Orders:
@@ -848,7 +884,7 @@ def test_an_unknown_projection_is_named_with_the_near_one():
 
 def test_e31_2_nothing_appended_and_inline_return_at_once():
     """`wait_for` without an append of this thread, or of an inline projection, returns;
-    with a position that does not come it raises after the timeout."""
+    with a position that does not come it raises after the timeout. [E31.2]"""
     registry = project(made(), made("inline", channel=None))
     operate = Projections(registry=registry)
     position = place(registry, 1).position

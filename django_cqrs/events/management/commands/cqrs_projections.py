@@ -72,6 +72,15 @@ class Command(BaseCommand):
             default=100,
             help="The number of streams in one transaction (default: %(default)s).",
         )
+        found["rebuild"].add_argument(
+            "--partition",
+            action="append",
+            metavar="NAME",
+            help=(
+                "Make the rows of this stream, or key, alone; several are made each in "
+                "a transaction of its own."
+            ),
+        )
         for name, said in (
             ("retry", "Handle again what has failed."),
             ("skip", "Give up what has failed, and go on."),
@@ -215,6 +224,9 @@ class Command(BaseCommand):
         if (name is None) is not options["all"]:
             msg = "Give the name of a projection, or --all."
             raise CommandError(msg)
+        if name is None and options.get("partition"):
+            msg = "--partition is for one projection: give its name."
+            raise CommandError(msg)
         names = own.names() if name is None else [name]
         if name is None and action in ("run", "backfill"):
             is_inline = action == "backfill"
@@ -231,6 +243,9 @@ class Command(BaseCommand):
     ) -> str:
         if action == "backfill":
             return f"{own.backfill(name, batch=options['batch'])} events."
+        if action == "rebuild" and options["partition"]:
+            parts = options["partition"]
+            return f"{sum(own.rebuild(name, partition=each) for each in parts)} events."
         act: Callable[[str], int | None] = getattr(own, action)
         answer = act(name)
         if action in ("run", "rebuild"):
