@@ -11,7 +11,9 @@ from django.db import DEFAULT_DB_ALIAS, connections, router
 from django_cqrs.events.columns import EVENT
 from django_cqrs.events.management import (
     check_command,
+    export_command,
     head_command,
+    import_command,
     read_command,
     shapes_command,
     show_command,
@@ -30,6 +32,8 @@ SUBCOMMANDS: Final[dict[str, ModuleType]] = {
     "shapes": shapes_command,
     "snapshots": snapshot_command,
     "check": check_command,
+    "export": export_command,
+    "import": import_command,
 }
 """The modules of the subcommands, by name: each has a help, arguments and a handler."""
 
