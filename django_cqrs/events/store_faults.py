@@ -205,7 +205,8 @@ def _faults_of_streams(connection: BaseDatabaseWrapper) -> Iterator[StoreFault]:
         f") e LEFT JOIN {STREAM} s ON s.id = e.stream_id "
         f"GROUP BY e.stream_id, s.category, {key}, s.first_version "
         "HAVING COUNT(*) <> MAX(e.version) - MIN(e.version) + 1 "
-        "OR s.first_version IS NULL OR MIN(e.version) > s.first_version",
+        "OR s.first_version IS NULL OR MIN(e.version) > s.first_version "
+        "ORDER BY e.stream_id",
     )
     lost = [str(row[0]) for row in found if row[1] is None]
     if lost:

@@ -19,7 +19,7 @@ from tests.events.projections.support import (
 from tests.events.support import SOAKS
 from tests.events.views.models import Entry
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.database, pytest.mark.django_db]
 
 COUNT = 10_000 if SOAKS else 40
 
