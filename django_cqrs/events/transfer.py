@@ -452,7 +452,7 @@ def _insert(
 
 def _of(found: dict[Any, int], key: Any, what: str) -> int:
     """
-    Return the key or the position of what a line names.
+    Return the key of a stream, or the position of an event.
 
     Raises:
         InvalidOption: it is not there.
