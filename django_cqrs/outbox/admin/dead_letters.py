@@ -15,13 +15,13 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.admin_databases import DatabaseFilter, database_of, with_database
+from django_cqrs.admin_lists import as_text
 from django_cqrs.conversion.masking import MASK
 from django_cqrs.exceptions import FieldError, MessageConversionError
 from django_cqrs.outbox.admin.filters import ChannelFilter, EndpointFilter, TenantFilter
 from django_cqrs.outbox.admin.stored_messages import (
     SHOWN,
     KeptMessageAdmin,
-    as_text,
     keys_in_batches,
 )
 from django_cqrs.outbox.editing import (

@@ -1,97 +1,31 @@
-"""Filters and paginators that stay fast on tables of any size."""
+"""Filters of the lists of messages, dead letters, entries and results."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 from django.contrib import admin
-from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
-from django.utils.functional import cached_property
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
 
 from django_cqrs import clock
+from django_cqrs.admin_lists import SEARCHED, RecentFilter, is_newest
 from django_cqrs.outbox.models import Outcome, State, TaskStatus
 from django_cqrs.outbox.statistics import is_delayed, is_pending, kept_channels
 from django_cqrs.pipeline.tenancy import tenancy, tenant_of_request
 from django_cqrs.tenant_options import COLUMN
 
-if TYPE_CHECKING:
-    Mixin = admin.ModelAdmin[Any]
-    TypedModelAdmin = admin.ModelAdmin[Any]
-    TypedPaginator = Paginator[Any]
-else:  # Django's own classes are not generic
-    Mixin = object
-    TypedModelAdmin = admin.ModelAdmin
-    TypedPaginator = Paginator
 
-LISTED: Final = 10_000
-"""The maximum number of rows in a list: nobody pages further."""
-
-RECENT: Final = 1_000
-"""The number of newest rows among which filters look for their choices."""
-
-SEARCHED: Final = 100_000
-"""The number of newest messages that are searched for a name or an endpoint."""
-
-
-class BoundedPaginator(TypedPaginator):
-    """Counts no further than a list goes, since a table may have a million rows."""
-
-    @cached_property
-    def count(self) -> int:
-        """Return the number of rows in the list."""
-        return min(self._counted, LISTED)
-
-    @property
-    def is_bounded(self) -> bool:
-        """Return whether there are more rows than the list has."""
-        return self._counted > LISTED
-
-    @cached_property
-    def _counted(self) -> int:
-        rows: Any = self.object_list
-        return int(rows.order_by().values("pk")[: LISTED + 1].count())
-
-
-class _RecentFilter(admin.SimpleListFilter):
-    """Filters by a column; the choices are its values in the newest rows."""
-
-    def lookups(
-        self, request: HttpRequest, model_admin: admin.ModelAdmin[Any]
-    ) -> list[tuple[str, str]]:
-        """Return the choices, including one that is already chosen."""
-        name = str(self.parameter_name)
-        newest = model_admin.get_queryset(request).order_by("-pk")
-        found = set(newest.values_list(name, flat=True)[:RECENT]) - {None}
-        if self.value():
-            found.add(self.value())
-        return [(value, value) for value in sorted(found)]
-
-    def has_output(self) -> bool:
-        """Always show it, so that its place stays the same."""
-        return True
-
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> QuerySet[Any] | None:
-        """Return the rows with the chosen value."""
-        value = self.value()
-        if value is None:
-            return None
-        return queryset.filter(**{str(self.parameter_name): value})
-
-
-class ChannelFilter(_RecentFilter):
+class ChannelFilter(RecentFilter):
     """Filters messages by channel."""
 
     title = _("channel")
     parameter_name = "channel"
 
 
-class TenantFilter(_RecentFilter):
+class TenantFilter(RecentFilter):
     """Filters rows by tenant, on pages for all of them."""
 
     title = _("tenant")
@@ -110,7 +44,7 @@ class TenantFilter(_RecentFilter):
         return bool(self.lookup_choices)
 
 
-class EndpointFilter(_RecentFilter):
+class EndpointFilter(RecentFilter):
     """Filters messages by endpoint."""
 
     title = _("endpoint")
@@ -128,13 +62,6 @@ class NewestEndpointFilter(EndpointFilter):
         """Return the newest rows with the chosen value."""
         found = super().queryset(request, queryset)
         return None if found is None else found.filter(is_newest(found))
-
-
-def is_newest(rows: QuerySet[Any]) -> Q:
-    """Return the condition for the newest rows of a table."""
-    keys = rows.model._default_manager.using(rows.db).values_list("pk", flat=True)
-    last = list(keys.order_by("-pk")[SEARCHED : SEARCHED + 1])
-    return Q(pk__gt=last[0]) if last else Q()
 
 
 class NewestOutcomeFilter(admin.SimpleListFilter):

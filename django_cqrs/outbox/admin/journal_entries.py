@@ -14,16 +14,14 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.admin_databases import DatabaseFilter
+from django_cqrs.admin_lists import BoundedPaginator, ReadOnly, TypedModelAdmin
 from django_cqrs.admin_lookups import OfferedLookupsMixin
 from django_cqrs.outbox.admin.filters import (
-    BoundedPaginator,
     NewestEndpointFilter,
     NewestOutcomeFilter,
     TenantFilter,
-    TypedModelAdmin,
 )
 from django_cqrs.outbox.admin.graph_page import urls_of
-from django_cqrs.outbox.admin.read_only import ReadOnly
 from django_cqrs.outbox.admin.stored_messages import OutboxDatabaseMixin
 from django_cqrs.outbox.admin.timeline_pages import BY_ID, CorrelationMixin
 from django_cqrs.outbox.models import JournalEntry

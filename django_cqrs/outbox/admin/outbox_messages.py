@@ -27,17 +27,15 @@ from django_cqrs.admin_databases import (
     databases_of,
     with_database,
 )
+from django_cqrs.admin_lists import LISTED, SEARCHED, is_newest
 from django_cqrs.exceptions import InvalidChannel
 from django_cqrs.outbox.admin.channel_overview import glance, idle_channels
 from django_cqrs.outbox.admin.filters import (
-    LISTED,
-    SEARCHED,
     ChannelFilter,
     NewestEndpointFilter,
     StandingFilter,
     StateFilter,
     TenantFilter,
-    is_newest,
 )
 from django_cqrs.outbox.admin.stored_messages import SHOWN, KeptMessageAdmin
 from django_cqrs.outbox.admin.timeline_pages import (

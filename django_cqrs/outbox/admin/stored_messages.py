@@ -19,13 +19,9 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.admin_databases import ChosenDatabaseMixin, database_of
+from django_cqrs.admin_lists import LISTED, BoundedPaginator, TypedModelAdmin, as_text
 from django_cqrs.admin_lookups import OfferedLookupsMixin
 from django_cqrs.conversion.masking import MASK
-from django_cqrs.outbox.admin.filters import (
-    LISTED,
-    BoundedPaginator,
-    TypedModelAdmin,
-)
 from django_cqrs.outbox.admin.timeline_pages import CorrelationMixin
 from django_cqrs.outbox.redaction import (
     MASKED,
@@ -40,9 +36,6 @@ from django_cqrs.outbox.store.dead_letters import discard
 from django_cqrs.outbox.worker.outages import is_not_migrated
 from django_cqrs.pipeline.tenancy import tenancy, tenant_of_request
 from django_cqrs.tenant_options import COLUMN, has_tenants
-
-LONGEST: Final = 100_000
-"""The number of characters of a payload or a traceback that are shown."""
 
 SHOWN: Final = 100
 """The number of chosen messages that a confirmation names."""
@@ -326,15 +319,6 @@ def keys_in_batches(chosen: QuerySet[Any]) -> Iterator[list[int]]:
     keys = list(rows.values_list("pk", flat=True))
     for start in range(0, len(keys), BATCH):
         yield keys[start : start + BATCH]
-
-
-def as_text(text: str) -> str:
-    """Return text with its spaces and lines preserved."""
-    if len(text) > LONGEST:
-        more = gettext("… and %(count)d more characters")
-        text = f"{text[:LONGEST]}\n{more % {'count': len(text) - LONGEST}}"
-    # Content larger than the page can be scrolled, also by keyboard.
-    return format_html('<pre class="cqrs-text" tabindex="0">{}</pre>', text or "-")
 
 
 def _locks(using: str) -> bool:

@@ -12,16 +12,14 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.admin_databases import DatabaseFilter
+from django_cqrs.admin_lists import BoundedPaginator, ReadOnly, TypedModelAdmin, as_text
 from django_cqrs.admin_lookups import OfferedLookupsMixin
 from django_cqrs.outbox.admin.filters import (
-    BoundedPaginator,
     NewestEndpointFilter,
     NewestStatusFilter,
     TenantFilter,
-    TypedModelAdmin,
 )
-from django_cqrs.outbox.admin.read_only import ReadOnly
-from django_cqrs.outbox.admin.stored_messages import OutboxDatabaseMixin, as_text
+from django_cqrs.outbox.admin.stored_messages import OutboxDatabaseMixin
 from django_cqrs.outbox.admin.timeline_pages import CorrelationMixin
 from django_cqrs.outbox.models import StoredTaskResult
 

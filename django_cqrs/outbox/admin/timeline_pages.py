@@ -19,10 +19,10 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.admin_databases import database_of, with_database
+from django_cqrs.admin_lists import TypedModelAdmin
 from django_cqrs.buses.registries import registry
 from django_cqrs.modelling.aggregates import key_of_object
 from django_cqrs.outbox import journal
-from django_cqrs.outbox.admin.filters import TypedModelAdmin
 from django_cqrs.outbox.models import DeadLetter, OutboxMessage
 from django_cqrs.outbox.timeline import (
     SOURCES,

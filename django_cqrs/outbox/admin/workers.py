@@ -10,9 +10,8 @@ from django.utils.translation import gettext_lazy as _
 
 from django_cqrs import clock
 from django_cqrs.admin_databases import DatabaseFilter
+from django_cqrs.admin_lists import BoundedPaginator, ReadOnly, TypedModelAdmin
 from django_cqrs.admin_lookups import OfferedLookupsMixin
-from django_cqrs.outbox.admin.filters import BoundedPaginator, TypedModelAdmin
-from django_cqrs.outbox.admin.read_only import ReadOnly
 from django_cqrs.outbox.admin.stored_messages import OutboxDatabaseMixin
 from django_cqrs.outbox.attendance import ALIVE, channels_in
 from django_cqrs.outbox.models import WorkerRecord

@@ -26,6 +26,7 @@ from django_cqrs import (
     Registry,
     Retry,
     Sensitive,
+    admin_lists,
     buses,
     command_handler,
     message,
@@ -82,7 +83,7 @@ def rename_the_number(payload):
 
 
 def set_limits(monkeypatch, **limits):
-    for module in (filters, outbox_messages, stored_messages):
+    for module in (admin_lists, filters, outbox_messages, stored_messages):
         for name in limits.keys() & vars(module).keys():
             monkeypatch.setattr(module, name, limits[name])
 
