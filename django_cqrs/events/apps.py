@@ -30,14 +30,15 @@ class EventsConfig(AppConfig):
         from django_cqrs.events.appending import INLINE, register_hook
         from django_cqrs.events.attendant import EventsAttendant
         from django_cqrs.events.event_storage import event_storage
-        from django_cqrs.events.followers import followers_of, wake_channels
+        from django_cqrs.events.followers import wake_channels
         from django_cqrs.events.inline import has_inline, run_inline
         from django_cqrs.events.waking import register_waker
+        from django_cqrs.events.wanted import projection_jobs
         from django_cqrs.jobs import offer_jobs
         from django_cqrs.modelling.storages import register_storage
 
         register_storage(event_storage, first=True)
-        offer_jobs(self.name, followers_of)
+        offer_jobs(self.name, projection_jobs)
         offer_attendant(self.name, EventsAttendant())
         register_waker(wake_channels)
         register_hook(INLINE, run_inline, wants=has_inline)

@@ -87,7 +87,13 @@ def reset(handlers: Handlers, *, using: str) -> None:
         _empty(handlers, generation, using)
 
 
-def rebuild(handlers: Handlers, *, using: str, partition: str | None = None) -> int:
+def rebuild(
+    handlers: Handlers,
+    *,
+    using: str,
+    partition: str | None = None,
+    at_page: Callable[[], object] | None = None,
+) -> int:
     """
     Replace the rows of the views: handle all events again, in one transaction.
 
@@ -95,6 +101,7 @@ def rebuild(handlers: Handlers, *, using: str, partition: str | None = None) -> 
         handlers: of the projection.
         using: the alias of the database with the events.
         partition: the name of a partition, if only its events are handled again.
+        at_page: called after each page of events, in the transaction.
 
     Returns:
         The number of events that were handled.
@@ -110,7 +117,7 @@ def rebuild(handlers: Handlers, *, using: str, partition: str | None = None) -> 
 
     """
     part = None if partition is None else _solo_partition(handlers, using, partition)
-    return whole(lambda: _rebuild(handlers, using, part), using)
+    return whole(lambda: _rebuild(handlers, using, part, at_page), using)
 
 
 class _SoloPartition(NamedTuple):
@@ -171,7 +178,12 @@ def whole(act: Callable[[], T], using: str) -> T:
             attempt += 1
 
 
-def _rebuild(handlers: Handlers, using: str, part: _SoloPartition | None) -> int:
+def _rebuild(
+    handlers: Handlers,
+    using: str,
+    part: _SoloPartition | None,
+    at_page: Callable[[], object] | None,
+) -> int:
     connection = connections[using]
     is_inline = handlers.options.is_inline
     with _alone(handlers, using) as generation:
@@ -187,7 +199,7 @@ def _rebuild(handlers: Handlers, using: str, part: _SoloPartition | None) -> int
                     end = positions[shard_of(part.place, len(positions))]
             with replaying(handlers.options):
                 replay = _Replay(handlers, connection, generation, end, part)
-                replay.run()
+                replay.run(at_page)
             if is_inline:
                 replay.write_versions()
             elif part is None:
@@ -441,7 +453,7 @@ class _Replay:
         self.handled = 0
         self._versions: dict[int, tuple[int, int]] = {}
 
-    def run(self) -> None:
+    def run(self, at_page: Callable[[], object] | None) -> None:
         """Handle all events, a page at a time."""
         handlers, connection = self.handlers, self.connection
         reach = Reach(handlers, connection)
@@ -469,6 +481,8 @@ class _Replay:
                         reached = each.version or 0, each.position
                         self._versions[each.stream_id] = reached
             position = page.position
+            if at_page is not None:
+                at_page()
 
     def _narrowed(self, condition: Condition) -> Condition:
         if self.part is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from django_cqrs.conversion.masking import (
@@ -39,6 +39,14 @@ class ErrorTexts(NamedTuple):
         return f"{name}: {line}" if line else name
 
 
+_BLAMED: Final = "_cqrs_blamed"
+
+
+def blame(error: BaseException, events: Sequence[Recorded]) -> None:
+    """Note with an exception the events that it may quote."""
+    vars(error).setdefault(_BLAMED, events)
+
+
 def error_texts(
     error: BaseException, recorded: Recorded | None, types: MessageTypes
 ) -> ErrorTexts:
@@ -47,13 +55,12 @@ def error_texts(
 
     Args:
         error: the exception.
-        recorded: the event to blame, if it is known.
+        recorded: the event to blame, by default those noted by :func:`blame`.
         types: the registered classes.
 
     """
-    redact: Callable[[str], str] = str
-    if recorded is not None:
-        redact = _redactor_of(recorded, types)
+    events = vars(error).get(_BLAMED, ()) if recorded is None else (recorded,)
+    redact = _redactor_of(events, types)
     kind = type(error)
     trace = storable("".join(traceback.format_exception(error)))
     return ErrorTexts(
@@ -63,22 +70,46 @@ def error_texts(
     )
 
 
-def _redactor_of(recorded: Recorded, types: MessageTypes) -> Callable[[str], str]:
-    """Return a function that masks the sensitive values of an event in a text."""
+def _redactor_of(
+    events: Iterable[Recorded], types: MessageTypes
+) -> Callable[[str], str]:
+    """Return a function that masks the sensitive values of events in a text."""
+    hidden: list[Any] = []
+    for each in events:
+        found = sensitive_values(each, types)
+        if found is None:
+            return lambda _text: NOT_SHOWN
+        hidden += found
+    return redactor_of(hidden) if hidden else str
+
+
+def sensitive_values(recorded: Recorded, types: MessageTypes) -> list[Any] | None:
+    """
+    Return the values of an event that operators do not see.
+
+    Args:
+        recorded: the event.
+        types: the registered classes.
+
+    Returns:
+        The values, which are all of them where its class is unknown or has another
+        shape; None if its JSON cannot be read.
+
+    """
     try:
         document = json_in(recorded.stored_payload, recorded.name)
     except MessageConversionError:
-        return lambda _text: NOT_SHOWN
+        return None
     try:
         cls = types.class_of(recorded.name)
     except UnknownMessage:
-        return redactor_of([document])
+        return [document]
     masking = masking_of(cls)
     is_present = recorded.shape == types.name_of(cls).version
     if not masking.is_marked:
-        return str
+        return []
     if not is_present or masking.reason is not None:
-        return redactor_of([document])
+        return [document]
     hidden: list[Any] = []
 
     def collect(_path: object, value: Any) -> str:
@@ -88,8 +119,8 @@ def _redactor_of(recorded: Recorded, types: MessageTypes) -> Callable[[str], str
     try:
         masking.mask(document, collect)
     except RecursionError:
-        return lambda _text: NOT_SHOWN
-    return redactor_of(hidden)
+        return None
+    return hidden
 
 
 def _shortened(text: str, longest: int) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from django.db import connections, router
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_cqrs.buses.registries import Registry
@@ -23,7 +23,6 @@ from django_cqrs.events.handling import (
     channels_followed,
     projections_of,
 )
-from django_cqrs.events.models import StoredEvent
 from django_cqrs.events.runner import ProjectionRunner, ShardTurn
 from django_cqrs.events.shards import ShardPlace
 from django_cqrs.exceptions import CQRSError, InvalidChannel
@@ -234,13 +233,17 @@ def followers_of(registry: Any, channel: str, using: str) -> list[Job]:
     """
     Return the job of a channel, none if no projection follows events on it.
 
-    It is the maker of this app for :func:`django_cqrs.jobs.offer_jobs`.
+    Args:
+        registry: the registry with the projections.
+        channel: the alias of the channel.
+        using: the alias of the database.
+
     """
     found = [
         each
         for each in projections_of(registry).values()
         if each.options.is_following and each.options.channel == channel
     ]
-    if not found or not router.allow_migrate_model(using, StoredEvent):
+    if not found:
         return []
     return [Follower(registry, channel, using, found)]

@@ -17,6 +17,9 @@ from django_cqrs.messages import NOBODY, Message, current
 
 logger: Final = logging.getLogger("django_cqrs.projections")
 
+RUNNING: Final = "running:"
+"""The beginning of a wanted action that a worker is carrying out."""
+
 
 def live_generation(name: str, using: str) -> Generation | None:
     """Return the live generation of a projection, None before it is set up."""

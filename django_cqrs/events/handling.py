@@ -41,6 +41,7 @@ from django_cqrs.buses.registries import Registry
 from django_cqrs.conversion.adapters import is_subclass
 from django_cqrs.conversion.payloads import PayloadType
 from django_cqrs.events.appending import append, publish
+from django_cqrs.events.error_texts import blame
 from django_cqrs.events.feeding import (
     FedMessage,
     RowSource,
@@ -481,6 +482,7 @@ class EventBatch:
         self._emitted: list[tuple[int, Any, Any, StreamName | None]] = []
         self._cause = ReplayOrigin(handlers.options.name) if is_replay else None
         self._at = -1
+        self._page: Sequence[Recorded] = ()
 
     # Handling -------------------------------------------------------------------------
 
@@ -500,14 +502,16 @@ class EventBatch:
             Exception: the exception of a handler, or of a decoder, unchanged.
 
         """
+        self._page = page
         items = self._prepared(page)
         token = current.set(NOBODY)
         try:
             done = self._handle(items, len(page), until)
             self._flush_rows()
-        except BaseException:
+        except BaseException as error:
             if self._at >= 0:
                 self.failed_at = self._at
+            self._blame(error)
             if self._own_scope is not None:
                 self._own_scope.drop()
             raise
@@ -541,10 +545,15 @@ class EventBatch:
                         message.partition = partition_of(recorded)
                         self.states.expect(message.partition)
                     items.append(message)
-        except BaseException:
+        except BaseException as error:
             self.failed_at = index
+            self._blame(error)
             raise
         return items
+
+    def _blame(self, error: BaseException) -> None:
+        at, page = self.failed_at, self._page
+        blame(error, page if at is None or at >= len(page) else [page[at]])
 
     def _note_keys(self, call: Call, message: FedMessage) -> None:
         if len(call.rows) == 1:
@@ -693,7 +702,8 @@ class EventBatch:
                     "rolled back. Wrap the code that may fail in transaction.atomic()."
                 )
                 raise BrokenTransaction(msg)
-        except BaseException:
+        except BaseException as error:
+            self._blame(error)
             if self._own_scope is not None:
                 self._own_scope.drop()
             raise

@@ -208,7 +208,13 @@ class Projections:
         """
         return set_up(self.handlers(name), self.using)
 
-    def run(self, name: str, *, until: int | None = None) -> int:
+    def run(
+        self,
+        name: str,
+        *,
+        until: int | None = None,
+        at_batch: Callable[[], object] | None = None,
+    ) -> int:
         """
         Bring a projection up to the settled position, in this thread.
 
@@ -218,6 +224,7 @@ class Projections:
         Args:
             name: of the projection.
             until: a position at which to stop.
+            at_batch: called after each transaction.
 
         Returns:
             The number of events that were handled here.
@@ -251,6 +258,8 @@ class Projections:
         try:
             while behind := self._behind(generation, end):
                 turns = [self._turn(runner, each, end) for each in behind]
+                if at_batch is not None:
+                    at_batch()
                 if all(turn is ShardTurn.TAKEN for turn in turns):
                     time.sleep(pause)
                     pause = min(_LONGEST_PAUSE, pause * 2)
@@ -312,17 +321,23 @@ class Projections:
         """
         Let a projection go on where it has stopped.
 
-        It also frees one whose rebuild has died with its process.
+        It also frees one whose rebuild, or other long action, has died with its
+        process.
 
         Returns:
-            Whether it was paused, or being rebuilt.
+            Whether it was paused, or had a long action to wait for.
 
         Raises:
             ProjectionNotFound: it does not exist, or is not set up.
 
         """
-        return self._change(name, Status.PAUSED, Status.LIVE) or self._change(
-            name, Status.BUILDING, Status.LIVE
+        generation = self._generation(name)
+        rows = Generation.objects.using(self.using).filter(pk=generation.pk)
+        has_waited = rows.exclude(wanted="").update(wanted="")
+        return (
+            self._change(name, Status.PAUSED, Status.LIVE)
+            or self._change(name, Status.BUILDING, Status.LIVE)
+            or bool(has_waited)
         )
 
     def _change(self, name: str, before: Status, after: Status) -> bool:

@@ -14,6 +14,7 @@ from django.db.models import Count
 from django_cqrs import clock
 from django_cqrs.events import settling
 from django_cqrs.events.columns import EVENT, STREAM
+from django_cqrs.events.generations import RUNNING
 from django_cqrs.events.handling import Handlers
 from django_cqrs.events.models import (
     Generation,
@@ -75,6 +76,12 @@ class ProjectionStatus:
     """The number of events that were skipped or parked."""
     since: dict[str, int] = dataclasses.field(default_factory=dict)
     """The names that are handled only since a position."""
+    wanted: str = ""
+    """The long action that a worker is to do, such as ``rebuild``."""
+    is_running: bool = False
+    """Whether a worker has begun with it."""
+    action_error: str = ""
+    """The failure of the last long action, in one line."""
 
     @property
     def error(self) -> str:
@@ -214,6 +221,9 @@ def _status(
         parked=parked,
         failures=failures,
         since={name: since for name, since in generation.names.items() if since},
+        wanted=generation.wanted.removeprefix(RUNNING),
+        is_running=generation.wanted.startswith(RUNNING),
+        action_error=generation.error,
     )
 
 
