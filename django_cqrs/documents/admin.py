@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
-from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
@@ -18,6 +16,7 @@ from django_cqrs.admin_databases import (
     database_of,
     with_database,
 )
+from django_cqrs.admin_links import timeline_link
 from django_cqrs.admin_lookups import OfferedLookupsMixin
 from django_cqrs.buses.registries import registry
 from django_cqrs.documents.document_storage import subject_of
@@ -28,14 +27,6 @@ if TYPE_CHECKING:
     DocumentAdminBase = admin.ModelAdmin[Document]
 else:
     DocumentAdminBase = admin.ModelAdmin
-
-
-# The outbox is beside this app, not below it, so its page is known only by name.
-_TIMELINE = "admin:django_cqrs_outbox_subject_timeline"
-_VIEWS = tuple(
-    f"django_cqrs_outbox.view_{name}"
-    for name in ("outboxmessage", "deadletter", "journalentry")
-)
 
 
 SEARCHED: Final = 200
@@ -70,19 +61,10 @@ class DocumentAdmin(OfferedLookupsMixin, ChosenDatabaseMixin, DocumentAdminBase)
 
     def _timeline_of(self, document: Document, request: HttpRequest) -> str:
         """Return the timeline's address; empty if the user has none."""
-        user: Any = request.user
-        if not any(map(user.has_perm, _VIEWS)):
-            return ""
-        try:
-            address = reverse(_TIMELINE, current_app=self.admin_site.name)
-        except NoReverseMatch:  # the outbox is not installed, or not in this site
-            return ""
         if key_of(document) != document.key:  # the address would reveal it
             return ""
         subject = subject_of(document, registry)
-        if not subject:
-            return ""
-        address = f"{address}?{urlencode({'subject': subject})}"
+        address = timeline_link(self.admin_site, request, subject=subject)
         return with_database(address, database_of(request, Document))
 
     def get_search_results(

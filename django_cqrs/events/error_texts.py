@@ -92,8 +92,8 @@ def sensitive_values(recorded: Recorded, types: MessageTypes) -> list[Any] | Non
         types: the registered classes.
 
     Returns:
-        The values, which are all of them where its class is unknown or has another
-        shape; None if its JSON cannot be read.
+        The values, which are all of them where its class is unknown; of another shape,
+        also those that the class has no place for. None if its JSON cannot be read.
 
     """
     try:
@@ -105,11 +105,10 @@ def sensitive_values(recorded: Recorded, types: MessageTypes) -> list[Any] | Non
     except UnknownMessage:
         return [document]
     masking = masking_of(cls)
-    is_present = recorded.shape == types.name_of(cls).version
-    if not masking.is_marked:
-        return []
-    if not is_present or masking.reason is not None:
+    if masking.reason is not None:
         return [document]
+    if not masking.is_marked and recorded.shape == types.name_of(cls).version:
+        return []
     hidden: list[Any] = []
 
     def collect(_path: object, value: Any) -> str:

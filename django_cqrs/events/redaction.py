@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Final
+
+from django.db import connections
 
 from django_cqrs.conversion.masking import MASK, masking_of, redactor_of
 from django_cqrs.conversion.stored import MessageTypes
+from django_cqrs.events.decoding import decoder_of
+from django_cqrs.events.models import Stream
+from django_cqrs.events.reading import events_where
 from django_cqrs.events.recorded import Recorded
+from django_cqrs.events.stream_names import StreamName
 from django_cqrs.exceptions import MessageConversionError, UnknownMessage
+
+NOT_SHOWN: Final = "(not shown)"
+"""The replacement of a text that may quote anything."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,3 +121,55 @@ def without_values(value: Any, replace: Callable[[str], str]) -> Any:
         return value
     text = str(value)
     return value if replace(text) == text else replace(text)
+
+
+def pretty(document: Any) -> str:
+    """Return JSON as text that can be encoded, one value a line."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()
+
+
+# ------------------------------------------------------------------------------ streams
+
+
+def stream_labels(
+    streams: Iterable[Stream], types: MessageTypes, using: str
+) -> dict[int, str]:
+    """
+    Return the names of streams, with a mask for a key that is a sensitive value.
+
+    A key is compared with the values of the stream's first event, which is where it
+    comes from.
+
+    Args:
+        streams: the rows of the streams.
+        types: the registered classes.
+        using: the alias of their database.
+
+    """
+    rows = list(streams)
+    firsts = {each.stream_id: each for each in _first_events(rows, types, using)}
+    return {each.pk: _label(each, firsts.get(each.pk), types) for each in rows}
+
+
+def _first_events(
+    rows: list[Stream], types: MessageTypes, using: str
+) -> Iterator[Recorded]:
+    keys = [each.pk for each in rows if each.key]
+    if not keys:
+        return
+    marks = ", ".join(["%s"] * len(keys))
+    yield from events_where(
+        connections[using],
+        f"e.stream_id IN ({marks}) AND e.version = s.first_version",
+        keys,
+        decoder_of(types),
+    )
+
+
+def _label(stream: Stream, first: Recorded | None, types: MessageTypes) -> str:
+    if first is None or not stream.key:
+        return str(stream)
+    shown = redact(first, types)
+    key = NOT_SHOWN if shown.reason else shown.redact(stream.key)
+    return str(StreamName(stream.category, key))

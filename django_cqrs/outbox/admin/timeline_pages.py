@@ -19,6 +19,7 @@ from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
 from django_cqrs.admin_databases import database_of, with_database
+from django_cqrs.admin_links import MessageLink, message_links
 from django_cqrs.admin_lists import TypedModelAdmin
 from django_cqrs.buses.registries import registry
 from django_cqrs.modelling.aggregates import key_of_object
@@ -126,7 +127,7 @@ def urls_of(model_admin: admin.ModelAdmin[Any]) -> list[URLPattern]:
         found = timeline_of(
             [correlation_id], using=using, sources=sources, tenant=tenant_of_request()
         )
-        return _page(model_admin, request, found, sources)
+        return _page(model_admin, request, found, sources, using=using)
 
     def by_subject(request: HttpRequest) -> HttpResponse:
         using, sources = _asked(site, request)
@@ -136,7 +137,7 @@ def urls_of(model_admin: admin.ModelAdmin[Any]) -> list[URLPattern]:
         tenant = tenant_of_request()
         ids = correlations_of(subject, using=using, sources=sources, tenant=tenant)
         found = timeline_of(ids, using=using, sources=sources, tenant=tenant)
-        return _page(model_admin, request, found, sources, subject=subject)
+        return _page(model_admin, request, found, sources, using=using, subject=subject)
 
     return [
         path("timeline/", site.admin_view(by_subject), name=BY_SUBJECT),
@@ -160,6 +161,7 @@ def _page(
     timeline: Timeline,
     sources: list[type[Model]],
     *,
+    using: str,
     subject: str = "",
 ) -> HttpResponse:
     site = model_admin.admin_site
@@ -167,6 +169,8 @@ def _page(
     first = min(times, default=None)
     rows = timeline.placed()
     happenings = list(timeline.happenings)
+    ids = {step.message_id for step in timeline.steps}
+    links = message_links(site, request, timeline.correlation_ids, ids, using)
     context = {
         **site.each_context(request),
         "title": gettext("Timeline"),
@@ -185,6 +189,7 @@ def _page(
                 row,
                 first,
                 subject,
+                links=links.get(row.step.message_id, []),
                 database=database_of(request, OutboxMessage),
             )
             for row in rows
@@ -238,6 +243,7 @@ def _shown(
     first: datetime | None,
     subject: str,
     *,
+    links: list[MessageLink],
     database: str = "",
 ) -> dict[str, Any]:
     """Return one message for the template."""
@@ -250,6 +256,7 @@ def _shown(
         # Indentation shows it to the eye, and nested lists to screen readers.
         "cause": (cause.name or str(cause.message_id)) if cause else "",
         "opens": row.opens,
+        "links": links,
         "closes": row.closes,
         "happenings": [
             {
