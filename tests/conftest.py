@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 from asgiref.sync import async_to_sync
 
+from tests.browsers import BROWSERS, chrome  # noqa: F401 - a fixture
 from tests.example.shops import demo_shop, demos, once  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("django_cqrs")
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def missing_browser() -> str | None:
