@@ -228,5 +228,10 @@ def test_pictures_of_events(operator, tmp_path):
             device = "phone" if width == PHONE else scheme
             operator.picture(folder / f"events-{name}-{device}.png", width)
 
+    operator.prefer("light")
+    for name, height in (("stream", 800), ("version", 900), ("projection", 600)):
+        operator.screen(DESK, height)
+        operator.go(pages()[name])
+        operator.chrome.save_screenshot(str(folder / f"events-{name}.png"))
     for picture in folder.glob("events-*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG")
