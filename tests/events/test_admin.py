@@ -626,7 +626,15 @@ def test_e33_1_failures_are_listed_with_what_failed(failed, operator, own):
     assert "0 failures" in empty
     shown = text_of(operator.get(f"{FAILURES}{failed[0].pk}/change/"))
     assert "Traceback (most recent call last)" in shown
+    assert f"Partition: bank.account-{ACCOUNT}" in shown
     assert NOTE not in shown
+    card = StoredEvent.objects.get(name="bank.card_issued").pk
+    ProjectionFailure.objects.update(position=card, partition="bank.card-4111-1111")
+    masked = text_of(operator.get(f"{FAILURES}{failed[0].pk}/change/"))
+    assert "Partition: bank.card-••••••" in masked
+    ProjectionFailure.objects.update(position=10**9)
+    gone = text_of(operator.get(f"{FAILURES}{failed[0].pk}/change/"))
+    assert "Partition: (not shown)" in gone
 
 
 @on_databases

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from django.contrib import admin, messages
 from django.contrib.admin import helpers
+from django.db import connections
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext, ngettext
@@ -17,9 +18,12 @@ from django_cqrs.admin_databases import DatabaseFilter, database_of
 from django_cqrs.admin_lists import as_text
 from django_cqrs.events import failures
 from django_cqrs.events.admin.tables import EventsAdmin, link_to
+from django_cqrs.events.decoding import decoder_of
 from django_cqrs.events.handling import Handlers
 from django_cqrs.events.models import Generation, ProjectionFailure, StoredEvent
 from django_cqrs.events.operations import Projections
+from django_cqrs.events.reading import events_where
+from django_cqrs.events.redaction import NOT_SHOWN, redact
 
 AT_ONCE: Final = 100
 """The maximum number that a request retries or skips."""
@@ -75,9 +79,12 @@ class ProjectionFailureAdmin(EventsAdmin):
     )
     list_filter = (DatabaseFilter, ProjectionFilter)
     actions = ("retry_selected", "skip_selected")
-    readonly_fields = ("projection", "event_link", "error_text", "traceback_text")
+    readonly_fields = (
+        *("projection", "event_link", "partition_text"),
+        *("error_text", "traceback_text"),
+    )
     fieldsets = (
-        (None, {"fields": ("projection", "name", "event_link", "partition")}),
+        (None, {"fields": ("projection", "name", "event_link", "partition_text")}),
         (
             _("Failure"),
             {
@@ -115,6 +122,7 @@ class ProjectionFailureAdmin(EventsAdmin):
         found: Any = super().get_object(request, object_id, from_field)
         if found is not None:
             self._note(request, found)
+            found.partition_shown = self._partition(request, found)
         failure: ProjectionFailure | None = found
         return failure
 
@@ -128,6 +136,20 @@ class ProjectionFailureAdmin(EventsAdmin):
         failure.projection_name = self._projections(request).get(
             failure.generation_id, "-"
         )
+
+    def _partition(self, request: HttpRequest, failure: ProjectionFailure) -> str:
+        """Return the partition, without a sensitive value of its event."""
+        types = self.registry_of(request).routes.types
+        events = events_where(
+            connections[self.using(request)],
+            "e.position = %s",
+            [failure.position],
+            decoder_of(types),
+        )
+        if not events:
+            return NOT_SHOWN if failure.partition else ""
+        shown = redact(events[0], types)
+        return NOT_SHOWN if shown.reason else shown.redact(failure.partition)
 
     def _projections(self, request: HttpRequest) -> dict[int, str]:
         """Return the names of the projections by generation, read once a request."""
@@ -149,6 +171,11 @@ class ProjectionFailureAdmin(EventsAdmin):
         """Return the position, with a link to the event."""
         html: str = obj.event_html
         return html
+
+    @admin.display(description=_("partition"))
+    def partition_text(self, obj: Any) -> str:
+        """Return the stream or the key of its partition, without sensitive data."""
+        return obj.partition_shown or "-"
 
     @admin.display(description=_("error"))
     def first_line(self, obj: ProjectionFailure) -> str:
