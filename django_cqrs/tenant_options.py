@@ -149,11 +149,8 @@ def active_by_option(name: str) -> Iterator[Tenancy]:
         CommandError: the tenant is not known, or the project has none.
 
     """
+    policy = required_tenancy("--tenant")
     try:
-        policy = tenancy()
-        if policy is None:
-            msg = f"--tenant needs {conf.NAME}[{KEY!r}] in the settings."
-            raise CommandError(msg)
         block = tenant(name)
         block.__enter__()
     except (UnknownTenant, ImproperlyConfigured) as error:
@@ -162,3 +159,21 @@ def active_by_option(name: str) -> Iterator[Tenancy]:
         yield policy
     finally:
         block.__exit__(None, None, None)
+
+
+def required_tenancy(option: str) -> Tenancy:
+    """
+    Return the setting ``TENANCY`` for an option that needs it.
+
+    Raises:
+        CommandError: the setting is missing, or cannot be used.
+
+    """
+    try:
+        policy = tenancy()
+    except ImproperlyConfigured as error:
+        raise CommandError(str(error)) from error
+    if policy is None:
+        msg = f"{option} needs {conf.NAME}[{KEY!r}] in the settings."
+        raise CommandError(msg)
+    return policy

@@ -144,16 +144,27 @@ class Tenancy:
             ImproperlyConfigured: the project does not say which tenants there are.
 
         """
+        self.ensure_listed()
         if self.listed is not None:
             return [checked_name(each) for each in self.listed()]
-        if self.schemas is not None:
-            return list(self.schemas.names())
-        msg = (
-            f"{conf.NAME}[{KEY!r}] does not say which tenants there are, since "
-            "DATABASES is a callable. Add 'TENANTS': a callable, or the path of one, "
-            "that returns their names."
-        )
-        raise ImproperlyConfigured(msg)
+        assert self.schemas is not None  # noqa: S101 - for the type checker
+        return list(self.schemas.names())
+
+    def ensure_listed(self) -> None:
+        """
+        Refuse what needs to know which tenants there are; ask none of them.
+
+        Raises:
+            ImproperlyConfigured: the project does not say it.
+
+        """
+        if self.listed is None and self.schemas is None:
+            msg = (
+                f"{conf.NAME}[{KEY!r}] does not say which tenants there are, since "
+                "DATABASES is a callable. Add 'TENANTS': a callable, or the path of "
+                "one, that returns their names."
+            )
+            raise ImproperlyConfigured(msg)
 
     def aliases(self) -> list[str]:
         """
@@ -173,6 +184,20 @@ class Tenancy:
                 continue
             found[alias or DEFAULT_DB_ALIAS] = None
         return list(found)
+
+    def aliases_of_outboxes(self) -> list[str]:
+        """
+        Return the aliases of the shared database and of those of all tenants.
+
+        Schemas have one outbox, so tenants are not asked for.
+
+        Raises:
+            ImproperlyConfigured: the project does not say which tenants there are.
+
+        """
+        if self.databases is None:
+            return [DEFAULT_DB_ALIAS]
+        return list(dict.fromkeys([DEFAULT_DB_ALIAS, *self.aliases()]))
 
     # Messages -----------------------------------------------------------------------
 

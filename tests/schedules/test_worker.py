@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django_cqrs import Registry, command_handler
 from django_cqrs.attendants import duties_of
 from django_cqrs.outbox.management.commands import cqrs_worker
-from django_cqrs.outbox.worker.attending import Attending
+from django_cqrs.outbox.worker.attending import Attending, Looks
 from django_cqrs.schedules import every, scheduled
 from django_cqrs.schedules.models import Schedule
 from tests.limits import LIMIT
@@ -179,7 +179,7 @@ class Fake:
 @pytest.fixture
 def attend(monkeypatch):
     """Run a duty until it has looked some times."""
-    monkeypatch.setattr(Attending, "first_pause", 0.001)
+    monkeypatch.setattr(Looks, "first_pause", 0.001)
 
     def attend(duty, looks):
         attending = Attending(duty)

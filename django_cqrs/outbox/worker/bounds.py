@@ -106,6 +106,12 @@ class Progress:
             return float("inf")
         return self.bounds.seconds - (time.monotonic() - self._started)
 
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but not much longer than until asked to stop."""
+        end = time.monotonic() + min(seconds, max(0.0, self.seconds_left()))
+        while not self.is_stopping and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.05))
+
 
 def megabytes_used() -> int:
     """Return the peak memory of this process in MiB; 0 if it is unknown."""

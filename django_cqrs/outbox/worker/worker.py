@@ -123,6 +123,7 @@ class Worker:
         relays: Mapping[str, Relay] | None = None,
         outages: Outages | None = None,
         duties: Sequence[Duty] = (),
+        progress: Progress | None = None,
     ) -> None:
         """
         Prepare a worker.
@@ -138,6 +139,7 @@ class Worker:
                 of handling them here.
             outages: the outages known from earlier workers.
             duties: the duties of other apps, each to be run in a thread.
+            progress: the progress of several workers together, in place of bounds.
 
         """
         self.registry = registry
@@ -145,7 +147,7 @@ class Worker:
         self.store = Store(using, names=names_of(registry))
         self.batch = batch
         self.lease = lease
-        self.progress = Progress(bounds or Bounds())
+        self.progress = progress or Progress(bounds or Bounds())
         self.relays = relays or {}
         self.name = f"{socket.gethostname()[:60]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._claims = 0
@@ -225,17 +227,16 @@ class Worker:
         away_since = 0.0
         is_nested = self.store.connection.in_atomic_block  # a test's transaction
         if not is_nested:
-            self._handler.heartbeat.start()
+            self.keep_leases()
             self._attend_to_duties()
-        self._send(worker_started, channels=self.channels)
+        self.begin()
         try:
             while not self.progress.is_over():
                 try:
-                    if self.run_once():
+                    if self.take_turn():
                         idle_rounds = 0
                     elif self.progress.bounds.until_empty:
-                        if not self._look_after(at_once=True):
-                            break
+                        break
                     else:
                         idle_rounds += 1
                         if self._wait(idle_rounds):
@@ -270,19 +271,64 @@ class Worker:
                     self._sleep(min(5.0, 0.1 * 2 ** min(outages, 6)))
                     outages += 1
         finally:
-            self._handler.heartbeat.stop()
+            self.stop_keeping_leases()
             for each in self._attending:
                 each.stop()
-            for relay in self.relays.values():
-                relay.close()
-            self.jobs.close()
-            if not is_nested:
-                self._handler.throughput.write_at_last()
-                self._presence.end()
-            self._send(worker_stopped, channels=self.channels, tally=self.tally)
+            self.end(is_nested=is_nested)
         if self.progress.stopped_by is not None:
             raise self.progress.stopped_by
         return self.tally
+
+    def begin(self) -> None:
+        """Send the signal :data:`worker_started`."""
+        self._send(worker_started, channels=self.channels)
+
+    def end(self, *, is_nested: bool = False) -> None:
+        """
+        Give back all reservations, and send the signal :data:`worker_stopped`.
+
+        Args:
+            is_nested: whether its database is in a transaction of the caller.
+
+        """
+        for relay in self.relays.values():
+            relay.close()
+        self.jobs.close()
+        if not is_nested:
+            self._handler.throughput.write_at_last()
+            self._presence.end()
+        self._send(worker_stopped, channels=self.channels, tally=self.tally)
+
+    def claim_within(self, seconds: float) -> None:
+        """
+        Have a claim take no longer than a time, so that other outboxes get a share.
+
+        The first claim is of one message, since nobody knows yet how long it takes.
+        """
+        if not self._claims:
+            self._limit = 1
+        self.claim_time = seconds
+
+    def keep_leases(self) -> None:
+        """Renew leases, and show that the worker lives, in a thread."""
+        self._handler.heartbeat.start()
+
+    def stop_keeping_leases(self) -> None:
+        """End the thread of :meth:`keep_leases`."""
+        self._handler.heartbeat.stop()
+
+    def take_turn(self) -> int:
+        """
+        Do what :meth:`run_once` does, and make sure that nothing is left if asked to.
+
+        Returns:
+            The number of messages that were claimed or became ready; 0 means rest.
+
+        """
+        found = self.run_once()
+        if not found and self.progress.bounds.until_empty:
+            found = self._look_after(at_once=True)
+        return found
 
     def run_once(self) -> int:
         """
@@ -557,10 +603,7 @@ class Worker:
         return bool(woken)
 
     def _sleep(self, seconds: float) -> None:
-        """Sleep, but not much longer than until asked to stop."""
-        end = time.monotonic() + min(seconds, max(0.0, self.progress.seconds_left()))
-        while not self.progress.is_stopping and (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, 0.05))
+        self.progress.sleep(seconds)
 
 
 def _line(text: str) -> str:

@@ -7,25 +7,33 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error, connections
+from django.db import DEFAULT_DB_ALIAS, Error, connections, router
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV, run_with_reloader
 
-from django_cqrs.attendants import duties_of
+from django_cqrs.attendants import Duty, duties_of
 from django_cqrs.buses.registries import registry
 from django_cqrs.exceptions import InvalidChannel, InvalidOption
 from django_cqrs.outbox.channel import outbox_of
 from django_cqrs.outbox.clock_skew import clock_skew, skew_in_words
 from django_cqrs.outbox.management.refusals import clear_errors
+from django_cqrs.outbox.models import OutboxMessage
 from django_cqrs.outbox.statistics import outboxes
-from django_cqrs.outbox.worker.bounds import Bounds, StopWorker, megabytes_used
+from django_cqrs.outbox.worker.bounds import (
+    Bounds,
+    Progress,
+    StopWorker,
+    megabytes_used,
+)
+from django_cqrs.outbox.worker.databases import DatabasesWorker
 from django_cqrs.outbox.worker.outages import is_of_database
 from django_cqrs.outbox.worker.supervisor import (
     REPLACE,
@@ -35,7 +43,12 @@ from django_cqrs.outbox.worker.supervisor import (
     supervised_by,
 )
 from django_cqrs.outbox.worker.worker import Relay, Worker
-from django_cqrs.tenant_options import add_database_options, chosen_rows
+from django_cqrs.pipeline.tenancy import tenancy
+from django_cqrs.tenant_options import (
+    add_database_options,
+    chosen_rows,
+    required_tenancy,
+)
 
 
 class _OneLine(logging.Formatter):
@@ -125,6 +138,50 @@ def _bounds_of(options: Mapping[str, Any]) -> Bounds:
     )
 
 
+def _worker_of(
+    options: Mapping[str, Any],
+    using: str,
+    *,
+    duties: Sequence[Duty] = (),
+    progress: Progress | None = None,
+) -> Worker:
+    """Return the worker of one database."""
+    aliases = options["channels"]
+    return Worker(
+        registry,
+        aliases,
+        using=using,
+        batch=options["batch"],
+        lease=timedelta(seconds=options["lease"]),
+        bounds=_bounds_of(options),
+        relays=relays_of(aliases, using),
+        duties=duties,
+        progress=progress,
+    )
+
+
+def _duties_of(options: Mapping[str, Any], using: str) -> Sequence[Duty]:
+    if not options["schedules"]:
+        return ()
+    return duties_of(registry, options["channels"], using)
+
+
+def _for_one(options: Mapping[str, Any]) -> Worker:
+    using = options["database"]
+    return _worker_of(options, using, duties=_duties_of(options, using))
+
+
+def _for_tenants(options: Mapping[str, Any]) -> DatabasesWorker:
+    return DatabasesWorker(
+        _databases_of_tenants,
+        lambda using, progress: _worker_of(options, using, progress=progress),
+        bounds=_bounds_of(options),
+        connections=options["connections"],
+        duties_of=lambda using: _duties_of(options, using),
+        on_first_turn=_mind_clock,
+    )
+
+
 def _mind_clock(using: str) -> None:
     """Warn if the clocks of this machine and the database differ."""
     try:
@@ -136,6 +193,28 @@ def _mind_clock(using: str) -> None:
         return  # the worker waits for an unavailable database
     if said is not None:
         logger.warning("%s", said)
+
+
+def _databases_of_tenants() -> Collection[str]:
+    """Return the aliases of the databases with an outbox, the shared one first."""
+    policy = tenancy()
+    aliases = [DEFAULT_DB_ALIAS] if policy is None else policy.aliases_of_outboxes()
+    return [each for each in aliases if router.allow_migrate_model(each, OutboxMessage)]
+
+
+def _ensure_listed() -> None:
+    """
+    Refuse --tenants if nobody knows which tenants there are.
+
+    Raises:
+        CommandError: the settings do not say it.
+
+    """
+    policy = required_tenancy("--tenants")
+    try:
+        policy.ensure_listed()
+    except ImproperlyConfigured as error:
+        raise CommandError(str(error)) from error
 
 
 class Command(BaseCommand):
@@ -160,9 +239,24 @@ class Command(BaseCommand):
             action="store_true",
             help="All channels of the outbox, in the order of the settings.",
         )
-        add_database_options(
+        group = add_database_options(
             parser,
             help="The database whose outbox is handled (default: %(default)s).",
+        )
+        group.add_argument(
+            "--tenants",
+            action="store_true",
+            help="The databases of all tenants and the shared one, each in its turn.",
+        )
+        parser.add_argument(
+            "--connections",
+            type=positive,
+            default=20,
+            metavar="N",
+            help=(
+                "With --tenants: maximum number of connections that are kept open "
+                "(default: %(default)s)."
+            ),
         )
         parser.add_argument(
             "--processes",
@@ -225,6 +319,8 @@ class Command(BaseCommand):
     def handle(self, **options: Any) -> None:
         """Check the channels, then run, under the reloader if asked to."""
         options["channels"] = _chosen(options["channels"], is_all=options["all"])
+        if options["tenants"]:
+            _ensure_listed()
         with chosen_rows(options["database"], options["tenant"]) as chosen:
             chosen.refuse_one_tenant("Messages cannot be handled")
         options["database"] = chosen.using
@@ -279,20 +375,7 @@ class Command(BaseCommand):
         pipe = options.get("pipe")
         aliases = options["channels"]
         relays = relays_of(aliases, options["database"])
-        worker = Worker(
-            registry,
-            aliases,
-            using=options["database"],
-            batch=options["batch"],
-            lease=timedelta(seconds=options["lease"]),
-            bounds=_bounds_of(options),
-            relays=relays,
-            duties=(
-                duties_of(registry, aliases, options["database"])
-                if options["schedules"]
-                else ()
-            ),
-        )
+        worker = _for_tenants(options) if options["tenants"] else _for_one(options)
 
         def stop(number: int) -> None:
             worker.stop()
@@ -313,12 +396,20 @@ class Command(BaseCommand):
                 ]
                 for verb, names in parts:
                     if names:
-                        said = f"{verb} {', '.join(names)} of {options['database']!r}."
-                        self.stdout.write(said)
+                        where = repr(options["database"])
+                        if options["tenants"]:
+                            where = "all tenants"
+                        self.stdout.write(f"{verb} {', '.join(names)} of {where}.")
                 self.stdout.flush()  # a log file should show it while the worker runs
-            with clear_errors(options["database"], code=1 if pipe is None else STOP):
-                _mind_clock(options["database"])
+            code = 1 if pipe is None else STOP
+            with clear_errors(options["database"], code=code):
+                if not options["tenants"]:
+                    _mind_clock(options["database"])
                 worker.run()
+            if isinstance(worker, DatabasesWorker) and options["until_empty"]:
+                for alias, error in worker.failures.items():
+                    with clear_errors(alias, code=code):
+                        raise error
         except StopWorker as error:
             msg = f"{error} The worker stops."
             code = 1 if pipe is None else STOP
