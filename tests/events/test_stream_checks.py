@@ -90,7 +90,9 @@ def test_every_rule_of_streams_has_a_test_of_its_name():
     names = "".join(each for each in globals() if each.startswith("test_"))
     page = (ROOT / "docs" / "reference" / "checks.md").read_text()
 
-    numbers = [rule.id.partition(".")[2] for rule in StreamRule]
+    # That of stores in databases is tried in test_store_faults.
+    declared = [rule for rule in StreamRule if rule is not StreamRule.BAD_STORE]
+    numbers = [rule.id.partition(".")[2] for rule in declared]
     assert [each for each in numbers if f"_{each}_" not in names] == []
     assert [rule.id for rule in StreamRule if f"`{rule.id}`" not in page] == []
 
