@@ -557,9 +557,12 @@ class Projections:
             if not positions or max(positions) - min(positions) <= runner.most:
                 return
             end = max(positions)
-            turns = [
-                self._turn(runner, each, end) for each in self._behind(generation, end)
-            ]
+            behind = self._behind(generation, end)
+            try:
+                turns = [self._turn(runner, each, end) for each in behind]
+            finally:  # workers go on meanwhile
+                if runner.keeps_some:
+                    shards.give_back(connections[self.using], runner.owner)
             if all(turn in (ShardTurn.TAKEN, ShardTurn.ENDED) for turn in turns):
                 time.sleep(_LONGEST_PAUSE)
 

@@ -24,6 +24,7 @@ from django_cqrs.events.models import (
     ProjectionFailure,
     Shard,
     StoredEvent,
+    Stream,
 )
 from django_cqrs.events.operations import Projections
 from django_cqrs.exceptions import (
@@ -849,6 +850,27 @@ def test_e23_3_rows_are_locked_however_many_shards_were_declared():
     own.reshard("orders", 1)
     assert locks() == []
     assert OrderRow.objects.get().changes == 3
+
+
+def test_e23_3_shards_that_cannot_be_cut_are_given_back():
+    """Workers go on with them at once, and with those that were behind. [E23.3]"""
+    registry = project(made(shards=2, batch=1))
+    own = Projections(registry=registry)
+    for stream in ("order-1", "order-2"):
+        place(registry, 1, stream=stream)
+    even = next(
+        key for pk, key in Stream.objects.values_list("pk", "key") if not pk % 2
+    )
+    last = place(registry, 2, 3, 4, stream=f"order-{even}").position
+    own.run("orders")
+    Shard.objects.filter(number=0).update(position=last - 2)
+    Shard.objects.filter(number=1).update(failed_position=last + 1, attempts=1)
+
+    with pytest.raises(ProjectionBusy, match="has stopped at an event"):
+        own.reshard("orders", 4)
+
+    assert shard().position == last - 1
+    assert [each.owner for each in Shard.objects.all()] == ["", ""]
 
 
 def test_a_paused_projection_waits_until_it_is_resumed():
