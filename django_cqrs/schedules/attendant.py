@@ -114,7 +114,11 @@ def due_rows(using: str, ahead: timedelta) -> list[tuple[Schedule, datetime]]:
 
 
 def adopt(
-    schedules: Collection[DeclaredSchedule], subject: Registry, using: str
+    schedules: Collection[DeclaredSchedule],
+    subject: Registry,
+    using: str,
+    *,
+    now: datetime | None = None,
 ) -> None:
     """
     Bring the rows of a worker's schedules in line with its code.
@@ -126,10 +130,11 @@ def adopt(
         schedules: the schedules that the worker fires.
         subject: the registry of the worker, which may declare more.
         using: the alias of the database.
+        now: the present time, by default that of the database.
 
     """
     table = Schedule.objects.using(using)
-    now = read_now(connections[using])
+    now = now or read_now(connections[using])
     rows = {row.name: row for row in table.filter(tenant="")}
     declared = declared_in(subject)
     new: list[Schedule] = []

@@ -8,7 +8,7 @@ workers fires, and a worker that is killed meanwhile has fired nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -41,17 +41,26 @@ class _FunctionFailed(Exception):
 class Firer:
     """Fires the schedules of one registry in one database."""
 
-    def __init__(self, registry: Registry, using: str = DEFAULT_DB_ALIAS) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        using: str = DEFAULT_DB_ALIAS,
+        *,
+        report: Callable[[Exception], None] | None = None,
+    ) -> None:
         """
         Fire schedules.
 
         Args:
             registry: whose command bus sends the commands.
             using: the alias of the database with the rows of the schedules.
+            report: called with the exception of each firing that failed, after it was
+                noted in the row.
 
         """
         self._registry = registry
         self._using = using
+        self._report = report
 
     def fire_due(
         self, schedule: DeclaredSchedule, row: Schedule, now: datetime
@@ -149,9 +158,11 @@ class Firer:
             raise
         except Exception as error:  # noqa: BLE001 - it is noted
             cause = error.__cause__ if isinstance(error, _FunctionFailed) else error
-            failure = cause or error
+            failure = cause if isinstance(cause, Exception) else error
             if not self._fail(schedule, row, upcoming, failure):
                 return False
+            if self._report is not None:
+                self._report(failure)
         row.next_at, row.fingerprint = upcoming, schedule.fingerprint
         return True
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from django.apps import apps
 from django.db import DEFAULT_DB_ALIAS
 from django.test.utils import TestContextDecorator
 
@@ -34,6 +35,9 @@ from django_cqrs.testing.waiting import (
     usable_channels,
     waiting_in,
 )
+
+if TYPE_CHECKING:
+    from django_cqrs.testing.flow_schedules import FlowSchedules
 
 
 class eager_channels(TestContextDecorator):  # noqa: N801 - as Django names its own
@@ -117,6 +121,8 @@ class Flow:
         self._recorder = TreeRecorder(self.registry)
         self._faults = FaultPlan(self.registry)
         self._lost: list[Exception] = []
+        self._passed = timedelta()
+        self._schedules: FlowSchedules | None = None
 
     def __enter__(self) -> Self:
         """Start recording."""
@@ -209,6 +215,9 @@ class Flow:
         """
         Let time pass for waiting messages of all channels: they fall due, or expire.
 
+        Nothing is handled meanwhile, and no schedule fires: :meth:`settle` makes up for
+        what they have missed, as workers do after an outage.
+
         Args:
             span: the arguments of a timedelta, such as ``hours=24``.
 
@@ -216,9 +225,11 @@ class Flow:
         that reads it.
 
         """
+        self._begin_schedules()
         self._advance(timedelta(**span))
 
     def _advance(self, span: timedelta) -> None:
+        self._passed += span
         for alias in channels:
             advance_in(channels[alias], span, using=self.using)
 
@@ -227,11 +238,14 @@ class Flow:
         *,
         horizon: Seconds | None = None,
         failures: Literal["raise", "keep"] = "raise",
+        schedules: Literal["due", "upcoming"] = "due",
     ) -> Tree:
         """
         Handle the messages of every channel, and let time pass, until it is quiet.
 
-        Failed messages are tried again, as in production.
+        Failed messages are tried again, as in production. Schedules that are due send
+        their commands; they are counted from the first call of this method, or of
+        :meth:`advance`.
 
         Args:
             horizon: the time that may pass, in seconds or as a timedelta; by default
@@ -239,6 +253,9 @@ class Flow:
             failures: ``"raise"`` raises the exception of the first message that was
                 given up, after all others were handled; ``"keep"`` leaves it in the
                 tree.
+            schedules: ``"due"`` lets no time pass for them: they fire if the time that
+                passes for messages, or by :meth:`advance`, has made them due.
+                ``"upcoming"`` lets the whole horizon pass, and each fires at its times.
 
         Returns:
             Everything that happened since the beginning of the flow.
@@ -251,8 +268,12 @@ class Flow:
         if failures not in ("raise", "keep"):
             msg = f'settle(failures=...) is "raise" or "keep", not {failures!r}.'
             raise InvalidOption(msg)
+        if schedules not in ("due", "upcoming"):
+            msg = f'settle(schedules=...) is "due" or "upcoming", not {schedules!r}.'
+            raise InvalidOption(msg)
+        self._begin_schedules()
         span = self.horizon if horizon is None else as_timedelta(horizon, "horizon")
-        self._settle(span)
+        self._settle(span, self._schedules, whole=schedules == "upcoming")
         lost = self._given_up()
         if lost and failures == "raise":
             error = lost[0]
@@ -260,13 +281,21 @@ class Flow:
             raise error
         return self.tree
 
-    def _settle(self, left: timedelta, *, whole: bool = False) -> list[Exception]:
+    def _settle(
+        self,
+        left: timedelta,
+        schedules: FlowSchedules | None = None,
+        *,
+        whole: bool = False,
+    ) -> list[Exception]:
         """
         Handle what is due now, and what falls due in a span of time.
 
         Args:
             left: the span.
-            whole: whether it passes to its end, even if nothing is left to do.
+            schedules: those that fire; None: nothing but messages falls due.
+            whole: whether it passes to its end, even if nothing is left to do. Each
+                schedule then fires at its times.
 
         Returns:
             The exceptions of the handlers, in order.
@@ -275,8 +304,10 @@ class Flow:
         failures: list[Exception] = []
         start = self._recorder.consumed
         while True:
+            if schedules is not None:
+                schedules.fire_due(self._now())
             self._run_due(failures, start)
-            step = self._time_to_next()
+            step = self._time_to_next(schedules if whole else None)
             if step is None or step > left:
                 break
             self._advance(step)
@@ -323,8 +354,21 @@ class Flow:
                 if self._recorder.consumed - start <= self.limit:
                     return
 
-    def _time_to_next(self) -> timedelta | None:
-        """Return the time until the next message falls due, None without one."""
+    def _begin_schedules(self) -> None:
+        """Count the schedules of the registry from now on, unless they are counted."""
+        if self._schedules is None and apps.is_installed("django_cqrs.schedules"):
+            from django_cqrs.testing.flow_schedules import FlowSchedules
+
+            self._schedules = FlowSchedules(
+                self.registry, self.using, self._lost.append
+            )
+
+    def _now(self) -> datetime:
+        """Return the time of the test."""
+        return clock.now() + self._passed
+
+    def _time_to_next(self, schedules: FlowSchedules | None) -> timedelta | None:
+        """Return the time until a message or a schedule falls due, None without one."""
         now = clock.now()
         due = [
             envelope.available_at
@@ -332,6 +376,9 @@ class Flow:
             for envelope in waiting_in(channel, using=self.using)
             if envelope.available_at is not None and not envelope.is_due(now)
         ]
+        upcoming = schedules.next_at() if schedules is not None else None
+        if upcoming is not None:
+            due.append(upcoming - self._passed)
         # The clock of the database may be a little behind.
         return min(due) - now + _TICK if due else None
 
