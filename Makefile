@@ -52,6 +52,7 @@ soak: $(stamp)-test
 	  tests/test_properties.py tests/test_benchmarks_run.py \
 	  tests/events/projections/test_inline_concurrency.py tests/schedules/test_chaos.py \
 	  tests/events/projections/test_chaos.py tests/events/projections/test_workers.py \
+	  tests/example/test_example.py::TestProject::test_its_own_tests_pass \
 	  $(ARGS)
 
 # In an environment of its own: the packages are in the versions that the page names.

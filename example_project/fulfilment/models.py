@@ -52,8 +52,10 @@ class Fulfilment(SagaModel):
 
     # An order that was shipped unpaid is over when its money comes.
     @event_handler(output="order.ship", on_missing="ignore")
-    def ship(self, event: PaymentCaptured) -> ShipOrder:
-        """Have the goods shipped that are paid."""
+    def ship(self, event: PaymentCaptured) -> ShipOrder | None:
+        """Have the goods shipped that are paid, once, and unless time is up."""
+        if self.state != self.State.WAITING:
+            return None
         self.state = self.State.PAID
         return ShipOrder(self.order_id)
 
