@@ -291,6 +291,37 @@ def test_a_quick_run_of_the_tasks_has_both_backends(tmp_path):
 @pytest.mark.database
 @pytest.mark.skipif(
     not (SERVER.startswith("postgres") and IS_SOAK),
+    reason="Schedules are measured on PostgreSQL, and tried by `make soak`.",
+)
+def test_a_quick_run_of_the_schedules(tmp_path):
+    """`--only schedules` looks, settles, and fires beside the peers that are there."""
+    file = tmp_path / "results.json"
+
+    done = run(
+        *("--only", "schedules", "--postgres", SERVER, "--redis", ""),
+        *("--json", str(file)),
+    )
+
+    assert done.stderr == ""
+    assert done.returncode == 0
+    results = json.loads(file.read_text(encoding="utf-8"))
+    rows = rows_of(results)
+    assert [row["what"] for row in rows[:3]] == [
+        "a look of a worker",
+        "statements of a worker in a second",
+        "flow.settle()",
+    ]
+    assert len(rows) == 3 + (find_spec("procrastinate") is not None)
+    assert all(row["value"] > 0 for row in rows)
+    assert (
+        "django-celery-beat's ticks, to Redis was left out: no URL of a server was "
+        "given." in results["notes"]
+    )
+
+
+@pytest.mark.database
+@pytest.mark.skipif(
+    not (SERVER.startswith("postgres") and IS_SOAK),
     reason="The outbox is measured on PostgreSQL, and tried by `make soak`.",
 )
 def test_a_quick_run_of_the_outbox_says_how_little_it_measured(tmp_path):

@@ -23,7 +23,7 @@ from django_cqrs.buses.registries import Registry
 from django_cqrs.schedules.declared import DeclaredSchedule, declared_in
 from django_cqrs.schedules.firing import Firer
 from django_cqrs.schedules.models import Schedule
-from django_cqrs.times import TimeFromNow, as_sent, read_now
+from django_cqrs.times import TimeFromNow, as_sent, from_now, read_now
 
 logger: Final = logging.getLogger("django_cqrs.schedules")
 
@@ -72,7 +72,9 @@ class ScheduleClock:
             adopt(self._own.values(), self._registry, self._using)
             self._is_known = True
         wait = LOOK
-        for row, now in due_rows(self._using, LOOK):
+        # Nearly every look finds nothing: the ORM would take longer than the database.
+        found = due_rows(self._using, LOOK) if _is_any_due(self._using, LOOK) else []
+        for row, now in found:
             left = self._attend(row, now + timedelta(seconds=time.monotonic() - began))
             wait = min(wait, left)
         return max(0.0, wait.total_seconds() - (time.monotonic() - began))
@@ -91,6 +93,20 @@ class ScheduleClock:
         else:
             next_at = self._firer.fire_due(schedule, row, now)
         return LOOK if next_at is None else next_at - now
+
+
+def _is_any_due(using: str, ahead: timedelta) -> bool:
+    """Return whether a schedule is due now or soon."""
+    connection = connections[using]
+    moment, parameter = from_now(connection, ahead)
+    table = connection.ops.quote_name(Schedule._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT 1 FROM {table} "  # noqa: S608 - the parameter is one
+            f"WHERE NOT is_paused AND next_at <= {moment} LIMIT 1",
+            [parameter],
+        )
+        return cursor.fetchone() is not None
 
 
 def due_rows(using: str, ahead: timedelta) -> list[tuple[Schedule, datetime]]:

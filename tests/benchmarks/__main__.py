@@ -24,6 +24,7 @@ PARTS = (
     "model",
     "events",
     "outbox",
+    "schedules",
     "tasks",
     "desk",
     "engines",
@@ -180,6 +181,7 @@ def on_postgres(
         events,
         modelling,
         outbox,
+        schedules,
         tasks,
         transactions,
     )
@@ -205,6 +207,16 @@ def on_postgres(
     if "outbox" in parts:
         with watch.timing("outbox"):
             more, said = outbox.run(
+                "postgres",
+                quick=options.quick,
+                python=options.workers,
+                redis=options.redis,
+            )
+        rows += more
+        notes += said
+    if "schedules" in parts:
+        with watch.timing("schedules"):
+            more, said = schedules.run(
                 "postgres",
                 quick=options.quick,
                 python=options.workers,

@@ -147,7 +147,7 @@ class Yard:
 
     def missing(self, queue: Queue) -> str | None:
         """Return why a queue cannot be measured, or None."""
-        if queue is CELERY and (reason := self._no_redis()):
+        if queue.key == CELERY.key and (reason := self._no_redis()):
             return f"{queue.name} was left out: {reason}."
         done = self._python_code(f"import {queue.module}")
         if done.returncode:

@@ -25,6 +25,7 @@ INSTALLED_APPS = [
     "django_cqrs",
     "django_cqrs.events",
     "django_cqrs.outbox",
+    "django_cqrs.schedules",
     "tests.benchmarks.shop",
 ]
 if find_spec("queuebie") is not None:

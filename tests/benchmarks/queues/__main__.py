@@ -235,6 +235,10 @@ def main(action: str, *arguments: str) -> None:
             surround(int(count))
         case "send", (count,):
             send_slowly(int(count))
+        case "schedules", (count,):
+            from tests.benchmarks.queues import scheduling
+
+            print(scheduling.seconds(int(count)))
         case "work", (kind, savepoints):
             work_bare(kind, savepoints)
 

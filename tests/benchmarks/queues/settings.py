@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.util import find_spec
 
 import django
 
@@ -12,7 +13,8 @@ DATABASES = {"default": json.loads(os.environ["BENCHMARKS_DATABASE"])}
 REDIS_URL = os.environ.get("BENCHMARKS_REDIS", "")
 BACKPORT = [] if django.VERSION >= (6, 0) else ["django_tasks"]
 APPS = {
-    "django_cqrs": ["django_cqrs", "django_cqrs.outbox"],
+    "celery": ["django_celery_beat"] if find_spec("django_celery_beat") else [],
+    "django_cqrs": ["django_cqrs", "django_cqrs.outbox", "django_cqrs.schedules"],
     "outbox_tasks": [*BACKPORT, "django_cqrs", "django_cqrs.outbox"],
     "reliable_outbox": ["reliable_outbox"],
     "tasks_db": [*BACKPORT, "django_tasks_db"],
