@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -80,8 +81,16 @@ def read(path: Path) -> LockFile:
         found = [block for side in sides for block in _blocks(side)]
     except _LockFault as error:
         return LockFile(path, text, fault=str(error), is_conflicted=len(sides) > 1)
-    once = [each for n, each in enumerate(found) if each not in found[:n]]
-    return LockFile(path, text, tuple(once), is_conflicted=len(sides) > 1)
+    return LockFile(path, text, tuple(_different(found)), is_conflicted=len(sides) > 1)
+
+
+def _different(blocks: Iterable[LockedBlock]) -> Iterator[LockedBlock]:
+    """Yield the blocks that differ: both sides of a conflict have most of them."""
+    known: defaultdict[str, list[LockedBlock]] = defaultdict(list)
+    for each in blocks:
+        if each not in known[each.key]:
+            known[each.key].append(each)
+            yield each
 
 
 def written(blocks: Iterable[LockedBlock]) -> str:
