@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django_cqrs.modelling import model_storage  # noqa: F401 - registers itself
 from django_cqrs.modelling.aggregates import aggregate
 from django_cqrs.modelling.identifiers import Identifier, Version
 from django_cqrs.modelling.interfaces.decorators import (

@@ -242,8 +242,9 @@ class AggregateSubject(Subject):
             yield Problem(
                 Rule.NO_STORAGE,
                 str(error),
-                "Make it a Django model, add 'django_cqrs.documents' to "
-                "INSTALLED_APPS, or give it a repository=.",
+                "Make it a Django model, give it a repository=, or add an app to "
+                "INSTALLED_APPS: 'django_cqrs.events' if it has @applies methods, else "
+                "'django_cqrs.documents'.",
                 self.owner,
             )
             return

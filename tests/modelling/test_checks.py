@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Self
@@ -286,8 +288,9 @@ def test_E032_no_storage():
                 "no installed app stores such objects."
             ),
             (
-                "Make it a Django model, add 'django_cqrs.documents' to "
-                "INSTALLED_APPS, or give it a repository=."
+                "Make it a Django model, give it a repository=, or add an app to "
+                "INSTALLED_APPS: 'django_cqrs.events' if it has @applies methods, else "
+                "'django_cqrs.documents'."
             ),
         )
     ]
@@ -773,3 +776,33 @@ def test_E034_a_keyword_that_a_factory_or_a_pair_has_no_use_for():
             "Remove on_missing=.",
         ),
     ]
+
+
+def test_E032_a_model_needs_no_other_app():
+    """A project with this app alone can store its models."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], capture_output=True, text=True, check=False
+    )
+
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+ALONE = """
+import django
+from django.conf import settings
+settings.configure(INSTALLED_APPS=["django_cqrs"])
+django.setup()
+from django.db import models
+from django_cqrs import Registry, command_handler
+from django_cqrs.checks import check_registry
+from django_cqrs.modelling import aggregate
+@aggregate
+class Alone(models.Model):
+    @command_handler("alone")
+    def act(self) -> None: ...
+    class Meta:
+        app_label = "alone"
+registry = Registry()
+registry.add(Alone)
+print(check_registry(registry))
+"""
