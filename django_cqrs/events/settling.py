@@ -53,7 +53,7 @@ def head(connection: BaseDatabaseWrapper) -> int:
 
 
 _LAST_OF_MYSQL: Final = (
-    "SELECT /*+ SET_VAR(information_schema_stats_expiry=0) */ AUTO_INCREMENT - 1 "
+    "SELECT AUTO_INCREMENT - 1 "
     "FROM information_schema.tables "
     "WHERE table_schema = DATABASE() AND table_name = %s"
 )
@@ -76,10 +76,30 @@ def last_position(connection: BaseDatabaseWrapper) -> int | None:
     found = statements.get(connection.vendor)
     if found is None:
         return None
-    with connection.cursor() as cursor:
+    with _fresh_statistics(connection), connection.cursor() as cursor:
         cursor.execute(found[0], [found[1]])
         row = cursor.fetchone()
     return 0 if row is None or row[0] is None else int(row[0])
+
+
+@contextmanager
+def _fresh_statistics(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """
+    Have MySQL look at its tables, instead of what it remembers of them for a day.
+
+    The variable cannot be set for one statement by a hint. MariaDB has none.
+    """
+    if connection.vendor != "mysql" or getattr(connection, "mysql_is_mariadb", True):
+        yield
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@SESSION.information_schema_stats_expiry")
+        (before,) = cursor.fetchone()
+        cursor.execute("SET SESSION information_schema_stats_expiry = 0")
+        try:
+            yield
+        finally:
+            cursor.execute("SET SESSION information_schema_stats_expiry = %s", [before])
 
 
 def _number(connection: BaseDatabaseWrapper, statement: str) -> int:

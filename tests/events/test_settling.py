@@ -15,7 +15,7 @@ from django_cqrs.events import where
 from django_cqrs.events.floors import FLOOR
 from django_cqrs.events.models import StoredEvent
 from django_cqrs.events.positions import POSITION, complete
-from django_cqrs.events.settling import blockers, clean_floors, settled
+from django_cqrs.events.settling import blockers, clean_floors, last_position, settled
 from tests.events.support import (
     SOAKS,
     Added,
@@ -85,6 +85,13 @@ def test_e15_4_the_first_event_of_all_is_not_skipped():
         first.commit()
 
     assert follower.poll() == [1, 2]
+
+
+def test_the_last_position_ever_given_is_that_of_now():
+    """It is not what the server remembers of it, as MySQL does for a day."""
+    for _ in range(2):
+        store.append([Added(1)] * 3)
+        assert last_position(connection) == settled(connection)
 
 
 def test_e15_5_who_appends_nothing_delays_nobody():

@@ -135,7 +135,7 @@ def test_e34_4_rows_of_streams_that_are_gone():
     ]
 
 
-def test_e34_4_a_sequence_that_is_behind():
+def test_E018_and_e34_4_a_sequence_that_is_behind():
     """New events would be refused, or be below what followers have passed. [E34.4]"""
     last = fill()
     row = StoredEvent.objects.get(pk=last)
@@ -180,7 +180,7 @@ def test_e34_4_a_function_that_is_missing():
     assert checked() == []
 
 
-def test_e15_16_a_sequence_with_a_cache(monkeypatch):
+def test_E018_and_e15_16_a_sequence_with_a_cache(monkeypatch):
     """Each connection would append below what others have committed. [E15.16] {P}"""
     only_on("postgresql")
     name = f"{EVENT}_position"

@@ -26,6 +26,7 @@ from django_cqrs.events.rules import StreamRule
 from django_cqrs.exceptions import InvalidHandler, InvalidOption
 from django_cqrs.modelling import aggregate
 from django_cqrs.models import RecordsEvents
+from tests.events import test_store_faults
 from tests.modelling.models import Ticket
 from tests.support import registry_of
 
@@ -87,7 +88,8 @@ def stream(category, **options):
 
 def test_every_rule_of_streams_has_a_test_of_its_name():
     """Each id of a check stands in the name of a test here, and in the reference."""
-    names = "".join(each for each in globals() if each.startswith("test_"))
+    own = {**globals(), **vars(test_store_faults)}
+    names = "".join(each for each in own if each.startswith("test_"))
     page = (ROOT / "docs" / "reference" / "checks.md").read_text()
 
     # That of stores in databases is tried in test_store_faults.
