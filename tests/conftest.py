@@ -62,30 +62,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail(f"{reason} CQRS_REQUIRE_BROWSER=1 asks for it.", pytrace=False)
 
 
-@pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
-    """
-    Have PostgreSQL answer a COMMIT before it is on the disk, in all sessions.
-
-    Nobody reads a test database after a power cut.
-    """
-    from django.db import OperationalError, connections
-
-    with django_db_blocker.unblock():
-        for connection in connections.all(initialized_only=True):
-            if connection.vendor == "postgresql":
-                name = connection.ops.quote_name(connection.settings_dict["NAME"])
-                # One that no selected test uses was not made.
-                with (
-                    contextlib.suppress(OperationalError),
-                    connection.cursor() as cursor,
-                ):
-                    cursor.execute(
-                        f"ALTER DATABASE {name} SET synchronous_commit = off"
-                    )
-                connection.close()
-
-
 MADE_BY_MIGRATE = {"auth_permission", "django_content_type"}
 
 

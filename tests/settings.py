@@ -28,6 +28,9 @@ def database(url: str, *, alias: str) -> dict[str, Any]:
         }
     elif alias != "default":
         config["NAME"] = f"{config['NAME']}_{alias}"
+    if config["ENGINE"] == "django.db.backends.postgresql":
+        # A COMMIT is answered before it is on the disk, for the same reason.
+        config["OPTIONS"] = {"options": "-c synchronous_commit=off"}
     return config
 
 

@@ -85,7 +85,7 @@ def last_position(connection: BaseDatabaseWrapper) -> int | None:
 @contextmanager
 def _fresh_statistics(connection: BaseDatabaseWrapper) -> Iterator[None]:
     """
-    Have MySQL look at its tables, instead of what it remembers of them for a day.
+    Have MySQL look at its tables anew: it keeps what it says of them for a day.
 
     The variable cannot be set for one statement by a hint. MariaDB has none.
     """
