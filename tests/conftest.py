@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import gc
 import inspect
 import os
