@@ -76,6 +76,7 @@ SECTIONS = {
     "S04": "Overlap",
     "S05": "Time zones",
     "S06": "Operating",
+    "S07": "Tenants",
     "T01": "Alias",
     "T02": "Schemas",
     "T03": "Never mixed",

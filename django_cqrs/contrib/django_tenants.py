@@ -24,7 +24,8 @@ from django_cqrs.pipeline.tenancy import tenancy
 # By name: it has no types, and type checkers need not install it.
 _utils: Any = import_module("django_tenants.utils")
 
-OUTBOX = "django_cqrs.outbox"
+SHARED = ("django_cqrs.outbox", "django_cqrs.schedules")
+"""The apps whose rows workers look for in the public schema."""
 
 
 class TenantSchemas:
@@ -36,19 +37,21 @@ class TenantSchemas:
 
         Raises:
             ImproperlyConfigured: django-tenants is not installed, or each tenant would
-                have an outbox of its own, which no worker looks at.
+                have rows of its own, which no worker looks at.
 
         """
         if not apps.is_installed("django_tenants"):
             msg = "'django_tenants' is not in INSTALLED_APPS."
             raise ImproperlyConfigured(msg)
         of_tenants: Any = getattr(settings, "TENANT_APPS", ())
-        if OUTBOX in of_tenants:
-            msg = (
-                f"{OUTBOX!r} is in TENANT_APPS, so messages would wait where no worker "
-                "looks. Move it to SHARED_APPS."
-            )
-            raise ImproperlyConfigured(msg)
+        for app in SHARED:
+            if app in of_tenants:
+                what = "messages" if app == SHARED[0] else "schedules"
+                msg = (
+                    f"{app!r} is in TENANT_APPS, so {what} would wait where no worker "
+                    "looks. Move it to SHARED_APPS."
+                )
+                raise ImproperlyConfigured(msg)
 
     def activate(self, name: str | None) -> Callable[[], object] | None:
         """

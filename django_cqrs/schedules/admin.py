@@ -21,8 +21,13 @@ from django.utils import timezone
 from django.utils.translation import gettext
 
 from django_cqrs.admin_databases import database_of, databases_of, with_database
-from django_cqrs.exceptions import UnknownSchedule
+from django_cqrs.exceptions import CQRSError, UnknownSchedule
 from django_cqrs.logged_errors import described
+from django_cqrs.pipeline.tenancy import (
+    shares_its_database,
+    tenancy,
+    tenant_of_request,
+)
 from django_cqrs.schedules.models import Schedule
 from django_cqrs.schedules.operations import (
     ScheduleState,
@@ -84,7 +89,7 @@ class ScheduleAdmin(_ModelAdmin):
             "now": timezone.localtime(),
             "databases": databases_of(Schedule),
             "using": using,
-            "schedules": [*_cells(statuses(using))],
+            "schedules": [*_cells(statuses(using, tenant=_only_tenant(using)))],
             "may_pause": self._may(request, "pause"),
             "may_run": self._may(request, "run"),
             "address": with_database(self._address("act"), asked),
@@ -103,13 +108,16 @@ class ScheduleAdmin(_ModelAdmin):
         asked = database_of(request, Schedule)
         using = asked or router.db_for_write(Schedule)
         name, action = request.POST.get("name", ""), request.POST.get("action", "")
+        own = request.POST.get("tenant") or None
+        if _only_tenant(using) not in (None, own):
+            raise PermissionDenied
         if not self._may(request, "run" if action == "run" else "pause"):
             raise PermissionDenied
         acts = {"pause": self._pause, "resume": self._resume, "run": self._run}
         if action in acts:
             try:
-                acts[action](request, name, using)
-            except UnknownSchedule as error:
+                acts[action](request, name, using, own)
+            except CQRSError as error:
                 self.message_user(request, str(error), messages.ERROR)
         return HttpResponseRedirect(with_database(self._address("changelist"), asked))
 
@@ -121,27 +129,34 @@ class ScheduleAdmin(_ModelAdmin):
         name = f"{self.opts.app_label}_schedule_{page}"
         return reverse(f"admin:{name}", current_app=self.admin_site.name)
 
-    def _pause(self, request: HttpRequest, name: str, using: str) -> None:
-        if pause(name, using=using, by=request.user.get_username()):
-            self._log(request, name, using, gettext("Paused."))
+    def _pause(
+        self, request: HttpRequest, name: str, using: str, tenant: str | None
+    ) -> None:
+        by = request.user.get_username()
+        if pause(name, using=using, by=by, tenant=tenant):
+            self._log(request, name, using, tenant, gettext("Paused."))
             text = gettext("Schedule %(name)s is paused.")
             self.message_user(request, text % {"name": name}, messages.SUCCESS)
         else:
             text = gettext("Schedule %(name)s was paused already.")
             self.message_user(request, text % {"name": name}, messages.WARNING)
 
-    def _resume(self, request: HttpRequest, name: str, using: str) -> None:
-        if resume(name, using=using):
-            self._log(request, name, using, gettext("Resumed."))
+    def _resume(
+        self, request: HttpRequest, name: str, using: str, tenant: str | None
+    ) -> None:
+        if resume(name, using=using, tenant=tenant):
+            self._log(request, name, using, tenant, gettext("Resumed."))
             text = gettext("Schedule %(name)s is resumed. It makes up for nothing.")
             self.message_user(request, text % {"name": name}, messages.SUCCESS)
         else:
             text = gettext("Schedule %(name)s was not paused.")
             self.message_user(request, text % {"name": name}, messages.WARNING)
 
-    def _run(self, request: HttpRequest, name: str, using: str) -> None:
+    def _run(
+        self, request: HttpRequest, name: str, using: str, tenant: str | None
+    ) -> None:
         try:
-            sent = run_now(name)
+            sent = run_now(name, tenant=tenant)
         except (UnknownSchedule, Error):
             raise
         except Exception as error:  # noqa: BLE001 - of the schedule's own functions
@@ -154,15 +169,31 @@ class ScheduleAdmin(_ModelAdmin):
             text = gettext("Schedule %(name)s sent nothing: its command was stopped.")
             self.message_user(request, text % {"name": name}, messages.WARNING)
             return
-        self._log(request, name, using, gettext("Run now: %(id)s.") % {"id": sent})
+        text = gettext("Run now: %(id)s.") % {"id": sent}
+        self._log(request, name, using, tenant, text)
         text = gettext("Schedule %(name)s has sent %(id)s.")
         values = {"name": name, "id": str(sent)}
         self.message_user(request, text % values, messages.SUCCESS)
 
-    def _log(self, request: HttpRequest, name: str, using: str, text: str) -> None:
+    def _log(
+        self,
+        request: HttpRequest,
+        name: str,
+        using: str,
+        tenant: str | None,
+        text: str,
+    ) -> None:
         """Record the user in the history of a schedule."""
-        row = Schedule.objects.using(using).get(name=name, tenant="")
+        row = Schedule.objects.using(using).get(name=name, tenant=tenant or "")
         self.log_change(request, row, text)
+
+
+def _only_tenant(using: str) -> str | None:
+    """Return the tenant whose schedules alone a page may show; None for all."""
+    policy, name = tenancy(), tenant_of_request()
+    if policy is None or name is None or not shares_its_database(policy, name, using):
+        return None
+    return name
 
 
 def _cells(found: list[ScheduleStatus]) -> Iterator[dict[str, Any]]:

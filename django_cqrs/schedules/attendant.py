@@ -20,7 +20,14 @@ from django_cqrs.attendants import (
 )
 from django_cqrs.buses import registries
 from django_cqrs.buses.registries import Registry
-from django_cqrs.schedules.declared import DeclaredSchedule, declared_in
+from django_cqrs.exceptions import UnknownTenant
+from django_cqrs.logged_errors import loggable
+from django_cqrs.schedules.declared import (
+    DeclaredSchedule,
+    declared_in,
+    keys_of,
+    schedules_of,
+)
 from django_cqrs.schedules.firing import Firer
 from django_cqrs.schedules.models import Schedule
 from django_cqrs.times import TimeFromNow, as_sent, from_now, read_now
@@ -35,6 +42,9 @@ OVERDUE: Final = timedelta(minutes=1)
 
 LATE: Final = timedelta(minutes=5)
 """The delay from which on a schedule is a problem."""
+
+TENANTS_ASKED: Final = timedelta(seconds=30)
+"""The time after which a worker asks again which tenants there are."""
 
 KEPT: Final = timedelta(days=30)
 """The time for which the row of a schedule is kept that no code declares."""
@@ -59,18 +69,22 @@ class ScheduleClock:
             using: the alias of their database.
 
         """
-        self._own = {each.name: each for each in schedules}
+        self._schedules = list(schedules)
         self._registry = subject
         self._using = using
         self._firer = Firer(subject, using)
+        self._own: dict[tuple[str, str], DeclaredSchedule] = {}
         self._is_known = False
+        self._asks_tenants = any(each.options.each_tenant for each in schedules)
+        self._asked = 0.0
 
     def look(self) -> float:
         """Fire what is due; return the seconds until something is due, or changed."""
         began = time.monotonic()
-        if not self._is_known:
-            adopt(self._own.values(), self._registry, self._using)
-            self._is_known = True
+        if not self._is_known or (
+            self._asks_tenants and began - self._asked >= TENANTS_ASKED.total_seconds()
+        ):
+            self._know(began)
         wait = LOOK
         # Nearly every look finds nothing: the ORM would take longer than the database.
         found = due_rows(self._using, LOOK) if _is_any_due(self._using, LOOK) else []
@@ -79,19 +93,39 @@ class ScheduleClock:
             wait = min(wait, left)
         return max(0.0, wait.total_seconds() - (time.monotonic() - began))
 
+    def _know(self, now: float) -> None:
+        """Find the schedules in this database, of all tenants that are there now."""
+        self._asked = now
+        try:
+            found = schedules_of(self._schedules, self._using)
+        except Exception as error:
+            if not self._is_known:
+                raise
+            logger.error(  # noqa: TRY400 - without what may be secret
+                "The tenants could not be listed; those that are known are served",
+                exc_info=loggable(error),
+            )
+            return
+        if not self._is_known or found.keys() != self._own.keys():
+            adopt(found.values(), self._registry, self._using)
+        self._own, self._is_known = found, True
+
     def _attend(self, row: Schedule, now: datetime) -> timedelta:
         """Fire one schedule if it is due; return the time until it is."""
-        schedule = self._own.get(row.name)
+        schedule = self._own.get((row.name, row.tenant))
         if schedule is None or row.next_at is None:  # of another worker, or of no code
             return LOOK
         left = as_sent(row.next_at) - now
         is_counted = row.fingerprint == schedule.fingerprint
         if left > timedelta() or (not is_counted and -left < OVERDUE):
             return left if is_counted and left > timedelta() else LOOK
-        if row.counted_from is not None:
-            next_at = self._firer.recount(schedule, row)
-        else:
-            next_at = self._firer.fire_due(schedule, row, now)
+        try:
+            if row.counted_from is not None:
+                next_at = self._firer.recount(schedule, row)
+            else:
+                next_at = self._firer.fire_due(schedule, row, now)
+        except UnknownTenant:  # it has left, and the next list is without it
+            return LOOK
         return LOOK if next_at is None else next_at - now
 
 
@@ -151,11 +185,11 @@ def adopt(
     """
     table = Schedule.objects.using(using)
     now = now or read_now(connections[using])
-    rows = {row.name: row for row in table.filter(tenant="")}
+    rows = {(row.name, row.tenant): row for row in table.all()}
     declared = declared_in(subject)
     new: list[Schedule] = []
     for schedule in schedules:
-        row = rows.get(schedule.name) or _renamed(schedule, rows, declared, using)
+        row = rows.get(schedule.key) or _renamed(schedule, rows, declared, using)
         if row is None:
             new.append(_row_of(schedule, now))
         elif row.fingerprint != schedule.fingerprint:
@@ -168,13 +202,13 @@ def adopt(
         elif row.vanished_at is not None:
             table.filter(pk=row.pk).update(vanished_at=None)
     table.bulk_create(new, ignore_conflicts=True)
-    aliases = {each for schedule in schedules for each in schedule.options.aliases}
-    _mark(rows.values(), {*declared, *aliases}, now, using)
+    _mark(rows.values(), keys_of(declared, using), now, using)
 
 
 def _row_of(schedule: DeclaredSchedule, now: datetime) -> Schedule:
     return Schedule(
         name=schedule.name,
+        tenant=schedule.tenant,
         fingerprint=schedule.fingerprint,
         next_at=schedule.next_after(now),
     )
@@ -182,13 +216,13 @@ def _row_of(schedule: DeclaredSchedule, now: datetime) -> Schedule:
 
 def _renamed(
     schedule: DeclaredSchedule,
-    rows: dict[str, Schedule],
+    rows: dict[tuple[str, str], Schedule],
     declared: Collection[str],
     using: str,
 ) -> Schedule | None:
     """Give the row of a former name the present one; return it, None without one."""
     for alias in schedule.options.aliases:
-        row = rows.get(alias)
+        row = rows.get((alias, schedule.tenant))
         if row is None or alias in declared:
             continue
         if row.next_at is not None:  # `spread=` goes by the name
@@ -202,11 +236,16 @@ def _renamed(
 
 
 def _mark(
-    rows: Collection[Schedule], declared: Collection[str], now: datetime, using: str
+    rows: Collection[Schedule],
+    declared: Collection[tuple[str, str]],
+    now: datetime,
+    using: str,
 ) -> None:
     """Note since when no code declares a schedule."""
     keys = [
-        row.pk for row in rows if row.name not in declared and row.vanished_at is None
+        row.pk
+        for row in rows
+        if (row.name, row.tenant) not in declared and row.vanished_at is None
     ]
     table = Schedule.objects.using(using)
     for start in range(0, len(keys), _TOGETHER):
@@ -224,7 +263,8 @@ class SchedulesAttendant:
         own = [
             schedule
             for schedule in declared_in(registry).values()
-            if schedule.channel in channels and schedule.using == using
+            if schedule.channel in channels
+            and (schedule.options.each_tenant or schedule.using == using)
         ]
         return ScheduleClock(own, registry, using) if own else None
 
@@ -236,16 +276,20 @@ class SchedulesAttendant:
         declared = declared_in(registries.registry)
         if not declared or not router.allow_migrate_model(using, Schedule):
             return
-        rows = Schedule.objects.using(using).filter(tenant="", is_paused=False)
+        rows = Schedule.objects.using(using).filter(is_paused=False)
         now = read_now(connections[using])
-        for row in rows.order_by("name"):
-            schedule = declared.get(row.name)
-            if schedule is None or schedule.using != using:
+        own = schedules_of(declared.values(), using)
+        for row in rows.order_by("name", "tenant"):
+            schedule = own.get((row.name, row.tenant))
+            if schedule is None:
                 continue
+            name = f"The schedule {row.name!r}"
+            if row.tenant:
+                name += f" of tenant {row.tenant!r}"
             if row.next_at is not None and now - as_sent(row.next_at) > LATE:
                 span = (now - as_sent(row.next_at)) // _SECOND * _SECOND
                 text = (
-                    f"The schedule {row.name!r} has been due for {span}, and no worker "
+                    f"{name} has been due for {span}, and no worker "
                     f"of the channel {schedule.channel!r} has sent its command."
                 )
                 yield AttendantProblem("schedule", schedule.channel, text)
@@ -253,23 +297,25 @@ class SchedulesAttendant:
                 times = f"{row.failures} times in a row"
                 if row.failures == 1:
                     times = "once"
-                text = f"The schedule {row.name!r} has failed {times}."
+                text = f"{name} has failed {times}."
                 yield AttendantProblem("schedule", schedule.channel, text)
 
     def prune(self, using: str, *, dry_run: bool) -> Iterator[Expired]:
         """Delete the rows of schedules that no code has declared for 30 days."""
         if not router.allow_migrate_model(using, Schedule):
             return
-        declared = declared_in(registries.registry)
-        aliases = {
-            alias for each in declared.values() for alias in each.options.aliases
-        }
+        declared = keys_of(declared_in(registries.registry), using)
         table = Schedule.objects.using(using)
         now = read_now(connections[using])
         before = now - KEPT
         if not dry_run:
-            _mark(table.all(), {*declared, *aliases}, now, using)
-        old = table.filter(vanished_at__lt=before).exclude(name__in=list(declared))
-        count = old.count() if dry_run else old._raw_delete(using)
-        if count:
-            yield Expired(Schedule, before, count)
+            _mark(table.all(), declared, now, using)
+        keys = [
+            row.pk
+            for row in table.filter(vanished_at__lt=before)
+            if (row.name, row.tenant) not in declared
+        ]
+        for start in range(0, 0 if dry_run else len(keys), _TOGETHER):
+            table.filter(pk__in=keys[start : start + _TOGETHER])._raw_delete(using)
+        if keys:
+            yield Expired(Schedule, before, len(keys))

@@ -45,6 +45,7 @@ class ScheduleOptions:
     starts: Any = None
     ends: Any = None
     enabled: Any = True
+    each_tenant: Any = False
 
 
 scheduled_functions: list[Declared] = []
@@ -83,6 +84,7 @@ def scheduled(
     starts: datetime | None = None,
     ends: datetime | None = None,
     enabled: bool | Callable[[], bool] = True,
+    each_tenant: bool = False,
 ) -> Callable[[H], H]:
     """
     Send a command to its handler at the times of a timetable.
@@ -113,6 +115,8 @@ def scheduled(
         ends: no time after this datetime.
         enabled: whether the schedule sends commands: a bool, or a function without
             arguments that is called at each due time.
+        each_tenant: sends a command for each tenant, in the tenant's own outbox. The
+            functions above are called with the tenant active.
 
     Returns:
         The function itself.
@@ -134,6 +138,7 @@ def scheduled(
         starts=starts,
         ends=ends,
         enabled=enabled,
+        each_tenant=each_tenant,
     )
 
     def decorate(handler: H) -> H:

@@ -6,23 +6,32 @@ import dataclasses
 import hashlib
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from django.apps import apps
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS
 from django.utils import timezone
 
+from django_cqrs import conf
 from django_cqrs.annotations import place_of
 from django_cqrs.buses.bus import converted_payload
 from django_cqrs.buses.registries import Registry, registry
 from django_cqrs.channels.aliases import channels
 from django_cqrs.channels.channel import as_timedelta
 from django_cqrs.declaration.declarations import Kind, declarations_of
-from django_cqrs.exceptions import CQRSError, InvalidChannel, InvalidOption
+from django_cqrs.declaration.key_sources import joined
+from django_cqrs.exceptions import (
+    CQRSError,
+    InvalidChannel,
+    InvalidOption,
+    UnknownTenant,
+)
 from django_cqrs.messages import split_headers
+from django_cqrs.pipeline.tenancy import tenancy
 from django_cqrs.problems import Problem, Rule
 from django_cqrs.routing.endpoint import Endpoint
 from django_cqrs.schedules.declarations import (
@@ -46,6 +55,13 @@ class DeclaredSchedule:
 
     endpoint: Endpoint
     options: ScheduleOptions
+    tenant: str = ""
+    """The tenant for whom it fires; empty if it does not fire for each tenant."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Its name and its tenant, which no other row has."""
+        return self.name, self.tenant
 
     @property
     def name(self) -> str:
@@ -60,6 +76,10 @@ class DeclaredSchedule:
     @property
     def using(self) -> str:
         """The alias of the database that holds its row and its messages."""
+        policy = tenancy() if self.tenant else None
+        if policy is not None:
+            own = self.endpoint.policies.using or policy.alias_of(self.tenant)
+            return own or DEFAULT_DB_ALIAS
         return self.endpoint.alias or DEFAULT_DB_ALIAS
 
     @property
@@ -83,6 +103,8 @@ class DeclaredSchedule:
         spread = as_timedelta(self.options.spread, "spread")
         if not spread:
             return spread
+        if self.tenant:
+            name = joined((name, self.tenant))
         digest = hashlib.sha256(name.encode(errors="surrogatepass")).digest()
         share = int.from_bytes(digest[:8], "big") / 2**64
         return timedelta(milliseconds=int(spread / timedelta(milliseconds=1) * share))
@@ -128,6 +150,63 @@ def declared_in(subject: Registry) -> dict[str, DeclaredSchedule]:
         [first, *others] = schedules
         if not others and not any(_problems(first)) and _has_channel(first):
             found[name] = first
+    return found
+
+
+def schedules_of(
+    declared: Iterable[DeclaredSchedule], using: str
+) -> dict[tuple[str, str], DeclaredSchedule]:
+    """
+    Return those of some schedules whose rows are in a database, by their keys.
+
+    A schedule of each tenant is there once for each tenant of the database.
+
+    Args:
+        declared: the schedules.
+        using: the alias of the database.
+
+    """
+    found: dict[tuple[str, str], DeclaredSchedule] = {}
+    each_tenant: list[DeclaredSchedule] = []
+    for schedule in declared:
+        if schedule.options.each_tenant:
+            each_tenant.append(schedule)
+        elif schedule.using == using:
+            found[schedule.key] = schedule
+    policy = tenancy() if each_tenant else None
+    for name in () if policy is None else policy.names():
+        for schedule in each_tenant:
+            own = dataclasses.replace(schedule, tenant=name)
+            try:
+                if own.using == using:
+                    found[own.key] = own
+            except UnknownTenant:
+                break  # its database is not in the settings yet
+    return found
+
+
+def keys_of(
+    declared: Mapping[str, DeclaredSchedule], using: str
+) -> set[tuple[str, str]]:
+    """
+    Return the keys of all rows in a database that have a declaration.
+
+    Those under former names are among them, and those of schedules that have moved to
+    another database.
+
+    Args:
+        declared: all schedules of the code by name.
+        using: the alias of the database.
+
+    """
+    found = {
+        (name, "")
+        for each in declared.values()
+        if not each.options.each_tenant
+        for name in (each.name, *each.options.aliases)
+    }
+    for each in schedules_of(declared.values(), using).values():
+        found |= {(name, each.tenant) for name in (each.name, *each.options.aliases)}
     return found
 
 
@@ -256,6 +335,14 @@ def _handler_problems(schedule: DeclaredSchedule) -> Iterator[Problem]:
             function,
             cause=APP,
         )
+    if schedule.options.each_tenant and endpoint.policies.tenant is False:
+        yield Problem(
+            rule,
+            f"{where} has a schedule of each tenant, but it is for the part that all "
+            "tenants share.",
+            "Remove each_tenant=, or tenant=False.",
+            function,
+        )
     if endpoint.channel is None:
         yield Problem(
             rule,
@@ -314,6 +401,7 @@ def _faults(options: ScheduleOptions) -> Iterator[tuple[str, str]]:
             f"enabled={options.enabled!r} is not possible.",
             "Give True, False, or a function without arguments.",
         )
+    yield from _tenant_faults(options.each_tenant)
     yield from _header_faults(options.headers)
     if callable(options.payload) and not _takes(options.payload, _MOMENT):
         yield (
@@ -344,6 +432,25 @@ def _period_faults(options: ScheduleOptions) -> Iterator[tuple[str, str]]:
             f"It ends before it starts: starts={options.starts}, ends={options.ends}.",
             "Make ends= the later one.",
         )
+
+
+def _tenant_faults(each_tenant: Any) -> Iterator[tuple[str, str]]:
+    if not isinstance(each_tenant, bool):
+        yield f"each_tenant={each_tenant!r} is not possible.", "Give True or False."
+    if each_tenant is not True:
+        return
+    try:
+        policy = tenancy()
+        if policy is not None:
+            policy.ensure_listed()
+            return
+    except ImproperlyConfigured as error:
+        yield str(error), "Fix the settings, or remove each_tenant=."
+        return
+    yield (
+        f"It is one of each tenant, but {conf.NAME}['TENANCY'] is not set.",
+        "Set it, or remove each_tenant=.",
+    )
 
 
 def _header_faults(headers: Any) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -21,6 +22,7 @@ from django_cqrs.buses.registries import Registry
 from django_cqrs.channels.aliases import channels
 from django_cqrs.logged_errors import described, loggable
 from django_cqrs.messages import Message, SentMessage, current
+from django_cqrs.pipeline.tenancy import tenant
 from django_cqrs.schedules.declared import DeclaredSchedule, call, is_enabled
 from django_cqrs.schedules.models import Schedule
 from django_cqrs.schedules.planning import MOST, Firing, plan_of
@@ -80,13 +82,19 @@ class Firer:
             Error: the database is unavailable. What was not committed is still due.
 
         """
+        with _tenant_of(schedule):
+            return self._fire_due(schedule, row, now)
+
+    def _fire_due(
+        self, schedule: DeclaredSchedule, row: Schedule, now: datetime
+    ) -> datetime | None:
         seen = row.next_at
         assert seen is not None  # noqa: S101 - it is due
         plan = plan_of(schedule, seen, now)
         if plan.is_cut:
             logger.warning(
                 "Schedule %s has missed more than %s times; the oldest are dropped",
-                schedule.name,
+                _title(schedule),
                 f"{MOST:,}",
             )
         if not plan.firings and not self._move(schedule, row, plan.next_at):
@@ -129,11 +137,14 @@ class Firer:
                 unchanged. Nothing was sent.
 
         """
-        with transaction.atomic(using=self._using):
+        with _tenant_of(schedule), transaction.atomic(using=self._using):
             rows = Schedule.objects.using(self._using)
             # For a schedule that no worker has seen; it counts from its own code.
-            rows.bulk_create([Schedule(name=schedule.name)], ignore_conflicts=True)
-            row = rows.select_for_update().get(name=schedule.name, tenant="")
+            new = Schedule(name=schedule.name, tenant=schedule.tenant)
+            rows.bulk_create([new], ignore_conflicts=True)
+            row = rows.select_for_update().get(
+                name=schedule.name, tenant=schedule.tenant
+            )
             firing = Firing(now)
             message = self._message(schedule, firing, wraps=False)
             sent = self._send(schedule, message)
@@ -186,7 +197,7 @@ class Firer:
         if moved:
             logger.error(
                 "Schedule %s could not send its command",
-                schedule.name,
+                _title(schedule),
                 exc_info=loggable(error),
             )
         return moved
@@ -279,7 +290,7 @@ class Firer:
     def _skip(self, schedule: DeclaredSchedule, message: Message) -> None:
         logger.info(
             "Schedule %s sends no command: an earlier one is not handled yet",
-            schedule.name,
+            _title(schedule),
         )
         self._registry.command_bus._outlet(schedule.endpoint).skip(message)
 
@@ -305,3 +316,15 @@ class Firer:
             fired_at=TimeFromNow(),
             open_messages=[str(each) for each in (*waiting, sent)],
         )
+
+
+def _tenant_of(schedule: DeclaredSchedule) -> AbstractContextManager[None]:
+    """Return a block in which the tenant of a schedule is active, if it has one."""
+    return tenant(schedule.tenant) if schedule.tenant else nullcontext()
+
+
+def _title(schedule: DeclaredSchedule) -> str:
+    """Return the name of a schedule, and whose it is, for the log."""
+    if schedule.tenant:
+        return f"{schedule.name} of tenant {schedule.tenant!r}"
+    return schedule.name

@@ -17,8 +17,14 @@ from django_cqrs import clock
 from django_cqrs.buses import registries
 from django_cqrs.buses.registries import Registry
 from django_cqrs.channels.aliases import channels
-from django_cqrs.exceptions import UnknownSchedule
-from django_cqrs.schedules.declared import DeclaredSchedule, declared_in, is_enabled
+from django_cqrs.exceptions import InvalidOption, UnknownSchedule, UnknownTenant
+from django_cqrs.pipeline.tenancy import tenancy
+from django_cqrs.schedules.declared import (
+    DeclaredSchedule,
+    declared_in,
+    is_enabled,
+    schedules_of,
+)
 from django_cqrs.schedules.firing import Firer
 from django_cqrs.schedules.models import Schedule
 from django_cqrs.times import TimeFromNow, as_sent, read_now
@@ -58,6 +64,8 @@ class ScheduleStatus:
 
     name: str
     state: ScheduleState
+    tenant: str = ""
+    """The tenant for whom it fires; empty if it does not fire for each tenant."""
     endpoint: str = ""
     """The name of the handler's endpoint; empty if no code declares the schedule."""
     channel: str = ""
@@ -87,7 +95,11 @@ class ScheduleStatus:
 
 
 def next_times(
-    name: str, count: int = 3, *, registry: Registry | None = None
+    name: str,
+    count: int = 3,
+    *,
+    tenant: str | None = None,
+    registry: Registry | None = None,
 ) -> list[datetime]:
     """
     Return the next times of a schedule, from its code alone: no database is asked.
@@ -95,6 +107,7 @@ def next_times(
     Args:
         name: the name of the schedule.
         count: the number of times.
+        tenant: the tenant, whose times ``spread=`` moves, if it fires for each tenant.
         registry: the registry with the handlers; by default the project's.
 
     Returns:
@@ -104,12 +117,18 @@ def next_times(
         UnknownSchedule: the code does not declare it.
 
     """
-    schedule = _declared(name, registry)
+    schedule = _by_name(name, registry)
+    if tenant is not None:
+        schedule = _of_tenant(schedule, tenant)
     return list(islice(_firings(schedule, clock.now()), count))
 
 
 def statuses(
-    using: str = DEFAULT_DB_ALIAS, *, count: int = 3, registry: Registry | None = None
+    using: str = DEFAULT_DB_ALIAS,
+    *,
+    count: int = 3,
+    tenant: str | None = None,
+    registry: Registry | None = None,
 ) -> list[ScheduleStatus]:
     """
     Return the schedules of a database: declared ones, and those that are gone.
@@ -117,32 +136,36 @@ def statuses(
     Args:
         using: the alias of the database.
         count: the number of next times of each.
+        tenant: only the schedules of this tenant; None for all.
         registry: the registry with the handlers; by default the project's.
 
     """
-    declared = {
-        name: schedule
-        for name, schedule in declared_in(registry or registries.registry).items()
-        if schedule.using == using
-    }
-    rows = {row.name: row for row in Schedule.objects.using(using).filter(tenant="")}
+    known = declared_in(registry or registries.registry)
+    declared = schedules_of(known.values(), using)
+    rows = {(row.name, row.tenant): row for row in Schedule.objects.using(using)}
     now = read_now(connections[using])
     found = [
-        _status(schedule, rows.get(name), now, count)
-        for name, schedule in declared.items()
+        _status(schedule, rows.get(key), now, count)
+        for key, schedule in declared.items()
     ]
-    aliases = {alias for each in declared.values() for alias in each.options.aliases}
+    aliases = {
+        (alias, each.tenant)
+        for each in declared.values()
+        for alias in each.options.aliases
+    }
     found += [
         _of_row(row, None)
-        for name, row in rows.items()
-        if name not in declared and name not in aliases
+        for key, row in rows.items()
+        if key not in declared and key not in aliases
     ]
+    if tenant is not None:
+        found = [each for each in found if each.tenant == tenant]
     outcomes = _outcomes_of(found, using)
     found = [
         dataclasses.replace(each, outcome=outcomes.get(each.message_id, ""))
         for each in found
     ]
-    return sorted(found, key=lambda each: each.name)
+    return sorted(found, key=lambda each: (each.name, each.tenant))
 
 
 def _outcomes_of(found: list[ScheduleStatus], using: str) -> dict[Any, str]:
@@ -162,6 +185,7 @@ def pause(
     *,
     using: str | None = None,
     by: str = "",
+    tenant: str | None = None,
     registry: Registry | None = None,
 ) -> bool:
     """
@@ -171,6 +195,7 @@ def pause(
         name: the name of the schedule.
         using: the alias of the database; by default that of its handler.
         by: the name of the user, for others to see.
+        tenant: the tenant, if it fires for each tenant.
         registry: the registry with the handlers; by default the project's.
 
     Returns:
@@ -178,20 +203,28 @@ def pause(
 
     Raises:
         UnknownSchedule: the code does not declare it.
+        InvalidOption: it fires for each tenant, and none was given; or the other way.
+        UnknownTenant: no tenant has this name.
 
     """
-    schedule = _declared(name, registry)
+    schedule = _declared(name, registry, tenant)
     rows = Schedule.objects.using(using or schedule.using)
     # A worker that has not started yet finds it, and counts it from its own code.
-    rows.bulk_create([Schedule(name=name)], ignore_conflicts=True)
-    changed = rows.filter(name=name, tenant="", is_paused=False).update(
+    new = Schedule(name=name, tenant=schedule.tenant)
+    rows.bulk_create([new], ignore_conflicts=True)
+    own = rows.filter(name=name, tenant=schedule.tenant)
+    changed = own.filter(is_paused=False).update(
         is_paused=True, paused_at=TimeFromNow(), paused_by=by[:BY]
     )
     return bool(changed)
 
 
 def resume(
-    name: str, *, using: str | None = None, registry: Registry | None = None
+    name: str,
+    *,
+    using: str | None = None,
+    tenant: str | None = None,
+    registry: Registry | None = None,
 ) -> bool:
     """
     Resume a schedule: it fires at its next time, and makes up for nothing.
@@ -199,6 +232,7 @@ def resume(
     Args:
         name: the name of the schedule.
         using: the alias of the database; by default that of its handler.
+        tenant: the tenant, if it fires for each tenant.
         registry: the registry with the handlers; by default the project's.
 
     Returns:
@@ -206,12 +240,14 @@ def resume(
 
     Raises:
         UnknownSchedule: the code does not declare it.
+        InvalidOption: it fires for each tenant, and none was given; or the other way.
+        UnknownTenant: no tenant has this name.
 
     """
-    schedule = _declared(name, registry)
+    schedule = _declared(name, registry, tenant)
     rows = Schedule.objects.using(using or schedule.using)
     # A worker finds the next time, by its own code; see `counted_from`.
-    changed = rows.filter(name=name, tenant="", is_paused=True).update(
+    changed = rows.filter(name=name, tenant=schedule.tenant, is_paused=True).update(
         is_paused=False,
         paused_at=None,
         paused_by="",
@@ -221,12 +257,15 @@ def resume(
     return bool(changed)
 
 
-def run_now(name: str, *, registry: Registry | None = None) -> UUID | None:
+def run_now(
+    name: str, *, tenant: str | None = None, registry: Registry | None = None
+) -> UUID | None:
     """
     Send one command of a schedule now; its next time stays as it is.
 
     Args:
         name: the name of the schedule.
+        tenant: the tenant, if it fires for each tenant.
         registry: the registry with the handlers; by default the project's.
 
     Returns:
@@ -234,17 +273,48 @@ def run_now(name: str, *, registry: Registry | None = None) -> UUID | None:
 
     Raises:
         UnknownSchedule: the code does not declare it.
+        InvalidOption: it fires for each tenant, and none was given; or the other way.
+        UnknownTenant: no tenant has this name.
         Exception: the exception of a function of the schedule, or of the sending.
             Nothing was sent.
 
     """
     subject = registry or registries.registry
-    schedule = _declared(name, subject)
+    schedule = _declared(name, subject, tenant)
     using = schedule.using
     return Firer(subject, using).run_now(schedule, read_now(connections[using]))
 
 
-def _declared(name: str, registry: Registry | None) -> DeclaredSchedule:
+def _declared(
+    name: str, registry: Registry | None, tenant: str | None
+) -> DeclaredSchedule:
+    schedule = _by_name(name, registry)
+    if tenant is not None:
+        return _of_tenant(schedule, tenant)
+    if schedule.options.each_tenant:
+        msg = (
+            f"The schedule {name!r} fires for each tenant. Name the tenant: tenant=, "
+            "or --tenant of the command."
+        )
+        raise InvalidOption(msg)
+    return schedule
+
+
+def _of_tenant(schedule: DeclaredSchedule, tenant: str) -> DeclaredSchedule:
+    if not schedule.options.each_tenant:
+        msg = (
+            f"The schedule {schedule.name!r} does not fire for each tenant, so nothing "
+            f"was done for tenant {tenant!r}. Leave the tenant out."
+        )
+        raise InvalidOption(msg)
+    policy = tenancy()
+    if policy is None or tenant not in policy.names():
+        msg = f"Tenant {tenant!r} is not known."
+        raise UnknownTenant(msg)
+    return dataclasses.replace(schedule, tenant=tenant)
+
+
+def _by_name(name: str, registry: Registry | None) -> DeclaredSchedule:
     declared = declared_in(registry or registries.registry)
     if name not in declared:
         msg = f"There is no schedule {name!r}."
@@ -300,6 +370,7 @@ def _described(schedule: DeclaredSchedule) -> ScheduleStatus:
     return ScheduleStatus(
         name=schedule.name,
         state=ScheduleState.ACTIVE,
+        tenant=schedule.tenant,
         endpoint=schedule.endpoint.name,
         channel=schedule.channel,
         timetable=str(schedule.timetable),
@@ -309,7 +380,7 @@ def _described(schedule: DeclaredSchedule) -> ScheduleStatus:
 
 def _of_row(row: Schedule, schedule: DeclaredSchedule | None) -> ScheduleStatus:
     """Return the facts in the row of a schedule, and in its code if there is any."""
-    known = ScheduleStatus(name=row.name, state=ScheduleState.GONE)
+    known = ScheduleStatus(name=row.name, state=ScheduleState.GONE, tenant=row.tenant)
     if schedule is not None:
         known = _described(schedule)
         if row.is_paused:

@@ -579,3 +579,17 @@ def test_many_messages_of_one_command_have_their_tenant(shared):
         registry.event_bus.publish(PaymentDue(1)) or registry.command_bus.dispatch(
             Pay(1)
         )
+
+
+def test_t03_4_projections_are_those_of_the_tenants_database(shared):
+    """Positions in a shared database are everybody's, so one tenant is refused. [T03.4]"""
+    out = io.StringIO()
+    with pytest.raises(CommandError) as caught:
+        call_command("cqrs_projections", "list", tenant="acme", stdout=out)
+    assert str(caught.value) == (
+        "cqrs_projections list cannot run for tenant 'acme' alone, since several "
+        "tenants share the tables in 'default'. Use --database default, for all of them."
+    )
+    with with_tenancy():
+        call_command("cqrs_projections", "list", tenant="globex", stdout=out)
+    assert out.getvalue().endswith("Settled position 0 of 0.\n")

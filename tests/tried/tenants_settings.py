@@ -23,6 +23,7 @@ SHARED_APPS = [
     "django.contrib.admin",
     "django_cqrs",
     "django_cqrs.outbox",
+    "django_cqrs.schedules",
     "tests.tried.tenants",
 ]
 TENANT_APPS = ["tests.tried.ledger"]

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -16,6 +17,7 @@ from django.core.management import call_command
 from django.db import connection, connections, transaction
 from django.http import HttpResponse
 from django.test import RequestFactory
+from django.utils import timezone
 from django_tenants.utils import schema_context, tenant_context
 
 from django_cqrs import CommandBus, Registry, command_handler, query_handler
@@ -23,8 +25,12 @@ from django_cqrs.checks import check_settings
 from django_cqrs.contrib.django_tenants import TenantSchemas
 from django_cqrs.exceptions import MissingTenant, TenantSwitch, UnknownTenant
 from django_cqrs.middleware import MessageHeadersMiddleware
+from django_cqrs.outbox.management.commands import cqrs_worker
 from django_cqrs.outbox.models import DeadLetter, InboxEntry, OutboxMessage
 from django_cqrs.outbox.worker import Bounds, Worker
+from django_cqrs.schedules import every, scheduled
+from django_cqrs.schedules.attendant import SchedulesAttendant
+from django_cqrs.schedules.models import Schedule
 from django_cqrs.tenancy import CurrentTenant, all_tenants, current_tenant, tenant
 from tests.limits import LIMIT
 from tests.tried.ledger.models import Entry
@@ -401,18 +407,59 @@ def test_t03_2_one_key_in_two_schemas_is_two():
     assert [len(entries()[name]) for name in ("tenant1", "tenant2")] == [1, 1]
 
 
-def test_a_tenants_own_outbox_is_refused(settings):
-    """An outbox in each schema would be one that no worker looks at: a check says so."""
-    settings.TENANT_APPS = [*settings.TENANT_APPS, "django_cqrs.outbox"]
+@pytest.mark.parametrize(
+    ("app", "what"),
+    [("django_cqrs.outbox", "messages"), ("django_cqrs.schedules", "schedules")],
+)
+def test_a_tenants_own_outbox_is_refused(settings, app, what):
+    """Rows in each schema would be those that no worker looks at: a check says so."""
+    settings.TENANT_APPS = [*settings.TENANT_APPS, app]
     text = (
-        "'django_cqrs.outbox' is in TENANT_APPS, so messages would wait where no worker "
-        "looks. Move it to SHARED_APPS."
+        f"{app!r} is in TENANT_APPS, so {what} would wait where no worker looks. Move it "
+        "to SHARED_APPS."
     )
     with pytest.raises(ImproperlyConfigured) as caught:
         TenantSchemas()
     assert str(caught.value) == text
     [found] = [each for each in check_settings() if each.id == "django_cqrs.E080"]
     assert text in found.msg
+
+
+def test_s07_1_a_schedule_of_each_tenant_fires_into_the_one_outbox():
+    """Each tenant has a row and a command, and its handler runs in its schema. [S07.1]"""
+    paths = []
+
+    def enabled():
+        paths.append(connection.schema_name)
+        return True
+
+    @scheduled(every(hours=1), each_tenant=True, enabled=enabled)
+    @command_handler("hourly", name="hourly", channel="outbox")
+    def hourly(who: CurrentTenant):
+        Entry.objects.create(text=f"{who} {connection.schema_name}")
+
+    handlers = Registry()
+    handlers.add(hourly)
+    clock = SchedulesAttendant().duty(handlers, ["outbox"], "default")
+    clock.look()
+    first = next(every(hours=1).after(timezone.now() - timedelta(hours=1), None))
+    assert Schedule.objects.update(next_at=first) == len(TENANTS)
+    clock.look()
+
+    assert sorted(paths) == sorted(TENANTS)
+    assert connection.schema_name == "public"
+    assert run(handlers).handled == len(TENANTS)
+    assert entries() == {name: [f"{name} {name}"] for name in TENANTS}
+
+
+def test_the_worker_of_all_tenants_handles_the_one_outbox(monkeypatch):
+    """`--tenants` has nothing to take turns between: all messages are in one place."""
+    monkeypatch.setattr(cqrs_worker, "registry", registry)
+    wanted = send_interleaved(40, ("write", "python", "publish", "send"))
+
+    call_command("cqrs_worker", "outbox", "--tenants", "--until-empty", verbosity=0)
+
+    judge(wanted)
 
 
 def test_a_handler_that_sends_from_a_schema_stores_in_public():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connections
 from tabulate import tabulate
 
 from django_cqrs.events.management.output import (
@@ -19,6 +19,7 @@ from django_cqrs.events.models import ProjectionFailure
 from django_cqrs.events.operations import Projections
 from django_cqrs.events.status import ProjectionStatus, store_status
 from django_cqrs.exceptions import CQRSError
+from django_cqrs.tenant_options import add_tenant_option, chosen_rows
 
 _ONE_OR_ALL: Final = {
     "init": "Set a projection up; one that starts by hand begins.",
@@ -120,22 +121,28 @@ class Command(BaseCommand):
             help="The longest time to wait (default: %(default)s).",
         )
         for each in (listing, *found.values()):
-            each.add_argument(
+            group = each.add_mutually_exclusive_group()
+            group.add_argument(
                 "--database",
                 choices=tuple(connections),
                 help="The database with the events (default: the router's).",
             )
+            add_tenant_option(group, "Only this tenant, in the database of the tenant.")
 
-    def handle(self, *, action: str, database: str | None, **options: Any) -> None:
+    def handle(
+        self, *, action: str, database: str | None, tenant: str | None, **options: Any
+    ) -> None:
         """Do what the subcommand says."""
-        own = Projections(database)
-        try:
-            if action in _ONE_OR_ALL:
-                self._each(own, action, options)
-            else:
-                getattr(self, f"_{action}")(own, options)
-        except CQRSError as error:
-            raise CommandError(str(error)) from error
+        with chosen_rows(database or DEFAULT_DB_ALIAS, tenant) as chosen:
+            chosen.refuse_one_tenant(f"cqrs_projections {action} cannot run")
+            own = Projections(database if tenant is None else chosen.using)
+            try:
+                if action in _ONE_OR_ALL:
+                    self._each(own, action, options)
+                else:
+                    getattr(self, f"_{action}")(own, options)
+            except CQRSError as error:
+                raise CommandError(str(error)) from error
 
     # Looking --------------------------------------------------------------------------
 

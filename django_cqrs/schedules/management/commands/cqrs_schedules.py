@@ -6,13 +6,12 @@ import argparse
 import dataclasses
 import getpass
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import (
-    DEFAULT_DB_ALIAS,
     Error,
     InterfaceError,
     OperationalError,
@@ -31,6 +30,11 @@ from django_cqrs.schedules.operations import (
     resume,
     run_now,
     statuses,
+)
+from django_cqrs.tenant_options import (
+    add_database_options,
+    add_tenant_option,
+    chosen_rows,
 )
 
 JSON_VERSION: Final = 1
@@ -91,18 +95,23 @@ class Command(BaseCommand):
                 default="text",
                 help="The format of the output (default: %(default)s).",
             )
-        for each in (listing, pausing, resuming):
-            each.add_argument(
+        add_database_options(
+            listing,
+            help="The database of the schedules (default: %(default)s).",
+        )
+        for each in (coming, running):
+            add_tenant_option(each, _OF_TENANT)
+        for each in (pausing, resuming):
+            group = each.add_mutually_exclusive_group()
+            group.add_argument(
                 "--database",
-                default=None if each is not listing else DEFAULT_DB_ALIAS,
                 choices=tuple(connections),
                 help=(
                     "The database with the rows of the schedules (default: that of "
                     "their handlers)."
-                    if each is not listing
-                    else "The database of the schedules (default: %(default)s)."
                 ),
             )
+            add_tenant_option(group, _OF_TENANT)
 
     def handle(self, *, action: str, **options: Any) -> None:
         """Do what the subcommand says."""
@@ -121,7 +130,8 @@ class Command(BaseCommand):
             raise CommandError(_said(error)) from error
 
     def _list(self, options: dict[str, Any]) -> None:
-        found = statuses(options["database"])
+        with chosen_rows(options["database"], options["tenant"]) as chosen:
+            found = statuses(chosen.using, tenant=chosen.tenant)
         if options["format"] == "json":
             self._write_json({"schedules": [_as_json(each) for each in found]})
             return
@@ -129,9 +139,13 @@ class Command(BaseCommand):
             self.stdout.write("No schedules.")
             return
         headers = ["Schedule", "State", "Next", "Last", "Outcome", "Timetable"]
+        has_tenants = any(each.tenant for each in found)
+        if has_tenants:
+            headers.insert(1, "Tenant")
         rows = [
             (
                 each.name,
+                *([each.tenant] if has_tenants else ()),
                 _state(each),
                 _time(each.next_times[0]) if each.next_times else "",
                 _time(each.due_at),
@@ -143,7 +157,7 @@ class Command(BaseCommand):
         self.stdout.write(tabulate(rows, headers=headers, disable_numparse=True))
 
     def _next(self, options: dict[str, Any]) -> None:
-        times = next_times(options["name"], options["count"])
+        times = next_times(options["name"], options["count"], tenant=options["tenant"])
         if options["format"] == "json":
             found = [_stamp(each) for each in times]
             self._write_json({"schedule": options["name"], "next": found})
@@ -158,7 +172,7 @@ class Command(BaseCommand):
     def _run(self, options: dict[str, Any]) -> None:
         name = options["name"]
         try:
-            message_id = run_now(name)
+            message_id = run_now(name, tenant=options["tenant"])
         except (UnknownSchedule, Error):
             raise
         except Exception as error:
@@ -171,26 +185,33 @@ class Command(BaseCommand):
         self.stdout.write(f"Sent {message_id} for {name}.")
 
     def _pause(self, options: dict[str, Any]) -> None:
-        self._ensure_declared(options["names"])
+        self._ensure_declared(options)
         for name in dict.fromkeys(options["names"]):
-            is_new = pause(name, using=options["database"], by=_user())
+            is_new = pause(name, **_where(options), by=_user())
             text = "Paused" if is_new else "Already paused:"
             self.stdout.write(f"{text} {name}.")
 
     def _resume(self, options: dict[str, Any]) -> None:
-        self._ensure_declared(options["names"])
+        self._ensure_declared(options)
         for name in dict.fromkeys(options["names"]):
-            is_new = resume(name, using=options["database"])
+            is_new = resume(name, **_where(options))
             text = "Resumed" if is_new else "Not paused:"
             self.stdout.write(f"{text} {name}.")
 
-    def _ensure_declared(self, names: Sequence[str]) -> None:
+    def _ensure_declared(self, options: dict[str, Any]) -> None:
         """Refuse an unknown name before anything is changed."""
-        for name in names:
-            next_times(name, 0)
+        for name in options["names"]:
+            next_times(name, 0, tenant=options["tenant"])
 
     def _write_json(self, document: dict[str, Any]) -> None:
         self.stdout.write(json.dumps({"version": JSON_VERSION, **document}, indent=2))
+
+
+_OF_TENANT: Final = "The tenant, for a schedule that fires for each tenant."
+
+
+def _where(options: dict[str, Any]) -> dict[str, Any]:
+    return {"using": options["database"], "tenant": options["tenant"]}
 
 
 def _said(error: Error) -> str:
