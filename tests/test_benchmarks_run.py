@@ -170,7 +170,7 @@ def test_a_quick_run_prints_the_table_and_enforces_no_bound(tmp_path):
     assert done.returncode == 0
     results = json.loads(file.read_text(encoding="utf-8"))
     bounds = [row for row in results["rows"] if row["bound"] is not None]
-    assert len(bounds) == 22
+    assert len(bounds) == 23
     assert all(row["what"] in done.stdout for row in results["rows"])
     assert [row["what"] for row in results["rows"] if row["section"] == DURATIONS] == [
         "buses",

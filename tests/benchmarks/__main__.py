@@ -133,6 +133,12 @@ def run(options: argparse.Namespace) -> tuple[list[Row], list[str], str | None]:
             rounds=5 if options.quick else 300,
             calls=10 if options.quick else 60,
         )
+        if "transactions" in parts:
+            rows += transactions.alias_by_header(
+                "default",
+                rounds=5 if options.quick else 300,
+                calls=10 if options.quick else 60,
+            )
     if set(parts) != {"buses"}:
         with transactions.postgres_database() as missing:
             if missing is None:
@@ -189,6 +195,11 @@ def on_postgres(
     if "transactions" in parts:
         with watch.timing("transactions"):
             rows += transactions.insert_of_one_row(
+                "postgres",
+                rounds=3 if options.quick else 200,
+                calls=10 if options.quick else 60,
+            )
+            rows += transactions.alias_by_header(
                 "postgres",
                 rounds=3 if options.quick else 200,
                 calls=10 if options.quick else 60,

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from django.conf import settings
 from django.core.management import call_command
 from django.db import OperationalError, connections, transaction
+from django.test import override_settings
 
 from django_cqrs import Registry, command_handler
 from tests.benchmarks.measuring import call_by_call
@@ -16,6 +18,7 @@ from tests.benchmarks.shop.messages import PlaceOrder
 from tests.benchmarks.shop.models import Order
 
 BOUNDS = {"sqlite": 1.05, "postgresql": 1.02}
+BY_HEADER, BY_HAND = "by the header of its tenant", "by using="
 DISPATCH, TWIN = "command_bus.dispatch()", "(its twin, for the noise)"
 
 
@@ -66,6 +69,39 @@ def insert_of_one_row(alias: str, *, rounds: int, calls: int) -> list[Row]:
         is_noisy = not 1 / bound <= low <= high <= bound
         rows.append(dataclasses.replace(row, is_noisy=is_noisy))
     return rows
+
+
+def alias_by_header(alias: str, *, rounds: int, calls: int) -> list[Row]:
+    """Compare a command whose tenant has the database with one that names it."""
+    connection = connections[alias]
+
+    @command_handler
+    def place_order(command: PlaceOrder) -> int:
+        return orders.create(number=command.number, customer=command.customer).pk
+
+    orders = Order.objects.using(alias)
+    tenancy = {"HEADER": "tenant", "DATABASES": {"acme": alias}}
+    with override_settings(
+        DJANGO_CQRS={**settings.DJANGO_CQRS, "TENANCY": tenancy},
+        DATABASE_ROUTERS=["django_cqrs.tenancy.TenantRouter"],
+    ):
+        registry = Registry()
+        registry.add(place_order)
+        command, command_bus = PlaceOrder(7, "Ada Lovelace"), registry.command_bus
+        headers = {"tenant": "acme"}
+
+        def by_header() -> None:
+            command_bus.dispatch(command, headers=headers)
+
+        def by_hand() -> None:
+            command_bus.dispatch(command, using=alias)
+
+        version = ".".join(map(str, connection.get_database_version()))
+        section = f"The database of a tenant, {connection.display_name} {version}"
+        comparison = call_by_call(
+            {BY_HAND: by_hand, BY_HEADER: by_header}, rounds=rounds, calls=calls
+        )
+    return [compared(comparison, section, BY_HEADER, BY_HAND, bound=1.02)]
 
 
 def make_sqlite_tables() -> None:

@@ -23,7 +23,7 @@ from django_cqrs.tenancy import CurrentTenant, current_tenant
 from tests.limits import LIMIT
 from tests.outbox.support import on_databases, rows
 from tests.schedules.support import clock_of, now
-from tests.tenancy.support import with_alias, with_tenancy
+from tests.tenancy.support import away_in, with_alias, with_tenancy
 
 pytestmark = [*on_databases, pytest.mark.urls("tests.outbox.desk_urls")]
 
@@ -155,9 +155,8 @@ def test_s07_1_a_database_that_is_away_keeps_no_other_tenant_from_firing(
     project, tmp_path
 ):
     """One worker for all of them: the others' commands are sent and handled. [S07.1]"""
-    away = {"NAME": str(tmp_path / "away" / "away"), "HOST": "127.0.0.1", "PORT": "1"}
     databases = {"initech": "third", **DATABASES}
-    with with_alias("third", **away), with_tenancy(databases):
+    with with_alias("third", **away_in(tmp_path)), with_tenancy(databases):
         for alias in ("default", "other"):
             clock_of(project, using=alias).look()
         make_due("default", "other")

@@ -66,3 +66,10 @@ def with_files(folder, aliases):
         {alias: {**deepcopy(own), "NAME": name} for alias, name in files.items()}
     ):
         yield
+
+
+def away_in(folder):
+    """Return the changes of a database's settings by which it cannot be reached."""
+    if connection.vendor == "sqlite":
+        return {"NAME": str(folder / "away" / "away.sqlite3")}
+    return {"HOST": "127.0.0.1", "PORT": "1"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
@@ -788,3 +789,49 @@ def test_the_callers_transaction_is_the_tenants():
     with pytest.raises(RuntimeError):
         run()
     assert kept("other") == NOTHING
+
+
+@pytest.mark.parametrize("channel", [None, "outbox"])
+def test_a_database_by_header_takes_no_statement_more(channel):
+    """The statements are those of a call that names the database by hand."""
+
+    @command_handler("count", name="count", channel=channel)
+    def count():
+        Note.objects.create(text="counted")
+
+    registry = registry_of(count)
+    bus = registry.command_bus
+
+    def statements(**options):
+        asked, elsewhere = [], []
+
+        def noting(found):
+            def note(execute, sql, parameters, many, context):
+                if not str(sql).startswith("NOTIFY"):  # not more than one in 20 ms
+                    found.append(VALUES.sub("?", str(sql)))
+                return execute(sql, parameters, many, context)
+
+            return note
+
+        with (
+            connections["other"].execute_wrapper(noting(asked)),
+            connections["default"].execute_wrapper(noting(elsewhere)),
+        ):
+            bus.dispatch(route="count", **options)
+            sent = len(asked)
+            if channel is not None:
+                work(registry, using="other")
+        assert elsewhere == []
+        # Its transactions, and so how often it begins one, depend on the time.
+        return asked[:sent], set(asked[sent:])
+
+    with with_tenancy():
+        headers = {"tenant": "globex"}
+        statements(headers=headers, using="other")
+        by_hand = statements(headers=headers, using="other")
+        assert statements(headers=headers) == by_hand
+    assert by_hand[0]
+
+
+VALUES = re.compile(r"[xX]?'(?:[^']|'')*'|\bcqrs_\w+|\b\d[\d.]*")
+"""The values in a statement, which differ from call to call."""

@@ -20,7 +20,13 @@ from django_cqrs.pipeline.tenancy import tenancy
 from django_cqrs.tenancy import CurrentTenant, tenant
 from tests.limits import LIMIT
 from tests.outbox.support import SOAKS, on_databases, rows
-from tests.tenancy.support import DATABASES, with_alias, with_files, with_tenancy
+from tests.tenancy.support import (
+    DATABASES,
+    away_in,
+    with_alias,
+    with_files,
+    with_tenancy,
+)
 
 pytestmark = on_databases
 
@@ -159,16 +165,8 @@ def test_t04_1_a_big_outbox_keeps_no_other_waiting(on_sqlite, tmp_path):
     assert max(waits) < 1
 
 
-def failing_and_answering(away):
-    """Return the changes of an alias that cannot be reached, and those that it can."""
-    if connection.vendor == "sqlite":
-        return {"NAME": str(away / "away.sqlite3")}
-    return {"HOST": "127.0.0.1", "PORT": "1"}
-
-
 def test_t04_2_while_one_database_is_away_the_others_go_on(tmp_path, caplog):
     """It is tried again, without a word at each try, and handled when it is back. [T04.2]"""
-    away = tmp_path / "away"
     real = connections.settings["other"]
     seen = []
 
@@ -178,7 +176,7 @@ def test_t04_2_while_one_database_is_away_the_others_go_on(tmp_path, caplog):
                 changed[key] = real[key]
 
     registry = recording(seen, act)
-    away_keys = failing_and_answering(away)
+    away_keys = away_in(tmp_path)
     databases = {"acme": "default", "globex": "third"}
     with (
         with_alias("third") as changed,
