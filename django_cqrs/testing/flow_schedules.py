@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 from django_cqrs import clock
 from django_cqrs.buses.registries import Registry
 from django_cqrs.schedules.attendant import adopt
-from django_cqrs.schedules.declared import declared_in
+from django_cqrs.schedules.declared import declared_in, schedules_of
 from django_cqrs.schedules.firing import Firer
 from django_cqrs.schedules.models import Schedule
 from django_cqrs.times import as_sent
@@ -32,11 +32,7 @@ class FlowSchedules:
                 sending.
 
         """
-        self._own = {
-            name: each
-            for name, each in declared_in(registry).items()
-            if each.using == using
-        }
+        self._own = schedules_of(declared_in(registry).values(), using)
         self._using = using
         self._firer = Firer(registry, using, report=report)
         if self._own:
@@ -53,7 +49,7 @@ class FlowSchedules:
         if not self._own:
             return
         for row in self._rows().filter(next_at__lte=now):
-            schedule = self._own.get(row.name)
+            schedule = self._own.get((row.name, row.tenant))
             if schedule is None:
                 continue
             if row.counted_from is not None:
@@ -69,10 +65,10 @@ class FlowSchedules:
         times = (
             as_sent(row.next_at)
             for row in self._rows().filter(next_at__isnull=False)
-            if row.name in self._own and row.next_at is not None
+            if (row.name, row.tenant) in self._own and row.next_at is not None
         )
         return next(times, None)
 
     def _rows(self) -> QuerySet[Schedule]:
-        rows = Schedule.objects.using(self._using).filter(tenant="", is_paused=False)
-        return rows.order_by("next_at", "name")
+        rows = Schedule.objects.using(self._using).filter(is_paused=False)
+        return rows.order_by("next_at", "name", "tenant")
