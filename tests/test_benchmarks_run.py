@@ -252,7 +252,10 @@ def test_a_quick_run_of_the_events_has_two_databases(tmp_path):
     assert done.returncode == 0
     results = json.loads(file.read_text(encoding="utf-8"))
     found = rows_of(results)
-    assert sum("PostgreSQL" in row["section"] for row in found) == 7
+    has_library = find_spec("eventsourcing") is not None
+    beside = sum("beside eventsourcing" in row["section"] for row in found)
+    assert beside == 2 * has_library
+    assert sum("PostgreSQL" in row["section"] for row in found) == 7 + beside
     assert sum("SQLite" in row["section"] for row in found) == 7
     assert all(row["bound"] or row["at_least"] for row in found)
 

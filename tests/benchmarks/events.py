@@ -19,6 +19,7 @@ from django_cqrs.events import EventStore, Projections, Row, applies, event_stre
 from django_cqrs.events import projection as declared
 from django_cqrs.events.models import StoredEvent, Stream
 from django_cqrs.modelling import aggregate
+from tests.benchmarks.event_libraries import application, reason_to_leave_out
 from tests.benchmarks.measuring import Comparison, call_by_call
 from tests.benchmarks.results import Row as Line
 from tests.benchmarks.results import compared
@@ -159,6 +160,9 @@ def run(alias: str, *, quick: bool) -> tuple[list[Line], list[str]]:
     lines += loading(bench, size)
     lines += deciding(bench, size)
     lines += inline(bench, size)
+    left_out = reason_to_leave_out(bench.connection)
+    if left_out is None:
+        lines += beside_eventsourcing(bench, size)
     bench.clear()
     lines += following(bench, size)
     bench.clear()
@@ -166,7 +170,7 @@ def run(alias: str, *, quick: bool) -> tuple[list[Line], list[str]]:
         f"Events: {size.rounds} rounds of {size.calls} appends, streams of "
         f"{size.loaded:,} events loaded, {size.followed:,} events followed."
     )
-    return lines, [said]
+    return lines, [said, *([left_out] if left_out else [])]
 
 
 def appending(bench: Bench, size: Size, count: int) -> list[Line]:
@@ -272,6 +276,69 @@ def deciding(bench: Bench, size: Size) -> list[Line]:
     )
     section = f"A command on a stream of 20 events, {bench.said}"
     return [compared(comparison, section, what, base, bound=1.1)]
+
+
+def beside_eventsourcing(bench: Bench, size: Size) -> list[Line]:
+    """Compare an append and a load with those of the library eventsourcing."""
+    name, _ = bench.stream(1)
+    full, _ = bench.stream(size.loaded)
+    identifier = int(full.rpartition("-")[2])
+    event = Sold(1, "tea", 2)
+    theirs = "eventsourcing"
+    with application(bench.connection) as (library, basket_class):
+        grown, loaded = basket_class(), basket_class()
+        for number in range(size.loaded - 1):
+            loaded.sell(f"sku-{number % 7}", 1)
+        library.save(grown, loaded)
+
+        def append() -> None:
+            grown.sell("tea", 2)
+            library.save(grown)
+
+        appends, loads = (
+            call_by_call(contestants, rounds=rounds, calls=calls, warm_up=2)
+            for contestants, rounds, calls in (
+                (
+                    {
+                        theirs: append,
+                        "event_store.append()": lambda: bench.store.append(
+                            [event], stream=name
+                        ),
+                    },
+                    size.rounds,
+                    size.calls,
+                ),
+                (
+                    {
+                        theirs: lambda: library.repository.get(loaded.id),
+                        "event_store.load()": lambda: bench.store.load(
+                            Basket, identifier
+                        ),
+                    },
+                    size.loads,
+                    5,
+                ),
+            )
+        )
+    return [
+        compared(
+            comparison,
+            f"{what}, beside eventsourcing, {bench.said}",
+            ours,
+            theirs,
+            at_least=bound,
+            inverse=True,
+        )
+        for comparison, what, ours, bound in (
+            (appends, "One event appended", "event_store.append()", 2),
+            (
+                loads,
+                f"An aggregate of {size.loaded:,} events loaded",
+                "event_store.load()",
+                10,
+            ),
+        )
+    ]
 
 
 def _inline() -> type:
