@@ -72,10 +72,11 @@ class EventsAttendant:
         """Yield the projections that fail or are behind, and who holds them back."""
         if not router.allow_migrate_model(using, StoredEvent):
             return
-        for each in Projections(using).statuses():
+        found = Projections(using).statuses()
+        for each in found:
             for text in _problems_of(each, limits):
                 yield AttendantProblem("projection", each.channel, text)
-        if limits.max_transaction is None:
+        if limits.max_transaction is None or not found:  # nobody waits for it
             return
         for blocker in store_status(using).blockers:
             if blocker.age is not None and blocker.age > limits.max_transaction:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Annotated
 from uuid import uuid4
 
-import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
@@ -15,15 +14,12 @@ from django_cqrs.events.operations import Projections
 from django_cqrs.events.shards import candidates
 from django_cqrs.outbox.worker import Bounds, Worker
 from tests.events.projections.support import OrderPlaced, append, project
-from tests.events.support import Added, store
+from tests.events.support import Added, on_databases, store
 from tests.events.views.models import OrderRow
 from tests.outbox.support import rows_read
 from tests.support import registry_of
 
-pytestmark = [
-    pytest.mark.database,
-    pytest.mark.django_db(databases=["default", "other"]),
-]
+pytestmark = on_databases  # on MariaDB, ANALYZE commits
 
 MANY = 2000
 

@@ -77,7 +77,7 @@ class TestProject:
         shop.env["DATABASE_URL"] = f"{os.environ['DATABASE_URL']}_shop"
 
         output = shop.manage(
-            "test", "fulfilment", "-k", "RivalTests", "--pythonpath", str(PROJECT)
+            "test", "fulfilment.tests.RivalTests", "--pythonpath", str(PROJECT)
         )
 
         assert re.search(r"^Ran 3 tests in .*\n\nOK$", output, re.MULTILINE)
