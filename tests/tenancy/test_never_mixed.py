@@ -592,4 +592,4 @@ def test_t03_4_projections_are_those_of_the_tenants_database(shared):
     )
     with with_tenancy():
         call_command("cqrs_projections", "list", tenant="globex", stdout=out)
-    assert out.getvalue().endswith("Settled position 0 of 0.\n")
+    assert out.getvalue().splitlines()[-1].startswith("Settled position ")
