@@ -81,3 +81,24 @@ def visitor(chrome: Chrome, address: str) -> Visitor:
     visitor.prefer("light")
     chrome.get_log("browser")
     return visitor
+
+
+@pytest.fixture(scope="module")
+def sessions() -> list[dict[str, object]]:
+    """The cookies of whoever has signed in: once for a module is enough."""
+    return []
+
+
+@pytest.fixture
+def operator(visitor: Visitor, sessions: list[dict[str, object]]) -> Visitor:
+    """Somebody who has signed in to the admin."""
+    for cookie in sessions:
+        visitor.chrome.add_cookie(cookie)
+    visitor.go("/admin/")
+    if not sessions:
+        visitor.field("username").send_keys("admin")
+        visitor.field("password").send_keys("admin")
+        with visitor.leaving():
+            visitor.field("password").submit()
+        sessions.extend(visitor.chrome.get_cookies())
+    return visitor

@@ -16,27 +16,6 @@ GRAPH = f"{JOURNAL}graph/"
 TARGET = "return document.querySelector(':target th[scope=row] span').textContent"
 
 
-@pytest.fixture(scope="module")
-def sessions():
-    """The cookies of whoever has signed in: once is enough."""
-    return []
-
-
-@pytest.fixture
-def operator(visitor, sessions):
-    """Somebody who has signed in to the admin."""
-    for cookie in sessions:
-        visitor.chrome.add_cookie(cookie)
-    visitor.go("/admin/")
-    if not sessions:
-        visitor.field("username").send_keys("admin")
-        visitor.field("password").send_keys("admin")
-        with visitor.leaving():
-            visitor.field("password").submit()
-        sessions.extend(visitor.chrome.get_cookies())
-    return visitor
-
-
 def test_g04_1_from_message_to_message_by_keyboard_alone(operator):
     """
     From the journal to the graph, along what follows from a command, to one message,

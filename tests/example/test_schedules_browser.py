@@ -14,27 +14,6 @@ pytestmark = pytest.mark.browser
 SCHEDULES = "/admin/django_cqrs_schedules/schedule/"
 
 
-@pytest.fixture(scope="module")
-def sessions():
-    """The cookies of whoever has signed in: once is enough."""
-    return []
-
-
-@pytest.fixture
-def operator(visitor, sessions):
-    """Somebody who has signed in to the admin."""
-    for cookie in sessions:
-        visitor.chrome.add_cookie(cookie)
-    visitor.go("/admin/")
-    if not sessions:
-        visitor.field("username").send_keys("admin")
-        visitor.field("password").send_keys("admin")
-        with visitor.leaving():
-            visitor.field("password").submit()
-        sessions.extend(visitor.chrome.get_cookies())
-    return visitor
-
-
 def state_of(operator):
     return operator.find(".cqrs-schedules td .cqrs-state").text
 
